@@ -1,0 +1,23 @@
+//! What RAT+ deployment agrees on, defined once.
+//!
+//! - [`pattern`]: which keys a query sees.
+//! - [`cache`]: closed-form arithmetic between token positions and rows of the compact KV cache.
+//! - [`spec`]: the model's sizes and patterns, as in `config.json`.
+//! - [`ops`]: the two operators of domain [`ops::DOMAIN`]: ports, attributes, shape inference.
+//! - [`onnx`]: the ONNX messages this project reads and writes.
+//! - [`body`]: both operators in standard ONNX operators.
+//! - [`model`]: the chunk graph of a whole model for any static sequence length.
+//! - [`manifest`]: `manifest.json`, where the exporter and the runtime meet.
+//! - [`tolerance`]: what counts as equal.
+//!
+//! Every other crate is generated from this one or tested against it.
+
+pub mod body;
+pub mod cache;
+pub mod manifest;
+pub mod model;
+pub mod onnx;
+pub mod ops;
+pub mod pattern;
+pub mod spec;
+pub mod tolerance;

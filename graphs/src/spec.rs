@@ -1,0 +1,246 @@
+//! The model's sizes and patterns.
+
+use crate::cache::CacheLayout;
+use crate::pattern::Pattern;
+use serde::{Deserialize, Serialize};
+
+/// A RAT+ model as `config.json` describes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Always `ratplus`.
+    #[serde(default = "model_type")]
+    pub model_type: String,
+    /// Number of tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of (sequence layer, feed-forward layer) pairs.
+    pub num_layers: usize,
+    /// Channels of one head.
+    pub d_head: usize,
+    /// Width inside the feed-forward layer.
+    pub d_ffn: usize,
+    /// Base of the rotary frequencies.
+    #[serde(default = "rope_base")]
+    pub rope_base: f64,
+    /// Added to the mean square under the norm's root.
+    #[serde(default = "norm_eps")]
+    pub norm_eps: f64,
+    /// Whether keys and values pass the gated recurrence; false for the attention-only baseline.
+    #[serde(default = "recurrence")]
+    pub recurrence: bool,
+    /// One entry per layer.
+    pub patterns: Vec<LayerPatterns>,
+}
+
+fn model_type() -> String {
+    "ratplus".into()
+}
+
+/// The base every released model uses.
+pub fn rope_base() -> f64 {
+    10000.0
+}
+
+/// The epsilon every released model uses.
+pub fn norm_eps() -> f64 {
+    1e-6
+}
+
+fn recurrence() -> bool {
+    true
+}
+
+/// One layer's patterns: the same for all heads, or one per head.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LayerPatterns {
+    /// Every head has this pattern.
+    Uniform(Pattern),
+    /// One pattern per head.
+    PerHead(Vec<Pattern>),
+}
+
+impl LayerPatterns {
+    /// One pattern per head.
+    pub fn per_head(&self, num_heads: usize) -> Vec<Pattern> {
+        match self {
+            Self::Uniform(pattern) => vec![*pattern; num_heads],
+            Self::PerHead(patterns) => patterns.clone(),
+        }
+    }
+
+    /// The shortest way to write `patterns`.
+    pub fn collapse(patterns: Vec<Pattern>) -> Self {
+        match patterns.first() {
+            Some(&first) if patterns.iter().all(|&pattern| pattern == first) => {
+                Self::Uniform(first)
+            }
+            _ => Self::PerHead(patterns),
+        }
+    }
+
+    fn map(&self, f: impl Fn(Pattern) -> Pattern) -> Self {
+        match self {
+            Self::Uniform(pattern) => Self::Uniform(f(*pattern)),
+            Self::PerHead(patterns) => Self::collapse(patterns.iter().copied().map(f).collect()),
+        }
+    }
+}
+
+/// Everything that contradicts itself in a [`ModelSpec`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model's configuration contradicts itself:\n  {}", .0.join("\n  "))]
+pub struct SpecErrors(pub Vec<String>);
+
+impl ModelSpec {
+    /// Number of attention heads.
+    pub fn num_heads(&self) -> usize {
+        self.d_model / self.d_head.max(1)
+    }
+
+    /// One pattern per head of `layer`.
+    pub fn layer_patterns(&self, layer: usize) -> Vec<Pattern> {
+        self.patterns[layer].per_head(self.num_heads())
+    }
+
+    /// The cache of `layer` for sequences of up to `max_seq_len` tokens.
+    pub fn cache_layout(&self, layer: usize, max_seq_len: usize) -> CacheLayout {
+        CacheLayout::new(&self.layer_patterns(layer), max_seq_len)
+    }
+
+    /// Rows of `in_proj.weight`: output gate, query, key, value, and the forget gate if recurrent.
+    pub fn in_proj_blocks(&self) -> usize {
+        if self.recurrence { 5 } else { 4 }
+    }
+
+    /// The same model with every pattern [normalized](Pattern::normalized).
+    pub fn normalized(&self, max_seq_len: usize) -> Self {
+        let patterns = self
+            .patterns
+            .iter()
+            .map(|layer| layer.map(|p| p.normalized(max_seq_len)))
+            .collect();
+        Self {
+            patterns,
+            ..self.clone()
+        }
+    }
+
+    /// Checks the fields against one another.
+    ///
+    /// # Errors
+    /// All contradictions at once, each with the field, what was expected and what was found.
+    pub fn validate(&self) -> Result<(), SpecErrors> {
+        let mut errors = Vec::new();
+        if self.model_type != "ratplus" {
+            errors.push(format!(
+                "model_type: expected `ratplus`, found `{}`",
+                self.model_type
+            ));
+        }
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("num_layers", self.num_layers),
+            ("d_head", self.d_head),
+            ("d_ffn", self.d_ffn),
+        ] {
+            if value == 0 || value > 1 << 24 {
+                errors.push(format!("{field}: expected 1 to 2^24, found {value}"));
+            }
+        }
+        if self.d_head > 0 && !self.d_model.is_multiple_of(self.d_head) {
+            errors.push(format!(
+                "d_head: expected a divisor of d_model {}, found {}",
+                self.d_model, self.d_head
+            ));
+        }
+        if !self.d_head.is_multiple_of(2) {
+            errors.push(format!(
+                "d_head: rotary embedding needs an even number, found {}",
+                self.d_head
+            ));
+        }
+        for (field, value) in [("rope_base", self.rope_base), ("norm_eps", self.norm_eps)] {
+            if !value.is_finite() || value <= 0.0 {
+                errors.push(format!(
+                    "{field}: expected a positive number, found {value}"
+                ));
+            }
+        }
+        if self.patterns.len() != self.num_layers {
+            errors.push(format!(
+                "patterns: expected one entry per layer ({}), found {}",
+                self.num_layers,
+                self.patterns.len()
+            ));
+        }
+        for (layer, patterns) in self.patterns.iter().enumerate() {
+            if let LayerPatterns::PerHead(patterns) = patterns
+                && patterns.len() != self.num_heads()
+            {
+                errors.push(format!(
+                    "patterns[{layer}]: expected one pattern or one per head ({}), found {}",
+                    self.num_heads(),
+                    patterns.len()
+                ));
+            }
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(SpecErrors(errors))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> serde_json::Value {
+        serde_json::json!({
+            "model_type": "ratplus", "vocab_size": 97, "d_model": 64, "num_layers": 2, "d_head": 16,
+            "d_ffn": 256,
+            "patterns": [
+                {"dilation": 8, "local_window": 8, "initial": 4},
+                [{"dilation": 1}, {"dilation": 4}, {"dilation": 8}, {"dilation": -1, "local_window": 16}],
+            ],
+        })
+    }
+
+    #[test]
+    fn a_config_has_one_pattern_or_one_per_head() {
+        let spec: ModelSpec = serde_json::from_value(config()).unwrap();
+        spec.validate().unwrap();
+        assert_eq!(
+            spec.layer_patterns(0),
+            vec![Pattern::new(8, 8, 4).unwrap(); 4]
+        );
+        assert_eq!(spec.layer_patterns(1)[3], Pattern::new(-1, 16, 0).unwrap());
+        assert_eq!(spec.cache_layout(1, 100).rows(), 100 + 25 + 12 + 16);
+    }
+
+    #[test]
+    fn all_contradictions_are_listed_at_once() {
+        let mut value = config();
+        value["d_head"] = 15.into();
+        value["num_layers"] = 3.into();
+        value["norm_eps"] = 0.0.into();
+        let spec: ModelSpec = serde_json::from_value(value).unwrap();
+        let SpecErrors(errors) = spec.validate().unwrap_err();
+        for field in [
+            "d_head: expected a divisor",
+            "even number",
+            "norm_eps",
+            "patterns: ",
+        ] {
+            assert!(
+                errors.iter().any(|error| error.contains(field)),
+                "{field} in {errors:?}"
+            );
+        }
+    }
+}
