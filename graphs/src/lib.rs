@@ -7,6 +7,7 @@
 //! - [`onnx`]: the ONNX messages this project reads and writes.
 //! - [`body`]: both operators in standard ONNX operators.
 //! - [`model`]: the chunk graph of a whole model for any static sequence length.
+//! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
 //! - [`manifest`]: `manifest.json`, where the exporter and the runtime meet.
 //! - [`tolerance`]: what counts as equal.
 //!
@@ -14,6 +15,7 @@
 
 pub mod body;
 pub mod cache;
+pub mod cost;
 pub mod manifest;
 pub mod model;
 pub mod onnx;

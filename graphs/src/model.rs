@@ -1,1 +1,605 @@
-//! x
+//! The chunk graph of a whole model, for any static sequence length.
+//!
+//! Activations are rows `[B * L, width]` except around the two operators. In f16 and bf16
+//! packages weights and activations are rounded to that type after every linear layer, norm,
+//! gate, activation and residual sum, while the arithmetic between roundings is f32: ONNX
+//! Runtime's CPU provider has no bf16 arithmetic.
+
+use crate::body::{self, BodyShape};
+use crate::manifest::{
+    self, Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
+};
+use crate::onnx::{
+    AttributeProto, GraphProto, ModelProto, NodeWriter, OperatorSetIdProto, TensorProto,
+    ValueInfoProto,
+};
+use crate::ops::{AttentionAttributes, DOMAIN, DOMAIN_VERSION, ElementType, Op, TensorType};
+use crate::spec::ModelSpec;
+
+/// A weight, by its place in the model. [`Weight::name`] is its name in released checkpoints and
+/// in packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Weight {
+    /// `[vocab, d]`.
+    Embedding,
+    /// `[d]`.
+    InputNorm(usize),
+    /// `[5d, d]`, or `[4d, d]` without recurrence: output gate, query, key, value, forget gate.
+    InProj(usize),
+    /// `[d, d]`.
+    OutProj(usize),
+    /// `[d]`.
+    FfnNorm(usize),
+    /// `[d_ffn, d]`.
+    Fc1(usize),
+    /// `[d, d_ffn]`.
+    Fc2(usize),
+    /// `[d]`.
+    FinalNorm,
+    /// `[vocab, d]`.
+    LmHead,
+}
+
+impl Weight {
+    /// Every weight of a model, in the order packages store them.
+    pub fn all(spec: &ModelSpec) -> Vec<Self> {
+        let layers = (0..spec.num_layers).flat_map(|layer| {
+            [
+                Self::InputNorm(layer),
+                Self::InProj(layer),
+                Self::OutProj(layer),
+                Self::FfnNorm(layer),
+                Self::Fc1(layer),
+                Self::Fc2(layer),
+            ]
+        });
+        [Self::Embedding]
+            .into_iter()
+            .chain(layers)
+            .chain([Self::FinalNorm, Self::LmHead])
+            .collect()
+    }
+
+    /// Name in released checkpoints and in packages.
+    pub fn name(self) -> String {
+        match self {
+            Self::Embedding => "embedding.wte.weight".into(),
+            Self::InputNorm(layer) => {
+                format!("backbone.layers.{layer}.seq_layer.input_norm.weight")
+            }
+            Self::InProj(layer) => format!("backbone.layers.{layer}.seq_layer.in_proj.weight"),
+            Self::OutProj(layer) => format!("backbone.layers.{layer}.seq_layer.out_proj.weight"),
+            Self::FfnNorm(layer) => format!("backbone.layers.{layer}.hidden_layer.ln.weight"),
+            Self::Fc1(layer) => format!("backbone.layers.{layer}.hidden_layer.fc1.weight"),
+            Self::Fc2(layer) => format!("backbone.layers.{layer}.hidden_layer.fc2.weight"),
+            Self::FinalNorm => "backbone.ln.weight".into(),
+            Self::LmHead => "head.lm_head.weight".into(),
+        }
+    }
+
+    /// Shape, as stored.
+    pub fn shape(self, spec: &ModelSpec) -> Vec<usize> {
+        let (d, ffn) = (spec.d_model, spec.d_ffn);
+        match self {
+            Self::Embedding | Self::LmHead => vec![spec.vocab_size, d],
+            Self::InputNorm(_) | Self::FfnNorm(_) | Self::FinalNorm => vec![d],
+            Self::InProj(_) => vec![spec.in_proj_blocks() * d, d],
+            Self::OutProj(_) => vec![d, d],
+            Self::Fc1(_) => vec![ffn, d],
+            Self::Fc2(_) => vec![d, ffn],
+        }
+    }
+}
+
+/// Names of the rotary tables, `[max_seq_len, d_head / 2]` f32, stored after the weights.
+pub const ROTARY_TABLES: [&str; 2] = ["rope.cos", "rope.sin"];
+
+/// One row of the rotary tables: the cosines, or the sines, of `position / base^(2 c / d_head)`
+/// for each channel `c` below `d_head / 2`.
+pub fn rotary_row(spec: &ModelSpec, table: &str, position: usize) -> impl Iterator<Item = f32> {
+    let cosine = table == ROTARY_TABLES[0];
+    let (half, base) = (spec.d_head / 2, spec.rope_base);
+    (0..half).map(move |channel| {
+        let angle = position as f64 / base.powf(channel as f64 / half as f64);
+        (if cosine { angle.cos() } else { angle.sin() }) as f32
+    })
+}
+
+/// Where a stored tensor lies in the weights file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTensor {
+    /// Name of the initializer.
+    pub name: String,
+    /// Type and shape.
+    pub tensor: TensorType,
+    /// First byte.
+    pub offset: u64,
+}
+
+/// Every tensor starts at a multiple of this, so that a memory map can serve it in place.
+pub const WEIGHT_ALIGNMENT: u64 = 4096;
+
+/// Every stored tensor in file order, and the file's length.
+pub fn storage(spec: &ModelSpec, shape: &PackageShape) -> (Vec<StoredTensor>, u64) {
+    let mut offset = 0u64;
+    let mut end = 0u64;
+    let tables = ROTARY_TABLES.map(|name| {
+        (
+            name.to_owned(),
+            TensorType::new(ElementType::F32, [shape.max_seq_len, spec.d_head / 2]),
+        )
+    });
+    let weights = Weight::all(spec).into_iter().map(|weight| {
+        (
+            weight.name(),
+            TensorType::new(shape.dtype, weight.shape(spec)),
+        )
+    });
+    let tensors = weights
+        .chain(tables)
+        .map(|(name, tensor)| {
+            let stored = StoredTensor {
+                name,
+                tensor,
+                offset,
+            };
+            end = offset + stored.tensor.bytes() as u64;
+            offset = end.next_multiple_of(WEIGHT_ALIGNMENT);
+            stored
+        })
+        .collect();
+    (tensors, end)
+}
+
+/// Everything that determines one ONNX file.
+#[derive(Clone, Debug)]
+pub struct GraphOptions<'a> {
+    /// Sizes and normalized patterns.
+    pub spec: &'a ModelSpec,
+    /// Batch, longest sequence, type, logits.
+    pub shape: PackageShape,
+    /// `L`.
+    pub seq_len: usize,
+    /// How custom nodes are written.
+    pub fallback: Fallback,
+    /// Opset of the default domain.
+    pub opset: i64,
+    /// ONNX IR version.
+    pub ir_version: i64,
+}
+
+/// Name of an intermediate tensor of `layer` that `verify` can compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tap {
+    /// Key after the recurrence, before rotary embedding, `[B, L, d]`.
+    GatedKey,
+    /// Value after the recurrence, `[B, L, d]`.
+    GatedValue,
+    /// Output of the attention, `[B, L, d]`.
+    Attention,
+    /// Residual stream after the sequence layer, `[B * L, d]`.
+    Mixed,
+    /// Residual stream after the feed-forward layer, `[B * L, d]`.
+    Hidden,
+}
+
+impl Tap {
+    /// All taps of a layer in the order they are computed.
+    pub const ALL: [Self; 5] = [
+        Self::GatedKey,
+        Self::GatedValue,
+        Self::Attention,
+        Self::Mixed,
+        Self::Hidden,
+    ];
+
+    /// Name of the value in the graph.
+    pub fn name(self, layer: usize) -> String {
+        let name = match self {
+            Self::GatedKey => "gated_key",
+            Self::GatedValue => "gated_value",
+            Self::Attention => "attention",
+            Self::Mixed => "mixed",
+            Self::Hidden => "hidden",
+        };
+        format!("layers.{layer}.{name}")
+    }
+}
+
+/// Name of the embedded tokens, `[B * L, d]`.
+pub const EMBEDDED: &str = "embedded";
+/// Name of the final norm's output: `[B * L, d]`, or `[B, d]` with [`LogitsMode::Last`].
+pub const LAST_HIDDEN: &str = "last_hidden";
+
+/// Every tensor that can be tapped, in the order the graph computes them.
+pub fn taps(spec: &ModelSpec, shape: &PackageShape, seq_len: usize) -> Vec<(String, TensorType)> {
+    let (batch, d) = (shape.batch, spec.d_model);
+    let rows = TensorType::new(shape.dtype, [batch * seq_len, d]);
+    let chunk = TensorType::new(shape.dtype, [batch, seq_len, d]);
+    let mut list = vec![(EMBEDDED.to_owned(), rows.clone())];
+    for layer in 0..spec.num_layers {
+        for tap in Tap::ALL {
+            let tensor = match tap {
+                Tap::Mixed | Tap::Hidden => &rows,
+                _ => &chunk,
+            };
+            list.push((tap.name(layer), tensor.clone()));
+        }
+    }
+    let last = match shape.logits {
+        LogitsMode::All => rows,
+        LogitsMode::Last => TensorType::new(shape.dtype, [batch, d]),
+    };
+    list.push((LAST_HIDDEN.to_owned(), last));
+    list
+}
+
+/// Builds one ONNX file; its initializers refer to [`manifest::WEIGHTS_FILE`] as [`storage`]
+/// lays it out.
+pub fn build(options: &GraphOptions<'_>) -> ModelProto {
+    let GraphOptions {
+        spec,
+        shape,
+        seq_len,
+        opset,
+        ..
+    } = *options;
+    let mut builder = Builder {
+        w: NodeWriter::new(""),
+        options,
+    };
+    builder.write();
+    let engine = manifest::engine(spec, &shape, seq_len);
+    let infos = |list: &[manifest::TensorInfo]| {
+        list.iter()
+            .map(|info| ValueInfoProto::new(&info.name, &info.tensor))
+            .collect()
+    };
+    let initializer = storage(spec, &shape)
+        .0
+        .iter()
+        .map(|stored| {
+            TensorProto::external(
+                &stored.name,
+                &stored.tensor,
+                manifest::WEIGHTS_FILE,
+                stored.offset,
+            )
+        })
+        .collect();
+    let graph = GraphProto {
+        name: "ratplus".into(),
+        node: builder.w.finish(),
+        initializer,
+        input: infos(&engine.inputs),
+        output: infos(&engine.outputs),
+        value_info: Vec::new(),
+    };
+    let mut opset_import = vec![OperatorSetIdProto {
+        domain: String::new(),
+        version: opset,
+    }];
+    if options.fallback != Fallback::Inline {
+        opset_import.push(OperatorSetIdProto {
+            domain: DOMAIN.into(),
+            version: DOMAIN_VERSION,
+        });
+    }
+    let functions = if options.fallback == Fallback::Function {
+        let used = |op: &Op| spec.recurrence || *op != Op::RecurrenceScan;
+        let body = body_shape(options);
+        Op::ALL
+            .into_iter()
+            .filter(used)
+            .map(|op| body::function(op, &body, opset))
+            .collect()
+    } else {
+        Vec::new()
+    };
+    ModelProto {
+        ir_version: options.ir_version,
+        producer_name: "ratplus".into(),
+        producer_version: env!("CARGO_PKG_VERSION").into(),
+        graph: Some(graph),
+        opset_import,
+        functions,
+    }
+}
+
+fn body_shape(options: &GraphOptions<'_>) -> BodyShape {
+    let GraphOptions {
+        spec,
+        shape,
+        seq_len,
+        ..
+    } = *options;
+    BodyShape {
+        dtype: shape.dtype,
+        batch: shape.batch,
+        seq_len,
+        num_heads: spec.num_heads(),
+        head_dim: spec.d_head,
+        max_seq_len: shape.max_seq_len,
+    }
+}
+
+struct Builder<'a> {
+    w: NodeWriter,
+    options: &'a GraphOptions<'a>,
+}
+
+const F32: ElementType = ElementType::F32;
+
+impl Builder<'_> {
+    fn write(&mut self) {
+        let GraphOptions {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = *self.options;
+        let rows = [shape.batch * seq_len, spec.d_model];
+        self.w.set_prefix("embedding.");
+        let embedded = self.w.gather(&Weight::Embedding.name(), INPUT_IDS, 0);
+        let target = self.w.ints(&rows.map(|size| size as i64));
+        self.w.push(
+            "",
+            "Reshape",
+            &[&embedded, &target],
+            &[EMBEDDED],
+            Vec::new(),
+        );
+        let mut stream = EMBEDDED.to_owned();
+        for layer in 0..spec.num_layers {
+            stream = self.sequence_layer(layer, &stream);
+            stream = self.feed_forward(layer, &stream);
+        }
+        self.w.set_prefix("head.");
+        let last = match shape.logits {
+            LogitsMode::All => stream,
+            LogitsMode::Last => self.last_tokens(&stream),
+        };
+        let hidden = self.norm(Weight::FinalNorm, &last, Some(LAST_HIDDEN));
+        let weight = self.weight(Weight::LmHead);
+        let hidden = self.widen(&hidden);
+        match shape.logits {
+            LogitsMode::Last => self.gemm(&hidden, &weight, Some(LOGITS)),
+            LogitsMode::All => {
+                let logits = self.gemm(&hidden, &weight, None);
+                let target = [shape.batch, seq_len, spec.vocab_size].map(|size| size as i64);
+                let target = self.w.ints(&target);
+                self.w
+                    .push("", "Reshape", &[&logits, &target], &[LOGITS], Vec::new());
+                String::new()
+            }
+        };
+    }
+
+    fn dtype(&self) -> ElementType {
+        self.options.shape.dtype
+    }
+
+    /// To f32.
+    fn widen(&mut self, value: &str) -> String {
+        let dtype = self.dtype();
+        self.w.convert(value, dtype, F32)
+    }
+
+    /// From f32 to `T`, under `name` where one is given.
+    fn round(&mut self, value: String, name: Option<&str>) -> String {
+        match (self.dtype(), name) {
+            (F32, None) => value,
+            (F32, Some(name)) => {
+                // Give the producer's output the name.
+                self.w.rename_last_output(&value, name);
+                name.into()
+            }
+            (dtype, None) => self.w.cast(&value, dtype),
+            (dtype, Some(name)) => {
+                let to = AttributeProto::int("to", dtype.onnx().into());
+                self.w.push("", "Cast", &[&value], &[name], vec![to]);
+                name.into()
+            }
+        }
+    }
+
+    /// A weight in f32.
+    fn weight(&mut self, weight: Weight) -> String {
+        self.widen(&weight.name())
+    }
+
+    /// `rows x weight^T` in f32.
+    fn gemm(&mut self, rows: &str, weight: &str, name: Option<&str>) -> String {
+        let transposed = vec![AttributeProto::int("transB", 1)];
+        match name {
+            None => self.w.op("Gemm", &[rows, weight], transposed),
+            Some(name) => {
+                self.w
+                    .push("", "Gemm", &[rows, weight], &[name], transposed);
+                name.into()
+            }
+        }
+    }
+
+    /// A linear layer from `T` to f32.
+    fn linear(&mut self, rows: &str, weight: Weight) -> String {
+        let weight = self.weight(weight);
+        let rows = self.widen(rows);
+        self.gemm(&rows, &weight, None)
+    }
+
+    fn norm(&mut self, weight: Weight, rows: &str, name: Option<&str>) -> String {
+        let weight = self.weight(weight);
+        let rows = self.widen(rows);
+        let w = &mut self.w;
+        let two = w.float(2.0);
+        let squares = w.call("Pow", &[&rows, &two]);
+        let axis = w.ints(&[1]);
+        let mean = w.call("ReduceMean", &[&squares, &axis]);
+        let epsilon = w.float(self.options.spec.norm_eps as f32);
+        let mean = w.call("Add", &[&mean, &epsilon]);
+        let root = w.call("Sqrt", &[&mean]);
+        let scaled = w.call("Div", &[&rows, &root]);
+        let scaled = w.call("Mul", &[&scaled, &weight]);
+        self.round(scaled, name)
+    }
+
+    fn add(&mut self, stream: &str, change: &str, name: &str) -> String {
+        let stream = self.widen(stream);
+        let sum = self.w.call("Add", &[&stream, change]);
+        self.round(sum, Some(name))
+    }
+
+    fn sequence_layer(&mut self, layer: usize, stream: &str) -> String {
+        let GraphOptions {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = *self.options;
+        let d = spec.d_model;
+        let chunk = [shape.batch, seq_len, d];
+        self.w.set_prefix(&format!("layers.{layer}.seq."));
+        let rows = self.norm(Weight::InputNorm(layer), stream, None);
+        let projected = self.linear(&rows, Weight::InProj(layer));
+        let projected = self.round(projected, None);
+        let parts = self.w.split(&projected, 1, &vec![d; spec.in_proj_blocks()]);
+        let query = self.w.reshape(&parts[1], &chunk);
+        let (gated_key, gated_value) = (Tap::GatedKey.name(layer), Tap::GatedValue.name(layer));
+        if spec.recurrence {
+            let [key, value, gate] = [2, 3, 4].map(|part| self.w.reshape(&parts[part], &chunk));
+            let inputs = [
+                key,
+                value,
+                gate,
+                StateKind::RecurrentKey.past_name(layer),
+                StateKind::RecurrentValue.past_name(layer),
+                PAST_LENGTH.into(),
+                SEQ_LENGTH.into(),
+            ];
+            let outputs = [
+                gated_key.clone(),
+                gated_value.clone(),
+                StateKind::RecurrentKey.present_name(layer),
+                StateKind::RecurrentValue.present_name(layer),
+            ];
+            self.custom(Op::RecurrenceScan, layer, None, &inputs, &outputs);
+        } else {
+            let target = self.w.ints(&chunk.map(|size| size as i64));
+            for (part, name) in [(2, &gated_key), (3, &gated_value)] {
+                self.w
+                    .push("", "Reshape", &[&parts[part], &target], &[name], Vec::new());
+            }
+        }
+        let attributes = AttentionAttributes {
+            patterns: spec.layer_patterns(layer),
+            scale: (1.0 / (spec.d_head as f64).sqrt()) as f32,
+        };
+        let attention = Tap::Attention.name(layer);
+        let inputs = [
+            query,
+            gated_key,
+            gated_value,
+            StateKind::Key.past_name(layer),
+            StateKind::Value.past_name(layer),
+            PAST_LENGTH.into(),
+            SEQ_LENGTH.into(),
+            ROTARY_TABLES[0].into(),
+            ROTARY_TABLES[1].into(),
+        ];
+        let outputs = [
+            attention.clone(),
+            StateKind::Key.present_name(layer),
+            StateKind::Value.present_name(layer),
+        ];
+        self.custom(
+            Op::DilatedAttention,
+            layer,
+            Some(&attributes),
+            &inputs,
+            &outputs,
+        );
+        let attended = self.w.reshape(&attention, &[shape.batch * seq_len, d]);
+        let attended = self.widen(&attended);
+        let gate = self.widen(&parts[0]);
+        let gate = self.w.call("Sigmoid", &[&gate]);
+        let gated = self.w.call("Mul", &[&attended, &gate]);
+        let gated = self.round(gated, None);
+        let projected = self.linear(&gated, Weight::OutProj(layer));
+        self.add(stream, &projected, &Tap::Mixed.name(layer))
+    }
+
+    fn feed_forward(&mut self, layer: usize, stream: &str) -> String {
+        self.w.set_prefix(&format!("layers.{layer}.ffn."));
+        let rows = self.norm(Weight::FfnNorm(layer), stream, None);
+        let wide = self.linear(&rows, Weight::Fc1(layer));
+        let wide = self.round(wide, None);
+        let wide = self.widen(&wide);
+        // gelu(x) = x (1 + erf(x / sqrt 2)) / 2
+        let root = self.w.float(std::f32::consts::SQRT_2);
+        let scaled = self.w.call("Div", &[&wide, &root]);
+        let erf = self.w.call("Erf", &[&scaled]);
+        let one = self.w.float(1.0);
+        let factor = self.w.call("Add", &[&erf, &one]);
+        let active = self.w.call("Mul", &[&wide, &factor]);
+        let half = self.w.float(0.5);
+        let active = self.w.call("Mul", &[&active, &half]);
+        let active = self.round(active, None);
+        let narrow = self.linear(&active, Weight::Fc2(layer));
+        self.add(stream, &narrow, &Tap::Hidden.name(layer))
+    }
+
+    /// `[B * L, d]` to `[B, d]`: the last token of each sequence, the first row of an idle slot.
+    fn last_tokens(&mut self, stream: &str) -> String {
+        let GraphOptions { shape, seq_len, .. } = *self.options;
+        let w = &mut self.w;
+        let (zero, one) = (w.ints(&[0]), w.ints(&[1]));
+        let last = w.call("Sub", &[SEQ_LENGTH, &one]);
+        let last = w.call("Max", &[&last, &zero]);
+        let first: Vec<_> = (0..shape.batch)
+            .map(|slot| (slot * seq_len) as i64)
+            .collect();
+        let first = w.ints(&first);
+        let index = w.call("Add", &[&last, &first]);
+        w.gather(stream, &index, 0)
+    }
+
+    fn custom(
+        &mut self,
+        op: Op,
+        layer: usize,
+        attributes: Option<&AttentionAttributes>,
+        inputs: &[String],
+        outputs: &[String],
+    ) {
+        if self.options.fallback == Fallback::Inline {
+            let prefix = format!("layers.{layer}.{op}.");
+            let shape = body_shape(self.options);
+            self.w.extend(body::inline(
+                op, &shape, attributes, &prefix, inputs, outputs,
+            ));
+        } else {
+            let name = format!("layers.{layer}.{op}");
+            let names = |list: &[String]| list.iter().map(String::clone).collect::<Vec<_>>();
+            self.w.push_node(crate::onnx::NodeProto {
+                input: names(inputs),
+                output: names(outputs),
+                name,
+                op_type: op.name().into(),
+                attribute: body::node_attributes(op, attributes),
+                domain: DOMAIN.into(),
+            });
+        }
+    }
+}
+
+/// Adds intermediate tensors to a model's outputs, in memory.
+pub fn add_outputs(model: &mut ModelProto, outputs: &[(String, TensorType)]) {
+    if let Some(graph) = &mut model.graph {
+        for (name, tensor) in outputs {
+            if !graph.output.iter().any(|output| output.name == *name) {
+                graph.output.push(ValueInfoProto::new(name, tensor));
+            }
+        }
+    }
+}
