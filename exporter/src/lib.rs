@@ -1,1 +1,62 @@
-//! Placeholder.
+//! RAT+ checkpoints to ONNX packages.
+//!
+//! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
+
+pub mod package;
+pub mod publish;
+
+use std::path::{Path, PathBuf};
+
+/// Why an export did not happen. Nothing was left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// Options that cannot work.
+    #[error("the export's options do not fit:\n  {}", .0.join("\n  "))]
+    Options(Vec<String>),
+    /// The target holds something else.
+    #[error("{}: {problem}; give another directory to -o, or remove it first", path.display())]
+    Target {
+        /// The path given to `-o`.
+        path: PathBuf,
+        /// Expected and found.
+        problem: String,
+    },
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A weight's bytes are not what its shape says.
+    #[error("tensor `{name}`: {problem}")]
+    Weight {
+        /// Name in the package.
+        name: String,
+        /// Expected and found.
+        problem: String,
+    },
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl ExportError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.into(),
+            source,
+        }
+    }
+
+    pub(crate) fn target(path: &Path, problem: &str) -> Self {
+        Self::Target {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+}

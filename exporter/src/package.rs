@@ -1,0 +1,270 @@
+//! Writes a package: beside the target, whole, then renamed into place.
+
+use crate::ExportError;
+use crate::publish::{HashingWriter, Staging};
+use prost::Message;
+use ratplus_graphs::manifest::{self, Fallback, FileInfo, LayerCache, Manifest, PackageShape};
+use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, StoredTensor, Weight};
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::spec::ModelSpec;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What to write.
+#[derive(Clone, Debug)]
+pub struct PackageOptions {
+    /// Sizes and patterns; patterns are normalized on the way.
+    pub spec: ModelSpec,
+    /// Batch, longest sequence, type, logits.
+    pub shape: PackageShape,
+    /// Static lengths of prefill chunks. Decode (1) is always written.
+    pub prefill_lengths: Vec<usize>,
+    /// How custom nodes are written.
+    pub fallback: Fallback,
+    /// Opset of the default domain.
+    pub opset: i64,
+    /// Copied into the package where given.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// Streams the bytes of weights.
+pub trait WeightSource {
+    /// Hands `weight`, converted to `dtype`, little-endian and row-major, to `sink` in pieces of
+    /// bounded size.
+    ///
+    /// # Errors
+    /// The weight cannot be read or converted; or what `sink` returned.
+    fn stream(
+        &self,
+        weight: Weight,
+        dtype: ElementType,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError>;
+}
+
+/// How far an export has come.
+#[derive(Clone, Debug)]
+pub struct Progress<'a> {
+    /// What is being written.
+    pub what: &'a str,
+    /// Bytes of the weights file written.
+    pub bytes: u64,
+    /// Bytes of the weights file in all.
+    pub total: u64,
+}
+
+impl PackageOptions {
+    /// Static lengths in manifest order: 1, then ascending.
+    pub fn lengths(&self) -> Vec<usize> {
+        let mut lengths = self.prefill_lengths.clone();
+        lengths.push(1);
+        lengths.sort_unstable();
+        lengths.dedup();
+        lengths
+    }
+
+    /// Checks every option before anything is written.
+    ///
+    /// # Errors
+    /// All problems at once, each naming its flag.
+    pub fn validate(&self) -> Result<(), ExportError> {
+        let mut errors = Vec::new();
+        if let Err(spec) = self.spec.validate() {
+            errors.extend(spec.0);
+        }
+        let PackageShape {
+            batch,
+            max_seq_len,
+            dtype,
+            ..
+        } = self.shape;
+        for (flag, value, max) in [
+            ("--batch", batch, 1 << 16),
+            ("--max-seq-len", max_seq_len, 1 << 28),
+        ] {
+            if value == 0 || value > max {
+                errors.push(format!("{flag}: expected 1 to {max}, found {value}"));
+            }
+        }
+        if dtype == ElementType::I64 {
+            errors.push("--dtype: expected f32, f16 or bf16, found i64".into());
+        }
+        for &length in &self.prefill_lengths {
+            if length == 0 || length > max_seq_len {
+                errors.push(format!(
+                    "--prefill-lengths: expected 1 to --max-seq-len {max_seq_len}, found {length}"
+                ));
+            }
+        }
+        if !(18..=25).contains(&self.opset) {
+            errors.push(format!("--opset: expected 18 to 25, found {}", self.opset));
+        }
+        if let Some(path) = &self.tokenizer
+            && let Err(error) = check_tokenizer(path)
+        {
+            errors.push(format!("--tokenizer {}: {error}", path.display()));
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(ExportError::Options(errors))
+        }
+    }
+
+    fn manifest(&self, spec: &ModelSpec, files: BTreeMap<String, FileInfo>) -> Manifest {
+        let shape = &self.shape;
+        let layouts = (0..spec.num_layers).map(|layer| spec.cache_layout(layer, shape.max_seq_len));
+        let state = manifest::state_tensors(spec, shape);
+        Manifest {
+            format: manifest::FORMAT.into(),
+            format_version: manifest::FORMAT_VERSION,
+            tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
+            model: spec.clone(),
+            batch: shape.batch,
+            max_seq_len: shape.max_seq_len,
+            dtype: shape.dtype,
+            opset: self.opset,
+            ir_version: ratplus_graphs::onnx::IR_VERSION,
+            fallback: self.fallback,
+            logits: shape.logits,
+            engines: self
+                .lengths()
+                .iter()
+                .map(|&length| manifest::engine(spec, shape, length))
+                .collect(),
+            cache: layouts.map(|layout| LayerCache::from(&layout)).collect(),
+            state_bytes: state
+                .iter()
+                .map(|(_, _, tensor)| tensor.bytes() as u64)
+                .sum(),
+            tokenizer: self
+                .tokenizer
+                .as_ref()
+                .map(|_| manifest::TOKENIZER_FILE.into()),
+            files,
+        }
+    }
+}
+
+/// More than any tokenizer's file has.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+fn check_tokenizer(path: &Path) -> Result<(), String> {
+    let bytes = std::fs::metadata(path)
+        .map_err(|error| error.to_string())?
+        .len();
+    if bytes > MAX_TOKENIZER_BYTES {
+        return Err(format!(
+            "expected at most {MAX_TOKENIZER_BYTES} bytes, found {bytes}"
+        ));
+    }
+    let json = std::fs::read(path).map_err(|error| error.to_string())?;
+    let value: serde_json::Value = serde_json::from_slice(&json)
+        .map_err(|error| format!("expected a Hugging Face tokenizer.json: {error}"))?;
+    match value.get("model") {
+        Some(_) => Ok(()),
+        None => Err("expected a Hugging Face tokenizer.json with a `model`, found none".into()),
+    }
+}
+
+/// Writes the package to `target`, replacing a package that is there. Until everything is
+/// written and synced, `target` stays as it was.
+///
+/// # Errors
+/// Options are wrong, `target` holds something that is not a package, a weight cannot be read,
+/// or a file cannot be written. Nothing is left behind.
+pub fn write(
+    target: &Path,
+    options: &PackageOptions,
+    source: &dyn WeightSource,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Manifest, ExportError> {
+    options.validate()?;
+    let spec = options.spec.normalized(options.shape.max_seq_len);
+    let staging = Staging::beside(target)?;
+    let mut files = BTreeMap::new();
+    files.insert(
+        manifest::WEIGHTS_FILE.to_owned(),
+        write_weights(&staging, options, &spec, source, progress)?,
+    );
+    for length in options.lengths() {
+        let file = manifest::engine_file(length);
+        let graph = model::build(&GraphOptions {
+            spec: &spec,
+            shape: options.shape,
+            seq_len: length,
+            fallback: options.fallback,
+            opset: options.opset,
+            ir_version: ratplus_graphs::onnx::IR_VERSION,
+        });
+        files.insert(file.clone(), staging.write(&file, &graph.encode_to_vec())?);
+    }
+    if let Some(path) = &options.tokenizer {
+        let bytes = std::fs::read(path).map_err(|error| ExportError::io("read", path, error))?;
+        let file = manifest::TOKENIZER_FILE;
+        files.insert(file.into(), staging.write(file, &bytes)?);
+    }
+    let manifest = options.manifest(&spec, files);
+    staging.write(manifest::MANIFEST_FILE, &manifest.to_json())?;
+    staging.publish()?;
+    Ok(manifest)
+}
+
+fn write_weights(
+    staging: &Staging,
+    options: &PackageOptions,
+    spec: &ModelSpec,
+    source: &dyn WeightSource,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<FileInfo, ExportError> {
+    let (tensors, total) = model::storage(spec, &options.shape);
+    let mut writer = HashingWriter::create(staging.path(manifest::WEIGHTS_FILE))?;
+    let mut weights = Weight::all(spec).into_iter();
+    for StoredTensor {
+        name,
+        tensor,
+        offset,
+    } in &tensors
+    {
+        writer.pad_to(*offset)?;
+        progress(Progress {
+            what: name,
+            bytes: *offset,
+            total,
+        });
+        if ROTARY_TABLES.contains(&name.as_str()) {
+            for position in 0..tensor.shape[0] {
+                for value in model::rotary_row(spec, name, position) {
+                    writer.write(&value.to_le_bytes())?;
+                }
+            }
+        } else if let Some(weight) = weights.next() {
+            source.stream(weight, tensor.dtype, &mut |bytes| {
+                writer.write(bytes)?;
+                progress(Progress {
+                    what: name,
+                    bytes: writer.position(),
+                    total,
+                });
+                Ok(())
+            })?;
+        }
+        let (expected, found) = (offset + tensor.bytes() as u64, writer.position());
+        if expected != found {
+            return Err(ExportError::Weight {
+                name: name.clone(),
+                problem: format!(
+                    "expected {} bytes, the checkpoint gave {}",
+                    tensor.bytes(),
+                    found - offset
+                ),
+            });
+        }
+    }
+    progress(Progress {
+        what: "",
+        bytes: total,
+        total,
+    });
+    writer.finish()
+}

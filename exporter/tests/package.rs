@@ -1,0 +1,169 @@
+//! Packages as `package::write` leaves them on disk.
+
+use ratplus_exporter::ExportError;
+use ratplus_exporter::package::{self, PackageOptions, WeightSource};
+use ratplus_graphs::manifest::{Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, WEIGHTS_FILE};
+use ratplus_graphs::model::{self, Weight};
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Bytes that depend on the weight and the index alone; fails at a given weight.
+struct Made {
+    spec: ModelSpec,
+    fail_at: Option<Weight>,
+}
+
+impl WeightSource for Made {
+    fn stream(
+        &self,
+        weight: Weight,
+        dtype: ElementType,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        if self.fail_at == Some(weight) {
+            return Err(ExportError::Weight { name: weight.name(), problem: "planted".into() });
+        }
+        let count: usize = weight.shape(&self.spec).iter().product();
+        let salt = weight.name().len() as u8;
+        for index in 0..count {
+            sink(&vec![salt ^ index as u8; dtype.size()])?;
+        }
+        Ok(())
+    }
+}
+
+fn spec() -> ModelSpec {
+    let pattern = |d, w, i| Pattern::new(d, w, i).unwrap();
+    ModelSpec {
+        model_type: "ratplus".into(),
+        vocab_size: 13,
+        d_model: 8,
+        num_layers: 2,
+        d_head: 4,
+        d_ffn: 16,
+        rope_base: 1e4,
+        norm_eps: 1e-6,
+        recurrence: true,
+        patterns: vec![
+            LayerPatterns::Uniform(pattern(1, 3, 2)),
+            LayerPatterns::PerHead(vec![pattern(4, 2, 1), pattern(-1, 100, 3)]),
+        ],
+    }
+}
+
+fn options() -> PackageOptions {
+    PackageOptions {
+        spec: spec(),
+        shape: PackageShape {
+            batch: 2,
+            max_seq_len: 40,
+            dtype: ElementType::F32,
+            logits: LogitsMode::Last,
+        },
+        prefill_lengths: vec![16, 8, 16],
+        fallback: Fallback::Function,
+        opset: 18,
+        tokenizer: None,
+    }
+}
+
+fn write(target: &Path, options: &PackageOptions) -> Result<Manifest, ExportError> {
+    let source = Made { spec: options.spec.clone(), fail_at: None };
+    package::write(target, options, &source, &mut |_| {})
+}
+
+fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let read = |entry: std::io::Result<std::fs::DirEntry>| {
+        let entry = entry.unwrap();
+        (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap())
+    };
+    std::fs::read_dir(dir).unwrap().map(read).collect()
+}
+
+#[test]
+fn a_package_holds_what_its_manifest_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("package");
+    let written = write(&target, &options()).unwrap();
+    let files = files(&target);
+    let manifest = Manifest::parse(&files[MANIFEST_FILE]).unwrap();
+    assert_eq!(manifest, written);
+    let lengths: Vec<_> = manifest.engines.iter().map(|engine| engine.seq_len).collect();
+    assert_eq!(lengths, [1, 8, 16]);
+    assert_eq!(files.len(), manifest.files.len() + 1);
+    for (name, info) in &manifest.files {
+        assert_eq!(files[name].len() as u64, info.bytes, "{name}");
+    }
+    // Dense attention keeps no window; windows longer than a sequence are cut to it.
+    assert_eq!(manifest.model.layer_patterns(0)[0], Pattern::DENSE);
+    assert_eq!(manifest.model.layer_patterns(1)[1].local_window, 40);
+    let (tensors, total) = model::storage(&manifest.model, &manifest.shape());
+    assert_eq!(files[WEIGHTS_FILE].len() as u64, total);
+    let last = tensors.last().unwrap();
+    let table = &files[WEIGHTS_FILE][last.offset as usize..];
+    let sine = f32::from_le_bytes(table[8..12].try_into().unwrap());
+    assert_eq!((last.name.as_str(), sine), ("rope.sin", 1f32.sin()));
+}
+
+#[test]
+fn the_same_export_twice_gives_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    for fallback in [Fallback::Function, Fallback::Inline, Fallback::None] {
+        let options = PackageOptions { fallback, ..options() };
+        let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+        write(&first, &options).unwrap();
+        write(&second, &options).unwrap();
+        assert!(files(&first) == files(&second), "{fallback}");
+    }
+}
+
+#[test]
+fn a_failed_export_leaves_the_old_package_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("package");
+    write(&target, &options()).unwrap();
+    let before = files(&target);
+    let source = Made { spec: spec(), fail_at: Some(Weight::Fc2(1)) };
+    let error = package::write(&target, &options(), &source, &mut |_| {}).unwrap_err();
+    assert_eq!(error.to_string(), "tensor `backbone.layers.1.hidden_layer.fc2.weight`: planted");
+    assert!(files(&target) == before);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    let shorter = PackageOptions { prefill_lengths: vec![8], ..options() };
+    write(&target, &shorter).unwrap();
+    assert!(!files(&target).contains_key("prefill_16.onnx"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_weight_of_the_wrong_length_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("package");
+    let mut small = spec();
+    small.vocab_size = 12;
+    let source = Made { spec: small, fail_at: None };
+    let error = package::write(&target, &options(), &source, &mut |_| {}).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tensor `embedding.wte.weight`: expected 416 bytes, the checkpoint gave 384"
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn options_are_checked_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = dir.path().join("tokenizer.json");
+    std::fs::write(&tokenizer, "{}").unwrap();
+    let mut options = options();
+    options.shape.batch = 0;
+    options.prefill_lengths = vec![0, 41];
+    options.tokenizer = Some(tokenizer);
+    options.spec.patterns.pop();
+    let error = write(&dir.path().join("package"), &options).unwrap_err().to_string();
+    for part in ["patterns: expected", "--batch", "found 0", "found 41", "--tokenizer"] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+}
