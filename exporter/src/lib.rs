@@ -1,10 +1,17 @@
 //! RAT+ checkpoints to ONNX packages.
 //!
+//! - [`checkpoint`]: opens `.pth` and safetensors files and streams their tensors.
+//! - [`official`]: the names of released checkpoints, the only place that knows them.
+//! - [`resolve`]: sizes and patterns from checkpoint, configuration, flags and path.
 //! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
 
+pub mod checkpoint;
+pub mod official;
 pub mod package;
 pub mod publish;
+pub mod resolve;
 
+use checkpoint::CheckpointError;
 use std::path::{Path, PathBuf};
 
 /// Why an export did not happen. Nothing was left behind.
@@ -41,7 +48,7 @@ pub enum ExportError {
     },
     /// The checkpoint cannot be read.
     #[error(transparent)]
-    Checkpoint(#[from] Box<dyn std::error::Error + Send + Sync>),
+    Checkpoint(#[from] CheckpointError),
 }
 
 impl ExportError {

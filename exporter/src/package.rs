@@ -1,6 +1,8 @@
 //! Writes a package: beside the target, whole, then renamed into place.
 
 use crate::ExportError;
+use crate::checkpoint::{Checkpoint, ReadOptions, Reader};
+use crate::official::Source;
 use crate::publish::{HashingWriter, Staging};
 use prost::Message;
 use ratplus_graphs::manifest::{self, Fallback, FileInfo, LayerCache, Manifest, PackageShape};
@@ -35,11 +37,57 @@ pub trait WeightSource {
     /// # Errors
     /// The weight cannot be read or converted; or what `sink` returned.
     fn stream(
-        &self,
+        &mut self,
         weight: Weight,
         dtype: ElementType,
         sink: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
     ) -> Result<(), ExportError>;
+}
+
+/// The weights of an opened checkpoint.
+pub struct CheckpointWeights<'a> {
+    reader: Reader<'a>,
+    sources: &'a [Source],
+    buffer: Vec<u8>,
+}
+
+/// Bytes read at a time; far more than one row of any released model.
+const READ_BYTES: usize = 4 << 20;
+
+impl<'a> CheckpointWeights<'a> {
+    /// Weights found by [`crate::resolve::resolve`].
+    pub fn new(checkpoint: &'a Checkpoint, sources: &'a [Source], options: ReadOptions) -> Self {
+        let longest_row = sources
+            .iter()
+            .map(|source| 4 * source.row_len())
+            .max()
+            .unwrap_or(0);
+        let buffer = vec![0; READ_BYTES.max(longest_row)];
+        Self {
+            reader: checkpoint.reader(options),
+            sources,
+            buffer,
+        }
+    }
+}
+
+impl WeightSource for CheckpointWeights<'_> {
+    fn stream(
+        &mut self,
+        weight: Weight,
+        dtype: ElementType,
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        let source = self.sources.iter().find(|source| source.weight == weight);
+        let Some(source) = source else {
+            let problem = "the checkpoint has no source for it".into();
+            return Err(ExportError::Weight {
+                name: weight.name(),
+                problem,
+            });
+        };
+        source.stream(&mut self.reader, dtype, &mut self.buffer, sink)
+    }
 }
 
 /// How far an export has come.
@@ -176,7 +224,7 @@ fn check_tokenizer(path: &Path) -> Result<(), String> {
 pub fn write(
     target: &Path,
     options: &PackageOptions,
-    source: &dyn WeightSource,
+    source: &mut dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest, ExportError> {
     options.validate()?;
@@ -214,7 +262,7 @@ fn write_weights(
     staging: &Staging,
     options: &PackageOptions,
     spec: &ModelSpec,
-    source: &dyn WeightSource,
+    source: &mut dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<FileInfo, ExportError> {
     let (tensors, total) = model::storage(spec, &options.shape);

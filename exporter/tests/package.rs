@@ -2,7 +2,9 @@
 
 use ratplus_exporter::ExportError;
 use ratplus_exporter::package::{self, PackageOptions, WeightSource};
-use ratplus_graphs::manifest::{Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, WEIGHTS_FILE};
+use ratplus_graphs::manifest::{
+    Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, WEIGHTS_FILE,
+};
 use ratplus_graphs::model::{self, Weight};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
@@ -18,13 +20,16 @@ struct Made {
 
 impl WeightSource for Made {
     fn stream(
-        &self,
+        &mut self,
         weight: Weight,
         dtype: ElementType,
         sink: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
     ) -> Result<(), ExportError> {
         if self.fail_at == Some(weight) {
-            return Err(ExportError::Weight { name: weight.name(), problem: "planted".into() });
+            return Err(ExportError::Weight {
+                name: weight.name(),
+                problem: "planted".into(),
+            });
         }
         let count: usize = weight.shape(&self.spec).iter().product();
         let salt = weight.name().len() as u8;
@@ -71,14 +76,20 @@ fn options() -> PackageOptions {
 }
 
 fn write(target: &Path, options: &PackageOptions) -> Result<Manifest, ExportError> {
-    let source = Made { spec: options.spec.clone(), fail_at: None };
-    package::write(target, options, &source, &mut |_| {})
+    let mut source = Made {
+        spec: options.spec.clone(),
+        fail_at: None,
+    };
+    package::write(target, options, &mut source, &mut |_| {})
 }
 
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let read = |entry: std::io::Result<std::fs::DirEntry>| {
         let entry = entry.unwrap();
-        (entry.file_name().to_string_lossy().into_owned(), std::fs::read(entry.path()).unwrap())
+        (
+            entry.file_name().to_string_lossy().into_owned(),
+            std::fs::read(entry.path()).unwrap(),
+        )
     };
     std::fs::read_dir(dir).unwrap().map(read).collect()
 }
@@ -91,7 +102,11 @@ fn a_package_holds_what_its_manifest_lists() {
     let files = files(&target);
     let manifest = Manifest::parse(&files[MANIFEST_FILE]).unwrap();
     assert_eq!(manifest, written);
-    let lengths: Vec<_> = manifest.engines.iter().map(|engine| engine.seq_len).collect();
+    let lengths: Vec<_> = manifest
+        .engines
+        .iter()
+        .map(|engine| engine.seq_len)
+        .collect();
     assert_eq!(lengths, [1, 8, 16]);
     assert_eq!(files.len(), manifest.files.len() + 1);
     for (name, info) in &manifest.files {
@@ -112,7 +127,10 @@ fn a_package_holds_what_its_manifest_lists() {
 fn the_same_export_twice_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     for fallback in [Fallback::Function, Fallback::Inline, Fallback::None] {
-        let options = PackageOptions { fallback, ..options() };
+        let options = PackageOptions {
+            fallback,
+            ..options()
+        };
         let (first, second) = (dir.path().join("first"), dir.path().join("second"));
         write(&first, &options).unwrap();
         write(&second, &options).unwrap();
@@ -126,12 +144,21 @@ fn a_failed_export_leaves_the_old_package_and_nothing_else() {
     let target = dir.path().join("package");
     write(&target, &options()).unwrap();
     let before = files(&target);
-    let source = Made { spec: spec(), fail_at: Some(Weight::Fc2(1)) };
-    let error = package::write(&target, &options(), &source, &mut |_| {}).unwrap_err();
-    assert_eq!(error.to_string(), "tensor `backbone.layers.1.hidden_layer.fc2.weight`: planted");
+    let mut source = Made {
+        spec: spec(),
+        fail_at: Some(Weight::Fc2(1)),
+    };
+    let error = package::write(&target, &options(), &mut source, &mut |_| {}).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "tensor `backbone.layers.1.hidden_layer.fc2.weight`: planted"
+    );
     assert!(files(&target) == before);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    let shorter = PackageOptions { prefill_lengths: vec![8], ..options() };
+    let shorter = PackageOptions {
+        prefill_lengths: vec![8],
+        ..options()
+    };
     write(&target, &shorter).unwrap();
     assert!(!files(&target).contains_key("prefill_16.onnx"));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -143,8 +170,11 @@ fn a_weight_of_the_wrong_length_is_refused() {
     let target = dir.path().join("package");
     let mut small = spec();
     small.vocab_size = 12;
-    let source = Made { spec: small, fail_at: None };
-    let error = package::write(&target, &options(), &source, &mut |_| {}).unwrap_err();
+    let mut source = Made {
+        spec: small,
+        fail_at: None,
+    };
+    let error = package::write(&target, &options(), &mut source, &mut |_| {}).unwrap_err();
     assert_eq!(
         error.to_string(),
         "tensor `embedding.wte.weight`: expected 416 bytes, the checkpoint gave 384"
@@ -162,8 +192,16 @@ fn options_are_checked_together() {
     options.prefill_lengths = vec![0, 41];
     options.tokenizer = Some(tokenizer);
     options.spec.patterns.pop();
-    let error = write(&dir.path().join("package"), &options).unwrap_err().to_string();
-    for part in ["patterns: expected", "--batch", "found 0", "found 41", "--tokenizer"] {
+    let error = write(&dir.path().join("package"), &options)
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "patterns: expected",
+        "--batch",
+        "found 0",
+        "found 41",
+        "--tokenizer",
+    ] {
         assert!(error.contains(part), "{part} in {error}");
     }
 }

@@ -1,0 +1,148 @@
+//! What can be wrong with a checkpoint.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A checkpoint that cannot be read. Messages name the file, the tensor or byte, what was
+/// expected and what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The operating system refused, or the file ends too early.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Not a file or directory that this reads.
+    #[error("{}: {problem}", path.display())]
+    Unsupported {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not, and what to do.
+        problem: String,
+    },
+    /// The container contradicts itself or the format.
+    #[error("{}: {part}: {problem}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// `zip archive`, `pickle`, `safetensors header` or `shard index`.
+        part: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A record's bytes are not those that were written.
+    #[error(
+        "{}: record `{record}` is damaged: expected CRC-32 {expected:08x}, found {found:08x}; fetch the file again",
+        path.display()
+    )]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// Name of the record in the archive.
+        record: String,
+        /// As the archive says.
+        expected: u32,
+        /// As computed.
+        found: u32,
+    },
+    /// A stored NaN or infinity.
+    #[error(
+        "{}: tensor `{tensor}`: element {index:?} is {value}, expected a finite number; allow non-finite weights \
+         to export it as it is",
+        path.display()
+    )]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first such element.
+        index: Vec<usize>,
+        /// Its value.
+        value: f32,
+    },
+    /// A finite value with no finite counterpart in the type asked for.
+    #[error(
+        "{}: tensor `{tensor}`: element {index:?} is {value:e}, beyond the range of {dtype}; export with a wider type",
+        path.display()
+    )]
+    Overflow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first such element.
+        index: Vec<usize>,
+        /// Its value.
+        value: f32,
+        /// The type asked for.
+        dtype: ratplus_graphs::ops::ElementType,
+    },
+    /// A read that does not fit the tensor: a mistake of the caller.
+    #[error("tensor `{tensor}`: {problem}")]
+    Request {
+        /// The tensor.
+        tensor: String,
+        /// What was expected and what was given.
+        problem: String,
+    },
+}
+
+/// What went wrong while parsing one file; the caller adds its path.
+#[derive(Debug)]
+pub(super) enum Fail {
+    Io(&'static str, io::Error),
+    Malformed(&'static str, String),
+    Checksum {
+        record: String,
+        expected: u32,
+        found: u32,
+    },
+    Unsupported(String),
+}
+
+impl Fail {
+    pub(super) fn at(self, path: &std::path::Path) -> CheckpointError {
+        let path = path.to_owned();
+        match self {
+            Self::Io(action, source) => CheckpointError::Io {
+                path,
+                action,
+                source,
+            },
+            Self::Malformed(part, problem) => CheckpointError::Malformed {
+                path,
+                part,
+                problem,
+            },
+            Self::Checksum {
+                record,
+                expected,
+                found,
+            } => CheckpointError::Checksum {
+                path,
+                record,
+                expected,
+                found,
+            },
+            Self::Unsupported(problem) => CheckpointError::Unsupported { path, problem },
+        }
+    }
+}
+
+/// Foreign bytes for a message: printable, and never long.
+pub(super) fn show(bytes: &[u8]) -> String {
+    const LONGEST: usize = 120;
+    let cut = &bytes[..bytes.len().min(LONGEST)];
+    let mut text: String = String::from_utf8_lossy(cut).escape_debug().collect();
+    if bytes.len() > LONGEST {
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,317 @@
+//! Checkpoints on disk: opened by their metadata, streamed tensor by tensor.
+//!
+//! Opening reads headers only. Tensors are then read with positional reads into buffers of the
+//! caller's, so memory does not grow with the model and a file that shrinks is an error.
+//!
+//! | file | read by |
+//! |---|---|
+//! | `torch.save`'s zip archive (`.pth`, `.pt`, `.bin`, `.ckpt`) | a strict zip reader and a pickle interpreter that has nothing to call |
+//! | `.safetensors` | the header alone |
+//! | `*.safetensors.index.json` | the same, shard by shard |
+//! | a directory | the one of those it holds |
+//!
+//! Checksums of archives: the pickle is checked when the checkpoint is opened, tensors while
+//! they are streamed (see [`Reader`]); 0 means that the writer computed none. safetensors files
+//! have none.
+
+mod cast;
+mod error;
+mod pickle;
+mod reader;
+mod safetensors;
+mod source;
+mod tensor;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod torch;
+mod zip;
+
+pub use error::CheckpointError;
+pub use reader::{ReadOptions, Reader};
+pub use tensor::{StoredType, Tensor};
+
+use error::{Fail, show};
+use source::Source;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// How a checkpoint is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `torch.save`'s zip archive.
+    Torch,
+    /// One safetensors file.
+    Safetensors,
+    /// Several safetensors files and their index.
+    ShardedSafetensors,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Torch => "PyTorch checkpoint",
+            Self::Safetensors => "safetensors",
+            Self::ShardedSafetensors => "sharded safetensors",
+        })
+    }
+}
+
+/// A file that holds tensors.
+struct DataFile {
+    path: PathBuf,
+    source: Box<dyn Source>,
+}
+
+/// A checksummed run of a file.
+#[derive(Debug)]
+struct Record {
+    name: String,
+    file: usize,
+    offset: u64,
+    len: u64,
+    /// 0 where the writer computed none.
+    crc: u32,
+    verified: AtomicBool,
+}
+
+/// What one file holds.
+struct Contents {
+    tensors: BTreeMap<String, Tensor>,
+    records: Vec<Record>,
+    config: Option<serde_json::Value>,
+}
+
+/// An opened checkpoint.
+pub struct Checkpoint {
+    path: PathBuf,
+    format: Format,
+    files: Vec<DataFile>,
+    tensors: BTreeMap<String, Tensor>,
+    records: Vec<Record>,
+    config: Option<serde_json::Value>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("format", &self.format)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a file, a shard index, or a directory that holds one of them.
+    ///
+    /// # Errors
+    /// The path cannot be read, or its metadata is not whole, consistent and harmless.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let given = path.as_ref();
+        let file = if given.is_dir() {
+            find_in_directory(given)?
+        } else {
+            given.to_owned()
+        };
+        let source = source::open(&file).map_err(|fail| fail.at(&file))?;
+        let mut checkpoint = Self::from_source(&file, source)?;
+        checkpoint.path = given.to_owned();
+        Ok(checkpoint)
+    }
+
+    /// Reads a checkpoint from memory; `name` says its format as a file name would.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; a shard index cannot be read from memory.
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, CheckpointError> {
+        let path = Path::new(name);
+        if name.ends_with(".json") {
+            return Err(Fail::Unsupported("shards are files beside their index".into()).at(path));
+        }
+        Self::from_source(path, Box::new(bytes))
+    }
+
+    fn from_source(path: &Path, source: Box<dyn Source>) -> Result<Self, CheckpointError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+        match extension {
+            "safetensors" => {
+                let tensors =
+                    safetensors::open(source.as_ref(), 0).map_err(|fail| fail.at(path))?;
+                let contents = Contents { tensors, records: Vec::new(), config: None };
+                Ok(Self::single(path, source, Format::Safetensors, contents))
+            }
+            "pth" | "pt" | "bin" | "ckpt" => {
+                let contents = torch::open(source.as_ref(), 0).map_err(|fail| fail.at(path))?;
+                Ok(Self::single(path, source, Format::Torch, contents))
+            }
+            "json" if name.ends_with(".index.json") => Self::sharded(path, source.as_ref()),
+            _ => Err(Fail::Unsupported(
+                "expected a .pth, .safetensors or .safetensors.index.json file, or a directory that holds one".into(),
+            )
+            .at(path)),
+        }
+    }
+
+    fn single(path: &Path, source: Box<dyn Source>, format: Format, contents: Contents) -> Self {
+        Self {
+            path: path.to_owned(),
+            format,
+            files: vec![DataFile {
+                path: path.to_owned(),
+                source,
+            }],
+            tensors: contents.tensors,
+            records: contents.records,
+            config: contents.config,
+        }
+    }
+
+    fn sharded(path: &Path, source: &dyn Source) -> Result<Self, CheckpointError> {
+        let map = safetensors::index(source).map_err(|fail| fail.at(path))?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let mut names: Vec<&str> = map.values().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut files = Vec::new();
+        let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+        let mut problems = Vec::new();
+        for name in &names {
+            let shard = directory.join(name);
+            let source = match source::open(&shard) {
+                Ok(source) => source,
+                Err(Fail::Io(_, error)) if error.kind() == std::io::ErrorKind::NotFound => {
+                    problems.push(format!("shard `{}` is missing", show(name.as_bytes())));
+                    continue;
+                }
+                Err(fail) => return Err(fail.at(&shard)),
+            };
+            let found =
+                safetensors::open(source.as_ref(), files.len()).map_err(|fail| fail.at(&shard))?;
+            files.push(DataFile {
+                path: shard,
+                source,
+            });
+            for (tensor, info) in found {
+                let shown = show(tensor.as_bytes());
+                match map.get(&tensor) {
+                    Some(expected) if expected == name => {}
+                    Some(expected) => problems.push(format!(
+                        "tensor `{shown}`: expected in `{}`, found in `{}`",
+                        show(expected.as_bytes()),
+                        show(name.as_bytes())
+                    )),
+                    None => problems.push(format!(
+                        "tensor `{shown}` in `{}` is not listed",
+                        show(name.as_bytes())
+                    )),
+                }
+                tensors.insert(tensor, info);
+            }
+        }
+        if problems.is_empty() {
+            let missing = map
+                .iter()
+                .filter(|(tensor, _)| !tensors.contains_key(*tensor));
+            problems.extend(missing.map(|(tensor, file)| {
+                format!(
+                    "tensor `{}`: expected in `{}`, found nowhere",
+                    show(tensor.as_bytes()),
+                    show(file.as_bytes())
+                )
+            }));
+        }
+        if !problems.is_empty() {
+            return Err(Fail::Malformed("shard index", list(&problems)).at(path));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            format: Format::ShardedSafetensors,
+            files,
+            tensors,
+            records: Vec::new(),
+            config: None,
+        })
+    }
+
+    /// The path given to [`Checkpoint::open`].
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How the checkpoint is stored.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Every tensor, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
+        self.tensors.values()
+    }
+
+    /// The tensor of that name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// The `config` a training run saved beside its weights, as plain data.
+    pub fn saved_config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+
+    /// The file that holds `tensor`.
+    pub fn file_of(&self, tensor: &Tensor) -> &Path {
+        &self.files[tensor.file].path
+    }
+
+    /// Reads tensors.
+    pub fn reader(&self, options: ReadOptions) -> Reader<'_> {
+        Reader::new(self, options)
+    }
+}
+
+/// Several problems as the lines of one message, the first hundred of them.
+pub(crate) fn list(problems: &[String]) -> String {
+    const MOST: usize = 100;
+    let mut text = String::new();
+    for problem in problems.iter().take(MOST) {
+        text.push_str("\n  ");
+        text.push_str(problem);
+    }
+    if problems.len() > MOST {
+        text.push_str(&format!("\n  and {} more", problems.len() - MOST));
+    }
+    text
+}
+
+fn find_in_directory(directory: &Path) -> Result<PathBuf, CheckpointError> {
+    let io = |error| Fail::Io("list", error).at(directory);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(io)? {
+        let name = entry.map_err(io)?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let wanted = name == "model.safetensors"
+            || name.ends_with(".safetensors.index.json")
+            || name.ends_with(".pth");
+        if wanted {
+            found.push(name.to_owned());
+        }
+    }
+    found.sort_unstable();
+    match found.as_slice() {
+        [name] => Ok(directory.join(name)),
+        [] => Err(Fail::Unsupported(
+            "the directory holds no model.safetensors, *.safetensors.index.json or *.pth".into(),
+        )
+        .at(directory)),
+        several => Err(Fail::Unsupported(format!(
+            "the directory holds several checkpoints; give one of {}",
+            several.join(", ")
+        ))
+        .at(directory)),
+    }
+}

@@ -1,0 +1,606 @@
+//! The stack machine.
+
+use super::super::error::{Fail, show};
+use super::super::tensor::StoredType;
+use super::{Global, Id, Node, Pickle, Span, StorageRef, TensorRef, global, text};
+use std::collections::HashMap;
+
+const MAX_NODES: usize = 1 << 20;
+const MAX_EDGES: usize = 1 << 22;
+const MAX_STACK: usize = 1 << 20;
+const MAX_MARKS: usize = 256;
+const MAX_DEPTH: u16 = 512;
+const MAX_STRING: usize = 1 << 20;
+const MAX_DIMS: usize = 16;
+
+type Outcome<T> = Result<T, String>;
+
+struct Machine<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    nodes: Vec<Node>,
+    depths: Vec<u16>,
+    edges: usize,
+    stack: Vec<Id>,
+    marks: Vec<usize>,
+    memo: HashMap<u32, Id>,
+    storages: Vec<StorageRef>,
+    storage_keys: HashMap<&'a [u8], usize>,
+    tensors: Vec<TensorRef>,
+}
+
+/// Interprets `bytes`, which has to end with the pickle's STOP.
+pub(in super::super) fn parse(bytes: &[u8]) -> Result<Pickle<'_>, Fail> {
+    let mut machine = Machine {
+        bytes,
+        at: 0,
+        nodes: Vec::new(),
+        depths: Vec::new(),
+        edges: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: HashMap::new(),
+        storages: Vec::new(),
+        storage_keys: HashMap::new(),
+        tensors: Vec::new(),
+    };
+    let mut at = 0;
+    let root = loop {
+        match machine.step() {
+            Ok(None) => at = machine.at,
+            Ok(Some(root)) => break Ok(root),
+            Err(problem) => break Err(problem),
+        }
+    };
+    match root {
+        Ok(root) if machine.at == bytes.len() => Ok(Pickle {
+            bytes,
+            nodes: machine.nodes,
+            root,
+            storages: machine.storages,
+            tensors: machine.tensors,
+        }),
+        Ok(_) => Err(format!("{} bytes after STOP", bytes.len() - machine.at)),
+        Err(problem) => Err(problem),
+    }
+    .map_err(|problem| Fail::Malformed("pickle", format!("{problem} (at byte {at} of data.pkl)")))
+}
+
+impl<'a> Machine<'a> {
+    fn take(&mut self, len: usize) -> Outcome<&'a [u8]> {
+        let bytes = self
+            .at
+            .checked_add(len)
+            .and_then(|end| self.bytes.get(self.at..end))
+            .ok_or("it ends too early")?;
+        self.at += len;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Outcome<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn byte(&mut self) -> Outcome<u8> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn u32(&mut self) -> Outcome<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    /// A length prefix of 1, 4 or 8 bytes.
+    fn length(&mut self, width: usize) -> Outcome<usize> {
+        let mut wide = [0; 8];
+        wide[..width].copy_from_slice(self.take(width)?);
+        usize::try_from(u64::from_le_bytes(wide))
+            .ok()
+            .filter(|&len| len <= MAX_STRING)
+            .ok_or_else(|| format!("a string longer than {MAX_STRING} bytes"))
+    }
+
+    fn node(&self, id: Id) -> &Node {
+        &self.nodes[id as usize]
+    }
+
+    fn push(&mut self, id: Id) -> Outcome<()> {
+        if self.stack.len() >= MAX_STACK {
+            return Err(format!("more than {MAX_STACK} values on the stack"));
+        }
+        self.stack.push(id);
+        Ok(())
+    }
+
+    fn add(&mut self, node: Node) -> Outcome<()> {
+        if self.nodes.len() >= MAX_NODES {
+            return Err(format!("more than {MAX_NODES} values"));
+        }
+        let depth = match &node {
+            Node::Tuple(items) | Node::List(items) | Node::Set(items) => self.below(items)?,
+            _ => 0,
+        };
+        self.nodes.push(node);
+        self.depths.push(depth);
+        self.push((self.nodes.len() - 1) as Id)
+    }
+
+    /// Depth of a container of `items`; counts them against the budget.
+    fn below(&mut self, items: &[Id]) -> Outcome<u16> {
+        self.edges += items.len();
+        if self.edges > MAX_EDGES {
+            return Err(format!("more than {MAX_EDGES} items"));
+        }
+        let deepest = items.iter().map(|&id| self.depths[id as usize]).max();
+        match deepest.map_or(0, |depth| depth + 1) {
+            depth if depth > MAX_DEPTH => Err(format!("values nested deeper than {MAX_DEPTH}")),
+            depth => Ok(depth),
+        }
+    }
+
+    /// `container` gets `items`.
+    fn deepen(&mut self, container: Id, items: &[Id]) -> Outcome<()> {
+        // An item that contains the container cannot be measured; nothing here follows it.
+        let depth = self.below(items)?;
+        let slot = &mut self.depths[container as usize];
+        *slot = depth.max(*slot);
+        Ok(())
+    }
+
+    /// Height of the stack that the innermost mark protects.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self) -> Outcome<Id> {
+        if self.stack.len() <= self.floor() {
+            return Err("an operation lacks its operand".into());
+        }
+        self.stack
+            .pop()
+            .ok_or_else(|| "an operation lacks its operand".into())
+    }
+
+    fn top(&self) -> Outcome<Id> {
+        match self.stack.last() {
+            Some(&id) if self.stack.len() > self.floor() => Ok(id),
+            _ => Err("an operation lacks its operand".into()),
+        }
+    }
+
+    fn pop_to_mark(&mut self) -> Outcome<Vec<Id>> {
+        let mark = self.marks.pop().ok_or("an operation lacks its mark")?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn string(&mut self, width: usize) -> Outcome<()> {
+        let len = self.length(width)?;
+        let start = self.at;
+        let bytes = self.take(len)?;
+        std::str::from_utf8(bytes)
+            .map_err(|_| format!("the string `{}` is not UTF-8", show(bytes)))?;
+        self.add(Node::Str(Span {
+            start: start as u32,
+            len: len as u32,
+        }))
+    }
+
+    fn inert_bytes(&mut self, width: usize) -> Outcome<()> {
+        let len = self.length(width)?;
+        self.take(len)?;
+        self.add(Node::Bytes)
+    }
+
+    /// A little-endian two's complement integer of `len` bytes.
+    fn long(&mut self, len: usize) -> Outcome<()> {
+        let bytes = self.take(len)?;
+        if len > 8 {
+            return self.add(Node::Bytes);
+        }
+        let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
+        let mut wide = [if negative { 0xff } else { 0 }; 8];
+        wide[..len].copy_from_slice(bytes);
+        self.add(Node::Int(i64::from_le_bytes(wide)))
+    }
+
+    fn line(&mut self) -> Outcome<&'a [u8]> {
+        let rest = &self.bytes[self.at..];
+        let len = rest
+            .iter()
+            .take(MAX_STRING)
+            .position(|&byte| byte == b'\n')
+            .ok_or("a name without an end")?;
+        self.at += len + 1;
+        Ok(&rest[..len])
+    }
+
+    fn find_global(&mut self, module: &[u8], name: &[u8]) -> Outcome<()> {
+        let found = match (std::str::from_utf8(module), std::str::from_utf8(name)) {
+            (Ok(module), Ok(name)) => global(module, name),
+            _ => None,
+        };
+        let found = found.ok_or_else(|| {
+            format!(
+                "it names `{}.{}`, which is not one of the types a state dict needs; nothing was run. Load it where it \
+                 is trusted and save the state dict alone",
+                show(module),
+                show(name)
+            )
+        })?;
+        self.add(Node::Global(found))
+    }
+
+    /// Runs one operation; the root once the pickle stops.
+    fn step(&mut self) -> Outcome<Option<Id>> {
+        let code = self.byte()?;
+        match code {
+            b'.' => {
+                let root = self.pop()?;
+                if !self.stack.is_empty() || !self.marks.is_empty() {
+                    return Err("values are left over at STOP".into());
+                }
+                return Ok(Some(root));
+            }
+            0x80 => match self.byte()? {
+                2..=5 => {}
+                version => {
+                    return Err(format!("protocol {version}, expected 2 to 5"));
+                }
+            },
+            0x95 => {
+                self.take(8)?;
+            }
+            b'(' => {
+                if self.marks.len() >= MAX_MARKS {
+                    return Err(format!("marks nested deeper than {MAX_MARKS}"));
+                }
+                self.marks.push(self.stack.len());
+            }
+            b'0' => {
+                self.pop()?;
+            }
+            b'1' => {
+                self.pop_to_mark()?;
+            }
+            b'2' => {
+                let top = self.top()?;
+                self.push(top)?;
+            }
+            b'N' => self.add(Node::None)?,
+            0x88 => self.add(Node::Bool(true))?,
+            0x89 => self.add(Node::Bool(false))?,
+            b'K' => {
+                let value = self.byte()?;
+                self.add(Node::Int(value.into()))?;
+            }
+            b'M' => {
+                let value = u16::from_le_bytes(self.array()?);
+                self.add(Node::Int(value.into()))?;
+            }
+            b'J' => {
+                let value = i32::from_le_bytes(self.array()?);
+                self.add(Node::Int(value.into()))?;
+            }
+            0x8a => {
+                let len = self.length(1)?;
+                self.long(len)?;
+            }
+            0x8b => {
+                let len = self.length(4)?;
+                self.long(len)?;
+            }
+            b'G' => {
+                let value = f64::from_be_bytes(self.array()?);
+                self.add(Node::Float(value))?;
+            }
+            b'X' => self.string(4)?,
+            0x8c => self.string(1)?,
+            0x8d => self.string(8)?,
+            b'B' => self.inert_bytes(4)?,
+            b'C' => self.inert_bytes(1)?,
+            0x8e | 0x96 => self.inert_bytes(8)?,
+            b')' => self.add(Node::Tuple(Vec::new()))?,
+            b']' => self.add(Node::List(Vec::new()))?,
+            b'}' => self.add(Node::Dict(Vec::new()))?,
+            0x8f => self.add(Node::Set(Vec::new()))?,
+            b't' => {
+                let items = self.pop_to_mark()?;
+                self.add(Node::Tuple(items))?;
+            }
+            b'l' => {
+                let items = self.pop_to_mark()?;
+                self.add(Node::List(items))?;
+            }
+            0x91 => {
+                let items = self.pop_to_mark()?;
+                self.add(Node::Set(items))?;
+            }
+            0x85..=0x87 => {
+                let mut items = vec![0; usize::from(code - 0x84)];
+                for slot in items.iter_mut().rev() {
+                    *slot = self.pop()?;
+                }
+                self.add(Node::Tuple(items))?;
+            }
+            b'd' => {
+                let items = self.pop_to_mark()?;
+                self.add(Node::Dict(Vec::new()))?;
+                self.set_items(items)?;
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            b'e' | 0x90 => {
+                let items = self.pop_to_mark()?;
+                self.append(items)?;
+            }
+            b's' => {
+                let value = self.pop()?;
+                let key = self.pop()?;
+                self.set_items(vec![key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?;
+                self.set_items(items)?;
+            }
+            b'h' => {
+                let index = self.byte()?;
+                self.get(index.into())?;
+            }
+            b'j' => {
+                let index = self.u32()?;
+                self.get(index)?;
+            }
+            b'q' => {
+                let index = self.byte()?;
+                self.put(index.into())?;
+            }
+            b'r' => {
+                let index = self.u32()?;
+                self.put(index)?;
+            }
+            0x94 => self.put(self.memo.len() as u32)?,
+            b'c' => {
+                let module = self.line()?;
+                let name = self.line()?;
+                self.find_global(module, name)?;
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                match (self.node(module), self.node(name)) {
+                    (&Node::Str(module), &Node::Str(name)) => {
+                        let bytes = self.bytes;
+                        self.find_global(
+                            text(bytes, module).as_bytes(),
+                            text(bytes, name).as_bytes(),
+                        )?;
+                    }
+                    _ => return Err("a name that is not a string".into()),
+                }
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.storage(id)?;
+            }
+            b'R' | 0x81 => {
+                let arguments = self.pop()?;
+                let called = self.pop()?;
+                self.reduce(called, arguments, code == 0x81)?;
+            }
+            b'b' => {
+                self.pop()?;
+                let object = self.top()?;
+                if !matches!(self.node(object), Node::Dict(_) | Node::Inert) {
+                    return Err("BUILD on a value that has no attributes".into());
+                }
+            }
+            _ => {
+                return Err(format!(
+                    "operation {} ({code:#04x}), which torch.save does not write",
+                    opcode_name(code)
+                ));
+            }
+        }
+        Ok(None)
+    }
+
+    fn append(&mut self, items: Vec<Id>) -> Outcome<()> {
+        let container = self.top()?;
+        self.deepen(container, &items)?;
+        match &mut self.nodes[container as usize] {
+            Node::List(list) | Node::Set(list) => list.extend(items),
+            Node::Inert => {}
+            _ => return Err("items are appended to a value that is not a list".into()),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: Vec<Id>) -> Outcome<()> {
+        let container = self.top()?;
+        if !items.len().is_multiple_of(2) {
+            return Err("a key without a value".into());
+        }
+        self.deepen(container, &items)?;
+        match &mut self.nodes[container as usize] {
+            Node::Dict(entries) => {
+                entries.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
+                Ok(())
+            }
+            _ => Err("an item is set on a value that is not a dict".into()),
+        }
+    }
+
+    fn get(&mut self, index: u32) -> Outcome<()> {
+        let id = self
+            .memo
+            .get(&index)
+            .copied()
+            .ok_or_else(|| format!("memo entry {index} was never written"))?;
+        self.push(id)
+    }
+
+    fn put(&mut self, index: u32) -> Outcome<()> {
+        let id = self.top()?;
+        if self.memo.len() >= MAX_NODES {
+            return Err(format!("more than {MAX_NODES} memo entries"));
+        }
+        self.memo.insert(index, id);
+        Ok(())
+    }
+
+    /// `("storage", type, key, location, elements)`.
+    fn storage(&mut self, id: Id) -> Outcome<()> {
+        let problem = "a persistent id that does not describe a storage";
+        let Node::Tuple(parts) = self.node(id) else {
+            return Err(problem.into());
+        };
+        let &[tag, kind, key, location, numel] = parts.as_slice() else {
+            return Err(problem.into());
+        };
+        let (
+            &Node::Str(tag),
+            &Node::Global(Global::Storage(dtype)),
+            &Node::Str(key),
+            Node::Str(_),
+            &Node::Int(numel),
+        ) = (
+            self.node(tag),
+            self.node(kind),
+            self.node(key),
+            self.node(location),
+            self.node(numel),
+        )
+        else {
+            return Err(problem.into());
+        };
+        let numel = u64::try_from(numel).map_err(|_| problem)?;
+        if text(self.bytes, tag) != "storage" {
+            return Err(problem.into());
+        }
+        let storage = StorageRef { dtype, key, numel };
+        let name = text(self.bytes, key).as_bytes();
+        let index = *self.storage_keys.entry(name).or_insert(self.storages.len());
+        match self.storages.get(index) {
+            None => self.storages.push(storage),
+            Some(known) if (known.dtype, known.numel) == (dtype, numel) => {}
+            Some(_) => {
+                return Err(format!("storage `{}` is described in two ways", show(name)));
+            }
+        }
+        self.add(Node::Storage(index))
+    }
+
+    fn reduce(&mut self, called: Id, arguments: Id, new: bool) -> Outcome<()> {
+        let Node::Tuple(arguments) = self.node(arguments) else {
+            return Err("arguments that are not a tuple".into());
+        };
+        let &Node::Global(called) = self.node(called) else {
+            return Err("a call of something that is not a name".into());
+        };
+        match called {
+            Global::RebuildTensor | Global::RebuildTensorWithDtype | Global::RebuildParameter
+                if new =>
+            {
+                Err("NEWOBJ of a function".into())
+            }
+            Global::RebuildTensor => {
+                // (storage, offset, size, stride, requires_grad, hooks[, metadata])
+                let arguments = match arguments.as_slice() {
+                    &[a, b, c, d, _, _] | &[a, b, c, d, _, _, _] => [a, b, c, d],
+                    _ => return Err("a tensor with the wrong number of arguments".into()),
+                };
+                self.tensor(arguments, None)
+            }
+            Global::RebuildTensorWithDtype => {
+                let (arguments, dtype) = match arguments.as_slice() {
+                    &[a, b, c, d, _, _, dtype] | &[a, b, c, d, _, _, dtype, _] => {
+                        ([a, b, c, d], dtype)
+                    }
+                    _ => return Err("a tensor with the wrong number of arguments".into()),
+                };
+                let &Node::Global(Global::Dtype(dtype)) = self.node(dtype) else {
+                    return Err("a tensor whose type is not a torch dtype".into());
+                };
+                self.tensor(arguments, Some(dtype))
+            }
+            Global::RebuildParameter => match arguments.as_slice() {
+                &[data, _, _] if matches!(self.node(data), Node::Tensor(_)) => self.push(data),
+                _ => Err("a parameter without a tensor".into()),
+            },
+            Global::Mapping if arguments.is_empty() => self.add(Node::Dict(Vec::new())),
+            Global::Mapping => Err("a dict built from arguments".into()),
+            Global::Data => self.add(Node::Inert),
+            Global::Storage(_) | Global::Dtype(_) => Err("a call of a type".into()),
+        }
+    }
+
+    fn dims(&self, id: Id, what: &str) -> Outcome<Vec<u64>> {
+        let Node::Tuple(items) = self.node(id) else {
+            return Err(format!("a tensor whose {what} is not a tuple"));
+        };
+        if items.len() > MAX_DIMS {
+            return Err(format!("a tensor of {} dimensions", items.len()));
+        }
+        let dim = |&id: &Id| match self.node(id) {
+            Node::Int(value) => u64::try_from(*value)
+                .map_err(|_| format!("a tensor whose {what} has a negative entry {value}")),
+            _ => Err(format!("a tensor whose {what} is not made of integers")),
+        };
+        items.iter().map(dim).collect()
+    }
+
+    fn tensor(&mut self, arguments: [Id; 4], dtype: Option<StoredType>) -> Outcome<()> {
+        let [storage, offset, shape, strides] = arguments;
+        let &Node::Storage(storage) = self.node(storage) else {
+            return Err("a tensor without a storage".into());
+        };
+        let &Node::Int(offset) = self.node(offset) else {
+            return Err("a tensor whose offset is not an integer".into());
+        };
+        let offset = u64::try_from(offset)
+            .map_err(|_| format!("a tensor whose offset is negative: {offset}"))?;
+        let (shape, strides) = (self.dims(shape, "size")?, self.dims(strides, "stride")?);
+        if shape.len() != strides.len() {
+            return Err(format!(
+                "a tensor with {} dimensions and {} strides",
+                shape.len(),
+                strides.len()
+            ));
+        }
+        let tensor = TensorRef {
+            storage,
+            dtype: dtype.unwrap_or(self.storages[storage].dtype),
+            offset,
+            shape,
+            strides,
+        };
+        self.tensors.push(tensor);
+        self.add(Node::Tensor(self.tensors.len() - 1))
+    }
+}
+
+fn opcode_name(code: u8) -> &'static str {
+    match code {
+        b'S' => "STRING",
+        b'T' => "BINSTRING",
+        b'U' => "SHORT_BINSTRING",
+        b'V' => "UNICODE",
+        b'I' => "INT",
+        b'L' => "LONG",
+        b'F' => "FLOAT",
+        b'P' => "PERSID",
+        b'g' => "GET",
+        b'p' => "PUT",
+        b'i' => "INST",
+        b'o' => "OBJ",
+        0x82 => "EXT1",
+        0x83 => "EXT2",
+        0x84 => "EXT4",
+        0x92 => "NEWOBJ_EX",
+        0x97 => "NEXT_BUFFER",
+        0x98 => "READONLY_BUFFER",
+        _ => "unknown",
+    }
+}

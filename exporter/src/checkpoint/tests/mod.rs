@@ -1,0 +1,64 @@
+//! Hostile and damaged files, and views against a naive oracle.
+
+mod damage;
+mod pickles;
+mod shards;
+mod views;
+mod zips;
+
+use super::{Checkpoint, CheckpointError, ReadOptions};
+use ratplus_graphs::ops::ElementType;
+use std::collections::BTreeMap;
+
+fn open_pth(bytes: Vec<u8>) -> Result<Checkpoint, CheckpointError> {
+    Checkpoint::from_bytes("x.pth", bytes)
+}
+
+/// The message, which has to name the file first.
+#[track_caller]
+fn message(result: Result<Checkpoint, CheckpointError>) -> String {
+    match result {
+        Ok(checkpoint) => panic!("accepted: {checkpoint:?}"),
+        Err(error) => {
+            let text = error.to_string();
+            match text.split_once(": ") {
+                Some((_, rest)) => rest.to_owned(),
+                None => text,
+            }
+        }
+    }
+}
+
+type Values = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
+/// Every tensor's shape and elements, `step` rows at a time.
+fn values(checkpoint: &Checkpoint, step: usize) -> Result<Values, CheckpointError> {
+    let mut reader = checkpoint.reader(ReadOptions {
+        allow_nonfinite: true,
+    });
+    let mut values = Values::new();
+    for tensor in checkpoint.tensors() {
+        let Some(dtype) = tensor.dtype().element_type() else {
+            continue;
+        };
+        let mut bytes = vec![0; tensor.numel() * dtype.size()];
+        let row = tensor.row_len() * dtype.size();
+        for start in (0..tensor.rows()).step_by(step) {
+            let end = tensor.rows().min(start + step);
+            reader.read_rows(
+                tensor,
+                start..end,
+                dtype,
+                &mut bytes[start * row..end * row],
+            )?;
+        }
+        values.insert(tensor.name().to_owned(), (tensor.shape().to_vec(), bytes));
+    }
+    Ok(values)
+}
+
+fn f32s(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+const F32: ElementType = ElementType::F32;

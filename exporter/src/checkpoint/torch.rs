@@ -1,0 +1,365 @@
+//! `torch.save` files: a zip archive of one pickle and the storages it names.
+
+use super::error::{Fail, show};
+use super::pickle::{self, Id, Node, Pickle, TensorRef};
+use super::reader::hash_range;
+use super::source::{Source, read_vec};
+use super::tensor::Tensor;
+use super::zip::{self, Entry};
+use super::{Contents, Record};
+use crate::official::STATE_DICT_KEYS;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
+
+/// Most elements a view may have beyond those its storage holds.
+const MAX_EXPANDED: u64 = 1 << 24;
+
+/// Most values a checkpoint's own configuration may have, and its deepest nesting.
+const MAX_CONFIG_VALUES: usize = 10_000;
+const MAX_CONFIG_DEPTH: usize = 32;
+
+fn bad<T>(part: &'static str, problem: impl Into<String>) -> Result<T, Fail> {
+    Err(Fail::Malformed(part, problem.into()))
+}
+
+struct Archive {
+    entries: HashMap<String, Entry>,
+    prefix: String,
+}
+
+impl Archive {
+    fn open(source: &dyn Source) -> Result<Self, Fail> {
+        let entries = zip::entries(source)?;
+        let mut prefixes = entries
+            .iter()
+            .filter_map(|entry| entry.name.strip_suffix("/data.pkl"))
+            .filter(|prefix| !prefix.contains('/'));
+        let prefix = match (prefixes.next(), prefixes.next()) {
+            (Some(prefix), None) => prefix.to_owned(),
+            (None, _) => {
+                return bad(
+                    "zip archive",
+                    "no record `NAME/data.pkl`; torch.save did not write this",
+                );
+            }
+            (Some(first), Some(second)) => {
+                return bad(
+                    "zip archive",
+                    format!(
+                        "two pickles, `{}/data.pkl` and `{}/data.pkl`",
+                        show(first.as_bytes()),
+                        show(second.as_bytes())
+                    ),
+                );
+            }
+        };
+        let entries = entries
+            .into_iter()
+            .map(|entry| (entry.name.clone(), entry))
+            .collect();
+        Ok(Self { entries, prefix })
+    }
+
+    fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(&format!("{}/{name}", self.prefix))
+    }
+}
+
+/// Reads a small record and checks it.
+fn small(source: &dyn Source, entry: &Entry, longest: u64) -> Result<Vec<u8>, Fail> {
+    if entry.len > longest {
+        return bad(
+            "zip archive",
+            format!(
+                "record `{}` has {} bytes, expected at most {longest}",
+                show(entry.name.as_bytes()),
+                entry.len
+            ),
+        );
+    }
+    if entry.crc != 0 {
+        let found = hash_range(source, entry.offset, entry.len, &mut Vec::new())?.finalize();
+        if found != entry.crc {
+            return Err(Fail::Checksum {
+                record: entry.name.clone(),
+                expected: entry.crc,
+                found,
+            });
+        }
+    }
+    read_vec(source, entry.offset, entry.len as usize)
+}
+
+/// Reads everything but the tensors' elements.
+pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
+    let mut magic = [0; 2];
+    if source.len() >= 2 {
+        source
+            .read_exact_at(&mut magic, 0)
+            .map_err(|error| Fail::Io("read", error))?;
+    }
+    if magic[0] == 0x80 {
+        return Err(Fail::Unsupported(
+            "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch".into(),
+        ));
+    }
+    let archive = Archive::open(source)?;
+    if archive.get("constants.pkl").is_some() {
+        return Err(Fail::Unsupported(
+            "a TorchScript program; save the state dict of the model instead".into(),
+        ));
+    }
+    if let Some(entry) = archive.get("byteorder") {
+        let order = small(source, entry, 16)?;
+        if order != b"little" {
+            return bad(
+                "zip archive",
+                format!("expected byteorder `little`, found `{}`", show(&order)),
+            );
+        }
+    }
+    let Some(entry) = archive.get("data.pkl") else {
+        return bad("zip archive", "no record `data.pkl`");
+    };
+    let bytes = small(source, entry, pickle::MAX_LEN)?;
+    let pickle = pickle::parse(&bytes)?;
+    let records = storages(&pickle, &archive, file)?;
+    for tensor in &pickle.tensors {
+        check_view(&pickle, tensor)?;
+    }
+    let (state, config) = state_dict(&pickle)?;
+    let mut tensors = BTreeMap::new();
+    for &(key, value) in state {
+        let Some(name) = pickle.string(key) else {
+            return bad(
+                "pickle",
+                format!(
+                    "a key of the state dict is {}, expected a string",
+                    pickle.kind(key)
+                ),
+            );
+        };
+        let &Node::Tensor(tensor) = pickle.node(value) else {
+            return bad(
+                "pickle",
+                format!(
+                    "`{}` in the state dict is {}, expected a tensor",
+                    show(name.as_bytes()),
+                    pickle.kind(value)
+                ),
+            );
+        };
+        let view = &pickle.tensors[tensor];
+        let tensor = Tensor {
+            name: name.to_owned(),
+            dtype: view.dtype,
+            shape: view.shape.iter().map(|&dim| dim as usize).collect(),
+            strides: view.strides.clone(),
+            file,
+            offset: records[view.storage].offset + view.offset * view.dtype.size() as u64,
+            record: Some(view.storage),
+        };
+        if tensors.insert(name.to_owned(), tensor).is_some() {
+            return bad(
+                "pickle",
+                format!("`{}` is in the state dict twice", show(name.as_bytes())),
+            );
+        }
+    }
+    Ok(Contents {
+        tensors,
+        records,
+        config,
+    })
+}
+
+/// The record of every storage, in the pickle's order.
+fn storages(pickle: &Pickle<'_>, archive: &Archive, file: usize) -> Result<Vec<Record>, Fail> {
+    let record = |storage: &pickle::StorageRef| {
+        let key = pickle.text(storage.key);
+        let shown = show(key.as_bytes());
+        let Some(entry) = archive.get(&format!("data/{key}")) else {
+            return bad(
+                "zip archive",
+                format!("no record `data/{shown}`, which the pickle names as a storage"),
+            );
+        };
+        if storage.numel.checked_mul(storage.dtype.size() as u64) != Some(entry.len) {
+            return bad(
+                "zip archive",
+                format!(
+                    "storage `{shown}`: expected {} elements of {}, found {} bytes",
+                    storage.numel, storage.dtype, entry.len
+                ),
+            );
+        }
+        Ok(Record {
+            name: entry.name.clone(),
+            file,
+            offset: entry.offset,
+            len: entry.len,
+            crc: entry.crc,
+            verified: AtomicBool::new(false),
+        })
+    };
+    pickle.storages.iter().map(record).collect()
+}
+
+/// A view has to lie inside its storage.
+fn check_view(pickle: &Pickle<'_>, tensor: &TensorRef) -> Result<(), Fail> {
+    let storage = &pickle.storages[tensor.storage];
+    let bytes = storage.numel * storage.dtype.size() as u64;
+    let held = bytes / tensor.dtype.size() as u64;
+    let key = show(pickle.text(storage.key).as_bytes());
+    let describe = || {
+        format!(
+            "a tensor of size {:?}, stride {:?} and offset {} in storage `{key}` of {held} {} elements",
+            tensor.shape, tensor.strides, tensor.offset, tensor.dtype
+        )
+    };
+    let numel = if tensor.shape.contains(&0) {
+        Some(0)
+    } else {
+        tensor
+            .shape
+            .iter()
+            .copied()
+            .try_fold(1u64, u64::checked_mul)
+    };
+    let last = tensor
+        .shape
+        .iter()
+        .zip(&tensor.strides)
+        .try_fold(tensor.offset, |at, (&dim, &stride)| {
+            at.checked_add(dim.saturating_sub(1).checked_mul(stride)?)
+        });
+    let fits = match numel {
+        Some(0) => tensor.offset <= held,
+        _ => last.is_some_and(|last| last < held),
+    };
+    if !fits {
+        return bad("pickle", format!("{}: it does not fit", describe()));
+    }
+    if numel.is_none_or(|numel| numel > held && numel > MAX_EXPANDED) {
+        return bad(
+            "pickle",
+            format!("{}: an expanded view; save a contiguous copy", describe()),
+        );
+    }
+    Ok(())
+}
+
+type Entries = [(Id, Id)];
+
+/// The state dict, wrapped or bare, and the configuration saved beside it.
+fn state_dict<'a>(
+    pickle: &'a Pickle<'_>,
+) -> Result<(&'a Entries, Option<serde_json::Value>), Fail> {
+    let Node::Dict(root) = pickle.node(pickle.root) else {
+        return bad(
+            "pickle",
+            format!("it holds {}, expected a dict", pickle.kind(pickle.root)),
+        );
+    };
+    let is_tensor = |&(_, value): &(Id, Id)| matches!(pickle.node(value), Node::Tensor(_));
+    let mut wrapped: Vec<_> = root
+        .iter()
+        .filter_map(|&(key, value)| {
+            let name = pickle.string(key)?;
+            match pickle.node(value) {
+                Node::Dict(entries) if STATE_DICT_KEYS.contains(&name) => Some((name, entries)),
+                _ => None,
+            }
+        })
+        .collect();
+    if wrapped.len() > 1 {
+        wrapped.retain(|(_, entries)| !entries.is_empty() && entries.iter().all(is_tensor));
+    }
+    let config = || {
+        let (_, value) = root
+            .iter()
+            .rev()
+            .find(|&&(key, _)| pickle.string(key) == Some("config"))?;
+        let mut budget = MAX_CONFIG_VALUES;
+        to_json(pickle, *value, MAX_CONFIG_DEPTH, &mut budget)
+    };
+    let bare = root.iter().all(is_tensor);
+    match wrapped.as_slice() {
+        [(_, entries)] => Ok((entries, config())),
+        [] if bare && !root.is_empty() => Ok((root, None)),
+        [] => {
+            let keys: Vec<String> = root
+                .iter()
+                .take(32)
+                .map(|&(key, value)| match pickle.string(key) {
+                    Some(name) => format!("`{}` ({})", show(name.as_bytes()), pickle.kind(value)),
+                    None => format!("{} ({})", pickle.kind(key), pickle.kind(value)),
+                })
+                .collect();
+            let more = root.len().saturating_sub(keys.len());
+            bad(
+                "pickle",
+                format!(
+                    "no state dict: expected one under `{}`, or nothing but tensors; found {}{}",
+                    STATE_DICT_KEYS.join("`, `"),
+                    if keys.is_empty() {
+                        "an empty dict".into()
+                    } else {
+                        keys.join(", ")
+                    },
+                    if more > 0 {
+                        format!(" and {more} more")
+                    } else {
+                        String::new()
+                    }
+                ),
+            )
+        }
+        several => {
+            let names: Vec<_> = several.iter().map(|&(name, _)| name).collect();
+            bad(
+                "pickle",
+                format!(
+                    "several state dicts: `{}`; save the one to export alone",
+                    names.join("`, `")
+                ),
+            )
+        }
+    }
+}
+
+/// Plain data as JSON; `None` where it is too deep or too large. What JSON cannot say is null.
+fn to_json(
+    pickle: &Pickle<'_>,
+    id: Id,
+    depth: usize,
+    budget: &mut usize,
+) -> Option<serde_json::Value> {
+    use serde_json::Value;
+    *budget = budget.checked_sub(1)?;
+    let depth = depth.checked_sub(1)?;
+    Some(match pickle.node(id) {
+        Node::Bool(value) => Value::Bool(*value),
+        Node::Int(value) => (*value).into(),
+        Node::Float(value) => {
+            serde_json::Number::from_f64(*value).map_or(Value::Null, Value::Number)
+        }
+        Node::Str(span) => pickle.text(*span).into(),
+        Node::List(items) | Node::Tuple(items) => items
+            .iter()
+            .map(|&item| to_json(pickle, item, depth, budget))
+            .collect::<Option<Vec<_>>>()?
+            .into(),
+        Node::Dict(entries) => {
+            let mut map = serde_json::Map::new();
+            for &(key, value) in entries {
+                let value = to_json(pickle, value, depth, budget)?;
+                if let Some(key) = pickle.string(key) {
+                    map.insert(key.to_owned(), value);
+                }
+            }
+            map.into()
+        }
+        _ => Value::Null,
+    })
+}

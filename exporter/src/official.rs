@@ -1,0 +1,413 @@
+//! What only the released RAT+ code and its checkpoints know: how files wrap and name weights,
+//! what a training run records beside them, how its directories spell a pattern.
+
+mod paths;
+
+pub(crate) use paths::{PathPattern, path_pattern};
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Reader, Tensor};
+use ratplus_graphs::model::Weight;
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::spec::ModelSpec;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// Keys of a saved dict under which the state dict may be.
+pub(crate) const STATE_DICT_KEYS: [&str; 3] = ["task", "state_dict", "model"];
+
+/// `torch.compile` puts this into names.
+const COMPILED: &str = "_orig_mod.";
+
+const LAYERS: &str = "backbone.layers.";
+
+/// Sizes of the released models: layers and width. All have heads of 128 channels.
+const RELEASED: [(&str, usize, usize); 3] =
+    [("1.5B", 24, 2048), ("2.6B", 28, 2560), ("7.6B", 32, 4096)];
+const RELEASED_D_HEAD: usize = 128;
+
+/// Where older files keep the forget gate: the fifth block of `in_proj`.
+fn gate_name(layer: usize) -> String {
+    format!("{LAYERS}{layer}.seq_layer.fgate_proj.weight")
+}
+
+/// The name of the released size with these layers and width, and its head size.
+pub(crate) fn released_size(num_layers: usize, d_model: usize) -> Option<(&'static str, usize)> {
+    RELEASED
+        .iter()
+        .find(|&&(_, layers, width)| (layers, width) == (num_layers, d_model))
+        .map(|&(name, _, _)| (name, RELEASED_D_HEAD))
+}
+
+/// One weight of the model: one or more tensors of the checkpoint, stacked along rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its place in the model.
+    pub weight: Weight,
+    /// Shape once stacked.
+    pub shape: Vec<usize>,
+    /// From top to bottom.
+    pub parts: Vec<Tensor>,
+}
+
+impl Source {
+    /// Number of rows: the first dimension.
+    pub fn rows(&self) -> usize {
+        self.parts.iter().map(Tensor::rows).sum()
+    }
+
+    /// Elements of one row.
+    pub fn row_len(&self) -> usize {
+        self.parts.first().map_or(0, Tensor::row_len)
+    }
+
+    /// Writes `rows` to `out` as little-endian elements of type `dtype`, row-major; see
+    /// [`Reader::read_rows`].
+    ///
+    /// # Errors
+    /// As [`Reader::read_rows`].
+    pub fn read_rows(
+        &self,
+        reader: &mut Reader<'_>,
+        rows: Range<usize>,
+        dtype: ElementType,
+        out: &mut [u8],
+    ) -> Result<(), CheckpointError> {
+        let row_bytes = self.row_len().saturating_mul(dtype.size());
+        if rows.end > self.rows() || rows.len().checked_mul(row_bytes) != Some(out.len()) {
+            return Err(CheckpointError::Request {
+                tensor: self.weight.name(),
+                problem: format!(
+                    "rows {rows:?} of {} with {row_bytes} bytes each do not fit a buffer of {} bytes",
+                    self.rows(),
+                    out.len()
+                ),
+            });
+        }
+        let (mut top, mut rest) = (0, out);
+        for part in &self.parts {
+            let bottom = top + part.rows();
+            let (start, end) = (rows.start.clamp(top, bottom), rows.end.clamp(top, bottom));
+            let (head, tail) = rest.split_at_mut((end - start) * row_bytes);
+            if start < end {
+                reader.read_rows(part, start - top..end - top, dtype, head)?;
+            }
+            (top, rest) = (bottom, tail);
+        }
+        Ok(())
+    }
+
+    /// Hands the whole weight to `sink` in order, as many rows at a time as `buffer` holds.
+    ///
+    /// # Errors
+    /// As [`Reader::read_rows`], a buffer shorter than one row, and what `sink` returns.
+    pub fn stream<E: From<CheckpointError>>(
+        &self,
+        reader: &mut Reader<'_>,
+        dtype: ElementType,
+        buffer: &mut [u8],
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let row_bytes = self.row_len() * dtype.size();
+        let at_once = buffer.len() / row_bytes.max(1);
+        if at_once == 0 {
+            return Err(E::from(CheckpointError::Request {
+                tensor: self.weight.name(),
+                problem: format!("one row has {row_bytes} bytes, the buffer {}", buffer.len()),
+            }));
+        }
+        for start in (0..self.rows()).step_by(at_once) {
+            let rows = start..self.rows().min(start + at_once);
+            let out = &mut buffer[..rows.len() * row_bytes];
+            self.read_rows(reader, rows, dtype, out)?;
+            sink(out)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sizes that weights have by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub num_layers: usize,
+    pub d_ffn: usize,
+    pub recurrence: bool,
+}
+
+/// A checkpoint's tensors by their names in an uncompiled model.
+pub(crate) struct StateDict<'a> {
+    tensors: BTreeMap<String, &'a Tensor>,
+    /// Names that two tensors have.
+    pub problems: Vec<String>,
+    /// Whether any name carried torch.compile's prefix.
+    pub compiled: bool,
+}
+
+impl<'a> StateDict<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint) -> Self {
+        let mut state = Self {
+            tensors: BTreeMap::new(),
+            problems: Vec::new(),
+            compiled: false,
+        };
+        for tensor in checkpoint.tensors() {
+            let name = tensor.name().replace(COMPILED, "");
+            state.compiled |= name != tensor.name();
+            if let Some(other) = state.tensors.insert(name.clone(), tensor) {
+                state.problems.push(format!(
+                    "`{name}`: expected once, found as `{}` and as `{}`",
+                    other.name(),
+                    tensor.name()
+                ));
+            }
+        }
+        state
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Tensor> {
+        self.tensors.get(name).copied()
+    }
+
+    /// Layers that any tensor names.
+    fn layers(&self) -> BTreeSet<usize> {
+        self.tensors
+            .range(LAYERS.to_owned()..)
+            .map_while(|(name, _)| name.strip_prefix(LAYERS))
+            .filter_map(|rest| rest.split('.').next()?.parse().ok())
+            .collect()
+    }
+
+    /// Number of layers, where they are numbered from 0 without gaps.
+    pub(crate) fn num_layers(&self) -> Result<usize, String> {
+        let layers = self.layers();
+        match layers.iter().enumerate().find(|&(at, &layer)| at != layer) {
+            None => Ok(layers.len()),
+            Some((missing, _)) => Err(format!(
+                "`{LAYERS}{missing}`: expected layers numbered from 0, found none of that number among {}",
+                layers.len()
+            )),
+        }
+    }
+
+    /// Whether the gate is kept apart from `in_proj`.
+    pub(crate) fn separate_gate(&self) -> bool {
+        self.tensors.contains_key(&gate_name(0))
+    }
+
+    /// Reads the sizes off the weights.
+    pub(crate) fn sizes(&self) -> Result<Sizes, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut matrix = |weight: Weight| {
+            let name = weight.name();
+            match self.get(&name).map(|tensor| tensor.shape()) {
+                Some(&[rows, columns]) => Some((rows, columns)),
+                Some(shape) => {
+                    problems.push(format!("`{name}`: expected a matrix, found {shape:?}"));
+                    None
+                }
+                None => {
+                    problems.push(format!("`{name}`: expected a matrix, found nothing"));
+                    None
+                }
+            }
+        };
+        let embedding = matrix(Weight::Embedding);
+        let in_proj = matrix(Weight::InProj(0));
+        let fc1 = matrix(Weight::Fc1(0));
+        let num_layers = self.num_layers().map_err(|problem| problems.push(problem));
+        let (Some((vocab_size, d_model)), Some((blocks, _)), Some((d_ffn, _)), Ok(num_layers)) =
+            (embedding, in_proj, fc1, num_layers)
+        else {
+            let names: Vec<_> = self.tensors.keys().take(5).cloned().collect();
+            problems.push(format!(
+                "not the weights of a RAT+ model: the checkpoint has {} tensors, the first of them `{}`",
+                self.tensors.len(),
+                names.join("`, `")
+            ));
+            return Err(problems);
+        };
+        Ok(Sizes {
+            vocab_size,
+            d_model,
+            num_layers,
+            d_ffn,
+            recurrence: self.separate_gate() || blocks != d_model.saturating_mul(4),
+        })
+    }
+
+    /// The tensors of every weight of `spec`, or everything in which the two differ.
+    pub(crate) fn sources(&self, spec: &ModelSpec) -> Result<Vec<Source>, Vec<String>> {
+        let mut problems = Vec::new();
+        let mut used = BTreeSet::new();
+        let found = self.layers().len();
+        if found != spec.num_layers {
+            problems.push(format!(
+                "num_layers: expected {}, found {found} layers in the checkpoint",
+                spec.num_layers
+            ));
+        }
+        // Layers that only one side has are one line above, not seven each.
+        let common = ModelSpec {
+            num_layers: spec.num_layers.min(found),
+            ..spec.clone()
+        };
+        let mut sources = Vec::new();
+        for weight in Weight::all(&common) {
+            let shape = weight.shape(spec);
+            let mut wanted = vec![(weight.name(), shape.clone())];
+            if let Weight::InProj(layer) = weight
+                && spec.recurrence
+                && self.tensors.contains_key(&gate_name(layer))
+            {
+                wanted[0].1[0] = 4 * spec.d_model;
+                wanted.push((gate_name(layer), vec![spec.d_model; 2]));
+            }
+            let mut parts = Vec::new();
+            for (name, shape) in wanted {
+                match self.get(&name) {
+                    None => problems.push(format!("`{name}`: expected {shape:?}, found nothing")),
+                    Some(tensor) => {
+                        if tensor.shape() != shape {
+                            problems.push(format!(
+                                "`{name}`: expected {shape:?}, found {:?}{}",
+                                tensor.shape(),
+                                self.hint(weight, tensor, spec)
+                            ));
+                        }
+                        if tensor.dtype().element_type().is_none() {
+                            problems.push(format!(
+                                "`{name}`: expected f32, f16 or bf16, found {}",
+                                tensor.dtype()
+                            ));
+                        }
+                        parts.push(tensor.clone());
+                    }
+                }
+                used.insert(name);
+            }
+            sources.push(Source {
+                weight,
+                shape,
+                parts,
+            });
+        }
+        for (name, tensor) in &self.tensors {
+            let layer = name
+                .strip_prefix(LAYERS)
+                .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+            let counted =
+                found != spec.num_layers && layer.is_some_and(|layer| layer >= spec.num_layers);
+            if !used.contains(name) && !counted {
+                problems.push(format!(
+                    "`{name}`: expected no such tensor, found {} {:?}",
+                    tensor.dtype(),
+                    tensor.shape()
+                ));
+            }
+        }
+        if problems.is_empty() {
+            Ok(sources)
+        } else {
+            Err(problems)
+        }
+    }
+
+    fn hint(&self, weight: Weight, tensor: &Tensor, spec: &ModelSpec) -> &'static str {
+        let Weight::InProj(layer) = weight else {
+            return "";
+        };
+        let blocks = |blocks: usize| tensor.shape() == [blocks * spec.d_model, spec.d_model];
+        let apart = self.tensors.contains_key(&gate_name(layer));
+        match spec.recurrence {
+            true if apart && blocks(5) => "; `fgate_proj` would be a second forget gate",
+            true if !apart && blocks(4) => " (no forget gate: attention only, `recurrence: false`)",
+            false if blocks(5) => " (it has a forget gate: `recurrence: true`)",
+            _ => "",
+        }
+    }
+}
+
+/// A pattern that a training run or a path names: one value, or one per layer, of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub dilation: Vec<i64>,
+    pub local_window: Vec<i64>,
+    pub initial: Vec<i64>,
+    /// Where it was found, for a note.
+    pub origin: String,
+}
+
+/// What a training run recorded, as far as it matters here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct SavedConfig {
+    pub d_head: Option<usize>,
+    pub rope_base: Option<f64>,
+    pub pattern: Option<Named>,
+    /// Trained densely and not adapted to a pattern yet.
+    pub pretrained: bool,
+}
+
+/// Reads the configuration saved beside the weights.
+pub(crate) fn saved_config(config: &serde_json::Value) -> SavedConfig {
+    let cell = config.pointer("/model/backbone/seq_cell");
+    let field = |name: &str| cell.and_then(|cell| cell.get(name));
+    let values = |name: &str| match field(name)? {
+        serde_json::Value::Array(items) => items.iter().map(serde_json::Value::as_i64).collect(),
+        value => value.as_i64().map(|value| vec![value]),
+    };
+    let pretrained = field("joint_train").and_then(serde_json::Value::as_bool) == Some(true);
+    let pattern = match (
+        values("dilation_size"),
+        values("local_size"),
+        values("initial_size"),
+    ) {
+        (Some(dilation), Some(local_window), Some(initial)) if !pretrained => Some(Named {
+            dilation,
+            local_window,
+            initial,
+            origin: "the training configuration saved in the checkpoint".into(),
+        }),
+        _ => None,
+    };
+    SavedConfig {
+        d_head: field("d_head")
+            .and_then(serde_json::Value::as_u64)
+            .and_then(|value| usize::try_from(value).ok()),
+        rope_base: config
+            .pointer("/model/embedding/pe/base")
+            .and_then(serde_json::Value::as_f64),
+        pattern,
+        pretrained,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saved_training_configuration_is_read() {
+        let config = |joint: bool| {
+            serde_json::json!({"model": {
+                "backbone": {"seq_cell": {
+                    "dilation_size": [1, 16], "local_size": 256, "initial_size": 4, "d_head": 128, "joint_train": joint,
+                }},
+                "embedding": {"pe": {"base": 10000}},
+            }})
+        };
+        let saved = saved_config(&config(false));
+        let pattern = saved.pattern.unwrap();
+        assert_eq!(
+            (pattern.dilation, pattern.local_window),
+            (vec![1, 16], vec![256])
+        );
+        assert_eq!((saved.d_head, saved.rope_base), (Some(128), Some(10000.0)));
+        assert!(saved_config(&config(true)).pattern.is_none());
+        assert!(saved_config(&config(true)).pretrained);
+        assert_eq!(
+            saved_config(&serde_json::json!([1, {"model": 3}])),
+            SavedConfig::default()
+        );
+    }
+}

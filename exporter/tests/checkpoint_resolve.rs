@@ -1,0 +1,480 @@
+//! Configuration, flags and weights against one another.
+
+use ratplus_exporter::checkpoint::Checkpoint;
+use ratplus_exporter::resolve::{ResolveError, ResolveOptions, Resolved, resolve};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+type Tensors = BTreeMap<String, (&'static str, Vec<usize>)>;
+
+/// Names and shapes of a model of two layers, 64 wide.
+fn tensors(layers: usize, d: usize) -> Tensors {
+    let mut all = Tensors::new();
+    let mut add = |name: String, shape: &[usize]| {
+        all.insert(name, ("F32", shape.to_vec()));
+    };
+    add("embedding.wte.weight".into(), &[97, d]);
+    for layer in 0..layers {
+        let at = |name: &str| format!("backbone.layers.{layer}.{name}.weight");
+        add(at("seq_layer.input_norm"), &[d]);
+        add(at("seq_layer.in_proj"), &[5 * d, d]);
+        add(at("seq_layer.out_proj"), &[d, d]);
+        add(at("hidden_layer.ln"), &[d]);
+        add(at("hidden_layer.fc1"), &[4 * d, d]);
+        add(at("hidden_layer.fc2"), &[d, 4 * d]);
+    }
+    add("backbone.ln.weight".into(), &[d]);
+    add("head.lm_head.weight".into(), &[97, d]);
+    all
+}
+
+fn checkpoint(name: &str, tensors: &Tensors) -> Checkpoint {
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, (dtype, shape)) in tensors {
+        let start = end;
+        end += shape.iter().product::<usize>() * if dtype.ends_with("64") { 8 } else { 4 };
+        header.insert(
+            name.clone(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}),
+        );
+    }
+    let header = Value::Object(header).to_string();
+    let bytes = [
+        (header.len() as u64).to_le_bytes().to_vec(),
+        header.into_bytes(),
+        vec![0; end],
+    ]
+    .concat();
+    Checkpoint::from_bytes(name, bytes).unwrap()
+}
+
+fn config() -> Value {
+    json!({
+        "model_type": "ratplus", "vocab_size": 97, "d_model": 64, "num_layers": 2, "d_head": 16, "d_ffn": 256,
+        "patterns": [{"dilation": 8, "local_window": 8, "initial": 4}, [
+            {"dilation": 1}, {"dilation": 4}, {"dilation": 8}, {"dilation": -1, "local_window": 16}
+        ]],
+    })
+}
+
+fn with_config(
+    tensors: &Tensors,
+    config: &Value,
+    options: ResolveOptions,
+) -> Result<Resolved, ResolveError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    resolve(
+        &checkpoint("model.safetensors", tensors),
+        &ResolveOptions {
+            config: Some(path),
+            ..options
+        },
+    )
+}
+
+#[track_caller]
+fn lines(result: Result<Resolved, ResolveError>) -> Vec<String> {
+    match result.unwrap_err() {
+        ResolveError::Mismatch { problems, .. } | ResolveError::Undetermined { problems, .. } => {
+            problems
+        }
+        other => panic!("{other}"),
+    }
+}
+
+const IN_PROJ: &str = "backbone.layers.1.seq_layer.in_proj.weight";
+const GATE: &str = "backbone.layers.1.seq_layer.fgate_proj.weight";
+
+#[test]
+fn every_size_that_differs_from_the_weights_is_named() {
+    let good = tensors(2, 64);
+    assert_eq!(
+        with_config(&good, &config(), ResolveOptions::default())
+            .unwrap()
+            .sources
+            .len(),
+        15
+    );
+    for (field, value, expected) in [
+        (
+            "vocab_size",
+            json!(100),
+            "`embedding.wte.weight`: expected [100, 64], found [97, 64]",
+        ),
+        (
+            "d_ffn",
+            json!(128),
+            "`backbone.layers.0.hidden_layer.fc1.weight`: expected [128, 64], found [256, 64]",
+        ),
+        (
+            "d_model",
+            json!(128),
+            "`backbone.ln.weight`: expected [128], found [64]",
+        ),
+        (
+            "recurrence",
+            json!(false),
+            "`backbone.layers.0.seq_layer.in_proj.weight`: expected [256, 64], found [320, 64] (it has a forget gate: \
+             `recurrence: true`)",
+        ),
+        (
+            "num_layers",
+            json!(3),
+            "patterns: expected one entry per layer (3), found 2",
+        ),
+        (
+            "d_head",
+            json!(7),
+            "d_head: expected a divisor of d_model 64, found 7",
+        ),
+        ("d_head", json!(0), "d_head: expected 1 to 2^24, found 0"),
+        (
+            "rope_base",
+            json!(-1.0),
+            "rope_base: expected a positive number, found -1",
+        ),
+        (
+            "norm_eps",
+            json!(0.0),
+            "norm_eps: expected a positive number, found 0",
+        ),
+        (
+            "model_type",
+            json!("llama"),
+            "model_type: expected `ratplus`, found `llama`",
+        ),
+    ] {
+        let mut config = config();
+        config[field] = value;
+        if field == "d_model" {
+            config["d_head"] = json!(32);
+        }
+        let found = lines(with_config(&good, &config, ResolveOptions::default()));
+        assert!(found.contains(&expected.to_owned()), "{field}: {found:#?}");
+    }
+}
+
+#[test]
+fn layers_that_only_one_side_has_are_one_line() {
+    let mut three = config();
+    three["num_layers"] = json!(3);
+    three["patterns"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"dilation": 1}));
+    assert_eq!(
+        lines(with_config(
+            &tensors(2, 64),
+            &three,
+            ResolveOptions::default()
+        )),
+        ["num_layers: expected 3, found 2 layers in the checkpoint"]
+    );
+    assert_eq!(
+        lines(with_config(
+            &tensors(5, 64),
+            &config(),
+            ResolveOptions::default()
+        )),
+        ["num_layers: expected 2, found 5 layers in the checkpoint"]
+    );
+}
+
+#[test]
+fn all_differences_are_listed_at_once() {
+    let mut bad = tensors(2, 64);
+    bad.remove("backbone.ln.weight");
+    bad.insert("extra.bias".into(), ("F32", vec![3]));
+    bad.insert("head.lm_head.weight".into(), ("F32", vec![97, 63]));
+    bad.insert(
+        "backbone.layers.0.seq_layer.out_proj.weight".into(),
+        ("I64", vec![64, 64]),
+    );
+    bad.insert(
+        "_orig_mod.embedding.wte.weight".into(),
+        ("F32", vec![97, 64]),
+    );
+    bad.insert(IN_PROJ.into(), ("F32", vec![256, 64]));
+    let error = with_config(&bad, &config(), ResolveOptions::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "model.safetensors: what is expected is not what was found:\
+         \n  `embedding.wte.weight`: expected once, found as `_orig_mod.embedding.wte.weight` and as `embedding.wte.weight`\
+         \n  `backbone.layers.0.seq_layer.out_proj.weight`: expected f32, f16 or bf16, found i64\
+         \n  `backbone.layers.1.seq_layer.in_proj.weight`: expected [320, 64], found [256, 64] (no forget gate: attention \
+         only, `recurrence: false`)\
+         \n  `backbone.ln.weight`: expected [64], found nothing\
+         \n  `head.lm_head.weight`: expected [97, 64], found [97, 63]\
+         \n  `extra.bias`: expected no such tensor, found f32 [3]"
+    );
+}
+
+#[test]
+fn the_separate_gate_has_to_fit() {
+    let with = |in_proj: usize, gate: &[usize], recurrence: bool| {
+        let mut tensors = tensors(2, 64);
+        tensors.insert(IN_PROJ.into(), ("F32", vec![in_proj, 64]));
+        tensors.insert(GATE.into(), ("F32", gate.to_vec()));
+        let mut config = config();
+        config["recurrence"] = json!(recurrence);
+        if !recurrence {
+            tensors.insert(IN_PROJ.replace('1', "0"), ("F32", vec![256, 64]));
+        }
+        with_config(&tensors, &config, ResolveOptions::default())
+    };
+    assert_eq!(
+        with(256, &[64, 64], true).unwrap().sources[8].parts.len(),
+        2
+    );
+    assert_eq!(
+        lines(with(320, &[64, 64], true)),
+        [format!(
+            "`{IN_PROJ}`: expected [256, 64], found [320, 64]; `fgate_proj` would be a second forget gate"
+        )]
+    );
+    assert_eq!(
+        lines(with(256, &[32, 64], true)),
+        [format!("`{GATE}`: expected [64, 64], found [32, 64]")]
+    );
+    assert_eq!(
+        lines(with(256, &[64, 64], false)),
+        [format!(
+            "`{GATE}`: expected no such tensor, found f32 [64, 64]"
+        )]
+    );
+}
+
+#[test]
+fn flags_override_the_configuration_field_by_field() {
+    let options = ResolveOptions {
+        d_head: Some(16),
+        dilation: vec![2, 16],
+        initial: vec![1],
+        ..ResolveOptions::default()
+    };
+    let resolved = with_config(&tensors(2, 64), &config(), options).unwrap();
+    let shown = |layer: usize| {
+        resolved
+            .spec
+            .layer_patterns(layer)
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shown(0), ["D=2 W=8 I=1"; 4]);
+    assert_eq!(
+        shown(1),
+        [
+            "D=16 W=0 I=1",
+            "D=16 W=0 I=1",
+            "D=16 W=0 I=1",
+            "D=16 W=16 I=1"
+        ]
+    );
+    assert_eq!(resolved.notes.len(), 1);
+    assert!(
+        resolved.notes[0].starts_with("--dilation 2,16 and --initial 1 overrides the patterns of ")
+    );
+    let options = ResolveOptions {
+        d_head: Some(32),
+        ..ResolveOptions::default()
+    };
+    let found = lines(with_config(&tensors(2, 64), &config(), options));
+    assert_eq!(
+        found,
+        ["patterns[1]: expected one pattern or one per head (2), found 4"]
+    );
+    let options = ResolveOptions {
+        dilation: vec![1, 2, 3],
+        local_window: vec![-4],
+        initial: vec![1 << 40],
+        ..ResolveOptions::default()
+    };
+    assert_eq!(
+        lines(with_config(&tensors(2, 64), &config(), options)),
+        [
+            "--dilation: expected one value or one per layer (2), found 3",
+            "--local-window: local_window is -4, expected 0 or more and less than 2^31",
+            "--initial: initial is 1099511627776, expected 0 or more and less than 2^31",
+        ]
+    );
+}
+
+#[test]
+fn without_a_configuration_everything_has_a_source_or_a_flag() {
+    let small = checkpoint("model.safetensors", &tensors(2, 64));
+    assert_eq!(
+        lines(resolve(&small, &ResolveOptions::default())),
+        [
+            "d_head: 2 layers of width 64 are no released size; give --d-head or --config",
+            "pattern: neither the checkpoint nor its path names one; give --dilation (with --local-window and --initial), \
+             or --config",
+        ]
+    );
+    let flags = ResolveOptions {
+        d_head: Some(16),
+        dilation: vec![1, 8],
+        initial: vec![4],
+        ..ResolveOptions::default()
+    };
+    let resolved = resolve(&small, &flags).unwrap();
+    assert_eq!(
+        resolved.spec.layer_patterns(1)[0].to_string(),
+        "D=8 W=0 I=4"
+    );
+    assert_eq!(
+        resolved.notes,
+        [
+            "sizes from the weights: 2 layers, d_model 64, d_ffn 256, vocabulary 97, with recurrence",
+            "pattern by layer (D=1 W=0 I=4; D=8 W=0 I=4) from --dilation 1,8 and --initial 4; no local window, as no flag \
+             gives any",
+        ]
+    );
+    let windows = ResolveOptions {
+        d_head: Some(16),
+        local_window: vec![3],
+        ..ResolveOptions::default()
+    };
+    assert!(lines(resolve(&small, &windows))[0].starts_with("pattern: neither"));
+    let named = checkpoint("runs/d16w256p4/model.safetensors", &tensors(2, 64));
+    let resolved = resolve(&named, &windows).unwrap();
+    assert_eq!(
+        resolved.spec.layer_patterns(0)[0].to_string(),
+        "D=16 W=3 I=4"
+    );
+    assert_eq!(
+        resolved.notes[1],
+        "pattern D=16 W=3 I=4 from the name `d16w256p4`, changed by --local-window 3"
+    );
+    let dilation = ResolveOptions {
+        d_head: Some(16),
+        dilation: vec![2],
+        ..ResolveOptions::default()
+    };
+    let notes = resolve(&named, &dilation).unwrap().notes;
+    assert_eq!(
+        notes[1],
+        "set aside for --dilation: D=16 W=256 I=4 from the name `d16w256p4`"
+    );
+    assert_eq!(
+        notes[2],
+        "pattern D=2 W=0 I=0 from --dilation 2; no local window and no initial tokens, as no flag gives any"
+    );
+    let joint = checkpoint(
+        "x-ratplusd64p0w0reTruejointtrainTrue-ffn/1.safetensors",
+        &tensors(2, 64),
+    );
+    assert!(lines(resolve(&joint, &windows))[0].contains("joint-training run"));
+}
+
+#[test]
+fn released_sizes_need_no_head_size() {
+    // Shapes of the released model without their elements: rows of the vocabulary are not checked here.
+    let mut shapes = tensors(24, 8);
+    for (_, shape) in shapes.values_mut() {
+        for dim in shape.iter_mut() {
+            *dim = if *dim == 97 { 97 } else { *dim * 256 };
+        }
+    }
+    let (mut header, mut end) = (serde_json::Map::new(), 0u64);
+    for (name, (_, shape)) in &shapes {
+        let start = end;
+        end += shape.iter().product::<usize>() as u64 * 2;
+        header.insert(
+            name.clone(),
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}),
+        );
+    }
+    let header = Value::Object(header).to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("D16_W256.safetensors");
+    std::fs::write(
+        &path,
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat(),
+    )
+    .unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    // Sparse: the elements are holes.
+    file.set_len(8 + header.len() as u64 + end).unwrap();
+    let resolved = resolve(
+        &Checkpoint::open(&path).unwrap(),
+        &ResolveOptions::default(),
+    )
+    .unwrap();
+    assert_eq!((resolved.spec.d_head, resolved.spec.num_layers), (128, 24));
+    assert_eq!(
+        resolved.notes[1],
+        "d_head 128: the size is the released 1.5B model's"
+    );
+    assert_eq!(
+        resolved.notes[2],
+        "pattern D=16 W=256 I=4 from the name `D16_W256.safetensors`; it does not name the initial tokens, so they are \
+         those of the released recipe (--initial changes them)"
+    );
+}
+
+#[test]
+fn other_checkpoints_are_told_apart() {
+    let other: Tensors = [("model.embed_tokens.weight".to_owned(), ("F32", vec![10, 4]))].into();
+    let found = lines(resolve(
+        &checkpoint("model.safetensors", &other),
+        &ResolveOptions::default(),
+    ));
+    assert_eq!(
+        found.last().unwrap(),
+        "not the weights of a RAT+ model: the checkpoint has 1 tensors, the first of them `model.embed_tokens.weight`"
+    );
+    let mut gap = tensors(4, 64);
+    gap.retain(|name, _| !name.contains("layers.2."));
+    gap.insert(
+        "backbone.layers.99999999999999999999.x".into(),
+        ("F32", vec![1]),
+    );
+    let options = ResolveOptions {
+        d_head: Some(16),
+        dilation: vec![1],
+        ..ResolveOptions::default()
+    };
+    let found = lines(resolve(&checkpoint("model.safetensors", &gap), &options));
+    assert!(
+        found[0].starts_with("`backbone.layers.2`: expected layers numbered from 0"),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn configurations_that_cannot_be_read() {
+    let model = checkpoint("model.safetensors", &tensors(2, 64));
+    let with = |path: &Path| {
+        let options = ResolveOptions {
+            config: Some(path.to_owned()),
+            ..ResolveOptions::default()
+        };
+        match resolve(&model, &options).unwrap_err() {
+            ResolveError::Config { problem, .. } => problem,
+            other => panic!("{other}"),
+        }
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    assert!(with(&path).starts_with("cannot open: "));
+    assert!(with(directory.path()).ends_with("found no file"));
+    for (text, problem) in [
+        ("", "EOF while parsing"),
+        ("[]", "invalid"),
+        (r#"{"vocab_size": -1}"#, "invalid value"),
+        (r#"{"hidden_size": 4}"#, "unknown field `hidden_size`"),
+        (r#"{"vocab_size": 1, "vocab_size": 1}"#, "duplicate field"),
+        (r#"{"patterns": [{"dilation": 0}]}"#, "did not match"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let found = with(&path);
+        assert!(
+            found.starts_with("not a model configuration: ") && found.contains(problem),
+            "{text}: {found}"
+        );
+    }
+}
