@@ -1,1 +1,30 @@
-//! Placeholder.
+//! The two RAT+ operators on plain pointers, for CPUs.
+//!
+//! [`recurrence_scan`] and [`dilated_attention`] take the operators' tensors as dense row-major
+//! pointers and a [`ParallelFor`] that the caller supplies; they start no thread of their own.
+//! x86-64 runs AVX-512 or AVX2 code where the processor has it, found at run time; everything
+//! else runs portable code ([`isa`] tells which). Elements are f32, f16 or bf16, all arithmetic
+//! is f32. On one machine results are bit-identical for every `ParallelFor` and do not depend on
+//! the other sequences of the batch.
+//!
+//! What the operators compute is defined by [`ratplus_graphs`]: the patterns, the cache rows and
+//! the tensor shapes.
+
+mod attention;
+mod element;
+mod isa;
+mod parallel;
+mod rope;
+mod scan;
+mod scratch;
+mod simd;
+#[cfg(test)]
+mod tests;
+
+pub use attention::{
+    AttentionParams, attention_workspace_bytes, dilated_attention, dilated_attention_on,
+};
+pub use element::Element;
+pub use isa::{Isa, isa};
+pub use parallel::{ParallelFor, Serial};
+pub use scan::{ScanParams, recurrence_scan, recurrence_scan_on};

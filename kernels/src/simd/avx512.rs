@@ -1,0 +1,131 @@
+//! AVX-512: 16 lanes.
+
+use super::{Avx2, Gemm, Simd, gemm};
+use std::arch::x86_64::*;
+
+/// AVX-512 F, BW, DQ and VL, with AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+macro_rules! operations {
+    ($($name:ident($($arg:ident),*) $body:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($($arg: __m512),*) -> __m512 {
+            // SAFETY: the caller vouches for AVX-512.
+            unsafe { $body }
+        }
+    )*};
+}
+
+const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+
+    operations! {
+        add(a, b) _mm512_add_ps(a, b);
+        sub(a, b) _mm512_sub_ps(a, b);
+        mul(a, b) _mm512_mul_ps(a, b);
+        div(a, b) _mm512_div_ps(a, b);
+        mul_add(a, b, c) _mm512_fmadd_ps(a, b, c);
+        neg_mul_add(a, b, c) _mm512_fnmadd_ps(a, b, c);
+        max(a, b) _mm512_max_ps(a, b);
+        abs(a) _mm512_abs_ps(a);
+        round(a) _mm512_roundscale_ps::<NEAREST>(a);
+        pow2(n) _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(
+            _mm512_cvtps_epi32(n),
+            _mm512_set1_epi32(127),
+        )));
+        select_negative(sign, a, b)
+            _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(sign)), a);
+        keep_between(v, low, x, high) {
+            let above = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(low, x);
+            let keep = _mm512_mask_cmp_ps_mask::<_CMP_LE_OQ>(above, x, high);
+            _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), keep, v)
+        };
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512 and 16 elements.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, v: __m512) {
+        // SAFETY: the caller vouches for AVX-512 and 16 elements.
+        unsafe { _mm512_storeu_ps(to, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512 and 16 elements.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, v: __m512) {
+        // SAFETY: the caller vouches for AVX-512 and 16 elements.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512 and 16 elements.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, v: __m512) {
+        // SAFETY: the caller vouches for AVX-512 and 16 elements.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_add_epi32(bits, bias);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let narrow = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(narrow));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_add(a: __m512) -> f32 {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { _mm512_reduce_add_ps(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn reduce_max(a: __m512) -> f32 {
+        // SAFETY: the caller vouches for AVX-512.
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: forwarded; AVX-512 implies AVX2 here.
+        unsafe { Avx2::transpose8(from, from_stride, to, to_stride) }
+    }
+
+    #[inline(always)]
+    unsafe fn gemm(g: &Gemm) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn compiled(g: &Gemm) {
+            // SAFETY: forwarded. 24 sums, 4 vectors of `b` and a factor fit 32 registers.
+            unsafe { gemm::run::<Avx512, 6, 4>(g) }
+        }
+        // SAFETY: forwarded.
+        unsafe { compiled(g) }
+    }
+}

@@ -1,0 +1,92 @@
+//! Vectors of f32 and the few operations that the kernels need.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod gemm;
+mod math;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use gemm::Gemm;
+pub(crate) use math::{exp2, exp2_one, gate_blend};
+pub(crate) use portable::Portable;
+
+/// No instruction set has more lanes.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Asks for the cache line at `address`, which may be anywhere; does nothing where the target has
+/// no such instruction.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of every x86-64; prefetching touches no memory.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// An instruction set. Every method may only be called on a machine that has it, and is only
+/// fast when inlined into a function compiled for it.
+#[allow(clippy::missing_safety_doc)] // One condition for all, above; pointers as their names say.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// A vector.
+    type V: Copy;
+    /// f32 in a vector.
+    const LANES: usize;
+
+    /// `x` in every lane.
+    unsafe fn splat(x: f32) -> Self::V;
+    /// Loads f32 from any address.
+    unsafe fn load(from: *const f32) -> Self::V;
+    /// Stores f32 to any address.
+    unsafe fn store(to: *mut f32, v: Self::V);
+    /// Loads f16.
+    unsafe fn load_f16(from: *const u16) -> Self::V;
+    /// Stores f16, rounded to nearest even.
+    unsafe fn store_f16(to: *mut u16, v: Self::V);
+    /// Loads bf16.
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    /// Stores bf16, rounded to nearest even.
+    unsafe fn store_bf16(to: *mut u16, v: Self::V);
+
+    /// `a + b`
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    /// `a - b`
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b`
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`
+    unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `c - a * b`
+    unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// `|a|`
+    unsafe fn abs(a: Self::V) -> Self::V;
+    /// The nearest integer.
+    unsafe fn round(a: Self::V) -> Self::V;
+    /// `2^n` for integers `-127 <= n <= 127`; 0 for -127.
+    unsafe fn pow2(n: Self::V) -> Self::V;
+    /// `a` where `sign` has its sign bit set, else `b`.
+    unsafe fn select_negative(sign: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// `v` where `low <= x <= high`, else minus infinity.
+    unsafe fn keep_between(v: Self::V, low: Self::V, x: Self::V, high: Self::V) -> Self::V;
+    /// The sum of all lanes.
+    unsafe fn reduce_add(a: Self::V) -> f32;
+    /// The largest lane.
+    unsafe fn reduce_max(a: Self::V) -> f32;
+
+    /// Writes the transpose of the 8 x 8 block at `from` (rows `from_stride` apart) to `to`.
+    unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
+    /// Runs `gemm`.
+    unsafe fn gemm(gemm: &Gemm);
+}

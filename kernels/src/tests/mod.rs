@@ -1,0 +1,116 @@
+//! Every kernel against an f64 model with the whole history and the literal predicate, on every
+//! instruction set that this machine has.
+
+mod attention;
+mod model;
+mod scan;
+mod simd;
+#[cfg(unix)]
+mod timing;
+
+use crate::{Element, Isa, ParallelFor, Serial};
+use half::{bf16, f16};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The instruction sets under test; says which of the compiled ones this machine lacks.
+pub(crate) fn isas() -> Vec<Isa> {
+    let found = Isa::available();
+    #[cfg(target_arch = "x86_64")]
+    for isa in [Isa::Avx512, Isa::Avx2] {
+        if !found.contains(&isa) {
+            println!("skipped {}: this machine does not have it", isa.name());
+        }
+    }
+    found
+}
+
+/// An element type with its conversions and its rounding error.
+pub(crate) trait Real: Element + PartialEq {
+    /// Largest relative error of rounding to the type.
+    const UNIT: f64;
+    fn of(x: f64) -> Self;
+    fn real(self) -> f64;
+    fn bits(self) -> u32;
+    /// Not a number, whose bits the kernels have to keep where they copy.
+    fn poison() -> Self;
+}
+
+macro_rules! real {
+    ($($type:ty, $digits:literal, $of:expr;)*) => {$(
+        impl Real for $type {
+            const UNIT: f64 = 1.0 / (1u64 << $digits) as f64;
+            fn of(x: f64) -> Self { $of(x) }
+            fn real(self) -> f64 { self.into() }
+            fn bits(self) -> u32 { self.to_bits().into() }
+            fn poison() -> Self { <$type>::NAN }
+        }
+    )*};
+}
+
+real! {
+    f32, 24, |x| x as f32;
+    f16, 11, f16::from_f64;
+    bf16, 8, bf16::from_f64;
+}
+
+pub(crate) fn bits<T: Real>(values: &[T]) -> Vec<u32> {
+    values.iter().map(|value| value.bits()).collect()
+}
+
+pub(crate) fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+/// Uniform values of magnitude up to `limit`.
+pub(crate) fn random<T: Real>(rng: &mut ChaCha8Rng, count: usize, limit: f64) -> Vec<T> {
+    (0..count)
+        .map(|_| T::of(rng.random_range(-limit..limit)))
+        .collect()
+}
+
+/// Runs the tasks from the last to the first.
+pub(crate) struct Reversed;
+
+impl ParallelFor for Reversed {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).rev().for_each(task);
+    }
+}
+
+/// Threads that take one task after another.
+pub(crate) struct Threads(pub usize);
+
+impl ParallelFor for Threads {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..self.0 {
+                scope.spawn(|| {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        if index >= tasks {
+                            break;
+                        }
+                        task(index);
+                    }
+                });
+            }
+        });
+    }
+
+    fn threads(&self) -> usize {
+        self.0
+    }
+}
+
+/// Pools that must all give what [`Serial`] gives.
+pub(crate) fn pools() -> [(&'static str, Box<dyn ParallelFor>); 4] {
+    [
+        ("serial", Box::new(Serial)),
+        ("reversed", Box::new(Reversed)),
+        ("2 threads", Box::new(Threads(2))),
+        ("4 threads", Box::new(Threads(4))),
+    ]
+}

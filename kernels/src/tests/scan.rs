@@ -1,0 +1,310 @@
+use super::{Real, bits, isas, model, pools, random, rng};
+use crate::{Isa, ParallelFor, ScanParams, Serial, recurrence_scan, recurrence_scan_on};
+use half::{bf16, f16};
+use proptest::prelude::*;
+use rand::Rng;
+
+/// The tensors of one call.
+#[derive(Clone)]
+struct Call<T> {
+    batch: usize,
+    seq_len: usize,
+    channels: usize,
+    key: Vec<T>,
+    value: Vec<T>,
+    gate: Vec<T>,
+    past: Vec<i64>,
+    seq: Vec<i64>,
+    gated_key: Vec<T>,
+    gated_value: Vec<T>,
+}
+
+impl<T: Real> Call<T> {
+    /// Runs on `state`, in place or into a buffer that held NaN.
+    fn run(&mut self, isa: Isa, pool: &dyn ParallelFor, state: &mut [Vec<f32>; 2], aliased: bool) {
+        let mut fresh = state.clone().map(|s| vec![f32::NAN; s.len()]);
+        let new = if aliased {
+            [state[0].as_mut_ptr(), state[1].as_mut_ptr()]
+        } else {
+            [fresh[0].as_mut_ptr(), fresh[1].as_mut_ptr()]
+        };
+        self.gated_key.fill(T::poison());
+        self.gated_value.fill(T::poison());
+        let old = if aliased {
+            [new[0].cast_const(), new[1].cast_const()]
+        } else {
+            [state[0].as_ptr(), state[1].as_ptr()]
+        };
+        let params = ScanParams {
+            batch: self.batch,
+            seq_len: self.seq_len,
+            channels: self.channels,
+            key: self.key.as_ptr(),
+            value: self.value.as_ptr(),
+            gate: self.gate.as_ptr(),
+            state_key: old[0],
+            state_value: old[1],
+            past_length: self.past.as_ptr(),
+            seq_length: self.seq.as_ptr(),
+            gated_key: self.gated_key.as_mut_ptr(),
+            gated_value: self.gated_value.as_mut_ptr(),
+            new_state_key: new[0],
+            new_state_value: new[1],
+        };
+        // SAFETY: every buffer has its tensor's size, and this machine has `isa`.
+        unsafe { recurrence_scan_on(isa, &params, pool).unwrap() };
+        if !aliased {
+            *state = fresh;
+        }
+    }
+
+    fn row(&self, slot: usize, t: usize) -> std::ops::Range<usize> {
+        let at = (slot * self.seq_len + t) * self.channels;
+        at..at + self.channels
+    }
+}
+
+fn reals<T: Real>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|v| v.real()).collect()
+}
+
+/// Sequences of `batch` slots fed in random chunks; every chunk compared with the model, every
+/// pool and aliasing with the serial run.
+fn replay<T: Real>(isa: Isa, seed: u64, batch: usize, channels: usize, steps: usize, limit: f64) {
+    let mut rng = rng(seed);
+    let mut state = [(); 2].map(|()| vec![f32::NAN; batch * channels]);
+    let mut history = vec![[vec![], vec![], vec![]]; batch];
+    for _ in 0..steps {
+        let seq_len = if rng.random_bool(0.4) {
+            1
+        } else {
+            rng.random_range(1..40)
+        };
+        let count = batch * seq_len * channels;
+        let mut call = Call {
+            batch,
+            seq_len,
+            channels,
+            key: random::<T>(&mut rng, count, 2.0),
+            value: random::<T>(&mut rng, count, 2.0),
+            gate: random::<T>(&mut rng, count, limit),
+            past: vec![],
+            seq: vec![],
+            gated_key: vec![T::poison(); count],
+            gated_value: vec![T::poison(); count],
+        };
+        for slot in 0..batch {
+            if rng.random_bool(0.1) {
+                // Starts over; whatever the state holds must not matter.
+                history[slot] = [vec![], vec![], vec![]];
+                state
+                    .iter_mut()
+                    .for_each(|s| s[slot * channels..][..channels].fill(f32::NAN));
+            }
+            call.past.push(history[slot][0].len() as i64);
+            let tokens = match rng.random_range(0..4) {
+                0 => 0,
+                1 => seq_len,
+                _ => rng.random_range(0..=seq_len),
+            };
+            call.seq.push(tokens as i64);
+            for t in 0..seq_len {
+                let row = call.row(slot, t);
+                if t < tokens {
+                    if rng.random_bool(0.2) {
+                        call.gate[row.start] = T::of(f64::INFINITY);
+                        call.gate[row.end - 1] = T::of(f64::NEG_INFINITY);
+                    }
+                    history[slot][0].push(reals(&call.key[row.clone()]));
+                    history[slot][1].push(reals(&call.value[row.clone()]));
+                    history[slot][2].push(reals(&call.gate[row]));
+                } else {
+                    for buffer in [&mut call.key, &mut call.value, &mut call.gate] {
+                        buffer[row.clone()].fill(T::poison());
+                    }
+                }
+            }
+        }
+        let before = state.clone();
+        call.run(isa, &Serial, &mut state, false);
+        for (name, pool) in pools() {
+            for aliased in [false, true] {
+                let (mut other, mut other_state) = (call.clone(), before.clone());
+                other.run(isa, &*pool, &mut other_state, aliased);
+                assert_eq!(
+                    bits(&call.gated_key),
+                    bits(&other.gated_key),
+                    "{name} {aliased}"
+                );
+                assert_eq!(
+                    bits(&call.gated_value),
+                    bits(&other.gated_value),
+                    "{name} {aliased}"
+                );
+                for i in 0..2 {
+                    assert_eq!(bits(&state[i]), bits(&other_state[i]), "{name} {aliased}");
+                }
+            }
+        }
+        for slot in 0..batch {
+            let tokens = call.seq[slot] as usize;
+            let own = slot * channels..(slot + 1) * channels;
+            for which in 0..2 {
+                let result = [&call.gated_key, &call.gated_value][which];
+                let expected = model::scan(&history[slot][which], &history[slot][2]);
+                let past = call.past[slot] as usize;
+                for t in 0..seq_len {
+                    for (c, got) in result[call.row(slot, t)].iter().enumerate() {
+                        if t >= tokens {
+                            assert_eq!(got.bits(), 0, "{isa:?} slot {slot} padded row {t}");
+                            continue;
+                        }
+                        let want = expected[past + t][c];
+                        let error = (got.real() - want).abs();
+                        // Inputs are up to 2.
+                        assert!(
+                            error <= T::UNIT * want.abs() + 2e-5,
+                            "{isa:?} slot {slot} row {t} channel {c}: {} is not {want}",
+                            got.real()
+                        );
+                    }
+                }
+                if tokens == 0 {
+                    assert_eq!(
+                        bits(&state[which][own.clone()]),
+                        bits(&before[which][own.clone()])
+                    );
+                } else {
+                    let last = expected.last().unwrap();
+                    for (got, want) in state[which][own.clone()].iter().zip(last) {
+                        assert!(
+                            (f64::from(*got) - want).abs() <= 2e-5,
+                            "{got} is not {want}"
+                        );
+                    }
+                }
+            }
+        }
+        isolation(isa, &call, &before, &state);
+    }
+}
+
+/// Runs again with NaN in every slot but one: that one's bits stay.
+fn isolation<T: Real>(isa: Isa, call: &Call<T>, before: &[Vec<f32>; 2], after: &[Vec<f32>; 2]) {
+    for slot in 0..call.batch {
+        let (mut other, mut state) = (call.clone(), before.clone());
+        let rows = call.row(slot, 0).start..call.row(slot, call.seq_len).start;
+        let own = slot * call.channels..(slot + 1) * call.channels;
+        for buffer in [&mut other.key, &mut other.value, &mut other.gate] {
+            for (i, x) in buffer.iter_mut().enumerate() {
+                if !rows.contains(&i) {
+                    *x = T::poison();
+                }
+            }
+        }
+        for s in &mut state {
+            for (i, x) in s.iter_mut().enumerate() {
+                if !own.contains(&i) {
+                    *x = f32::NAN;
+                }
+            }
+        }
+        other.run(isa, &Serial, &mut state, true);
+        assert_eq!(
+            bits(&call.gated_key[rows.clone()]),
+            bits(&other.gated_key[rows.clone()])
+        );
+        assert_eq!(
+            bits(&call.gated_value[rows.clone()]),
+            bits(&other.gated_value[rows])
+        );
+        for i in 0..2 {
+            assert_eq!(bits(&after[i][own.clone()]), bits(&state[i][own.clone()]));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn any_chunking_agrees_with_the_model(
+        seed: u64, batch in 1usize..4, channels in 1usize..150, limit in 0.1..60f64,
+    ) {
+        for isa in isas() {
+            replay::<f32>(isa, seed, batch, channels, 4, limit);
+            replay::<f16>(isa, seed, batch, channels, 4, limit);
+            replay::<bf16>(isa, seed, batch, channels, 4, limit);
+        }
+    }
+}
+
+#[test]
+fn many_channels_are_split_into_tasks() {
+    for isa in isas() {
+        replay::<f32>(isa, 1, 2, 1030, 3, 4.0);
+        replay::<bf16>(isa, 2, 1, 5000, 2, 4.0);
+    }
+}
+
+#[test]
+fn nearly_closed_gates_still_let_tokens_in() {
+    // 1 - sigmoid(17) is below the spacing of f32 at 1: a rounded gate would keep the state at 0
+    // for ever.
+    let tokens = 4096;
+    let ones = vec![1f32; tokens];
+    for isa in isas() {
+        let mut call = Call {
+            batch: 1,
+            seq_len: tokens,
+            channels: 1,
+            key: ones.clone(),
+            value: ones.clone(),
+            gate: vec![17.0; tokens],
+            past: vec![0],
+            seq: vec![tokens as i64],
+            gated_key: ones.clone(),
+            gated_value: ones.clone(),
+        };
+        call.run(isa, &Serial, &mut [vec![0.0], vec![0.0]], true);
+        let expected = model::scan(&vec![vec![1.0]; tokens], &vec![vec![17.0]; tokens]);
+        let (got, want) = (
+            f64::from(call.gated_key[tokens - 1]),
+            expected[tokens - 1][0],
+        );
+        assert!(
+            (got / want - 1.0).abs() < 1e-4,
+            "{isa:?}: {got} is not {want}"
+        );
+    }
+}
+
+#[test]
+fn impossible_lengths_are_refused_before_anything_is_written() {
+    let (x, state) = ([1f32; 8], [0f32; 4]);
+    let (mut out, mut new) = ([[7f32; 8]; 2], [[7f32; 4]; 2]);
+    for lengths in [[0i64, 3], [0, -1]] {
+        let [key, value] = &mut out;
+        let [new_key, new_value] = &mut new;
+        let params = ScanParams {
+            batch: 2,
+            seq_len: 2,
+            channels: 2,
+            key: x.as_ptr(),
+            value: x.as_ptr(),
+            gate: x.as_ptr(),
+            state_key: state.as_ptr(),
+            state_value: state.as_ptr(),
+            past_length: [0i64, 0].as_ptr(),
+            seq_length: lengths.as_ptr(),
+            gated_key: key.as_mut_ptr(),
+            gated_value: value.as_mut_ptr(),
+            new_state_key: new_key.as_mut_ptr(),
+            new_state_value: new_value.as_mut_ptr(),
+        };
+        // SAFETY: every buffer has its tensor's size.
+        let error = unsafe { recurrence_scan(&params, &Serial) }.unwrap_err();
+        assert_eq!(error.slot, 1);
+        assert_eq!((out, new), ([[7.0; 8]; 2], [[7.0; 4]; 2]));
+    }
+}

@@ -1,0 +1,214 @@
+// `kernel!` bodies have an element type, needed or not.
+#![allow(clippy::extra_unused_type_parameters)]
+
+use super::isas;
+use crate::element::Element;
+use crate::isa::kernel;
+use crate::simd::{Gemm, Simd, exp2};
+use half::{bf16, f16};
+
+/// More lanes than any instruction set has, for whole vectors of every length.
+const CHUNK: usize = 16;
+
+kernel! {
+    fn exp2_of<T>(x: &[f32], out: &mut [f32]) = exp2_body
+}
+
+#[inline(always)]
+unsafe fn exp2_body<S: Simd, T: Element>(x: &[f32], out: &mut [f32]) {
+    assert!(x.len() == out.len() && x.len().is_multiple_of(CHUNK));
+    for i in (0..x.len()).step_by(S::LANES) {
+        // SAFETY: whole vectors.
+        unsafe {
+            S::store(
+                out.as_mut_ptr().add(i),
+                exp2::<S>(S::load(x.as_ptr().add(i))),
+            )
+        };
+    }
+}
+
+#[test]
+fn exp2_is_accurate_and_vanishes() {
+    let mut x: Vec<f32> = (0..160_000)
+        .map(|i| i as f32 * -126.0 / 160_000.0)
+        .collect();
+    x[0] = -0.0;
+    for isa in isas() {
+        let mut out = vec![0.0; x.len()];
+        // SAFETY: this machine has `isa`.
+        unsafe { exp2_of::<f32>(isa, &x, &mut out) };
+        for (x, out) in x.iter().zip(&out) {
+            let want = f64::from(*x).exp2();
+            let error = (f64::from(*out) / want - 1.0).abs();
+            assert!(error < 1.8e-7, "{isa:?}: 2^{x} is {want}, not {out}");
+        }
+        let mut special = [-127.0f32; CHUNK];
+        special[0] = f32::NEG_INFINITY;
+        special[1] = f32::NAN;
+        special[2] = f32::MIN;
+        special[3] = 0.0;
+        let mut out = [1.0; CHUNK];
+        // SAFETY: this machine has `isa`.
+        unsafe { exp2_of::<f32>(isa, &special, &mut out) };
+        assert!(out[1].is_nan(), "{isa:?}");
+        assert_eq!(
+            (out[0], out[2], out[3], out[4]),
+            (0.0, 0.0, 1.0, 0.0),
+            "{isa:?}"
+        );
+    }
+}
+
+kernel! {
+    fn narrow<T>(x: &[f32], out: &mut [T], back: &mut [f32]) = narrow_body
+}
+
+#[inline(always)]
+unsafe fn narrow_body<S: Simd, T: Element>(x: &[f32], out: &mut [T], back: &mut [f32]) {
+    assert!(x.len() == out.len() && x.len() == back.len() && x.len().is_multiple_of(CHUNK));
+    for i in (0..x.len()).step_by(S::LANES) {
+        // SAFETY: whole vectors.
+        unsafe {
+            T::store::<S>(out.as_mut_ptr().add(i), S::load(x.as_ptr().add(i)));
+            S::store(back.as_mut_ptr().add(i), T::load::<S>(out.as_ptr().add(i)));
+        }
+    }
+}
+
+#[test]
+fn conversions_are_those_of_the_half_crate() {
+    // Every f16 and bf16, the halfway points between them and their neighbours.
+    let mut x = vec![];
+    for bits in 0..=u16::MAX {
+        let (a, b) = (
+            f16::from_bits(bits).to_f32(),
+            bf16::from_bits(bits).to_f32(),
+        );
+        let next = f16::from_bits(bits.wrapping_add(1)).to_f32();
+        let middle = (a + next) / 2.0;
+        let tie = f32::from_bits((u32::from(bits) << 16) | 0x8000);
+        x.extend([a, b, middle, middle.next_up(), middle.next_down()]);
+        x.extend([tie, tie.next_up(), tie.next_down()]);
+    }
+    assert!(x.len().is_multiple_of(CHUNK));
+    let same = |a: u16, b: u16, nan: bool| a == b || nan;
+    for isa in isas() {
+        let mut back = vec![0.0; x.len()];
+        let mut half = vec![f16::ZERO; x.len()];
+        // SAFETY: this machine has `isa`.
+        unsafe { narrow(isa, &x, &mut half, &mut back) };
+        for ((&x, h), &back) in x.iter().zip(&half).zip(&back) {
+            let nan = x.is_nan() && h.is_nan() && back.is_nan();
+            assert!(
+                same(h.to_bits(), f16::from_f32(x).to_bits(), nan),
+                "{isa:?} {x} {h}"
+            );
+            assert!(nan || back == h.to_f32(), "{isa:?} {x} {back}");
+        }
+        let mut brain = vec![bf16::ZERO; x.len()];
+        // SAFETY: this machine has `isa`.
+        unsafe { narrow(isa, &x, &mut brain, &mut back) };
+        for ((&x, h), &back) in x.iter().zip(&brain).zip(&back) {
+            let nan = x.is_nan() && h.is_nan() && back.is_nan();
+            assert!(
+                same(h.to_bits(), bf16::from_f32(x).to_bits(), nan),
+                "{isa:?} {x} {h}"
+            );
+            assert!(nan || back == h.to_f32(), "{isa:?} {x} {back}");
+        }
+    }
+}
+
+kernel! {
+    fn transpose<T>(x: &[f32; 80], out: &mut [f32; 72]) = transpose_body
+}
+
+#[inline(always)]
+unsafe fn transpose_body<S: Simd, T: Element>(x: &[f32; 80], out: &mut [f32; 72]) {
+    // SAFETY: 8 rows of 10, 8 rows of 9.
+    unsafe { S::transpose8(x.as_ptr(), 10, out.as_mut_ptr(), 9) }
+}
+
+kernel! {
+    fn multiply<T>(gemm: &Gemm) = multiply_body
+}
+
+#[inline(always)]
+unsafe fn multiply_body<S: Simd, T: Element>(gemm: &Gemm) {
+    // SAFETY: forwarded.
+    unsafe { S::gemm(gemm) }
+}
+
+#[test]
+fn blocks_transpose() {
+    let x: [f32; 80] = std::array::from_fn(|i| i as f32);
+    for isa in isas() {
+        let mut out = [0.0; 72];
+        // SAFETY: this machine has `isa`.
+        unsafe { transpose::<f32>(isa, &x, &mut out) };
+        for i in 0..8 {
+            for j in 0..8 {
+                assert_eq!(out[j * 9 + i], x[i * 10 + j], "{isa:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_every_block_size() {
+    // Small integers: sums are exact in any order.
+    let value = |i: usize| (i * 7 % 11) as f32 - 5.0;
+    for isa in isas() {
+        for rows in 1..15 {
+            for cols in (16..160).step_by(16) {
+                for (depth, scaled) in [(1, false), (5, true), (8, false)] {
+                    let a: Vec<f32> = (0..rows * (depth + 1)).map(value).collect();
+                    let b: Vec<f32> = (0..depth * (cols + 3)).map(value).collect();
+                    let before: Vec<f32> = (0..rows * (cols + 2)).map(value).collect();
+                    let scale: Vec<f32> = (0..rows).map(value).collect();
+                    let mut c = before.clone();
+                    let gemm = Gemm {
+                        rows,
+                        cols,
+                        depth,
+                        a: a.as_ptr(),
+                        a_stride: depth + 1,
+                        b: b.as_ptr(),
+                        b_stride: cols + 3,
+                        c: c.as_mut_ptr(),
+                        c_stride: cols + 2,
+                        scale: if scaled {
+                            scale.as_ptr()
+                        } else {
+                            std::ptr::null()
+                        },
+                    };
+                    // SAFETY: this machine has `isa`; the buffers have these sizes.
+                    unsafe { multiply::<f32>(isa, &gemm) };
+                    for i in 0..rows {
+                        for j in 0..cols + 2 {
+                            let old = before[i * (cols + 2) + j];
+                            let sum: f32 = (0..depth)
+                                .map(|k| {
+                                    a[i * (depth + 1) + k]
+                                        * b[(k * (cols + 3) + j).min(b.len() - 1)]
+                                })
+                                .sum();
+                            let want = match (j < cols, scaled) {
+                                (false, _) => old,
+                                (true, true) => scale[i] * old + sum,
+                                (true, false) => sum,
+                            };
+                            assert_eq!(
+                                c[i * (cols + 2) + j],
+                                want,
+                                "{isa:?} {rows} {cols} {depth}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
