@@ -1,0 +1,318 @@
+//! A node of a session: made once, run many times, from many threads.
+
+use crate::api::{Api, Failure, Tensor, TensorShape};
+use crate::compute::{self, Call};
+use crate::plan::Plan;
+use ort_sys::{OrtAllocatorType, OrtKernelContext, OrtKernelInfo, OrtMemType, OrtMemoryInfo};
+use ratplus_graphs::ops::{AttentionAttributes, DOMAIN, ElementType, Op, RawAttentionAttributes};
+use std::ffi::CStr;
+use std::ptr::null_mut;
+use std::sync::OnceLock;
+
+/// No operator has more inputs.
+const MAX_INPUTS: usize = 9;
+/// No operator has more outputs.
+const MAX_OUTPUTS: usize = 4;
+
+/// Input shapes a node keeps plans for. A node of a static model has one; one that alternates
+/// between prefill chunks and decode has one per chunk length.
+const PLANS: usize = 4;
+
+/// One node.
+pub struct Kernel {
+    api: Api,
+    node: String,
+    op: Op,
+    element: ElementType,
+    attributes: Option<AttentionAttributes>,
+    /// Filled from the first on. Shapes beyond these are planned anew at every run.
+    plans: [OnceLock<Plan>; PLANS],
+    /// CPU memory, as ORT describes it.
+    memory: *mut OrtMemoryInfo,
+    #[cfg(feature = "fault-injection")]
+    fault: crate::fault::Fault,
+}
+
+// SAFETY: `memory` is constant and only read.
+unsafe impl Send for Kernel {}
+// SAFETY: as above; plans are set once.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    /// Reads the node's attributes, and checks its inputs' shapes as far as the model tells them.
+    ///
+    /// # Errors
+    /// Attributes or shapes that contradict the schema, all of them, with the node's name.
+    ///
+    /// # Safety
+    /// `info` is the one ORT passes to `CreateKernelV2`.
+    pub unsafe fn new(
+        api: Api,
+        op: Op,
+        element: ElementType,
+        info: *const OrtKernelInfo,
+    ) -> Result<Self, Failure> {
+        // SAFETY: the caller's contract.
+        let node = unsafe { api.node_name(info) }.unwrap_or_default();
+        let attributes = match op {
+            Op::RecurrenceScan => Ok(None),
+            // SAFETY: as above.
+            Op::DilatedAttention => unsafe { attributes(api, info) }.map(Some),
+        };
+        let mut kernel = Self {
+            api,
+            node,
+            op,
+            element,
+            attributes: None,
+            plans: Default::default(),
+            memory: null_mut(),
+            // SAFETY: the caller's contract.
+            #[cfg(feature = "fault-injection")]
+            fault: unsafe { crate::fault::Fault::read(api, info) },
+        };
+        #[cfg(feature = "fault-injection")]
+        kernel.fault.trip("create");
+        let prepared = attributes.and_then(|attributes| {
+            kernel.attributes = attributes;
+            // SAFETY: the caller's contract.
+            unsafe { kernel.prepare(info) }
+        });
+        match prepared {
+            Ok(()) => Ok(kernel),
+            Err(failure) => Err(failure.prefixed(kernel.name())),
+        }
+    }
+
+    /// # Safety
+    /// `info` is live.
+    unsafe fn prepare(&mut self, info: *const OrtKernelInfo) -> Result<(), Failure> {
+        let (mut inputs, mut outputs) = (0, 0);
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.api.info_input_count(info, &mut inputs)?;
+            self.api.info_output_count(info, &mut outputs)?;
+        }
+        let expected = (self.op.inputs().len(), self.op.outputs().len());
+        if (inputs, outputs) != expected {
+            return Err(Failure::invalid(format!(
+                "expected {} inputs and {} outputs, found {inputs} and {outputs}",
+                expected.0, expected.1
+            )));
+        }
+        // SAFETY: the caller's contract.
+        let declared = |index| unsafe { self.api.declared_input(info, index) };
+        // A type that cannot be had is as good as an unknown shape: every run checks.
+        let shapes: Result<Vec<_>, _> = (0..inputs).map(declared).collect();
+        if let Ok(shapes) = shapes
+            && shapes.iter().all(TensorShape::is_known)
+        {
+            let plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
+            self.plans[0] = OnceLock::from(plan);
+        }
+        let (arena, default) = (
+            OrtAllocatorType::OrtArenaAllocator,
+            OrtMemType::OrtMemTypeDefault,
+        );
+        // SAFETY: `memory` receives the description, which `drop` releases.
+        unsafe { self.api.cpu_memory(arena, default, &mut self.memory) }
+    }
+
+    /// The runtime.
+    pub fn api(&self) -> Api {
+        self.api
+    }
+
+    /// What messages call this node.
+    fn name(&self) -> String {
+        format!("node {:?} ({DOMAIN}.{})", self.node, self.op)
+    }
+
+    /// Runs the node.
+    ///
+    /// # Errors
+    /// Shapes that contradict the schema, lengths that do not fit, buffers that overlap, and what
+    /// ORT reports; with the node's name.
+    ///
+    /// # Safety
+    /// `context` is the one ORT passes to `KernelComputeV2`.
+    pub unsafe fn compute(&self, context: *mut OrtKernelContext) -> Result<(), Failure> {
+        // SAFETY: the caller's contract.
+        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(self.name()))
+    }
+
+    /// # Safety
+    /// As [`Kernel::compute`].
+    unsafe fn run(&self, context: *mut OrtKernelContext) -> Result<(), Failure> {
+        #[cfg(feature = "fault-injection")]
+        self.fault.trip("compute");
+        let mut inputs = [Tensor::NONE; MAX_INPUTS];
+        let inputs = &mut inputs[..self.op.inputs().len()];
+        for (index, (input, port)) in inputs.iter_mut().zip(self.op.inputs()).enumerate() {
+            let mut value = std::ptr::null();
+            // SAFETY: the caller's contract; the value lives as long as the run.
+            unsafe {
+                self.api.context_input(context, index, &mut value)?;
+                if value.is_null() {
+                    let message = format!("{}: expected a tensor, found none", port.name);
+                    return Err(Failure::invalid(message));
+                }
+                *input = self.api.tensor(value)?;
+            }
+        }
+        let unkept;
+        let plan = match self.find_plan(inputs)? {
+            Ok(plan) => plan,
+            Err(plan) => {
+                unkept = plan;
+                &unkept
+            }
+        };
+        // SAFETY: the plan was made for these shapes.
+        unsafe { compute::check_lengths(plan, inputs)? };
+        let mut outputs = [Tensor::NONE; MAX_OUTPUTS];
+        let outputs = &mut outputs[..plan.outputs.len()];
+        for (index, (output, shape)) in outputs.iter_mut().zip(&plan.outputs).enumerate() {
+            let (dims, mut value) = (shape.dims(), null_mut());
+            // SAFETY: the caller's contract; the value lives as long as the run.
+            unsafe {
+                let rank = dims.len();
+                self.api
+                    .context_output(context, index, dims.as_ptr(), rank, &mut value)?;
+                if value.is_null() {
+                    let name = self.op.outputs()[index].name;
+                    let message = format!("{name}: expected a named output, found none");
+                    return Err(Failure::invalid(message));
+                }
+                self.api.data(value, &mut output.data)?;
+            }
+            output.shape = *shape;
+        }
+        let call = Call {
+            api: self.api,
+            op: self.op,
+            context,
+            memory: self.memory,
+            plan,
+            scale: self.attributes.as_ref().map_or(1.0, |a| a.scale),
+            inputs,
+            outputs,
+            #[cfg(feature = "fault-injection")]
+            fault: &self.fault,
+        };
+        call.check_overlaps()?;
+        // SAFETY: shapes and element types are the plan's, and nothing overlaps.
+        unsafe {
+            match self.element {
+                ElementType::F16 => call.run::<half::f16>(),
+                ElementType::BF16 => call.run::<half::bf16>(),
+                ElementType::F32 | ElementType::I64 => call.run::<f32>(),
+            }
+        }
+    }
+
+    /// The plan for these shapes: one that is kept, else a new one.
+    #[allow(clippy::result_large_err)] // Not an error: a plan to own.
+    fn find_plan(&self, inputs: &[Tensor]) -> Result<Result<&Plan, Plan>, Failure> {
+        let fits = |plan: &Plan| {
+            plan.inputs
+                .iter()
+                .eq(inputs.iter().map(|input| &input.shape))
+        };
+        let mut kept = self.plans.iter().map_while(OnceLock::get);
+        if let Some(plan) = kept.find(|plan| fits(plan)) {
+            return Ok(Ok(plan));
+        }
+        let shapes: Vec<_> = inputs.iter().map(|input| input.shape).collect();
+        self.check_element(&shapes)?;
+        let mut plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
+        for slot in &self.plans {
+            match slot.set(plan) {
+                Ok(()) => {
+                    return slot
+                        .get()
+                        .map(Ok)
+                        .ok_or_else(|| Failure::invalid("no plan"));
+                }
+                Err(back) => plan = back,
+            }
+        }
+        Ok(Err(plan))
+    }
+
+    /// ORT picks the kernel by the declared types; this is against a feed of another type.
+    fn check_element(&self, inputs: &[TensorShape]) -> Result<(), Failure> {
+        let found = inputs[0].element;
+        if found == self.element.onnx() {
+            return Ok(());
+        }
+        let found = ElementType::from_onnx(found)
+            .map_or_else(|| format!("ONNX element type {found}"), |t| t.to_string());
+        Err(Failure::invalid(format!(
+            "{}: expected {}, found {found}",
+            self.op.inputs()[0].name,
+            self.element
+        )))
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if !self.memory.is_null() {
+            // SAFETY: it is ours.
+            unsafe { self.api.release_memory(self.memory) };
+        }
+        #[cfg(feature = "fault-injection")]
+        self.fault.trip("destroy");
+    }
+}
+
+/// # Safety
+/// `info` is live.
+unsafe fn attributes(api: Api, info: *const OrtKernelInfo) -> Result<AttentionAttributes, Failure> {
+    let mut errors = Vec::new();
+    let mut read = |name: &CStr, kind: &str, found: Result<(), Failure>| {
+        if let Err(failure) = found {
+            errors.push(format!(
+                "attribute {}: expected {kind}, found none or another kind ({failure})",
+                name.to_string_lossy()
+            ));
+        }
+    };
+    let (mut num_heads, mut scale) = (0, 0.0);
+    let mut lists = [Vec::new(), Vec::new(), Vec::new()];
+    // SAFETY: the caller's contract. The arrays have the size that ORT told.
+    unsafe {
+        let name = c"num_heads";
+        let found = api.attribute_int(info, name.as_ptr(), &mut num_heads);
+        read(name, "an integer", found);
+        let name = c"scale";
+        let found = api.attribute_float(info, name.as_ptr(), &mut scale);
+        read(name, "a float", found);
+        for (name, list) in [c"dilation", c"local_window", c"initial"]
+            .into_iter()
+            .zip(&mut lists)
+        {
+            let mut size = 0;
+            let found = api
+                .attribute_ints(info, name.as_ptr(), null_mut(), &mut size)
+                .and_then(|()| {
+                    list.resize(size, 0);
+                    api.attribute_ints(info, name.as_ptr(), list.as_mut_ptr(), &mut size)
+                });
+            read(name, "a list of integers", found);
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Failure::invalid(errors.join("; ")));
+    }
+    let [dilation, local_window, initial] = lists;
+    AttentionAttributes::try_from(RawAttentionAttributes {
+        num_heads,
+        dilation,
+        local_window,
+        initial,
+        scale,
+    })
+    .map_err(|errors| Failure::invalid(errors.to_string()))
+}

@@ -1,0 +1,114 @@
+"""Runs in a process of its own, with any onnxruntime and numpy that PYTHONPATH names.
+
+    plugin_child.py LIBRARY run DIRECTORY       every case: case.onnx on case.npz, to case.out.npz
+    plugin_child.py LIBRARY cycles MODEL INPUTS COUNT
+    plugin_child.py LIBRARY soak MODEL INPUTS COUNT
+    plugin_child.py LIBRARY faults DIRECTORY    models that fail, then one that works
+    plugin_child.py LIBRARY fork MODEL INPUTS
+
+The last line is a JSON object.
+"""
+
+import gc
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+
+def make_session(library, model, threads=2):
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.register_custom_ops_library(library)
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def load(path):
+    with np.load(path) as file:
+        return dict(file)
+
+
+def resident_kib():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def run(library, directory):
+    ran = []
+    for model in sorted(Path(directory).glob("*.onnx")):
+        session = make_session(library, model)
+        names = [output.name for output in session.get_outputs()]
+        outputs = session.run(names, load(model.with_suffix(".npz")))
+        np.savez(model.with_suffix(".out.npz"), **dict(zip(names, outputs)))
+        ran.append(model.stem)
+    return {"ran": ran}
+
+
+def cycles(library, model, inputs, count):
+    """Load, run, unload; memory after a quarter and at the end."""
+    inputs, count = load(inputs), int(count)
+    for cycle in range(count):
+        session = make_session(library, model)
+        session.run(None, inputs)
+        del session
+        if cycle == count // 4:
+            gc.collect()
+            early = resident_kib()
+    gc.collect()
+    return {"cycles": count - count // 4, "growth_kib": resident_kib() - early}
+
+
+def soak(library, model, inputs, count):
+    """Runs of one session; memory after a tenth and at the end."""
+    inputs, count = load(inputs), int(count)
+    session = make_session(library, model)
+    for step in range(count):
+        session.run(None, inputs)
+        if step == count // 10:
+            early = resident_kib()
+    return {"growth_kib": resident_kib() - early}
+
+
+def faults(library, directory):
+    messages = {}
+    for model in sorted(Path(directory).glob("fault_*.onnx")):
+        messages[model.stem] = ""
+        try:
+            session = make_session(library, model)
+            session.run(None, load(Path(directory) / "good.npz"))
+            del session
+        except Exception as error:
+            messages[model.stem] = str(error)
+        gc.collect()
+    good = make_session(library, Path(directory) / "good.onnx")
+    outputs = good.run(None, load(Path(directory) / "good.npz"))
+    return {"messages": messages, "good": bool(np.isfinite(outputs[0]).all())}
+
+
+def fork(library, model, inputs):
+    """A child forked after the library was loaded and used makes a session of its own."""
+    inputs = load(inputs)
+    before = make_session(library, model).run(None, inputs)
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            after = make_session(library, model).run(None, inputs)
+            code = 0 if all(a.tobytes() == b.tobytes() for a, b in zip(before, after)) else 4
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return {"child": os.waitstatus_to_exitcode(status)}
+
+
+if __name__ == "__main__":
+    library, mode, *arguments = sys.argv[1:]
+    try:
+        result = {"run": run, "cycles": cycles, "soak": soak, "faults": faults, "fork": fork}[mode](library, *arguments)
+    except Exception as error:
+        result = {"error": str(error)}
+    print(json.dumps({"onnxruntime": ort.__version__} | result))

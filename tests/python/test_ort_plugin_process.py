@@ -1,0 +1,160 @@
+"""The custom-op library in processes of its own: other versions of onnxruntime, panics, memory,
+fork. Needs, where a test skips: `pip install --target target/ort-1.NN onnxruntime==1.NN.x`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, build_model
+
+CHILD = Path(__file__).with_name("plugin_child.py")
+NODES = {
+    "decode": Attention(2, 1, 16, 40, [Pattern(4, 2, 1), Pattern(-1, 6, 2), Pattern(1, 0, 0)]),
+    "prefill": Attention(2, 7, 16, 40, [Pattern(4, 2, 1), Pattern(-1, 6, 2), Pattern(1, 0, 0)]),
+    "scan": Scan(2, 7, 48),
+}
+
+
+def child(library, *arguments, packages=None):
+    """Runs plugin_child.py; its JSON and its standard error."""
+    path = {"PYTHONPATH": str(packages)} if packages else {}
+    command = [sys.executable, CHILD, library, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=os.environ | path)
+    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def write_case(directory, name, node, t, options=None):
+    """A model with f32 on its outside, so that every version can feed it."""
+    rng = np.random.default_rng(17)
+    inputs = {n: rng.standard_normal(shape) for n, (d, shape) in node.inputs(t).items() if d != "i64"}
+    if isinstance(node, Attention):
+        inputs |= node.tables()
+    inputs = {n: array.astype(np.float32) for n, array in inputs.items()}
+    inputs |= {"past_length": np.array([0, 19], np.int64), "seq_length": np.array([node.seq_len, 1], np.int64)}
+    options = options or ModelOptions(casts=t != "f32")
+    directory.joinpath(f"{name}.onnx").write_bytes(build_model(node, t, options))
+    np.savez(directory / f"{name}.npz", **inputs)
+
+
+def write_cases(directory):
+    directory.mkdir()
+    for name, node in NODES.items():
+        for t in DTYPES:
+            write_case(directory, f"{name}_{t}", node, t)
+    return directory
+
+
+def results(directory):
+    return {path.name: dict(np.load(path)) for path in sorted(directory.glob("*.out.npz"))}
+
+
+def other_version(version):
+    """Where `version` of onnxruntime is, or a skip."""
+    packages = Path(os.environ.get("RATPLUS_ORT_WHEELS", ROOT / "target")) / f"ort-{version}"
+    if not (packages / "onnxruntime").is_dir():
+        pytest.skip(f"onnxruntime {version} is not in {packages.name}: pip install --target there")
+    return packages
+
+
+@pytest.fixture(scope="module")
+def newest(ort_library, tmp_path_factory):
+    """What the installed onnxruntime computes."""
+    directory = write_cases(tmp_path_factory.mktemp("newest") / "cases")
+    found, _ = child(ort_library, "run", directory)
+    assert len(found["ran"]) == 9, found
+    return results(directory)
+
+
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+def test_older_runtimes_compute_the_same_bytes(ort_library, newest, tmp_path, version):
+    packages = other_version(version)
+    directory = write_cases(tmp_path / "cases")
+    found, _ = child(ort_library, "run", directory, packages=packages)
+    assert found["onnxruntime"].startswith(version + ".") and len(found.get("ran", [])) == 9, found
+    for case, outputs in results(directory).items():
+        assert outputs.keys() == newest[case].keys()
+        for name, array in outputs.items():
+            assert array.tobytes() == newest[case][name].tobytes(), f"{case}: {name}"
+
+
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+def test_older_runtimes_report_wrong_shapes(ort_library, tmp_path, version):
+    packages = other_version(version)
+    shapes = {"past_key": (2, 3, 16)}
+    write_case(tmp_path, "wrong", NODES["decode"], "f32", ModelOptions(shapes=shapes))
+    found, _ = child(ort_library, "run", tmp_path, packages=packages)
+    assert "past_value: expected R = 3 as on earlier inputs" in found.get("error", ""), found
+
+
+def test_a_runtime_too_old_is_refused_with_both_versions(ort_library, tmp_path):
+    packages = other_version("1.16")
+    write_case(tmp_path, "scan", NODES["scan"], "f32")
+    found, _ = child(ort_library, "run", tmp_path, packages=packages)
+    error = found.get("error", "")
+    assert "this ONNX Runtime is 1.16" in error and "needs 1.17 or later" in error, found
+
+
+@pytest.fixture(scope="module")
+def fault_library():
+    """The library built to panic on demand."""
+    if "RATPLUS_ORT_FAULT_LIBRARY" in os.environ:
+        return Path(os.environ["RATPLUS_ORT_FAULT_LIBRARY"])
+    if shutil.which("cargo") is None:
+        pytest.skip("cargo is not installed, and RATPLUS_ORT_FAULT_LIBRARY names no library built with fault-injection")
+    # A folder of its own: the same one would leave the panicking library in the release's place.
+    command = ["cargo", "build", "--release", "-p", "ratplus-onnxruntime", "--features", "fault-injection"]
+    subprocess.run([*command, "--target-dir", "target/fault"], cwd=ROOT, check=True, capture_output=True)
+    return ROOT / "target" / "fault" / "release" / "libratplus_ort.so"
+
+
+@pytest.mark.parametrize("version", [None, "1.17"])
+def test_a_panic_in_any_callback_is_an_error_and_the_process_goes_on(fault_library, tmp_path, version):
+    packages = other_version(version) if version else None
+    node = NODES["prefill"]
+    places = ["create", "compute", "task", "infer", "destroy"]
+    for place in places:
+        options = ModelOptions(attributes={"ratplus_fault": place})
+        write_case(tmp_path, f"fault_{place}", node, "f32", options)
+    write_case(tmp_path, "good", node, "f32")
+    found, stderr = child(fault_library, "faults", tmp_path, packages=packages)
+    for place in places:
+        assert f"injected fault in {place}" in stderr
+        message = found["messages"][f"fault_{place}"]
+        # ORT drops what inference returns, and destruction returns nothing.
+        if place not in ("infer", "destroy"):
+            assert f"panic: injected fault in {place}" in message
+    assert found["good"] is True
+
+
+def test_the_release_library_has_no_faults(ort_library, tmp_path):
+    write_case(tmp_path, "calm", NODES["scan"], "f32", ModelOptions(attributes={"ratplus_fault": "compute"}))
+    found, _ = child(ort_library, "run", tmp_path)
+    assert found.get("ran") == ["calm"], found
+
+
+def test_loading_and_unloading_costs_no_memory(ort_library, tmp_path):
+    write_case(tmp_path, "case", NODES["prefill"], "f32")
+    found, _ = child(ort_library, "cycles", tmp_path / "case.onnx", tmp_path / "case.npz", 1000)
+    assert found["growth_kib"] < found["cycles"], f"1 KiB a cycle or more: {found}"
+
+
+@pytest.mark.parametrize("version", [None, "1.17"])
+def test_runs_cost_no_memory(ort_library, tmp_path, version):
+    packages = other_version(version) if version else None
+    write_case(tmp_path, "case", NODES["prefill"], "f32")
+    found, _ = child(ort_library, "soak", tmp_path / "case.onnx", tmp_path / "case.npz", 50_000, packages=packages)
+    assert found["growth_kib"] <= 1024, found
+
+
+def test_a_forked_child_can_use_the_library(ort_library, tmp_path):
+    write_case(tmp_path, "case", NODES["prefill"], "f32")
+    found, _ = child(ort_library, "fork", tmp_path / "case.onnx", tmp_path / "case.npz")
+    assert found["child"] == 0, found
