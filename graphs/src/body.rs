@@ -691,7 +691,8 @@ impl Attention<'_, '_> {
                     .map(|head| head.rows)
                     .max()
                     .unwrap_or(0);
-                if longest * num_heads == layout.rows() {
+                // To Reshape, 0 rows would mean a copy of the input's dimension.
+                if longest > 0 && longest * num_heads == layout.rows() {
                     return HeadSplit {
                         rows: Some(longest),
                         index: String::new(),

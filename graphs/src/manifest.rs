@@ -4,6 +4,7 @@ use crate::cache::CacheLayout;
 use crate::ops::{ElementType, TensorType};
 use crate::spec::ModelSpec;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// Name of the manifest in a package.
@@ -327,6 +328,11 @@ impl Manifest {
         let manifest: Self = serde_json::from_slice(json)
             .map_err(|error| one(format!("not a ratplus manifest: {error}")))?;
         manifest.check()?;
+        if manifest.to_json() != json {
+            return Err(one("its checksum is not that of its content: it was changed after it was \
+                            written; export again"
+                .into()));
+        }
         Ok(manifest)
     }
 
@@ -408,10 +414,25 @@ impl Manifest {
         }
     }
 
-    /// The bytes of `manifest.json`.
+    /// The bytes of `manifest.json`: the manifest and a checksum over itself, so that one changed
+    /// bit anywhere in a package is found.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
-        json.push(b'\n');
-        json
+        let write = |sha256: String| {
+            let sealed = Sealed { manifest: self, sha256 };
+            let mut json = serde_json::to_vec_pretty(&sealed).unwrap_or_default();
+            json.push(b'\n');
+            json
+        };
+        let digest = Sha256::digest(write(String::new()));
+        write(digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
+}
+
+/// A manifest as it is stored.
+#[derive(Serialize)]
+struct Sealed<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    /// Of this file with this field empty.
+    sha256: String,
 }

@@ -209,7 +209,7 @@ impl Tap {
 /// Name of the embedded tokens, `[B * L, d]`.
 pub const EMBEDDED: &str = "embedded";
 /// Name of the final norm's output: `[B * L, d]`, or `[B, d]` with [`LogitsMode::Last`].
-pub const LAST_HIDDEN: &str = "last_hidden";
+pub const FINAL_NORM: &str = "final_norm";
 
 /// Every tensor that can be tapped, in the order the graph computes them.
 pub fn taps(spec: &ModelSpec, shape: &PackageShape, seq_len: usize) -> Vec<(String, TensorType)> {
@@ -230,7 +230,7 @@ pub fn taps(spec: &ModelSpec, shape: &PackageShape, seq_len: usize) -> Vec<(Stri
         LogitsMode::All => rows,
         LogitsMode::Last => TensorType::new(shape.dtype, [batch, d]),
     };
-    list.push((LAST_HIDDEN.to_owned(), last));
+    list.push((FINAL_NORM.to_owned(), last));
     list
 }
 
@@ -359,7 +359,7 @@ impl Builder<'_> {
             LogitsMode::All => stream,
             LogitsMode::Last => self.last_tokens(&stream),
         };
-        let hidden = self.norm(Weight::FinalNorm, &last, Some(LAST_HIDDEN));
+        let hidden = self.norm(Weight::FinalNorm, &last, Some(FINAL_NORM));
         let weight = self.weight(Weight::LmHead);
         let hidden = self.widen(&hidden);
         match shape.logits {
