@@ -1,2 +1,55 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask <command>`: setup, demo, test and ci, from a fresh clone on.
+
+mod ci;
+mod counts;
+mod demo;
+mod setup;
+mod step;
+mod suite;
+mod workspace;
+
+use std::process::ExitCode;
+use workspace::Workspace;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  setup   Python environment with ONNX Runtime in the target directory (tests/python/requirements.txt)
+  demo    setup, build, then export, inspect, verify and generate with a small trained model
+  test    setup, build, then every Rust and Python test; ends with `N passed, N failed, N skipped`
+  ci      formatting, lints and documentation, then test
+
+Needs Rust, Python 3.11 or newer with pip, and a C compiler.
+Exit 0: done. Exit 1: a check or a test failed. Exit 2: bad input or environment.";
+
+/// What a command ends with: good or bad, or an error that kept it from finding out.
+type Outcome = Result<bool, step::Error>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let command: fn(&Workspace) -> Outcome = match arguments[..] {
+        ["setup"] => |workspace| setup::run(workspace).map(|()| true),
+        ["demo"] => |workspace| demo::run(workspace).map(|()| true),
+        ["test"] => suite::run,
+        ["ci"] => ci::run,
+        ["help" | "-h" | "--help"] => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            let found = arguments.join(" ");
+            eprintln!("xtask: expected one command, found `{found}`\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = Workspace::enter().and_then(|workspace| command(&workspace));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("\nerror: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,133 @@
+"""What the Python tests share: the program under test, golden cases, exported packages.
+
+`cargo xtask test` sets RATPLUS_BIN and RATPLUS_ORT_LIBRARY; without them the release build's files
+are used.
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+LOWERINGS = ["function", "inline", "none"]
+
+
+def _built(variable: str, default: str) -> Path:
+    path = Path(os.environ.get(variable, ROOT / "target" / "release" / default))
+    if not path.is_file():
+        pytest.fail(f"{variable}: {path} is not a file; run `cargo xtask test`", pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def ratplus_bin() -> Path:
+    """The `ratplus` program."""
+    return _built("RATPLUS_BIN", "ratplus")
+
+
+@pytest.fixture(scope="session")
+def ort_library() -> Path:
+    """The custom-op library."""
+    return _built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
+
+
+@pytest.fixture(scope="session")
+def f32_tolerance() -> float:
+    """Largest difference of logits relative to the largest logit, from its one definition."""
+    source = (ROOT / "graphs" / "src" / "tolerance.rs").read_text()
+    return float(re.search(r"const F32_LOGIT: f64 = ([0-9.e+-]+);", source)[1])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder of tests/golden."""
+
+    directory: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model's weights."""
+        (found,) = [p for p in self.directory.iterdir() if p.name in ("model.pth", "model.safetensors")]
+        return found
+
+    def golden(self) -> dict:
+        """Tensors of golden.safetensors."""
+        return load_file(self.directory / "golden.safetensors")
+
+
+def golden_case(name: str) -> Case:
+    """The golden case of this name."""
+    return Case(GOLDEN / name)
+
+
+CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+@dataclass(frozen=True)
+class Export:
+    """Flags of one `ratplus export`."""
+
+    case: str
+    fallback: str = "function"
+    dtype: str = "f32"
+    batch: int = 1
+    prefill_lengths: tuple = (7, 64)
+    max_seq_len: int = 160
+    logits: str = "all"
+    more: tuple = ()
+
+
+def run_export(program: Path, flags: Export, directory: Path) -> Path:
+    """Runs `ratplus export` into a new directory."""
+    case = golden_case(flags.case)
+    command = [
+        program, "export", case.checkpoint, "-o", directory,
+        "--config", case.directory / "config.json",
+        "--fallback", flags.fallback,
+        "--dtype", flags.dtype,
+        "--batch", flags.batch,
+        "--prefill-lengths", ",".join(map(str, flags.prefill_lengths)),
+        "--max-seq-len", flags.max_seq_len,
+        "--logits", flags.logits,
+        *flags.more,
+    ]  # fmt: skip
+    tokenizer = case.directory / "tokenizer.json"
+    if tokenizer.exists():
+        command += ["--tokenizer", tokenizer]
+    command = [str(word) for word in command]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if result.returncode != 0:
+        pytest.fail(f"{' '.join(command)}\nexit {result.returncode}\n{result.stderr}", pytrace=False)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def export(ratplus_bin, tmp_path_factory):
+    """Exports with these flags, once per session; returns the package's directory."""
+    packages: dict = {}
+
+    def run(**flags) -> Path:
+        key = Export(**flags)
+        if key not in packages:
+            name = f"{key.case}-{key.fallback}-{key.dtype}"
+            packages[key] = run_export(ratplus_bin, key, tmp_path_factory.mktemp(name) / "package")
+        return packages[key]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def export_case(export):
+    """Exports a golden case so that its whole token sequence fits."""
+
+    def run(case: str, **flags) -> Path:
+        batch, length = golden_case(case).golden()["tokens"].shape
+        return export(case=case, **({"batch": batch, "max_seq_len": length + 10} | flags))
+
+    return run

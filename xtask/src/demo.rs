@@ -1,0 +1,81 @@
+//! From nothing to a generated text.
+
+use crate::setup;
+use crate::step::{Error, Steps, say};
+use crate::workspace::Workspace;
+use std::process::Command;
+use std::time::Instant;
+
+const CASE: &str = "tests/golden/kjv_d16w64i4";
+const PROMPT: &str = "In the beginning God";
+
+/// Builds the tool, then exports, inspects, verifies and speaks with a small trained model.
+pub fn run(workspace: &Workspace) -> Result<(), Error> {
+    let start = Instant::now();
+    let steps = Steps::new(workspace);
+    setup::run(workspace)?;
+
+    let remedy = "mend what the compiler says above, then run it again";
+    let mut build = Command::new("cargo");
+    build.args([
+        "build",
+        "--release",
+        "-p",
+        "ratplus",
+        "-p",
+        "ratplus-onnxruntime",
+    ]);
+    steps.run(
+        "build the ratplus command and the ONNX Runtime library",
+        &mut build,
+        remedy,
+    )?;
+
+    let package = workspace.target.join("demo/kjv");
+    let ort = setup::ort_library(workspace)?;
+    let ratplus = |arguments: &[&str]| {
+        let mut command = Command::new(workspace.program());
+        command.args(arguments).env("ORT_DYLIB_PATH", &ort);
+        command
+    };
+    let package = package.to_string_lossy();
+    let file = |name: &str| format!("{CASE}/{name}");
+    let remedy =
+        "read its message above; `target/release/ratplus doctor` says what this machine lacks";
+
+    let mut export = ratplus(&["export", &file("model.pth"), "-o", &package]);
+    export
+        .args(["--config", &file("config.json")])
+        .args(["--tokenizer", &file("tokenizer.json")])
+        .args(["--max-seq-len", "1024", "--prefill-lengths", "16,64"])
+        .args(["--logits", "all"]);
+    steps.run("export the checkpoint to ONNX files", &mut export, remedy)?;
+
+    steps.run(
+        "inspect the package",
+        &mut ratplus(&["inspect", &package]),
+        remedy,
+    )?;
+
+    let golden = file("golden.safetensors");
+    let mut verify = ratplus(&["verify", &package, "--golden", &golden]);
+    steps.run("verify it against the golden logits", &mut verify, remedy)?;
+
+    let mut generate = ratplus(&["generate", &package, "--prompt", PROMPT]);
+    generate.args([
+        "--max-new-tokens",
+        "120",
+        "--temperature",
+        "0.7",
+        "--seed",
+        "1",
+        "--stats",
+    ]);
+    steps.run("generate", &mut generate, remedy)?;
+
+    let seconds = start.elapsed().as_secs_f64();
+    say(&format!(
+        "\ndemo: done in {seconds:.0} s; the package is in {package}"
+    ));
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! The Python environment: ONNX Runtime and what the Python tests import.
+
+use crate::step::{Error, Steps, say};
+use crate::workspace::Workspace;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What is installed, and what a stamp is compared with.
+pub const REQUIREMENTS: &str = "tests/python/requirements.txt";
+const STAMP: &str = "ratplus-setup.txt";
+/// The oldest Python that the pinned wheels exist for.
+const OLDEST_PYTHON: (u32, u32) = (3, 11);
+
+const INSTALL_REMEDY: &str = "check the network (pip honours HTTPS_PROXY, PIP_INDEX_URL and \
+    PIP_FIND_LINKS) and the disk, then run `cargo xtask setup` again";
+
+/// Makes the environment, or finds that it is there.
+pub fn run(workspace: &Workspace) -> Result<(), Error> {
+    let steps = Steps::new(workspace);
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let version = python_version(&python)?;
+    check_c_compiler()?;
+    let requirements = std::fs::read_to_string(REQUIREMENTS).map_err(|error| {
+        Error::new(
+            format!("setup: {REQUIREMENTS}: {error}"),
+            "restore the file from the repository",
+        )
+    })?;
+    let venv = workspace.venv();
+    let wanted = format!("{version}\n{requirements}");
+    let found = std::fs::read_to_string(venv.join(STAMP)).unwrap_or_default();
+    if found == wanted && runs(&workspace.python()) {
+        say(&format!("==> setup: {} is up to date", venv.display()));
+        return Ok(());
+    }
+    if python_version(&workspace.python().to_string_lossy()).ok() != Some(version) {
+        create(workspace, &steps, &python)?;
+    }
+    let mut install = pip(workspace, &python);
+    install
+        .args(["install", "--quiet", "--disable-pip-version-check"])
+        .args(["--only-binary=:all:", "-r", REQUIREMENTS]);
+    steps.run_quiet("setup: install pinned wheels", &mut install, INSTALL_REMEDY)?;
+    ort_library(workspace)?;
+    std::fs::write(venv.join(STAMP), wanted).map_err(|error| {
+        Error::new(
+            format!("setup: {}: {error}", venv.join(STAMP).display()),
+            "free disk space or permissions, then run it again",
+        )
+    })
+}
+
+/// ONNX Runtime's library inside the environment, which the `ratplus` program loads.
+pub fn ort_library(workspace: &Workspace) -> Result<PathBuf, Error> {
+    let remedy = format!(
+        "remove {} and run `cargo xtask setup` again",
+        workspace.venv().display()
+    );
+    let mut query = Command::new(workspace.python());
+    query.args([
+        "-c",
+        "import onnxruntime as o, pathlib; print(pathlib.Path(o.__file__).parent / 'capi')",
+    ]);
+    let output = query.output().map_err(|error| {
+        let python = workspace.python();
+        Error::new(format!("setup: {}: {error}", python.display()), &remedy)
+    })?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(Error::new(
+            format!("setup: the installed onnxruntime does not load: {message}"),
+            remedy,
+        ));
+    }
+    let directory = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    let entries = std::fs::read_dir(&directory)
+        .into_iter()
+        .flatten()
+        .flatten();
+    let library = entries.map(|entry| entry.path()).find(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("libonnxruntime.") || name == "onnxruntime.dll"
+    });
+    library.ok_or_else(|| {
+        let directory = directory.display();
+        Error::new(
+            format!("setup: {directory}: expected libonnxruntime.so.<version>, found none"),
+            remedy,
+        )
+    })
+}
+
+/// Major and minor version of an interpreter, checked.
+fn python_version(python: &str) -> Result<String, Error> {
+    let (major, minor) = OLDEST_PYTHON;
+    let remedy = format!(
+        "install Python {major}.{minor} or newer with pip (Debian: apt install python3-pip \
+         python3-venv), or name one in the environment variable PYTHON"
+    );
+    let script = "import sys; print('%d.%d' % sys.version_info[:2])";
+    let output = Command::new(python)
+        .args(["-c", script])
+        .output()
+        .map_err(|error| Error::new(format!("setup: `{python}` did not run: {error}"), &remedy))?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let parts = text.split_once('.');
+    let parsed = parts.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    match parsed {
+        Some(found) if found >= OLDEST_PYTHON => Ok(text),
+        _ => Err(Error::new(
+            format!("setup: `{python}`: expected Python {major}.{minor} or newer, found `{text}`"),
+            remedy,
+        )),
+    }
+}
+
+fn runs(program: &Path) -> bool {
+    let output = Command::new(program).arg("--version").output();
+    output.is_ok_and(|output| output.status.success())
+}
+
+fn check_c_compiler() -> Result<(), Error> {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let program = compiler.split_whitespace().next().unwrap_or("cc");
+    if runs(Path::new(program)) {
+        return Ok(());
+    }
+    Err(Error::new(
+        format!("setup: the C compiler `{program}` did not run (`{program} --version`)"),
+        "install gcc (Debian: apt install gcc), or name a compiler in the environment variable CC",
+    ))
+}
+
+/// Makes an empty environment: with its own pip, or without one where Python's bundled pip is
+/// left out (as Debian does without python3-venv).
+fn create(workspace: &Workspace, steps: &Steps<'_>, python: &str) -> Result<(), Error> {
+    let remedy =
+        "install Python's venv module and pip (Debian: apt install python3-venv python3-pip)";
+    let title = "setup: make a Python environment";
+    let venv = |flags: &[&str]| {
+        let mut command = Command::new(python);
+        command
+            .args(["-m", "venv", "--clear"])
+            .args(flags)
+            .arg(workspace.venv());
+        command
+    };
+    steps.run_quiet(title, &mut venv(&[]), remedy).or_else(|_| {
+        say("    no bundled pip here: the system's pip will install into it");
+        steps.run_quiet(title, &mut venv(&["--without-pip"]), remedy)
+    })
+}
+
+/// `pip` for the environment: its own, or the system's pointed at it.
+fn pip(workspace: &Workspace, python: &str) -> Command {
+    let own = Command::new(workspace.python())
+        .args(["-m", "pip", "--version"])
+        .output();
+    if own.is_ok_and(|output| output.status.success()) {
+        let mut command = Command::new(workspace.python());
+        command.args(["-m", "pip"]);
+        command
+    } else {
+        let mut command = Command::new(python);
+        command
+            .args(["-m", "pip", "--python"])
+            .arg(workspace.python());
+        command
+    }
+}

@@ -1,0 +1,88 @@
+//! All tests, counted.
+
+use crate::Outcome;
+use crate::counts::{CargoTest, Pytest, Totals};
+use crate::setup;
+use crate::step::{Error, Steps, say};
+use crate::workspace::Workspace;
+use std::process::Command;
+
+const PYTHON_TESTS: &str = "tests/python";
+
+/// Runs every test and prints the counts as the last line. True where none failed.
+pub fn run(workspace: &Workspace) -> Outcome {
+    let mut totals = Totals::default();
+    if let Err(error) = fill(workspace, &mut totals) {
+        totals.fail(error.to_string());
+    }
+    report("failed", &totals.failures);
+    report("skipped", &totals.skips);
+    say("");
+    say(&totals.summary());
+    Ok(totals.failed == 0)
+}
+
+fn report(what: &str, lines: &[String]) {
+    if !lines.is_empty() {
+        say(&format!("\n{what}:"));
+    }
+    for line in lines {
+        say(&format!("  {line}"));
+    }
+}
+
+fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
+    let steps = Steps::new(workspace);
+    setup::run(workspace)?;
+    let remedy = "mend what the compiler says above, then run it again";
+    // Tests among the targets: the same features, so that the test run compiles nothing twice.
+    let mut build = Command::new("cargo");
+    build.args([
+        "build",
+        "--workspace",
+        "--release",
+        "--lib",
+        "--bins",
+        "--tests",
+    ]);
+    steps.run("build everything", &mut build, remedy)?;
+
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["test", "--workspace", "--release", "--no-fail-fast"])
+        .env("CARGO_TERM_COLOR", "never");
+    environment(workspace, &mut cargo)?;
+    let mut reader = CargoTest::default();
+    let each = |line: &str| reader.line(line, totals);
+    let status = steps.run_watched("Rust tests", &mut cargo, each)?;
+    reader.finish(status.success(), totals);
+
+    let mut python = Command::new(workspace.python());
+    python
+        .args([
+            "-m",
+            "pytest",
+            PYTHON_TESTS,
+            "-rsxfE",
+            "--color=no",
+            "--durations=5",
+        ])
+        .env_remove("PYTEST_ADDOPTS");
+    environment(workspace, &mut python)?;
+    let mut reader = Pytest::default();
+    let status = steps.run_watched("Python tests", &mut python, |line| reader.line(line))?;
+    reader.finish(status.success(), totals);
+    Ok(())
+}
+
+/// Where tests find what was built and installed.
+fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), Error> {
+    command
+        .env("RATPLUS_BIN", workspace.absolute(&workspace.program()))
+        .env(
+            "RATPLUS_ORT_LIBRARY",
+            workspace.absolute(&workspace.ort_plugin()),
+        )
+        .env("ORT_DYLIB_PATH", setup::ort_library(workspace)?);
+    Ok(())
+}
