@@ -1,0 +1,233 @@
+//! The files of a package: places, sizes, checksums.
+
+use super::{MAX_MODEL_BYTES, OpenOptions};
+use crate::raw;
+use crate::text::MAX_TOKENIZER_BYTES;
+use memmap2::Mmap;
+use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// What to do about a damaged file.
+const ADVICE: &str = "copy or export the package again";
+
+/// A package's folder. A file may be a symbolic link, as in a model hub's cache, where it leads to
+/// the folder itself or to the folder that holds the real manifest.
+pub(super) struct Files {
+    dir: PathBuf,
+    roots: Vec<PathBuf>,
+}
+
+/// What [`Files::load`] read.
+pub(super) struct Contents {
+    /// ONNX files in the manifest's order.
+    pub models: Vec<Vec<u8>>,
+    pub weights: Mmap,
+    /// Where the weights really lie.
+    pub weights_path: PathBuf,
+    pub tokenizer: Option<Vec<u8>>,
+}
+
+enum Loaded {
+    Bytes(Vec<u8>),
+    Map(Mmap),
+    Checked,
+}
+
+impl Files {
+    pub fn new(dir: &Path) -> Result<Self, String> {
+        if !dir.is_dir() {
+            return Err(
+                "expected a folder that `ratplus export` wrote, found none; check the path".into(),
+            );
+        }
+        let canonical = |path: &Path| {
+            path.canonicalize().map_err(|error| {
+                let file = path
+                    .file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
+                format!("{file}: {error}; expected a folder that `ratplus export` wrote")
+            })
+        };
+        let manifest = canonical(&dir.join(MANIFEST_FILE))?;
+        let mut roots = vec![canonical(dir)?];
+        roots.extend(manifest.parent().map(Path::to_path_buf));
+        Ok(Self {
+            dir: dir.into(),
+            roots,
+        })
+    }
+
+    /// The regular file that `name` leads to.
+    fn locate(&self, name: &str) -> Result<PathBuf, String> {
+        let path = self.dir.join(name);
+        let real = path
+            .canonicalize()
+            .map_err(|error| format!("{name}: {error}; {ADVICE}"))?;
+        if !self.roots.iter().any(|root| real.starts_with(root)) {
+            return Err(format!(
+                "{name}: leads out of the package to `{}`; put the file into the folder",
+                real.display()
+            ));
+        }
+        // Before opening: a pipe would block.
+        let metadata = real
+            .metadata()
+            .map_err(|error| format!("{name}: {error}"))?;
+        if !metadata.is_file() {
+            return Err(format!("{name}: expected a regular file; {ADVICE}"));
+        }
+        Ok(real)
+    }
+
+    /// Opens a file of the package and returns its size.
+    fn open(&self, name: &str) -> Result<(File, u64), String> {
+        let real = self.locate(name)?;
+        let file = File::open(&real).map_err(|error| format!("{name}: {error}"))?;
+        let size = file
+            .metadata()
+            .map_err(|error| format!("{name}: {error}"))?
+            .len();
+        Ok((file, size))
+    }
+
+    pub fn read_at_most(&self, name: &str, most: u64) -> Result<Vec<u8>, String> {
+        let (file, size) = self.open(name)?;
+        read(name, file, size, most)
+    }
+
+    /// Reads, or maps, every file of the manifest and compares sizes and checksums; all files at
+    /// once, because hashing the weights is the longest part.
+    pub fn load(
+        &self,
+        manifest: &Manifest,
+        options: &OpenOptions,
+    ) -> Result<Contents, Vec<String>> {
+        let limit = |name: &str| {
+            if manifest.engines.iter().any(|engine| engine.file == name) {
+                Some(MAX_MODEL_BYTES)
+            } else if manifest.tokenizer.as_deref() == Some(name) {
+                Some(MAX_TOKENIZER_BYTES)
+            } else {
+                None
+            }
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let tasks: Vec<_> = manifest
+                .files
+                .iter()
+                .map(|(name, info)| {
+                    let limit = limit(name);
+                    (
+                        name,
+                        scope.spawn(move || self.load_one(name, info, limit, options)),
+                    )
+                })
+                .collect();
+            tasks
+                .into_iter()
+                .map(|(name, task)| {
+                    let failed = |_| Err(format!("{name}: the check failed unexpectedly"));
+                    (name.as_str(), task.join().unwrap_or_else(failed))
+                })
+                .collect()
+        });
+        let (mut problems, mut bytes, mut weights) = (Vec::new(), Vec::new(), None);
+        for (name, result) in results {
+            match result {
+                Ok(Loaded::Bytes(content)) => bytes.push((name, content)),
+                Ok(Loaded::Map(map)) => weights = Some(map),
+                Ok(Loaded::Checked) => {}
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut take = |wanted: &str| {
+            let index = bytes.iter().position(|(name, _)| *name == wanted);
+            index.map(|index| bytes.swap_remove(index).1)
+        };
+        let models = manifest
+            .engines
+            .iter()
+            .filter_map(|engine| take(&engine.file))
+            .collect();
+        let tokenizer = manifest.tokenizer.as_deref().and_then(&mut take);
+        // The manifest's own check has every needed name in `files`.
+        let weights = weights.ok_or_else(|| vec![format!("{WEIGHTS_FILE}: missing; {ADVICE}")])?;
+        let weights_path = self.locate(WEIGHTS_FILE).map_err(|problem| vec![problem])?;
+        Ok(Contents {
+            models,
+            weights,
+            weights_path,
+            tokenizer,
+        })
+    }
+
+    fn load_one(
+        &self,
+        name: &str,
+        info: &FileInfo,
+        limit: Option<u64>,
+        options: &OpenOptions,
+    ) -> Result<Loaded, String> {
+        let (file, size) = self.open(name)?;
+        if size != info.bytes {
+            return Err(format!(
+                "{name}: expected {} bytes, found {size}; {ADVICE}",
+                info.bytes
+            ));
+        }
+        let loaded = match limit {
+            Some(most) => Loaded::Bytes(read(name, file, size, most)?),
+            None if name == WEIGHTS_FILE || !options.skip_checksum => {
+                Loaded::Map(raw::map_file(&file).map_err(|error| format!("{name}: {error}"))?)
+            }
+            None => Loaded::Checked,
+        };
+        if !options.skip_checksum {
+            let found = match &loaded {
+                Loaded::Bytes(bytes) => sha256(bytes),
+                Loaded::Map(map) => sha256(map),
+                Loaded::Checked => return Ok(loaded),
+            };
+            if found != info.sha256 {
+                return Err(format!(
+                    "{name}: expected SHA-256 {}, found {found}; {ADVICE}",
+                    info.sha256
+                ));
+            }
+        }
+        Ok(match loaded {
+            Loaded::Map(_) if name != WEIGHTS_FILE => Loaded::Checked,
+            loaded => loaded,
+        })
+    }
+}
+
+fn read(name: &str, file: File, size: u64, most: u64) -> Result<Vec<u8>, String> {
+    if size > most {
+        return Err(format!(
+            "{name}: expected at most {most} bytes, found {size}"
+        ));
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    // One byte more than announced shows a file that grew.
+    file.take(size + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("{name}: {error}"))?;
+    if bytes.len() as u64 != size {
+        return Err(format!("{name}: changed while it was read; try again"));
+    }
+    Ok(bytes)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,178 @@
+//! What an ONNX file of a package may hold. Files that pass are encoded again from what was
+//! checked, so that a runtime never sees a field this code did not.
+
+use prost::Message;
+use ratplus_graphs::manifest::{Engine, Fallback, Manifest, TensorInfo, WEIGHTS_FILE};
+use ratplus_graphs::model::StoredTensor;
+use ratplus_graphs::onnx::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
+use std::collections::BTreeMap;
+
+/// Decodes an engine's file and checks it against the manifest.
+pub(super) fn decode(
+    manifest: &Manifest,
+    engine: &Engine,
+    storage: &[StoredTensor],
+    bytes: &[u8],
+) -> Result<ModelProto, Vec<String>> {
+    let model = ModelProto::decode(bytes).map_err(|error| {
+        vec![format!(
+            "expected an ONNX model: {error}; export the package again"
+        )]
+    })?;
+    let problems = check(manifest, engine, storage, &model);
+    if problems.is_empty() {
+        Ok(model)
+    } else {
+        Err(problems)
+    }
+}
+
+fn check(
+    manifest: &Manifest,
+    engine: &Engine,
+    storage: &[StoredTensor],
+    model: &ModelProto,
+) -> Vec<String> {
+    let Some(graph) = &model.graph else {
+        return vec!["expected a graph, found none".into()];
+    };
+    let mut problems = Vec::new();
+    if model.ir_version != manifest.ir_version {
+        problems.push(format!(
+            "ir_version: expected {} as in the manifest, found {}",
+            manifest.ir_version, model.ir_version
+        ));
+    }
+    let opset = model
+        .opset_import
+        .iter()
+        .find(|import| import.domain.is_empty());
+    let opset = opset.map(|import| import.version);
+    if opset != Some(manifest.opset) {
+        problems.push(format!(
+            "opset: expected {} as in the manifest, found {opset:?}",
+            manifest.opset
+        ));
+    }
+    values("input", &engine.inputs, &graph.input, &mut problems);
+    values("output", &engine.outputs, &graph.output, &mut problems);
+    initializers(storage, &graph.initializer, &mut problems);
+    for node in &graph.node {
+        check_node(node, manifest.fallback == Fallback::Inline, &mut problems);
+    }
+    for function in &model.functions {
+        let known = Op::ALL.iter().any(|op| op.name() == function.name);
+        if function.domain != DOMAIN || !known || manifest.fallback != Fallback::Function {
+            problems.push(format!(
+                "function `{}.{}`: not one of this package's operators",
+                function.domain, function.name
+            ));
+        }
+        for node in &function.node {
+            check_node(node, true, &mut problems);
+        }
+    }
+    problems
+}
+
+fn values(
+    kind: &str,
+    expected: &[TensorInfo],
+    found: &[ValueInfoProto],
+    problems: &mut Vec<String>,
+) {
+    let show = |tensor: Option<TensorType>| match tensor {
+        Some(tensor) => tensor.to_string(),
+        None => "no static tensor of a known type".into(),
+    };
+    if expected.len() != found.len() {
+        problems.push(format!(
+            "expected {} {kind}s as in the manifest, found {}",
+            expected.len(),
+            found.len()
+        ));
+    }
+    for (expected, found) in expected.iter().zip(found) {
+        if expected.name != found.name {
+            problems.push(format!(
+                "{kind}: expected `{}` as in the manifest, found `{}`",
+                expected.name, found.name
+            ));
+        } else if found.tensor().as_ref() != Some(&expected.tensor) {
+            problems.push(format!(
+                "{kind} `{}`: expected {} as in the manifest, found {}",
+                expected.name,
+                expected.tensor,
+                show(found.tensor())
+            ));
+        }
+    }
+}
+
+fn initializers(storage: &[StoredTensor], found: &[TensorProto], problems: &mut Vec<String>) {
+    let mut missing: BTreeMap<_, _> = storage
+        .iter()
+        .map(|stored| (stored.name.as_str(), stored))
+        .collect();
+    for tensor in found {
+        let name = &tensor.name;
+        let Some(stored) = missing.remove(name.as_str()) else {
+            problems.push(format!("initializer `{name}`: unknown, or there twice"));
+            continue;
+        };
+        if tensor.tensor_type().as_ref() != Some(&stored.tensor) {
+            problems.push(format!(
+                "initializer `{name}`: expected {} for the model's sizes, found type {} with dims {:?}",
+                stored.tensor, tensor.data_type, tensor.dims
+            ));
+        }
+        let expected = [
+            ("location", WEIGHTS_FILE.to_owned()),
+            ("offset", stored.offset.to_string()),
+            ("length", stored.tensor.bytes().to_string()),
+        ];
+        for (key, value) in &expected {
+            let entry = tensor.external_entry(key);
+            if entry != Some(value.as_str()) {
+                problems.push(format!(
+                    "initializer `{name}`: expected external data with {key} `{value}`, found {entry:?}"
+                ));
+            }
+        }
+        if tensor.external_data.len() != expected.len()
+            || tensor.data_location != 1
+            || tensor.raw_data.is_some()
+        {
+            problems.push(format!(
+                "initializer `{name}`: expected location, offset and length in {WEIGHTS_FILE} and \
+                 nothing else"
+            ));
+        }
+    }
+    for name in missing.keys() {
+        problems.push(format!("initializer `{name}`: missing"));
+    }
+}
+
+/// Domains, and no constant that reads a file.
+fn check_node(node: &NodeProto, standard_only: bool, problems: &mut Vec<String>) {
+    let custom = !standard_only && node.domain == DOMAIN;
+    let known = Op::ALL.iter().any(|op| op.name() == node.op_type);
+    if !(node.domain.is_empty() || custom && known) {
+        problems.push(format!(
+            "node `{}`: operator `{}.{}` is not one a package may use here",
+            node.name, node.domain, node.op_type
+        ));
+    }
+    for attribute in &node.attribute {
+        if let Some(tensor) = &attribute.t
+            && (tensor.data_location != 0 || !tensor.external_data.is_empty())
+        {
+            problems.push(format!(
+                "node `{}`: attribute `{}` refers to a file; only weights may",
+                node.name, attribute.name
+            ));
+        }
+    }
+}

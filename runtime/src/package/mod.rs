@@ -1,0 +1,178 @@
+//! Opens a package and checks it before anything runs it.
+
+mod files;
+mod guard;
+
+use memmap2::Mmap;
+use ratplus_graphs::manifest::{Engine, MANIFEST_FILE, Manifest, ManifestErrors, WEIGHTS_FILE};
+use ratplus_graphs::model::{StoredTensor, storage};
+use ratplus_graphs::onnx::ModelProto;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Longest manifest that is read.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+/// Longest ONNX file that is read: weights are beside it.
+pub const MAX_MODEL_BYTES: u64 = 64 << 20;
+
+/// Everything wrong with a package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackageError {
+    /// The package.
+    pub dir: PathBuf,
+    /// Each with the file, what was expected, what was found and what to do.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for PackageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "package `{}` cannot be used:", self.dir.display())?;
+        self.problems
+            .iter()
+            .try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for PackageError {}
+
+/// How a package is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Compares sizes only. For a package that was checked before: weights of many gigabytes take
+    /// seconds to hash.
+    pub skip_checksum: bool,
+}
+
+/// An opened and checked package.
+#[derive(Debug)]
+pub struct Package {
+    dir: PathBuf,
+    manifest: Arc<Manifest>,
+    models: Vec<ModelProto>,
+    storage: Vec<StoredTensor>,
+    weights: Arc<Mmap>,
+    weights_path: PathBuf,
+    tokenizer: Option<Vec<u8>>,
+}
+
+impl Package {
+    /// Opens the package in `dir` and checks every file.
+    ///
+    /// The weights are mapped, not read into memory: files of a package must not be changed in
+    /// place while it is open (the exporter replaces them by rename).
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, PackageError> {
+        Self::open_with(dir, &OpenOptions::default())
+    }
+
+    /// [`open`](Self::open) with options.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn open_with(dir: impl AsRef<Path>, options: &OpenOptions) -> Result<Self, PackageError> {
+        let dir = dir.as_ref();
+        let fail = |problems| PackageError {
+            dir: dir.into(),
+            problems,
+        };
+        let files = files::Files::new(dir).map_err(|problem| fail(vec![problem]))?;
+        let json = files
+            .read_at_most(MANIFEST_FILE, MAX_MANIFEST_BYTES)
+            .map_err(|problem| fail(vec![problem]))?;
+        let manifest = Manifest::parse(&json).map_err(|ManifestErrors(problems)| {
+            let problems = problems.into_iter();
+            fail(
+                problems
+                    .map(|problem| format!("{MANIFEST_FILE}: {problem}"))
+                    .collect(),
+            )
+        })?;
+        let contents = files.load(&manifest, options).map_err(fail)?;
+        let (storage, weights_bytes) = storage(&manifest.model, &manifest.shape());
+        let mut problems = Vec::new();
+        if contents.weights.len() as u64 != weights_bytes {
+            problems.push(format!(
+                "{WEIGHTS_FILE}: expected {weights_bytes} bytes for the model's sizes, found {}; export \
+                 the package again",
+                contents.weights.len()
+            ));
+        }
+        let mut models = Vec::new();
+        for (engine, bytes) in manifest.engines.iter().zip(&contents.models) {
+            match guard::decode(&manifest, engine, &storage, bytes) {
+                Ok(model) => models.push(model),
+                Err(found) => problems.extend(
+                    found
+                        .into_iter()
+                        .map(|problem| format!("{}: {problem}", engine.file)),
+                ),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(fail(problems));
+        }
+        Ok(Self {
+            dir: dir.into(),
+            manifest: Arc::new(manifest),
+            models,
+            storage,
+            weights: Arc::new(contents.weights),
+            weights_path: contents.weights_path,
+            tokenizer: contents.tokenizer,
+        })
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(crate) fn shared_manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// Every engine with its checked graph, decode first.
+    pub fn engines(&self) -> impl Iterator<Item = (&Engine, &ModelProto)> {
+        self.manifest.engines.iter().zip(&self.models)
+    }
+
+    /// Every tensor of the weights file.
+    pub fn stored_tensors(&self) -> &[StoredTensor] {
+        &self.storage
+    }
+
+    /// The weights file.
+    pub fn weights(&self) -> &[u8] {
+        &self.weights
+    }
+
+    /// The weights file itself, links resolved.
+    pub fn weights_path(&self) -> &Path {
+        &self.weights_path
+    }
+
+    pub(crate) fn weights_map(&self) -> &Arc<Mmap> {
+        &self.weights
+    }
+
+    /// The checked bytes of the tokenizer, where the package has one.
+    pub fn tokenizer_json(&self) -> Option<&[u8]> {
+        self.tokenizer.as_deref()
+    }
+
+    /// Where the tokenizer lies.
+    pub fn tokenizer_path(&self) -> Option<PathBuf> {
+        self.manifest
+            .tokenizer
+            .as_ref()
+            .map(|name| self.dir.join(name))
+    }
+}

@@ -1,0 +1,205 @@
+//! Cuts a prompt of any length into chunks for engines of static lengths.
+
+/// What one run costs besides its rows, in rows: every run reads all weights once, which on a CPU
+/// takes about as long as computing this many rows with them.
+pub const ROWS_PER_RUN: usize = 16;
+
+/// One run: `tokens` tokens through the engine for `engine_len`, padded on the right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Static length of the engine.
+    pub engine_len: usize,
+    /// Tokens of the prompt, 1 to `engine_len`.
+    pub tokens: usize,
+}
+
+/// A prompt that no plan fits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// No tokens.
+    #[error("the prompt has no tokens; expected at least 1")]
+    Empty,
+    /// Too many tokens.
+    #[error(
+        "the prompt has {tokens} tokens, the sequence has room for {limit}; shorten the prompt or export with a larger --max-seq-len"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// What the sequence has room for.
+        limit: usize,
+    },
+    /// A length that no engine has.
+    #[error("no engine has length {length}; expected one of {lengths:?}")]
+    UnknownLength {
+        /// What was asked for.
+        length: usize,
+        /// What there is.
+        lengths: Vec<usize>,
+    },
+}
+
+/// The cost of running `chunks`: computed rows, padding included, and [`ROWS_PER_RUN`] a run.
+pub fn cost(chunks: &[Chunk]) -> usize {
+    chunks
+        .iter()
+        .map(|chunk| chunk.engine_len + ROWS_PER_RUN)
+        .sum()
+}
+
+fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), PlanError> {
+    if prompt_len == 0 {
+        return Err(PlanError::Empty);
+    }
+    if prompt_len > limit {
+        return Err(PlanError::TooLong {
+            tokens: prompt_len,
+            limit,
+        });
+    }
+    if lengths.iter().all(|&length| length == 0) {
+        return Err(PlanError::UnknownLength {
+            length: 0,
+            lengths: lengths.into(),
+        });
+    }
+    Ok(())
+}
+
+/// The chunks of least [`cost`] for a prompt of `prompt_len` tokens, of those the fewest, longest
+/// first; only the last is padded. `limit` is how many tokens the sequence has room for.
+///
+/// # Errors
+/// An empty prompt, one longer than `limit`, no lengths.
+pub fn plan(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<Vec<Chunk>, PlanError> {
+    check(prompt_len, lengths, limit)?;
+    let usable: Vec<_> = lengths
+        .iter()
+        .copied()
+        .filter(|&length| length > 0)
+        .collect();
+    // best[n]: least (cost, runs) of n tokens, and the length that comes with it.
+    let mut best = vec![(0, 0, 0); prompt_len + 1];
+    for tokens in 1..=prompt_len {
+        best[tokens] = usable
+            .iter()
+            .map(|&length| {
+                let (cost, runs, _) = best[tokens.saturating_sub(length)];
+                (cost + length + ROWS_PER_RUN, runs + 1, length)
+            })
+            .min()
+            .unwrap_or_default();
+    }
+    let (mut engines, mut left) = (Vec::new(), prompt_len);
+    while left > 0 {
+        let (_, _, length) = best[left];
+        engines.push(length);
+        left = left.saturating_sub(length);
+    }
+    // The order does not matter to the cost; the longest engine is run while there is most to do.
+    engines.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(fill(prompt_len, engines.into_iter()))
+}
+
+/// Chunks of one length: how `verify` compares chunkings.
+///
+/// # Errors
+/// An empty prompt, or `length` 0.
+pub fn chunks_of(prompt_len: usize, length: usize) -> Result<Vec<Chunk>, PlanError> {
+    check(prompt_len, &[length], usize::MAX)?;
+    Ok(fill(prompt_len, std::iter::repeat(length)))
+}
+
+fn fill(prompt_len: usize, engines: impl Iterator<Item = usize>) -> Vec<Chunk> {
+    let mut left = prompt_len;
+    engines
+        .map_while(|engine_len| {
+            let tokens = engine_len.min(left);
+            left -= tokens;
+            (tokens > 0).then_some(Chunk { engine_len, tokens })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Least (cost, runs) by trying every multiset of engines.
+    fn brute_force(left: usize, lengths: &[usize]) -> (usize, usize) {
+        if left == 0 {
+            return (0, 0);
+        }
+        let tries = lengths.iter().map(|&length| {
+            let (cost, runs) = brute_force(left.saturating_sub(length), lengths);
+            (cost + length + ROWS_PER_RUN, runs + 1)
+        });
+        tries.min().unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn plans_are_the_cheapest(
+            prompt_len in 1usize..60,
+            lengths in prop::collection::btree_set(7usize..50, 1..4),
+        ) {
+            let lengths: Vec<_> = lengths.into_iter().collect();
+            let chunks = plan(prompt_len, &lengths, 60).unwrap();
+            prop_assert_eq!((cost(&chunks), chunks.len()), brute_force(prompt_len, &lengths));
+        }
+
+        #[test]
+        fn chunks_cover_the_prompt(
+            prompt_len in 1usize..5000,
+            lengths in prop::collection::btree_set(2usize..600, 0..4),
+        ) {
+            let lengths: Vec<_> = [1].into_iter().chain(lengths).collect();
+            let chunks = plan(prompt_len, &lengths, 5000).unwrap();
+            prop_assert_eq!(chunks.iter().map(|chunk| chunk.tokens).sum::<usize>(), prompt_len);
+            let (last, full) = chunks.split_last().unwrap();
+            prop_assert!(full.iter().all(|chunk| chunk.tokens == chunk.engine_len));
+            prop_assert!((1..=last.engine_len).contains(&last.tokens));
+            prop_assert!(chunks.iter().all(|chunk| lengths.contains(&chunk.engine_len)));
+            // Never worse than one engine alone.
+            for &length in &lengths {
+                prop_assert!(cost(&chunks) <= cost(&chunks_of(prompt_len, length).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn almost_full_chunks_are_padded_rather_than_decoded() {
+        let lengths = [1, 64, 512];
+        let engines = |n| {
+            plan(n, &lengths, 4096)
+                .unwrap()
+                .iter()
+                .map(|c| c.engine_len)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(engines(1), [1]);
+        assert_eq!(engines(63), [64]);
+        assert_eq!(engines(65), [64, 1]);
+        assert_eq!(engines(512), [512]);
+        assert_eq!(engines(4096), [512; 8]);
+    }
+
+    #[test]
+    fn impossible_prompts_are_refused() {
+        assert_eq!(plan(0, &[1], 10), Err(PlanError::Empty));
+        assert_eq!(
+            plan(11, &[1], 10),
+            Err(PlanError::TooLong {
+                tokens: 11,
+                limit: 10
+            })
+        );
+        assert!(matches!(
+            plan(1, &[], 10),
+            Err(PlanError::UnknownLength { .. })
+        ));
+        assert!(chunks_of(3, 0).is_err());
+        assert_eq!(chunks_of(3, 2).unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,517 @@
+//! Proof that a package computes what its model does, on every backend.
+//!
+//! Every backend takes the golden tokens along every [`Route`]; its logits and taps are compared
+//! with the golden file, or, where there is none, with tract in f32 without any rounding. The
+//! tolerance comes from [`ratplus_graphs::tolerance`]: a fraction of the largest golden logit in
+//! f32; in f16 and bf16, twice the error that tract makes with the same roundings.
+
+mod compare;
+mod diverge;
+mod golden;
+mod report;
+mod route;
+
+pub use compare::{Differences, Worst};
+pub use golden::{Golden, GoldenError, GoldenTap};
+pub use report::{Implementations, Row, Skip, VerifyReport};
+pub use route::{Route, Step};
+
+use crate::backend::{BackendError, BackendKind, Session, SessionOptions, Step as Output};
+use crate::package::Package;
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::tolerance::{F32_LOGIT, NAIVE_ROUNDING_FACTOR};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// What to verify, and how.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// Backends that have to run. Empty: all that are present, the others are reported as skipped.
+    pub backends: Vec<BackendKind>,
+    /// Chunk lengths. Empty: every static length of the package, and the planner's own plan.
+    pub chunks: Vec<usize>,
+    /// Libraries and threads; taps are added to it.
+    pub session: SessionOptions,
+    /// Number of tokens where there is no golden file.
+    pub tokens: usize,
+    /// Seed of these tokens.
+    pub seed: u64,
+}
+
+/// Why a verification did not run.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Options, golden file and package do not fit together.
+    #[error("{}", .0.join("\n  "))]
+    Mismatch(Vec<String>),
+    /// A backend could not be opened or run.
+    #[error("{backend}, {route}: {source}")]
+    Backend {
+        /// The backend.
+        backend: BackendKind,
+        /// What it was doing.
+        route: String,
+        /// Why.
+        source: BackendError,
+    },
+}
+
+/// Runs the whole matrix. `progress` hears what starts.
+///
+/// # Errors
+/// Something does not fit together, or an engine failed to run; a bad result is no error but a
+/// report that did not pass.
+pub fn verify(
+    package: &Package,
+    golden: Option<&Golden>,
+    options: &VerifyOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<VerifyReport, VerifyError> {
+    let routes = check(package, golden, options)?;
+    let mut verifier = Verifier {
+        package,
+        options,
+        progress,
+        naive: BTreeMap::new(),
+    };
+    let made;
+    let (golden, golden_source) = match golden {
+        Some(golden) => (golden, "golden file".to_owned()),
+        None => {
+            made = verifier.reference_golden()?;
+            (&made, "tract in f32 without rounding".to_owned())
+        }
+    };
+    let explicit = !options.backends.is_empty();
+    let mut backends = if explicit {
+        options.backends.clone()
+    } else {
+        BackendKind::ALL.to_vec()
+    };
+    // The reference first: in low precision it sets the tolerance.
+    backends.sort_by_key(|&backend| (backend != BackendKind::Tract, backend));
+    backends.dedup();
+    let (mut rows, mut implementations, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    for backend in backends {
+        (verifier.progress)(&format!("{backend}: opening"));
+        match verifier.open(backend, Vec::new(), false) {
+            Ok(session) => {
+                implementations.push(Implementations::of(backend, &session));
+                verifier.verify_backend(session, golden, &routes, &mut rows)?;
+            }
+            Err(VerifyError::Backend {
+                source: source @ (BackendError::Unavailable { .. } | BackendError::Library { .. }),
+                ..
+            }) if !explicit => skipped.push(Skip::new(backend, &source)),
+            Err(error) => return Err(error),
+        }
+    }
+    let manifest = package.manifest();
+    Ok(VerifyReport {
+        tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
+        dtype: manifest.dtype,
+        fallback: manifest.fallback,
+        batch: manifest.batch,
+        golden: golden_source,
+        sequences: golden.batch(),
+        seq_len: golden.seq_len(),
+        largest_logit: golden.largest_logit(),
+        passed: rows.iter().all(|row| row.passed) && !rows.is_empty(),
+        rows,
+        implementations,
+        skipped,
+    })
+}
+
+/// Checks everything that can be known before an engine runs, and picks the routes.
+fn check(
+    package: &Package,
+    golden: Option<&Golden>,
+    options: &VerifyOptions,
+) -> Result<Vec<Route>, VerifyError> {
+    let manifest = package.manifest();
+    let lengths: Vec<_> = manifest
+        .engines
+        .iter()
+        .map(|engine| engine.seq_len)
+        .collect();
+    let mut errors = Vec::new();
+    for chunk in &options.chunks {
+        if !lengths.contains(chunk) {
+            errors.push(format!(
+                "--chunks: {chunk} is no static length of this package; it has {lengths:?}; export with \
+                 --prefill-lengths {chunk} to get it"
+            ));
+        }
+    }
+    let total = golden.map_or(options.tokens, Golden::seq_len);
+    if total == 0 || total > manifest.max_seq_len {
+        errors.push(format!(
+            "tokens: the package holds 1 to {} tokens a sequence, found {total}; export with a larger \
+             --max-seq-len",
+            manifest.max_seq_len
+        ));
+    }
+    if let Some(golden) = golden {
+        let vocab = manifest.model.vocab_size;
+        if golden.vocab_size != vocab {
+            errors.push(format!(
+                "golden logits: expected vocabulary {vocab}, found {}",
+                golden.vocab_size
+            ));
+        }
+        let outside = golden
+            .tokens
+            .iter()
+            .flatten()
+            .find(|&&t| t < 0 || t >= vocab as i64);
+        if let Some(token) = outside {
+            errors.push(format!(
+                "golden tokens: expected 0 to {}, found {token}",
+                vocab - 1
+            ));
+        }
+        for tap in &golden.taps {
+            if tap
+                .layer
+                .is_some_and(|layer| layer >= manifest.model.num_layers)
+            {
+                errors.push(format!(
+                    "golden {}: the package has {} layers",
+                    tap.name, manifest.model.num_layers
+                ));
+            }
+            if tap.width != manifest.model.d_model {
+                errors.push(format!(
+                    "golden {}: expected {} channels, found {}",
+                    tap.name, manifest.model.d_model, tap.width
+                ));
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(VerifyError::Mismatch(errors));
+    }
+    let chunks = if options.chunks.is_empty() {
+        &lengths
+    } else {
+        &options.chunks
+    };
+    let mut routes: Vec<_> = chunks
+        .iter()
+        .flat_map(|&chunk| Route::of_chunk(chunk))
+        .collect();
+    if options.chunks.is_empty() {
+        routes.push(Route::Planned);
+    }
+    Ok(routes)
+}
+
+struct Verifier<'a> {
+    package: &'a Package,
+    options: &'a VerifyOptions,
+    progress: &'a mut dyn FnMut(&str),
+    /// Largest error of tract with the package's roundings, by tensor.
+    naive: BTreeMap<String, f64>,
+}
+
+impl Verifier<'_> {
+    fn low_precision(&self) -> bool {
+        self.package.manifest().dtype != ElementType::F32
+    }
+
+    fn open(
+        &self,
+        backend: BackendKind,
+        taps: Vec<String>,
+        exact: bool,
+    ) -> Result<Session, VerifyError> {
+        let options = SessionOptions {
+            extra_outputs: taps,
+            without_rounding: exact,
+            ..self.options.session.clone()
+        };
+        Session::open(self.package, backend, &options).map_err(|source| VerifyError::Backend {
+            backend,
+            route: "opening".into(),
+            source,
+        })
+    }
+
+    /// Random tokens, and what tract makes of them one by one without rounding.
+    fn reference_golden(&mut self) -> Result<Golden, VerifyError> {
+        use rand::{Rng as _, SeedableRng};
+        let manifest = self.package.manifest();
+        let vocab = manifest.model.vocab_size;
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(self.options.seed);
+        let total = self.options.tokens;
+        let tokens: Vec<Vec<i64>> = (0..manifest.batch)
+            .map(|_| {
+                (0..total)
+                    .map(|_| rng.random_range(0..vocab as i64))
+                    .collect()
+            })
+            .collect();
+        let mut golden = Golden {
+            logits: vec![0.0; tokens.len() * total * vocab],
+            tokens,
+            positions: (0..total).collect(),
+            vocab_size: vocab,
+            taps: Vec::new(),
+        };
+        (self.progress)("reference: tract, decode");
+        let mut session = self.open(BackendKind::Tract, Vec::new(), true)?;
+        let mut logits = std::mem::take(&mut golden.logits);
+        self.drive(&mut session, &golden, Route::Decode, &mut |seen| {
+            seen.each_logits(&mut |sequence, position, row| {
+                let start = (sequence * total + position) * vocab;
+                logits[start..start + vocab].copy_from_slice(row);
+            });
+        })?;
+        golden.logits = logits;
+        Ok(golden)
+    }
+
+    fn verify_backend(
+        &mut self,
+        mut session: Session,
+        golden: &Golden,
+        routes: &[Route],
+        rows: &mut Vec<Row>,
+    ) -> Result<(), VerifyError> {
+        let backend = session.backend();
+        for &route in routes {
+            (self.progress)(&format!("{backend}: {route}"));
+            let started = Instant::now();
+            let mut differences = Differences::default();
+            self.drive(&mut session, golden, route, &mut |seen| {
+                seen.each_logits(&mut |sequence, position, row| {
+                    if let Some(expected) = golden.logits_at(sequence, position) {
+                        differences.add(sequence, position, expected, row);
+                    }
+                });
+            })?;
+            let seconds = started.elapsed().as_secs_f64();
+            let scale = golden.largest_logit();
+            let mut row = self.judge(
+                backend,
+                &route.to_string(),
+                "logits",
+                &differences,
+                scale,
+                seconds,
+            )?;
+            if !row.passed && backend != BackendKind::Tract {
+                (self.progress)(&format!(
+                    "{backend}: {route}: looking for the first difference"
+                ));
+                row.divergence = Some(self.first_divergence(backend, golden, route)?);
+            }
+            rows.push(row);
+        }
+        drop(session);
+        self.verify_taps(backend, golden, routes, rows)
+    }
+
+    /// Compares the golden file's taps along the first route.
+    fn verify_taps(
+        &mut self,
+        backend: BackendKind,
+        golden: &Golden,
+        routes: &[Route],
+        rows: &mut Vec<Row>,
+    ) -> Result<(), VerifyError> {
+        // The longest prefill shows most of a chunk's work.
+        let route = routes
+            .iter()
+            .rev()
+            .find(|route| matches!(route, Route::Prefill(_)));
+        let Some(&route) = route.or(routes.first()) else {
+            return Ok(());
+        };
+        let taps = &golden.taps;
+        if taps.is_empty() {
+            return Ok(());
+        }
+        (self.progress)(&format!("{backend}: taps, {route}"));
+        let layers = self.package.manifest().model.num_layers;
+        let names: Vec<_> = taps.iter().map(|tap| tap.graph_name(layers)).collect();
+        let mut session = self.open(backend, names.clone(), false)?;
+        let started = Instant::now();
+        let mut differences = vec![Differences::default(); taps.len()];
+        let total = golden.seq_len();
+        self.drive(&mut session, golden, route, &mut |seen| {
+            for ((tap, name), differences) in taps.iter().zip(&names).zip(&mut differences) {
+                let rows = seen.tap(name, tap.width);
+                for (sequence, position, row) in rows {
+                    let start = (sequence * total + position) * tap.width;
+                    differences.add(
+                        sequence,
+                        position,
+                        &tap.values[start..start + tap.width],
+                        &row,
+                    );
+                }
+            }
+        })?;
+        let seconds = started.elapsed().as_secs_f64();
+        for (tap, differences) in taps.iter().zip(&differences) {
+            let scale = tap
+                .values
+                .iter()
+                .fold(0.0f64, |most, &value| most.max(f64::from(value).abs()));
+            rows.push(self.judge(
+                backend,
+                &route.to_string(),
+                &tap.name,
+                differences,
+                scale,
+                seconds,
+            )?);
+        }
+        Ok(())
+    }
+
+    /// Holds differences against the tolerance for their kind.
+    fn judge(
+        &mut self,
+        backend: BackendKind,
+        route: &str,
+        tensor: &str,
+        differences: &Differences,
+        scale: f64,
+        seconds: f64,
+    ) -> Result<Row, VerifyError> {
+        let exact = F32_LOGIT * scale;
+        let dtype = self.package.manifest().dtype;
+        let (tolerance, source) = if !self.low_precision() {
+            (exact, format!("{F32_LOGIT:e} x the largest golden value"))
+        } else if backend == BackendKind::Tract {
+            // Over all routes: few rows on one of them are a small sample of rounding errors.
+            let naive = self.naive.entry(tensor.to_owned()).or_default();
+            *naive = naive.max(differences.max());
+            (
+                f64::INFINITY,
+                format!("set by tract: its error with the package's {dtype} roundings"),
+            )
+        } else {
+            let Some(&naive) = self.naive.get(tensor) else {
+                return Err(VerifyError::Mismatch(vec![format!(
+                    "{backend}: the tolerance of {dtype} comes from tract; add tract to --backend"
+                )]));
+            };
+            let tolerance = (NAIVE_ROUNDING_FACTOR * naive).max(exact);
+            (
+                tolerance,
+                format!("{NAIVE_ROUNDING_FACTOR} x tract's error with the same {dtype} roundings"),
+            )
+        };
+        // A golden without a single position on this route proves nothing.
+        let compared = differences.rows() > 0;
+        Ok(Row {
+            backend,
+            route: route.to_owned(),
+            tensor: tensor.to_owned(),
+            rows: differences.rows(),
+            max_error: differences.max(),
+            mean_error: differences.mean(),
+            tolerance,
+            tolerance_source: source,
+            argmax_agreed: (tensor == "logits").then(|| differences.argmax_agreed()),
+            worst: differences.worst(),
+            seconds,
+            passed: compared && differences.max().is_finite() && differences.max() <= tolerance,
+            divergence: None,
+        })
+    }
+
+    /// Takes all sequences along a route, in groups of the package's batch.
+    fn drive(
+        &self,
+        session: &mut Session,
+        golden: &Golden,
+        route: Route,
+        visit: &mut dyn FnMut(&Seen<'_>),
+    ) -> Result<(), VerifyError> {
+        let (batch, backend) = (session.batch(), session.backend());
+        let failed = |at: usize| {
+            move |source| VerifyError::Backend {
+                backend,
+                route: format!("{route}, position {at}"),
+                source,
+            }
+        };
+        let steps = route
+            .steps(golden.seq_len(), session.lengths(), session.max_seq_len())
+            .map_err(|error| VerifyError::Mismatch(vec![error.to_string()]))?;
+        let sequences: Vec<_> = (0..golden.batch()).collect();
+        for group in sequences.chunks(batch) {
+            (0..batch).for_each(|slot| session.reset(slot));
+            let mut position = 0;
+            for &step in &steps {
+                let Step { engine_len, tokens } = step;
+                let mut ids = vec![0; batch * engine_len];
+                let mut seq_length = vec![0; batch];
+                for (slot, &sequence) in group.iter().enumerate() {
+                    let source = &golden.tokens[sequence][position..position + tokens];
+                    ids[slot * engine_len..slot * engine_len + tokens].copy_from_slice(source);
+                    seq_length[slot] = tokens as i64;
+                }
+                let output = session
+                    .run(engine_len, &ids, &seq_length)
+                    .map_err(failed(position))?;
+                visit(&Seen {
+                    output,
+                    sequences: group,
+                    position,
+                    step,
+                });
+                position += tokens;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What one run of an engine left behind.
+struct Seen<'a> {
+    output: Output<'a>,
+    /// Sequence of each used slot.
+    sequences: &'a [usize],
+    /// Position of the run's first token.
+    position: usize,
+    step: Step,
+}
+
+impl Seen<'_> {
+    /// Visits (sequence, position, row) of every logits row that means something.
+    fn each_logits(&self, visit: &mut dyn FnMut(usize, usize, &[f32])) {
+        for (slot, &sequence) in self.sequences.iter().enumerate() {
+            for token in 0..self.step.tokens {
+                if let Some(row) = self.output.logits_at(slot, token) {
+                    visit(sequence, self.position + token, row);
+                }
+            }
+        }
+    }
+
+    /// (sequence, position, row) of a tap that has a row for every token.
+    fn tap(&self, name: &str, width: usize) -> Vec<(usize, usize, Vec<f32>)> {
+        let Step { engine_len, tokens } = self.step;
+        let output = self.output.extra_output(name);
+        let values = output.as_ref().map_or(&[][..], |(_, values)| values);
+        let mut rows = Vec::new();
+        for (slot, &sequence) in self.sequences.iter().enumerate() {
+            for token in 0..tokens {
+                let start = (slot * engine_len + token) * width;
+                // A tap that is missing or short compares as wrong, not as absent.
+                let row = values
+                    .get(start..start + width)
+                    .unwrap_or_default()
+                    .to_vec();
+                rows.push((sequence, self.position + token, row));
+            }
+        }
+        rows
+    }
+}

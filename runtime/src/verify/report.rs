@@ -1,0 +1,130 @@
+//! What `verify` found.
+
+use super::Worst;
+use crate::backend::{BackendError, BackendKind, Session};
+use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::ops::ElementType;
+use serde::Serialize;
+
+/// Everything measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    /// The program that ran.
+    pub tool: String,
+    /// Type of the package's activations.
+    pub dtype: ElementType,
+    /// How its custom nodes are written.
+    pub fallback: Fallback,
+    /// Its batch.
+    pub batch: usize,
+    /// What outputs were compared with.
+    pub golden: String,
+    /// Sequences compared.
+    pub sequences: usize,
+    /// Tokens of each.
+    pub seq_len: usize,
+    /// Largest absolute golden logit.
+    pub largest_logit: f64,
+    /// Whether every row passed.
+    pub passed: bool,
+    /// One row per backend, route and tensor.
+    pub rows: Vec<Row>,
+    /// Which implementation ran the custom nodes.
+    pub implementations: Vec<Implementations>,
+    /// Backends that did not run.
+    pub skipped: Vec<Skip>,
+}
+
+/// One comparison.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The backend.
+    #[serde(serialize_with = "as_text")]
+    pub backend: BackendKind,
+    /// The way through the sequence.
+    pub route: String,
+    /// `logits`, or a tap.
+    pub tensor: String,
+    /// Rows compared: (sequence, position) pairs.
+    pub rows: u64,
+    /// Largest absolute difference.
+    #[serde(serialize_with = "finite_or_text")]
+    pub max_error: f64,
+    /// Mean absolute difference.
+    #[serde(serialize_with = "finite_or_text")]
+    pub mean_error: f64,
+    /// Largest difference that passes.
+    #[serde(serialize_with = "finite_or_text")]
+    pub tolerance: f64,
+    /// Where the tolerance comes from.
+    pub tolerance_source: String,
+    /// Rows whose likeliest token agrees; logits only.
+    pub argmax_agreed: Option<u64>,
+    /// Where the largest difference was.
+    pub worst: Option<Worst>,
+    /// Wall time of the route.
+    pub seconds: f64,
+    /// Whether it is within tolerance.
+    pub passed: bool,
+    /// Where a failing backend first leaves the reference.
+    pub divergence: Option<String>,
+}
+
+/// JSON has no infinity.
+fn finite_or_text<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.is_finite() {
+        serializer.serialize_f64(*value)
+    } else {
+        serializer.serialize_str("infinite")
+    }
+}
+
+fn as_text<S: serde::Serializer>(value: &BackendKind, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+/// Which implementation ran the custom nodes of a backend.
+#[derive(Clone, Debug, Serialize)]
+pub struct Implementations {
+    /// The backend.
+    #[serde(serialize_with = "as_text")]
+    pub backend: BackendKind,
+    /// One line per engine, or one for all where they agree.
+    pub engines: Vec<String>,
+}
+
+impl Implementations {
+    /// What the session proved when it was opened.
+    pub fn of(backend: BackendKind, session: &Session) -> Self {
+        let found = session.implementations();
+        let mut engines: Vec<_> = found.iter().map(ToString::to_string).collect();
+        let same = found
+            .iter()
+            .map(|engine| engine.to_string().replacen(&engine.file, "", 1));
+        let mut same: Vec<_> = same.collect();
+        same.dedup();
+        if let ([line], true) = (same.as_slice(), engines.len() > 1) {
+            engines = vec![format!("all {} engines{line}", engines.len())];
+        }
+        Self { backend, engines }
+    }
+}
+
+/// A backend that did not run, and why.
+#[derive(Clone, Debug, Serialize)]
+pub struct Skip {
+    /// The backend.
+    #[serde(serialize_with = "as_text")]
+    pub backend: BackendKind,
+    /// Why.
+    pub reason: String,
+}
+
+impl Skip {
+    pub(super) fn new(backend: BackendKind, reason: &BackendError) -> Self {
+        Self {
+            backend,
+            reason: reason.to_string(),
+        }
+    }
+}

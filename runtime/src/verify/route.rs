@@ -1,0 +1,120 @@
+//! The ways a sequence is put through a package's engines.
+
+use crate::planner::{self, PlanError};
+use std::fmt;
+
+/// A way through a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Everything in chunks of a static length, the last one padded.
+    Prefill(usize),
+    /// Chunks of a static length, then the last tokens one by one.
+    PrefillThenDecode(usize),
+    /// Token by token.
+    Decode,
+    /// As the planner would prefill it.
+    Planned,
+}
+
+/// One run of an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Static length of the engine.
+    pub engine_len: usize,
+    /// Tokens of each sequence in this run.
+    pub tokens: usize,
+}
+
+/// Most tokens that [`Route::PrefillThenDecode`] decodes.
+const DECODED_TAIL: usize = 64;
+
+impl Route {
+    /// The routes of a chunk length: both kinds of prefill, or decode for 1.
+    pub fn of_chunk(chunk: usize) -> Vec<Self> {
+        if chunk == 1 {
+            vec![Self::Decode]
+        } else {
+            vec![Self::Prefill(chunk), Self::PrefillThenDecode(chunk)]
+        }
+    }
+
+    /// The runs that take `total` tokens through engines of `lengths`.
+    ///
+    /// # Errors
+    /// [`Route::Planned`] has no plan.
+    pub fn steps(
+        &self,
+        total: usize,
+        lengths: &[usize],
+        limit: usize,
+    ) -> Result<Vec<Step>, PlanError> {
+        Ok(match *self {
+            Self::Prefill(chunk) => chunks(total, chunk),
+            Self::PrefillThenDecode(chunk) => {
+                let tail = DECODED_TAIL.min(total / 2);
+                let mut steps = chunks(total - tail, chunk);
+                steps.extend(chunks(tail, 1));
+                steps
+            }
+            Self::Decode => chunks(total, 1),
+            Self::Planned => planner::plan(total, lengths, limit)?
+                .into_iter()
+                .map(|chunk| Step {
+                    engine_len: chunk.engine_len,
+                    tokens: chunk.tokens,
+                })
+                .collect(),
+        })
+    }
+}
+
+fn chunks(total: usize, chunk: usize) -> Vec<Step> {
+    (0..total.div_ceil(chunk))
+        .map(|index| Step {
+            engine_len: chunk,
+            tokens: chunk.min(total - index * chunk),
+        })
+        .collect()
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefill(chunk) => write!(f, "prefill by {chunk}"),
+            Self::PrefillThenDecode(chunk) => write!(f, "prefill by {chunk}, decode"),
+            Self::Decode => f.write_str("decode"),
+            Self::Planned => f.write_str("planned prefill"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_takes_every_token_once() {
+        let lengths = [1, 7, 64];
+        for total in [1, 2, 6, 7, 8, 63, 64, 65, 200] {
+            for route in [
+                Route::Prefill(7),
+                Route::PrefillThenDecode(64),
+                Route::Decode,
+                Route::Planned,
+            ] {
+                let steps = route.steps(total, &lengths, 200).unwrap();
+                assert_eq!(
+                    steps.iter().map(|step| step.tokens).sum::<usize>(),
+                    total,
+                    "{route} {total}"
+                );
+                assert!(
+                    steps
+                        .iter()
+                        .all(|step| step.tokens > 0 && step.tokens <= step.engine_len)
+                );
+                assert!(steps.iter().all(|step| lengths.contains(&step.engine_len)));
+            }
+        }
+    }
+}

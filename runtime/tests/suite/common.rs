@@ -1,0 +1,239 @@
+//! Small packages with random weights, and the libraries that tests need.
+
+use half::{bf16, f16};
+use prost::Message;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use ratplus_graphs::manifest::{
+    Fallback, FileInfo, LayerCache, LogitsMode, MANIFEST_FILE, Manifest, PackageShape,
+    WEIGHTS_FILE, engine, state_tensors,
+};
+use ratplus_graphs::model::{GraphOptions, ROTARY_TABLES, build, rotary_row, storage};
+use ratplus_graphs::onnx::{IR_VERSION, OPSET};
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
+use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::ort_library;
+use ratplus_runtime::package::Package;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+#[derive(Clone, Copy)]
+pub struct Options {
+    pub fallback: Fallback,
+    pub dtype: ElementType,
+    pub logits: LogitsMode,
+    pub batch: usize,
+    pub lengths: &'static [usize],
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            fallback: Fallback::Function,
+            dtype: ElementType::F32,
+            logits: LogitsMode::Last,
+            batch: 2,
+            lengths: &[1, 4, 16],
+        }
+    }
+}
+
+pub const MAX_SEQ_LEN: usize = 48;
+pub const VOCAB: usize = 61;
+
+pub fn spec() -> ModelSpec {
+    let pattern = |d, w, i| Pattern::new(d, w, i).unwrap();
+    let hybrid = vec![Pattern::DENSE, pattern(4, 3, 1), pattern(-1, 5, 2)];
+    ModelSpec {
+        model_type: "ratplus".into(),
+        vocab_size: VOCAB,
+        d_model: 24,
+        num_layers: 2,
+        d_head: 8,
+        d_ffn: 96,
+        rope_base: 10000.0,
+        norm_eps: 1e-6,
+        recurrence: true,
+        patterns: vec![
+            LayerPatterns::Uniform(pattern(8, 6, 2)),
+            LayerPatterns::PerHead(hybrid),
+        ],
+    }
+}
+
+/// Writes the package of `options` with weights from `seed`.
+pub fn write_package(dir: &Path, options: Options, seed: u64) -> Manifest {
+    write_spec(dir, options, seed, spec(), MAX_SEQ_LEN)
+}
+
+pub fn write_spec(
+    dir: &Path,
+    options: Options,
+    seed: u64,
+    spec: ModelSpec,
+    max_seq_len: usize,
+) -> Manifest {
+    let Options {
+        fallback,
+        dtype,
+        logits,
+        batch,
+        lengths,
+    } = options;
+    let shape = PackageShape {
+        batch,
+        max_seq_len,
+        dtype,
+        logits,
+    };
+    let (tensors, size) = storage(&spec, &shape);
+    let mut weights = vec![0u8; size as usize];
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for stored in &tensors {
+        let table = ROTARY_TABLES.contains(&stored.name.as_str());
+        let norm = stored.tensor.shape.len() == 1;
+        let fan_in = *stored.tensor.shape.last().unwrap() as f32;
+        let values: Vec<f32> = if table {
+            (0..max_seq_len)
+                .flat_map(|position| rotary_row(&spec, &stored.name, position))
+                .collect()
+        } else {
+            let one = |rng: &mut ChaCha8Rng| {
+                let value = rng.random_range(-1.0f32..1.0);
+                if norm {
+                    1.0 + 0.1 * value
+                } else {
+                    2.0 * value / fan_in.sqrt()
+                }
+            };
+            (0..stored.tensor.elements())
+                .map(|_| one(&mut rng))
+                .collect()
+        };
+        let bytes: Vec<u8> = match stored.tensor.dtype {
+            ElementType::F16 => values
+                .iter()
+                .flat_map(|&v| f16::from_f32(v).to_le_bytes())
+                .collect(),
+            ElementType::BF16 => values
+                .iter()
+                .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
+                .collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        weights[stored.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    let mut files = vec![(WEIGHTS_FILE.to_owned(), weights)];
+    for &seq_len in lengths {
+        let graph = GraphOptions {
+            spec: &spec,
+            shape,
+            seq_len,
+            fallback,
+            opset: OPSET,
+            ir_version: IR_VERSION,
+        };
+        files.push((
+            engine(&spec, &shape, seq_len).file,
+            build(&graph).encode_to_vec(),
+        ));
+    }
+    let states = state_tensors(&spec, &shape);
+    let cache = |layer| LayerCache::from(&spec.cache_layout(layer, max_seq_len));
+    let manifest = Manifest {
+        format: ratplus_graphs::manifest::FORMAT.into(),
+        format_version: ratplus_graphs::manifest::FORMAT_VERSION,
+        tool: "test".into(),
+        batch,
+        max_seq_len,
+        dtype,
+        opset: OPSET,
+        ir_version: IR_VERSION,
+        fallback,
+        logits,
+        engines: lengths
+            .iter()
+            .map(|&seq_len| engine(&spec, &shape, seq_len))
+            .collect(),
+        cache: (0..spec.num_layers).map(cache).collect(),
+        state_bytes: states
+            .iter()
+            .map(|(_, _, tensor)| tensor.bytes() as u64)
+            .sum(),
+        tokenizer: None,
+        files: files
+            .iter()
+            .map(|(name, bytes)| (name.clone(), info(bytes)))
+            .collect(),
+        model: spec,
+    };
+    for (name, bytes) in files {
+        std::fs::write(dir.join(name), bytes).unwrap();
+    }
+    write_manifest(dir, &manifest);
+    manifest
+}
+
+pub fn write_manifest(dir: &Path, manifest: &Manifest) {
+    std::fs::write(dir.join(MANIFEST_FILE), manifest.to_json()).unwrap();
+}
+
+pub fn info(bytes: &[u8]) -> FileInfo {
+    let sha256 = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    FileInfo {
+        bytes: bytes.len() as u64,
+        sha256,
+    }
+}
+
+/// An opened package in a folder that is gone with it.
+pub struct Fixture {
+    _dir: tempfile::TempDir,
+    pub package: Package,
+}
+
+pub fn fixture(options: Options) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    write_package(dir.path(), options, 1);
+    let package = Package::open(dir.path()).unwrap();
+    Fixture { _dir: dir, package }
+}
+
+/// Backends that this machine can run the package of `fallback` on; a missing one is printed.
+pub fn backends(fallback: Fallback) -> Vec<BackendKind> {
+    let mut kinds = vec![BackendKind::Tract];
+    match ort_library::onnxruntime(None) {
+        Err(error) => eprintln!("SKIPPED ort-cpu and ort-fallback: {error}"),
+        Ok(_) => {
+            if fallback != Fallback::None {
+                kinds.push(BackendKind::OrtFallback);
+            }
+            match ort_library::operators(None) {
+                Err(error) if fallback != Fallback::Inline => eprintln!("SKIPPED ort-cpu: {error}"),
+                _ => kinds.push(BackendKind::OrtCpu),
+            }
+        }
+    }
+    kinds
+}
+
+pub fn open(fixture: &Fixture, kind: BackendKind) -> Session {
+    let options = SessionOptions {
+        threads: Some(1),
+        ..SessionOptions::default()
+    };
+    Session::open(&fixture.package, kind, &options)
+        .unwrap_or_else(|error| panic!("{kind}: {error}"))
+}
+
+pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    (0..count)
+        .map(|_| rng.random_range(0..VOCAB as u32))
+        .collect()
+}

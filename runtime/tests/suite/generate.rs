@@ -1,0 +1,243 @@
+//! Generation on every backend of this machine.
+
+use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package};
+use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
+use ratplus_graphs::model::Weight;
+use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::generate::{Event, GenerateError, Request, StopReason, generate};
+use ratplus_runtime::package::{OpenOptions, Package};
+use ratplus_runtime::sampler::Sampling;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+fn request(seed: u64, length: usize, max_new_tokens: usize) -> Request {
+    Request {
+        max_new_tokens,
+        ..Request::new(tokens(seed, length))
+    }
+}
+
+fn quiet(_: Event) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Tokens of `requests`, and why each stopped.
+fn run(session: &mut Session, requests: &[Request]) -> Vec<(Vec<u32>, StopReason)> {
+    let mut streamed = vec![Vec::new(); requests.len()];
+    let generation = generate(session, requests, |event| {
+        streamed[event.request].push(event.token);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let completions: Vec<_> = generation
+        .completions
+        .into_iter()
+        .map(|done| (done.tokens, done.stop))
+        .collect();
+    assert!(
+        completions
+            .iter()
+            .zip(&streamed)
+            .all(|((tokens, _), seen)| tokens == seen)
+    );
+    completions
+}
+
+#[test]
+fn prompts_of_any_length_run_together_as_alone() {
+    let fixture = fixture(Options {
+        batch: 3,
+        ..Options::default()
+    });
+    for kind in backends(Fallback::Function) {
+        let mut session = open(&fixture, kind);
+        let sampling = Sampling {
+            temperature: 0.8,
+            top_k: Some(20),
+            top_p: Some(0.95),
+            seed: 5,
+        };
+        let requests = [
+            request(1, 1, 9),
+            Request {
+                sampling,
+                ..request(2, 19, 12)
+            },
+            request(3, 37, 30),
+        ];
+        let together = run(&mut session, &requests);
+        assert_eq!(together[0].1, StopReason::MaxNewTokens);
+        assert_eq!(together[1].0.len(), 12);
+        // 37 + 11 tokens fill the sequence, and the last token of a full one is still returned.
+        assert_eq!(together[2].1, StopReason::MaxSeqLen);
+        assert_eq!(together[2].0.len(), MAX_SEQ_LEN - 37 + 1);
+        for (request, expected) in requests.iter().zip(&together) {
+            assert_eq!(
+                &run(&mut session, std::slice::from_ref(request))[0],
+                expected,
+                "{kind}"
+            );
+        }
+        let reversed: Vec<_> = requests.iter().rev().cloned().collect();
+        let mut again = run(&mut session, &reversed);
+        again.reverse();
+        assert_eq!(again, together, "{kind}");
+    }
+}
+
+#[test]
+fn backends_pick_the_same_tokens() {
+    let fixture = fixture(Options::default());
+    let requests = [request(11, 21, 16), request(12, 5, 16)];
+    let mut first = None;
+    for kind in backends(Fallback::Function) {
+        let found = run(&mut open(&fixture, kind), &requests);
+        assert_eq!(first.get_or_insert_with(|| found.clone()), &found, "{kind}");
+    }
+}
+
+#[test]
+fn stops() {
+    let fixture = fixture(Options::default());
+    let mut session = open(&fixture, BackendKind::Tract);
+    let free = run(&mut session, &[request(1, 5, 6)]).remove(0).0;
+    let stop_tokens = BTreeSet::from([free[3]]);
+    let first = free.iter().position(|token| *token == free[3]).unwrap();
+    let stopped = run(
+        &mut session,
+        &[Request {
+            stop_tokens,
+            ..request(1, 5, 6)
+        }],
+    )
+    .remove(0);
+    assert_eq!(stopped, (free[..=first].to_vec(), StopReason::StopToken));
+    assert_eq!(
+        run(&mut session, &[request(1, 5, 0)]),
+        [(vec![], StopReason::MaxNewTokens)]
+    );
+    assert_eq!(
+        run(&mut session, &[request(1, 48, 5)])[0].1,
+        StopReason::MaxSeqLen
+    );
+    let mut left = 3;
+    let generation = generate(&mut session, &[request(1, 5, 9), request(2, 9, 9)], |_| {
+        left -= 1;
+        if left == 0 {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    })
+    .unwrap();
+    assert!(
+        generation
+            .completions
+            .iter()
+            .all(|done| done.stop == StopReason::Cancelled)
+    );
+    let stats = generate(&mut session, &[request(1, 5, 4), request(2, 9, 4)], quiet)
+        .unwrap()
+        .stats;
+    assert_eq!((stats.prefill_tokens, stats.decode_tokens), (14, 6));
+    assert!(stats.prefill_tokens_per_second() > 0.0 && stats.decode_tokens_per_second() > 0.0);
+    assert!(stats.time_to_first_token.unwrap() <= stats.prefill_time);
+}
+
+#[test]
+fn requests_are_checked_first() {
+    let fixture = fixture(Options::default());
+    let mut session = open(&fixture, BackendKind::Tract);
+    let mut refuse = |requests: &[Request]| generate(&mut session, requests, quiet).unwrap_err();
+    assert!(matches!(
+        refuse(&[]),
+        GenerateError::Requests { batch: 2, found: 0 }
+    ));
+    let three = [request(1, 1, 1), request(1, 1, 1), request(1, 1, 1)];
+    assert!(matches!(
+        refuse(&three),
+        GenerateError::Requests { batch: 2, found: 3 }
+    ));
+    let error = refuse(&[request(1, 3, 1), request(1, 0, 1)]);
+    assert!(matches!(error, GenerateError::Prompt { request: 1, .. }));
+    assert!(error.to_string().contains("no tokens"), "{error}");
+    let error = refuse(&[request(1, 49, 1)]).to_string();
+    assert!(
+        error.contains("49 tokens") && error.contains("48"),
+        "{error}"
+    );
+    let sampling = Sampling {
+        temperature: -1.0,
+        ..Sampling::GREEDY
+    };
+    let error = refuse(&[Request {
+        sampling,
+        ..request(1, 3, 1)
+    }]);
+    assert!(matches!(error, GenerateError::Sampling { request: 0, .. }));
+    let outside = Request::new(vec![1, VOCAB as u32, 2]);
+    let error = refuse(&[outside]).to_string();
+    assert!(
+        error.contains("slot 0") && error.contains("token 1"),
+        "{error}"
+    );
+}
+
+/// A sequence that meets NaN fails alone, and its slot is as good as new after.
+#[test]
+fn not_a_number_stops_one_slot() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = write_package(dir.path(), Options::default(), 1);
+    let poison = 60u32;
+    // The embedding comes first in the file.
+    assert_eq!(Weight::all(&manifest.model)[0], Weight::Embedding);
+    let mut weights = std::fs::read(dir.path().join(WEIGHTS_FILE)).unwrap();
+    let row = manifest.model.d_model * 4;
+    weights[poison as usize * row..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(dir.path().join(WEIGHTS_FILE), weights).unwrap();
+    let package = Package::open_with(
+        dir.path(),
+        &OpenOptions {
+            skip_checksum: true,
+        },
+    )
+    .unwrap();
+    let clean = |seed, length| {
+        let prompt = tokens(seed, length)
+            .into_iter()
+            .map(|token| token % poison)
+            .collect();
+        Request {
+            max_new_tokens: 8,
+            ..Request::new(prompt)
+        }
+    };
+    for kind in backends(Fallback::Function) {
+        let mut session = Session::open(&package, kind, &SessionOptions::default()).unwrap();
+        let good = [clean(1, 20), clean(2, 9)];
+        let expected = run(&mut session, &good);
+        let mut prompt = good[1].prompt.clone();
+        prompt[4] = poison;
+        let found = run(
+            &mut session,
+            &[
+                good[0].clone(),
+                Request {
+                    prompt,
+                    ..good[1].clone()
+                },
+            ],
+        );
+        assert_eq!(found[0], expected[0], "{kind}");
+        let failed = matches!(
+            found[1].1,
+            StopReason::Failed {
+                slot: 1,
+                step: 9,
+                ..
+            }
+        );
+        assert!(failed && found[1].0.is_empty(), "{kind}: {:?}", found[1]);
+        assert_eq!(run(&mut session, &good), expected, "{kind}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Packages with random weights on every backend of this machine.
+
+mod common;
+mod generate;
+mod package;
+mod session;
