@@ -1,0 +1,277 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ratplus_graphs::manifest::{Fallback, LogitsMode};
+use ratplus_graphs::ops::ElementType;
+use std::path::PathBuf;
+
+/// Deploys RAT+ language models: checkpoint to ONNX, verified on every backend.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ratplus",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Turn a checkpoint into an ONNX package
+    Export(ExportArgs),
+    /// Show shapes, patterns, cache bytes and FLOPs a token, against dense attention
+    Inspect(InspectArgs),
+    /// Run a package on every backend and compare with golden outputs and the tract reference
+    Verify(VerifyArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Say what this machine has, what is missing and how to get it
+    Doctor(DoctorArgs),
+}
+
+/// Where the model's sizes and patterns come from.
+#[derive(Debug, Default, Args)]
+pub struct ModelArgs {
+    /// Sizes and patterns; flags below override it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Channels of one head
+    #[arg(long, value_name = "N")]
+    pub d_head: Option<usize>,
+    /// Every D-th key is kept; 1 is dense attention, -1 keeps none. One value, or one per layer
+    #[arg(
+        long,
+        value_name = "D",
+        value_delimiter = ',',
+        allow_negative_numbers = true
+    )]
+    pub dilation: Vec<i64>,
+    /// Tokens before the current one that are visible. One value, or one per layer
+    #[arg(long, value_name = "W", value_delimiter = ',')]
+    pub local_window: Vec<i64>,
+    /// Tokens at the start that are always visible. One value, or one per layer
+    #[arg(long, value_name = "I", value_delimiter = ',')]
+    pub initial: Vec<i64>,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// A .pth or .safetensors file, a .safetensors.index.json, or a directory with one of them
+    pub checkpoint: PathBuf,
+    /// The package's directory; a package that is there is replaced when the new one is whole
+    #[arg(short, long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Where sizes and patterns come from.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Type of weights, activations and KV cache; every checkpoint fits f32 exactly
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: Dtype,
+    /// Sequences that run together, each with a length of its own
+    #[arg(long, value_name = "B", default_value_t = 1)]
+    pub batch: usize,
+    /// Static lengths of prefill chunks; decode (1) is always there [default: 64,512]
+    #[arg(long, value_name = "L", value_delimiter = ',')]
+    pub prefill_lengths: Option<Vec<usize>>,
+    /// Longest sequence, prompt and continuation together
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    pub max_seq_len: usize,
+    /// How custom nodes are written: with a function body beside them, as standard operators
+    /// only, or bare
+    #[arg(long, value_enum, default_value = "function")]
+    pub fallback: FallbackArg,
+    /// Logits at each chunk's last token, or at all of its tokens
+    #[arg(long, value_enum, default_value = "last")]
+    pub logits: LogitsArg,
+    /// A Hugging Face tokenizer.json to put into the package
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Opset of the standard operators
+    #[arg(long, value_name = "N", default_value_t = ratplus_graphs::onnx::OPSET)]
+    pub opset: i64,
+    /// Accept NaN and infinity in weights
+    #[arg(long)]
+    pub allow_nonfinite: bool,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<Dtype> for ElementType {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// `--fallback`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum FallbackArg {
+    Function,
+    Inline,
+    None,
+}
+
+impl From<FallbackArg> for Fallback {
+    fn from(fallback: FallbackArg) -> Self {
+        match fallback {
+            FallbackArg::Function => Self::Function,
+            FallbackArg::Inline => Self::Inline,
+            FallbackArg::None => Self::None,
+        }
+    }
+}
+
+/// `--logits`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogitsArg {
+    Last,
+    All,
+}
+
+impl From<LogitsArg> for LogitsMode {
+    fn from(logits: LogitsArg) -> Self {
+        match logits {
+            LogitsArg::Last => Self::Last,
+            LogitsArg::All => Self::All,
+        }
+    }
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A package, or a checkpoint as for `export`
+    pub path: PathBuf,
+    /// Where a checkpoint's sizes and patterns come from.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Longest sequence, for a checkpoint [default: 4096]
+    #[arg(long, value_name = "N")]
+    pub max_seq_len: Option<usize>,
+    /// Draw cost against context as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where ONNX Runtime and the custom-op library are.
+#[derive(Clone, Debug, Default, Args)]
+pub struct LibraryArgs {
+    /// libonnxruntime.so [default: search as `ratplus doctor` shows]
+    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
+    pub onnxruntime: Option<PathBuf>,
+    /// libratplus_ort.so [default: next to this program]
+    #[arg(long, value_name = "FILE", env = "RATPLUS_ORT_LIBRARY")]
+    pub custom_ops: Option<PathBuf>,
+    /// Threads of one engine [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The package
+    pub dir: PathBuf,
+    /// Backends to run [default: all present]
+    #[arg(long, value_name = "B", value_delimiter = ',')]
+    pub backend: Vec<String>,
+    /// What backends are compared with where there is no golden file
+    #[arg(long, default_value = "tract")]
+    pub reference: String,
+    /// Golden outputs, as DESIGN.md section 4 describes them
+    #[arg(long, value_name = "FILE")]
+    pub golden: Option<PathBuf>,
+    /// Chunk lengths for prefill, each a static length of the package [default: all of them and
+    /// the planner's own plan]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub chunks: Vec<usize>,
+    /// Tokens to compare on where there is no golden file
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    pub tokens: usize,
+    /// Seed of these tokens
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Write everything measured as JSON
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Print the report as JSON instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The package; it needs a tokenizer
+    pub dir: PathBuf,
+    /// Text to continue
+    #[arg(short, long)]
+    pub prompt: String,
+    /// Stop after this many tokens
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub max_new_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub temperature: f32,
+    /// Draw from the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Draw from the likeliest tokens that have probability P together
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Stop at these tokens too; the tokenizer's end of text always stops
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub stop_tokens: Vec<u32>,
+    /// Engine to run
+    #[arg(long, default_value = "ort-cpu")]
+    pub backend: String,
+    /// Print speed and implementations on standard error
+    #[arg(long)]
+    pub stats: bool,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
+}

@@ -1,0 +1,124 @@
+//! `ratplus export`: a checkpoint becomes a package.
+
+use crate::args::{ExportArgs, ModelArgs};
+use crate::output::{Failure, OrInput, Outcome, bytes, si};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
+use ratplus_exporter::package::{self, CheckpointWeights, PackageOptions, Progress};
+use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
+use ratplus_graphs::cost;
+use ratplus_graphs::manifest::{Manifest, PackageShape};
+use std::path::Path;
+
+/// Lengths of prefill chunks where none are asked for.
+const DEFAULT_PREFILL_LENGTHS: [usize; 2] = [64, 512];
+
+/// Writes the package and says what it is.
+pub fn run(args: ExportArgs) -> Outcome {
+    let checkpoint = Checkpoint::open(&args.checkpoint).or_input()?;
+    let resolved = resolve_with(&checkpoint, &args.model)?;
+    for note in &resolved.notes {
+        eprintln!("note: {note}");
+    }
+    let spec = resolved.spec.normalized(args.max_seq_len);
+    for (layer, (given, kept)) in resolved
+        .spec
+        .patterns
+        .iter()
+        .zip(&spec.patterns)
+        .enumerate()
+    {
+        if given != kept {
+            eprintln!(
+                "note: layer {layer}: the pattern is written in its shortest form for sequences of up to {} \
+                 tokens; it sees the same keys",
+                args.max_seq_len
+            );
+        }
+    }
+    let prefill_lengths = args.prefill_lengths.unwrap_or_else(|| {
+        DEFAULT_PREFILL_LENGTHS
+            .into_iter()
+            .filter(|&length| length <= args.max_seq_len)
+            .collect()
+    });
+    let options = PackageOptions {
+        spec: resolved.spec.clone(),
+        shape: PackageShape {
+            batch: args.batch,
+            max_seq_len: args.max_seq_len,
+            dtype: args.dtype.into(),
+            logits: args.logits.into(),
+        },
+        prefill_lengths,
+        fallback: args.fallback.into(),
+        opset: args.opset,
+        tokenizer: args.tokenizer,
+    };
+    let read = ReadOptions {
+        allow_nonfinite: args.allow_nonfinite,
+    };
+    let mut weights = CheckpointWeights::new(&checkpoint, &resolved.sources, read);
+    let bar = progress_bar();
+    let manifest = package::write(&args.output, &options, &mut weights, &mut |progress| {
+        let Progress { what, bytes, total } = progress;
+        bar.set_length(total);
+        bar.set_position(bytes);
+        bar.set_message(what.to_owned());
+    });
+    bar.finish_and_clear();
+    summarize(&args.output, &manifest.or_input()?);
+    Ok(())
+}
+
+/// A checkpoint's sizes, patterns and weights.
+pub fn resolve(path: &Path, model: &ModelArgs) -> Result<Resolved, Failure> {
+    resolve_with(&Checkpoint::open(path).or_input()?, model)
+}
+
+fn resolve_with(checkpoint: &Checkpoint, model: &ModelArgs) -> Result<Resolved, Failure> {
+    let options = ResolveOptions {
+        config: model.config.clone(),
+        d_head: model.d_head,
+        dilation: model.dilation.clone(),
+        local_window: model.local_window.clone(),
+        initial: model.initial.clone(),
+    };
+    resolve::resolve(checkpoint, &options).or_input()
+}
+
+/// Draws on a terminal, and nowhere else.
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
+    let style = ProgressStyle::with_template(
+        "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left  {wide_msg}",
+    );
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn summarize(output: &Path, manifest: &Manifest) {
+    let spec = &manifest.model;
+    let state = cost::state_bytes(spec, &manifest.shape());
+    let lengths: Vec<_> = manifest
+        .engines
+        .iter()
+        .map(|engine| engine.seq_len.to_string())
+        .collect();
+    println!(
+        "{}: {} parameters in {}, chunks of {}, batch {}, up to {} tokens, fallback {}",
+        output.display(),
+        si(cost::parameters(spec) as f64).trim_end(),
+        manifest.dtype,
+        lengths.join(", "),
+        manifest.batch,
+        manifest.max_seq_len,
+        manifest.fallback,
+    );
+    println!(
+        "{} in {} files; state {} a sequence, where dense attention keeps {}",
+        bytes(manifest.files.values().map(|file| file.bytes as f64).sum()),
+        manifest.files.len() + 1,
+        bytes((state.cache + state.recurrent) as f64),
+        bytes(state.dense_cache as f64),
+    );
+}

@@ -1,0 +1,130 @@
+//! `ratplus generate`: text in, text out.
+
+use super::verify::session_options;
+use crate::args::GenerateArgs;
+use crate::output::{Failure, OrInput, Outcome};
+use ratplus_runtime::backend::{BackendKind, Session};
+use ratplus_runtime::generate::{self, Request, StopReason};
+use ratplus_runtime::package::Package;
+use ratplus_runtime::planner;
+use ratplus_runtime::sampler::{Sampler, Sampling};
+use ratplus_runtime::text::Tokenizer;
+use std::io::Write;
+use std::ops::ControlFlow;
+
+/// Prints the prompt and streams its continuation.
+pub fn run(args: GenerateArgs) -> Outcome {
+    let backend: BackendKind = args.backend.parse().or_input()?;
+    let package = Package::open(&args.dir).or_input()?;
+    let Some(json) = package.tokenizer_json() else {
+        return Err(Failure::input(format!(
+            "{}: the package has no tokenizer; export it with --tokenizer tokenizer.json",
+            args.dir.display()
+        )));
+    };
+    let tokenizer = Tokenizer::from_json(json).or_input()?;
+    let vocab = package.manifest().model.vocab_size;
+    if tokenizer.vocab_size() > vocab {
+        return Err(Failure::input(format!(
+            "{}: the tokenizer knows {} tokens, the model {vocab}; export with the model's own tokenizer",
+            args.dir.display(),
+            tokenizer.vocab_size()
+        )));
+    }
+    if let Some(token) = args
+        .stop_tokens
+        .iter()
+        .find(|&&token| token as usize >= vocab)
+    {
+        return Err(Failure::input(format!(
+            "--stop-tokens: expected 0 to {}, found {token}",
+            vocab - 1
+        )));
+    }
+    let prompt = tokenizer.encode(&args.prompt).or_input()?;
+    let mut stop_tokens = tokenizer.end_tokens();
+    stop_tokens.extend(&args.stop_tokens);
+    let request = Request {
+        prompt: prompt.clone(),
+        max_new_tokens: args.max_new_tokens,
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_k: args.top_k,
+            top_p: args.top_p,
+            seed: args.seed,
+        },
+        stop_tokens: stop_tokens.clone(),
+    };
+    // Everything that can be refused is, before an engine is opened.
+    let manifest = package.manifest();
+    let lengths: Vec<_> = manifest
+        .engines
+        .iter()
+        .map(|engine| engine.seq_len)
+        .collect();
+    planner::plan(prompt.len(), &lengths, manifest.max_seq_len)
+        .map_err(|error| Failure::input(format!("--prompt: {error}")))?;
+    Sampler::new(request.sampling).or_input()?;
+    let mut session =
+        Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
+    for engine in session.implementations() {
+        eprintln!("{backend}: {engine}");
+    }
+    let mut text = tokenizer.stream(&prompt);
+    let mut out = std::io::stdout().lock();
+    let mut written = write!(out, "{}", args.prompt).and_then(|()| out.flush());
+    let mut undecodable = None;
+    let generation = generate::generate(&mut session, &[request], |event| {
+        if stop_tokens.contains(&event.token) {
+            return ControlFlow::Continue(());
+        }
+        match text.push(event.token) {
+            Ok(piece) => written = write!(out, "{piece}").and_then(|()| out.flush()),
+            Err(error) => undecodable = Some(error),
+        }
+        // A closed pipe is a reader that has seen enough.
+        if written.is_err() || undecodable.is_some() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })
+    .or_input()?;
+    if let Some(error) = undecodable {
+        return Err(Failure::input(error));
+    }
+    if written.is_ok() {
+        let rest = text.finish().or_input()?;
+        let _ = writeln!(out, "{rest}");
+    }
+    if args.stats {
+        let stats = &generation.stats;
+        eprintln!(
+            "prefill {} tokens, {:.0} tokens/s; first token after {:.1} ms; decode {} tokens, {:.0} tokens/s",
+            stats.prefill_tokens,
+            stats.prefill_tokens_per_second(),
+            stats
+                .time_to_first_token
+                .map_or(0.0, |time| time.as_secs_f64() * 1e3),
+            stats.decode_tokens,
+            stats.decode_tokens_per_second(),
+        );
+    }
+    match generation
+        .completions
+        .into_iter()
+        .map(|completion| completion.stop)
+        .next()
+    {
+        Some(StopReason::Failed { slot, step, error }) => Err(Failure::BadResult(format!(
+            "slot {slot}, step {step}: {error}; `ratplus verify` names the tensor"
+        ))),
+        Some(StopReason::MaxSeqLen) => {
+            eprintln!(
+                "stopped: the sequence is full at {} tokens; export with a larger --max-seq-len",
+                session.max_seq_len()
+            );
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}

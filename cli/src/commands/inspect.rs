@@ -1,0 +1,307 @@
+//! `ratplus inspect`: what a package or checkpoint is, and what it costs to run.
+
+use super::plot::{self, Series};
+use crate::args::{InspectArgs, ModelArgs};
+use crate::output::{OrInput, Outcome, Table, bytes, si};
+use ratplus_graphs::cost::{self, TokenCost};
+use ratplus_graphs::manifest::{LogitsMode, MANIFEST_FILE, Manifest, PackageShape, state_tensors};
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::spec::ModelSpec;
+use std::path::Path;
+
+/// What is inspected.
+struct Subject {
+    spec: ModelSpec,
+    shape: PackageShape,
+    manifest: Option<Manifest>,
+    notes: Vec<String>,
+}
+
+/// Prints or draws it.
+pub fn run(args: InspectArgs) -> Outcome {
+    let subject = open(&args)?;
+    let costs = contexts(subject.shape.max_seq_len)
+        .into_iter()
+        .map(|context| cost::token_cost(&subject.spec, context, subject.shape.dtype.size()))
+        .collect::<Vec<_>>();
+    if args.json {
+        let json = serde_json::to_string_pretty(&as_json(&subject, &costs)).or_input()?;
+        println!("{json}");
+    } else {
+        print_text(&args.path, &subject, &costs);
+    }
+    if let Some(path) = &args.plot {
+        draw(path, &subject, &costs).or_input()?;
+        eprintln!("drew {}", path.display());
+    }
+    Ok(())
+}
+
+fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
+    if args.path.join(MANIFEST_FILE).is_file() {
+        let package = ratplus_runtime::package::Package::open(&args.path).or_input()?;
+        let manifest = package.manifest().clone();
+        return Ok(Subject {
+            spec: manifest.model.clone(),
+            shape: manifest.shape(),
+            manifest: Some(manifest),
+            notes: Vec::new(),
+        });
+    }
+    let (spec, notes) = resolve_spec(&args.path, &args.model)?;
+    let max_seq_len = args.max_seq_len.unwrap_or(4096);
+    if max_seq_len == 0 || max_seq_len > 1 << 28 {
+        return Err(crate::output::Failure::input(format!(
+            "--max-seq-len: expected 1 to 2^28, found {max_seq_len}"
+        )));
+    }
+    Ok(Subject {
+        spec: spec.normalized(max_seq_len),
+        shape: PackageShape {
+            batch: 1,
+            max_seq_len,
+            dtype: ElementType::F32,
+            logits: LogitsMode::Last,
+        },
+        manifest: None,
+        notes,
+    })
+}
+
+fn resolve_spec(
+    path: &Path,
+    model: &ModelArgs,
+) -> Result<(ModelSpec, Vec<String>), crate::output::Failure> {
+    let resolved = super::export::resolve(path, model)?;
+    Ok((resolved.spec, resolved.notes))
+}
+
+/// Powers of four from 256 to the longest sequence, and that itself.
+fn contexts(max_seq_len: usize) -> Vec<usize> {
+    let mut list: Vec<_> = (0..)
+        .map(|power| 256usize << (2 * power))
+        .take_while(|&context| context < max_seq_len)
+        .collect();
+    list.push(max_seq_len);
+    list
+}
+
+fn ratio(dense: f64, ours: f64) -> String {
+    if ours == 0.0 {
+        "-".into()
+    } else {
+        format!("{:.1}x", dense / ours)
+    }
+}
+
+fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
+    let Subject {
+        spec,
+        shape,
+        manifest,
+        notes,
+    } = subject;
+    println!("{}", path.display());
+    for note in notes {
+        println!("note         {note}");
+    }
+    println!(
+        "model        {} parameters: {} layers, d_model {}, {} heads of {}, d_ffn {}, vocabulary {}{}",
+        si(cost::parameters(spec) as f64).trim_end(),
+        spec.num_layers,
+        spec.d_model,
+        spec.num_heads(),
+        spec.d_head,
+        spec.d_ffn,
+        spec.vocab_size,
+        if spec.recurrence {
+            ""
+        } else {
+            ", no recurrence"
+        },
+    );
+    for line in pattern_lines(spec) {
+        println!("{line}");
+    }
+    if let Some(manifest) = manifest {
+        let lengths: Vec<_> = manifest
+            .engines
+            .iter()
+            .map(|e| e.seq_len.to_string())
+            .collect();
+        println!(
+            "package      {}, batch {}, up to {} tokens; chunks of {}; opset {}, fallback {}",
+            manifest.dtype,
+            manifest.batch,
+            manifest.max_seq_len,
+            lengths.join(", "),
+            manifest.opset,
+            manifest.fallback,
+        );
+        for (name, file) in &manifest.files {
+            println!("file         {name}  {}", bytes(file.bytes as f64));
+        }
+    }
+    let state = cost::state_bytes(spec, shape);
+    println!(
+        "state        {} bytes of cache + {} of recurrence a sequence; dense attention: {} ({})",
+        state.cache,
+        state.recurrent,
+        state.dense_cache,
+        ratio(
+            state.dense_cache as f64,
+            (state.cache + state.recurrent) as f64
+        ),
+    );
+    if let Some(manifest) = manifest {
+        println!(
+            "bound        {} bytes in {} buffers for batch {}",
+            manifest.state_bytes,
+            state_tensors(spec, shape).len(),
+            manifest.batch
+        );
+    }
+    println!();
+    let mut table = Table::new(
+        0,
+        [
+            "context",
+            "KV cache",
+            "dense",
+            "less",
+            "attention FLOPs",
+            "dense",
+            "less",
+            "all FLOPs a token",
+            "less",
+        ],
+    );
+    for cost in costs {
+        let all = cost.attention_flops + cost.linear_flops;
+        let dense = cost.dense_attention_flops + cost.linear_flops;
+        table.row([
+            cost.context.to_string(),
+            bytes(cost.cache_bytes),
+            bytes(cost.dense_cache_bytes),
+            ratio(cost.dense_cache_bytes, cost.cache_bytes),
+            si(cost.attention_flops),
+            si(cost.dense_attention_flops),
+            ratio(cost.dense_attention_flops, cost.attention_flops),
+            si(all),
+            ratio(dense, all),
+        ]);
+    }
+    print!("{table}");
+}
+
+/// One line per run of layers that agree.
+fn pattern_lines(spec: &ModelSpec) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut layer = 0;
+    while layer < spec.num_layers {
+        let patterns = &spec.patterns[layer];
+        let end = (layer..spec.num_layers)
+            .find(|&l| spec.patterns[l] != *patterns)
+            .unwrap_or(spec.num_layers);
+        let per_head = spec.layer_patterns(layer);
+        let text = match ratplus_graphs::spec::LayerPatterns::collapse(per_head.clone()) {
+            ratplus_graphs::spec::LayerPatterns::Uniform(pattern) => pattern.to_string(),
+            _ => per_head
+                .iter()
+                .enumerate()
+                .map(|(head, pattern)| format!("head {head} {pattern}"))
+                .collect::<Vec<_>>()
+                .join("; "),
+        };
+        let layers = if end - layer == 1 {
+            format!("layer {layer}")
+        } else {
+            format!("layers {layer}-{}", end - 1)
+        };
+        lines.push(format!("pattern      {layers}: {text}"));
+        layer = end;
+    }
+    lines
+}
+
+fn as_json(subject: &Subject, costs: &[TokenCost]) -> serde_json::Value {
+    let state = cost::state_bytes(&subject.spec, &subject.shape);
+    let costs: Vec<_> = costs
+        .iter()
+        .map(|cost| {
+            serde_json::json!({
+                "context": cost.context,
+                "cache_bytes": cost.cache_bytes,
+                "dense_cache_bytes": cost.dense_cache_bytes,
+                "attention_flops": cost.attention_flops,
+                "dense_attention_flops": cost.dense_attention_flops,
+                "linear_flops": cost.linear_flops,
+            })
+        })
+        .collect();
+    serde_json::json!({
+        "model": subject.spec,
+        "parameters": cost::parameters(&subject.spec),
+        "notes": subject.notes,
+        "manifest": subject.manifest,
+        "state_bytes_per_sequence": {
+            "cache": state.cache, "recurrent": state.recurrent, "dense_cache": state.dense_cache,
+        },
+        "bound_state_bytes": state_tensors(&subject.spec, &subject.shape)
+            .iter().map(|(_, _, tensor)| tensor.bytes()).sum::<usize>(),
+        "token_costs": costs,
+    })
+}
+
+fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Result<(), String> {
+    let points = |f: fn(&TokenCost) -> f64| {
+        // Smooth lines need more points than the table has rows.
+        let first = costs.first().map_or(1, |cost| cost.context.min(64));
+        let last = subject.shape.max_seq_len;
+        (0..=48)
+            .map(|step| {
+                let t = f64::from(step) / 48.0;
+                let context =
+                    (first as f64 * (last as f64 / first as f64).powf(t)).round() as usize;
+                let cost = cost::token_cost(&subject.spec, context, subject.shape.dtype.size());
+                (context as f64, f(&cost))
+            })
+            .collect::<Vec<_>>()
+    };
+    plot::log_log(
+        path,
+        &[
+            plot::Panel {
+                title: "KV cache of one sequence, bytes",
+                series: vec![
+                    Series {
+                        name: "dense attention",
+                        points: points(|c| c.dense_cache_bytes),
+                    },
+                    Series {
+                        name: "this model",
+                        points: points(|c| c.cache_bytes),
+                    },
+                ],
+            },
+            plot::Panel {
+                title: "attention FLOPs a token",
+                series: vec![
+                    Series {
+                        name: "dense attention",
+                        points: points(|c| c.dense_attention_flops),
+                    },
+                    Series {
+                        name: "this model",
+                        points: points(|c| c.attention_flops),
+                    },
+                    Series {
+                        name: "linear layers",
+                        points: points(|c| c.linear_flops),
+                    },
+                ],
+            },
+        ],
+        "tokens in the sequence",
+    )
+}

@@ -1,0 +1,180 @@
+//! `ratplus verify`: one matrix over backends, routes and tensors.
+
+use crate::args::{LibraryArgs, VerifyArgs};
+use crate::output::{Failure, OrInput, Outcome, Table};
+use indicatif::ProgressBar;
+use ratplus_runtime::backend::{BackendKind, SessionOptions};
+use ratplus_runtime::package::Package;
+use ratplus_runtime::verify::{self, Golden, VerifyOptions, VerifyReport};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Runs the matrix and prints it.
+pub fn run(args: VerifyArgs) -> Outcome {
+    let backends = args
+        .backend
+        .iter()
+        .map(|name| name.parse::<BackendKind>())
+        .collect::<Result<Vec<_>, _>>()
+        .or_input()?;
+    if args.reference != BackendKind::Tract.name() {
+        return Err(Failure::input(format!(
+            "--reference: expected tract, found {}",
+            args.reference
+        )));
+    }
+    let package = Package::open(&args.dir).or_input()?;
+    let golden = args
+        .golden
+        .as_deref()
+        .map(Golden::read)
+        .transpose()
+        .or_input()?;
+    let options = VerifyOptions {
+        backends,
+        chunks: args.chunks,
+        session: session_options(&args.libraries),
+        tokens: args.tokens,
+        seed: args.seed,
+    };
+    let bar = spinner();
+    let report = verify::verify(&package, golden.as_ref(), &options, &mut |what| {
+        bar.set_message(what.to_owned());
+    });
+    bar.finish_and_clear();
+    let report = report.or_input()?;
+    let json = serde_json::to_string_pretty(&report).or_input()?;
+    if let Some(path) = &args.report {
+        std::fs::write(path, &json)
+            .map_err(|error| Failure::input(format!("--report {}: {error}", path.display())))?;
+    }
+    if args.json {
+        println!("{json}");
+    } else {
+        print(&args.dir.display().to_string(), &report);
+    }
+    if report.passed {
+        Ok(())
+    } else {
+        let failed = report.rows.iter().filter(|row| !row.passed).count();
+        Err(Failure::BadResult(format!(
+            "{failed} of {} comparisons are out of tolerance",
+            report.rows.len()
+        )))
+    }
+}
+
+/// Libraries and threads from flags.
+pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
+    SessionOptions {
+        threads: libraries.threads,
+        onnxruntime: libraries.onnxruntime.clone(),
+        operators: libraries.custom_ops.clone(),
+        ..SessionOptions::default()
+    }
+}
+
+/// Says what runs, on a terminal only.
+fn spinner() -> ProgressBar {
+    let bar = ProgressBar::new_spinner();
+    if std::io::stderr().is_terminal() {
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
+    bar
+}
+
+fn print(package: &str, report: &VerifyReport) {
+    println!(
+        "{package}: {}, fallback {}, batch {}; {} x {} tokens against {}",
+        report.dtype,
+        report.fallback,
+        report.batch,
+        report.sequences,
+        report.seq_len,
+        report.golden
+    );
+    println!();
+    let header = [
+        "backend",
+        "route",
+        "tensor",
+        "rows",
+        "max error",
+        "mean error",
+        "tolerance",
+        "argmax",
+        "time",
+        "",
+    ];
+    let mut table = Table::new(3, header);
+    for row in &report.rows {
+        table.row([
+            row.backend.to_string(),
+            row.route.clone(),
+            row.tensor.clone(),
+            row.rows.to_string(),
+            format!("{:.2e}", row.max_error),
+            format!("{:.2e}", row.mean_error),
+            if row.tolerance.is_finite() {
+                format!("{:.2e}", row.tolerance)
+            } else {
+                "sets it".into()
+            },
+            row.argmax_agreed
+                .map_or_else(String::new, |agreed| format!("{agreed}/{}", row.rows)),
+            format!("{:.2} s", row.seconds),
+            if row.passed {
+                "ok".into()
+            } else {
+                "FAILED".into()
+            },
+        ]);
+    }
+    print!("{table}");
+    println!();
+    let mut sources: Vec<_> = report
+        .rows
+        .iter()
+        .map(|row| row.tolerance_source.as_str())
+        .collect();
+    sources.sort_unstable();
+    sources.dedup();
+    for source in sources {
+        println!("tolerance    {source}");
+    }
+    for found in &report.implementations {
+        for engine in &found.engines {
+            println!("ran          {}: {engine}", found.backend);
+        }
+    }
+    for skip in &report.skipped {
+        println!("skipped      {}: {}", skip.backend, skip.reason);
+    }
+    for row in report.rows.iter().filter(|row| !row.passed) {
+        println!(
+            "FAILED       {}, {}, {}",
+            row.backend, row.route, row.tensor
+        );
+        if row.rows == 0 {
+            println!(
+                "             no position of the golden file lies on this route; export with --logits all"
+            );
+        }
+        if let Some(worst) = row.worst {
+            println!(
+                "             worst: sequence {}, position {}, index {}: expected {}, found {}",
+                worst.sequence, worst.position, worst.index, worst.expected, worst.found
+            );
+        }
+        if let Some(divergence) = &row.divergence {
+            println!("             {divergence}");
+        }
+    }
+    let passed = report.rows.iter().filter(|row| row.passed).count();
+    println!(
+        "{} of {} comparisons within tolerance, {} backends skipped",
+        passed,
+        report.rows.len(),
+        report.skipped.len()
+    );
+}
