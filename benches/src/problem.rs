@@ -1,0 +1,298 @@
+//! Inputs of a given shape, and what the reference makes of them.
+
+use ratplus_graphs::cache::CacheLayout;
+use ratplus_graphs::ops::AttentionAttributes;
+use ratplus_graphs::pattern::Pattern;
+use ratplus_kernels::{AttentionParams, ScanParams, Serial, dilated_attention, recurrence_scan};
+use ratplus_reference::{
+    AttentionInputs, AttentionOutputs, AttentionShape, ScanInputs, ScanOutputs, ScanShape, exact,
+};
+
+/// Deterministic values in -1..1.
+fn values(count: usize, salt: u32) -> Vec<f32> {
+    let mut state = salt.wrapping_mul(2_654_435_761) | 1;
+    let next = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(next).collect()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
+    // NaN has to win: it is never equal.
+    a.iter().zip(b).fold(0.0, |most: f64, (&a, &b)| {
+        let difference = (f64::from(a) - f64::from(b)).abs();
+        if most.is_nan() || difference.is_nan() {
+            f64::NAN
+        } else {
+            most.max(difference)
+        }
+    })
+}
+
+/// One sequence with `past` cached tokens and a chunk of `seq_len` more.
+pub struct Problem {
+    attributes: AttentionAttributes,
+    layout: CacheLayout,
+    head_dim: usize,
+    past: i64,
+    seq_len: usize,
+    max_seq_len: usize,
+    chunk: [Vec<f32>; 3],
+    cache: [Vec<f32>; 2],
+    tables: [Vec<f32>; 2],
+    output: Vec<f32>,
+}
+
+impl Problem {
+    /// A problem whose heads all have `pattern`.
+    pub fn new(
+        pattern: Pattern,
+        heads: usize,
+        head_dim: usize,
+        past: usize,
+        seq_len: usize,
+    ) -> Self {
+        let max_seq_len = past + seq_len;
+        let attributes = AttentionAttributes {
+            patterns: vec![pattern; heads],
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        let layout = attributes.cache_layout(max_seq_len);
+        let rows = layout.rows() * head_dim;
+        let angles = |f: fn(f32) -> f32| {
+            let angle =
+                |i: usize| (i / (head_dim / 2)) as f32 * 0.01 / (1 + i % (head_dim / 2)) as f32;
+            (0..max_seq_len * head_dim / 2)
+                .map(|i| f(angle(i)))
+                .collect()
+        };
+        Self {
+            chunk: [1, 2, 3].map(|salt| values(seq_len * heads * head_dim, salt)),
+            cache: [4, 5].map(|salt| values(rows, salt)),
+            tables: [angles(f32::cos), angles(f32::sin)],
+            output: vec![f32::NAN; seq_len * heads * head_dim],
+            past: past as i64,
+            attributes,
+            layout,
+            head_dim,
+            seq_len,
+            max_seq_len,
+        }
+    }
+
+    /// Runs the kernel in place.
+    pub fn attend(&mut self) {
+        let Self {
+            layout,
+            attributes,
+            chunk: [query, key, value],
+            cache,
+            tables: [cos, sin],
+            ..
+        } = self;
+        let [cached_key, cached_value] = cache;
+        let params = AttentionParams {
+            layout,
+            scale: attributes.scale,
+            batch: 1,
+            seq_len: self.seq_len,
+            head_dim: self.head_dim,
+            query: query.as_ptr(),
+            key: key.as_ptr(),
+            value: value.as_ptr(),
+            past_key: cached_key.as_mut_ptr().cast_const(),
+            past_value: cached_value.as_mut_ptr().cast_const(),
+            past_length: &self.past,
+            seq_length: &(self.seq_len as i64),
+            cos: cos.as_ptr(),
+            sin: sin.as_ptr(),
+            output: self.output.as_mut_ptr(),
+            present_key: cached_key.as_mut_ptr(),
+            present_value: cached_value.as_mut_ptr(),
+            workspace: std::ptr::null_mut(),
+        };
+        // SAFETY: every slice has the length its shape says, for batch 1 and this layout, and past
+        // and present are the same buffers.
+        if let Err(error) = unsafe { dilated_attention(&params, &Serial) } {
+            unreachable!("lengths fit by construction: {error}");
+        }
+    }
+
+    /// Largest difference between kernel and reference, outputs and cache.
+    pub fn error_against_reference(mut self) -> Result<f64, String> {
+        let shape = AttentionShape {
+            batch: 1,
+            seq_len: self.seq_len,
+            head_dim: self.head_dim,
+            max_seq_len: self.max_seq_len,
+        };
+        let (past_key, past_value) = (self.cache[0].clone(), self.cache[1].clone());
+        let (mut output, mut key, mut value) =
+            (self.output.clone(), past_key.clone(), past_value.clone());
+        let inputs = AttentionInputs {
+            query: &self.chunk[0],
+            key: &self.chunk[1],
+            value: &self.chunk[2],
+            past_key: &past_key,
+            past_value: &past_value,
+            past_length: &[self.past],
+            seq_length: &[self.seq_len as i64],
+            cos: &self.tables[0],
+            sin: &self.tables[1],
+        };
+        let mut outputs = AttentionOutputs {
+            output: &mut output,
+            present_key: &mut key,
+            present_value: &mut value,
+        };
+        ratplus_reference::dilated_attention(&self.attributes, shape, &inputs, &mut outputs, exact)
+            .map_err(|error| error.to_string())?;
+        self.attend();
+        let pairs = [
+            (&output, &self.output),
+            (&key, &self.cache[0]),
+            (&value, &self.cache[1]),
+        ];
+        let errors = pairs.map(|(expected, found)| largest_difference(expected, found));
+        Ok(errors.into_iter().fold(0.0, |most, error| {
+            if error.is_nan() {
+                error
+            } else {
+                error.max(most)
+            }
+        }))
+    }
+
+    /// FLOPs over visible keys: two a channel for the score, two for the sum.
+    pub fn flops(&self) -> f64 {
+        let queries = self.past as usize..self.past as usize + self.seq_len;
+        let keys: usize = self
+            .attributes
+            .patterns
+            .iter()
+            .map(|pattern| {
+                queries
+                    .clone()
+                    .map(|query| pattern.visible_count(query))
+                    .sum::<usize>()
+            })
+            .sum();
+        4.0 * self.head_dim as f64 * keys as f64
+    }
+
+    /// Bytes of the cached keys and values that the chunk's first query sees.
+    pub fn row_bytes(&self) -> f64 {
+        let past = self.past as usize;
+        let runs = self
+            .layout
+            .heads()
+            .iter()
+            .flat_map(|head| head.visible_rows(past, past).runs());
+        let rows: usize = runs.map(|run| run.len()).sum();
+        (rows * self.head_dim * 2 * size_of::<f32>()) as f64
+    }
+}
+
+/// One sequence through the recurrence.
+pub struct Scan {
+    channels: usize,
+    seq_len: usize,
+    inputs: [Vec<f32>; 3],
+    state: [Vec<f32>; 2],
+    outputs: [Vec<f32>; 2],
+}
+
+impl Scan {
+    /// A chunk of `seq_len` tokens from the start.
+    pub fn new(channels: usize, seq_len: usize) -> Self {
+        Self {
+            inputs: [6, 7, 8].map(|salt| values(seq_len * channels, salt)),
+            state: [(); 2].map(|()| vec![0.0; channels]),
+            outputs: [(); 2].map(|()| vec![f32::NAN; seq_len * channels]),
+            channels,
+            seq_len,
+        }
+    }
+
+    /// Runs the kernel.
+    pub fn run(&mut self) {
+        let Self {
+            inputs: [key, value, gate],
+            state,
+            outputs,
+            ..
+        } = self;
+        let ([state_key, state_value], [gated_key, gated_value]) = (state, outputs);
+        let params = ScanParams {
+            batch: 1,
+            seq_len: self.seq_len,
+            channels: self.channels,
+            key: key.as_ptr(),
+            value: value.as_ptr(),
+            gate: gate.as_ptr(),
+            state_key: state_key.as_mut_ptr().cast_const(),
+            state_value: state_value.as_mut_ptr().cast_const(),
+            past_length: &0,
+            seq_length: &(self.seq_len as i64),
+            gated_key: gated_key.as_mut_ptr(),
+            gated_value: gated_value.as_mut_ptr(),
+            new_state_key: state_key.as_mut_ptr(),
+            new_state_value: state_value.as_mut_ptr(),
+        };
+        // SAFETY: every slice has the length its shape says, for batch 1; states are in place.
+        if let Err(error) = unsafe { recurrence_scan(&params, &Serial) } {
+            unreachable!("lengths fit by construction: {error}");
+        }
+    }
+
+    /// Largest difference between kernel and reference.
+    pub fn error_against_reference(mut self) -> Result<f64, String> {
+        let shape = ScanShape {
+            batch: 1,
+            seq_len: self.seq_len,
+            channels: self.channels,
+        };
+        let zeros = vec![0.0; self.channels];
+        let (mut states, mut outputs) = (self.state.clone(), self.outputs.clone());
+        let inputs = ScanInputs {
+            key: &self.inputs[0],
+            value: &self.inputs[1],
+            gate: &self.inputs[2],
+            state_key: &zeros,
+            state_value: &zeros,
+            past_length: &[0],
+            seq_length: &[self.seq_len as i64],
+        };
+        let ([new_state_key, new_state_value], [gated_key, gated_value]) =
+            (&mut states, &mut outputs);
+        let mut results = ScanOutputs {
+            gated_key,
+            gated_value,
+            new_state_key,
+            new_state_value,
+        };
+        ratplus_reference::recurrence_scan(shape, &inputs, &mut results, exact)
+            .map_err(|error| error.to_string())?;
+        self.run();
+        let pairs = [
+            (&outputs[0], &self.outputs[0]),
+            (&outputs[1], &self.outputs[1]),
+            (&states[0], &self.state[0]),
+            (&states[1], &self.state[1]),
+        ];
+        let errors = pairs.map(|(expected, found)| largest_difference(expected, found));
+        Ok(errors.into_iter().fold(0.0, |most, error| {
+            if error.is_nan() {
+                error
+            } else {
+                error.max(most)
+            }
+        }))
+    }
+
+    /// Bytes of three inputs and two outputs.
+    pub fn bytes(&self) -> f64 {
+        (5 * self.seq_len * self.channels * size_of::<f32>()) as f64
+    }
+}

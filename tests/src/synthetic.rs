@@ -1,0 +1,87 @@
+//! Checkpoints of any size with random weights, written without holding them in memory.
+
+use half::bf16;
+use rand::{Rng as _, SeedableRng};
+use ratplus_graphs::model::Weight;
+use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
+use std::fs::File;
+use std::io::{BufWriter, Result, Write};
+use std::path::Path;
+
+/// A model of a released size: `1.5b`, `2.6b` or `7.6b`.
+pub fn released(name: &str) -> Option<ModelSpec> {
+    let (num_layers, d_model) = match name {
+        "1.5b" => (24, 2048),
+        "2.6b" => (28, 2560),
+        "7.6b" => (32, 4096),
+        _ => return None,
+    };
+    let pattern = Pattern::new(16, 0, 4).ok()?;
+    Some(ModelSpec {
+        model_type: "ratplus".into(),
+        vocab_size: 32000,
+        d_model,
+        num_layers,
+        d_head: 128,
+        d_ffn: 4 * d_model,
+        rope_base: ratplus_graphs::spec::rope_base(),
+        norm_eps: ratplus_graphs::spec::norm_eps(),
+        recurrence: true,
+        patterns: vec![LayerPatterns::Uniform(pattern); num_layers],
+    })
+}
+
+/// Writes a bf16 safetensors file with random weights of variance `1 / columns`, and norms of 1.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_safetensors(spec: &ModelSpec, path: &Path) -> Result<()> {
+    let weights = Weight::all(spec);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0usize;
+    for weight in &weights {
+        let shape = weight.shape(spec);
+        let end = offset + 2 * shape.iter().product::<usize>();
+        let entry =
+            serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]});
+        header.insert(weight.name(), entry);
+        offset = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut out = BufWriter::with_capacity(4 << 20, File::create(path)?);
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+    for weight in &weights {
+        let shape = weight.shape(spec);
+        let columns = shape.last().copied().unwrap_or(1);
+        // A table of values keeps the generator out of the way of the disk.
+        let table: Vec<[u8; 2]> = if shape.len() == 1 {
+            vec![bf16::ONE.to_le_bytes(); 4096]
+        } else {
+            let width = (3.0 / columns as f32).sqrt();
+            (0..4096)
+                .map(|_| bf16::from_f32(rng.random_range(-width..width)).to_le_bytes())
+                .collect()
+        };
+        let mut left = shape.iter().product::<usize>();
+        let mut chunk = Vec::with_capacity(1 << 20);
+        while left > 0 {
+            chunk.clear();
+            let count = left.min(1 << 18);
+            for _ in 0..count.div_ceil(4) {
+                let bits: u64 = rng.random();
+                for lane in 0..4 {
+                    chunk.extend_from_slice(&table[(bits >> (16 * lane)) as usize & 4095]);
+                }
+            }
+            out.write_all(&chunk[..2 * count])?;
+            left -= count;
+        }
+    }
+    out.into_inner()
+        .map_err(|error| error.into_error())?
+        .sync_all()
+}

@@ -1,0 +1,171 @@
+//! Every golden folder through the command: export, then verify on every backend.
+
+use ratplus_tests::{GoldenCase, golden_cases, run, texts};
+use safetensors::SafeTensors;
+use std::ffi::OsString;
+use std::path::Path;
+
+/// (batch, tokens) of a golden file.
+fn tokens_shape(case: &GoldenCase) -> (usize, usize) {
+    let bytes = std::fs::read(case.file("golden.safetensors")).unwrap();
+    let shape = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensor("tokens")
+        .unwrap()
+        .shape()
+        .to_vec();
+    (shape[0], shape[1])
+}
+
+fn export(case: &GoldenCase, output: &Path, flags: &[String]) {
+    let mut args: Vec<OsString> = vec![
+        "export".into(),
+        case.checkpoint().into(),
+        "-o".into(),
+        output.into(),
+    ];
+    args.extend(["--config".into(), case.file("config.json").into()]);
+    args.extend(flags.iter().map(OsString::from));
+    let result = run(args);
+    assert!(
+        result.status.success(),
+        "{}: {}",
+        case.name,
+        texts(&result).1
+    );
+}
+
+/// Runs `verify` and returns its report.
+fn verify(case: &GoldenCase, package: &Path, backends: &str, chunks: &str) -> serde_json::Value {
+    let golden = case.file("golden.safetensors").into_os_string();
+    let args = [
+        "verify".into(),
+        package.as_os_str().to_owned(),
+        "--golden".into(),
+        golden,
+        "--json".into(),
+    ];
+    let more = ["--backend", backends, "--chunks", chunks].map(OsString::from);
+    let result = run(args.into_iter().chain(more));
+    let (stdout, stderr) = texts(&result);
+    assert!(result.status.success(), "{}: {stderr}{stdout}", case.name);
+    serde_json::from_str(&stdout).unwrap()
+}
+
+fn check(dtype: &str, fallback: &str) {
+    for case in golden_cases() {
+        let (batch, total) = tokens_shape(&case);
+        let dir = tempfile::tempdir().unwrap();
+        let package = dir.path().join("package");
+        let flags = [
+            ("--dtype", dtype.to_owned()),
+            ("--fallback", fallback.to_owned()),
+            ("--logits", "all".to_owned()),
+            ("--batch", batch.to_string()),
+            ("--prefill-lengths", format!("7,64,{total}")),
+            ("--max-seq-len", total.to_string()),
+        ];
+        let flags: Vec<_> = flags
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.to_owned(), value])
+            .collect();
+        export(&case, &package, &flags);
+        let backends = if fallback == "none" {
+            "tract,ort-cpu"
+        } else {
+            "tract,ort-cpu,ort-fallback"
+        };
+        let report = verify(&case, &package, backends, &format!("1,7,64,{total}"));
+        let rows = report["rows"].as_array().unwrap();
+        let logits = rows.iter().filter(|row| row["tensor"] == "logits").count();
+        // Decode, and two routes for each of three lengths, on every backend.
+        assert_eq!(logits, 7 * backends.split(',').count(), "{}", case.name);
+        let mut taps: Vec<_> = rows
+            .iter()
+            .filter_map(|row| row["tensor"].as_str())
+            .collect();
+        taps.sort_unstable();
+        taps.dedup();
+        assert_eq!(
+            taps,
+            [
+                "last_hidden",
+                "layer0.gated_key",
+                "layer0.gated_value",
+                "layer0.hidden",
+                "logits"
+            ]
+        );
+        let worst = rows
+            .iter()
+            .filter(|row| row["tensor"] == "logits" && row["backend"] != "tract")
+            .map(|row| row["max_error"].as_f64().unwrap() / row["tolerance"].as_f64().unwrap())
+            .fold(0.0, f64::max);
+        println!(
+            "{} {dtype} {fallback}: largest logit error {worst:.4} of its tolerance",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn f32_function() {
+    check("f32", "function");
+}
+
+#[test]
+fn f32_inline() {
+    check("f32", "inline");
+}
+
+#[test]
+fn f32_none() {
+    check("f32", "none");
+}
+
+#[test]
+fn f16_function() {
+    check("f16", "function");
+}
+
+#[test]
+fn bf16_function() {
+    check("bf16", "function");
+}
+
+#[test]
+fn bf16_inline() {
+    check("bf16", "inline");
+}
+
+/// With logits of the last token only, the chunk ends and every decoded position are compared.
+#[test]
+fn logits_of_the_last_token() {
+    let case = golden_cases()
+        .into_iter()
+        .find(|case| case.name == "head_hybrid")
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(
+        &case,
+        &package,
+        &[
+            "--prefill-lengths".into(),
+            "64".into(),
+            "--batch".into(),
+            "3".into(),
+        ],
+    );
+    let report = verify(&case, &package, "tract,ort-cpu", "1,64");
+    let rows = |backend: &str, route: &str| {
+        let found = report["rows"].as_array().unwrap().iter().find(|row| {
+            row["backend"] == backend && row["route"] == route && row["tensor"] == "logits"
+        });
+        found.unwrap()["rows"].as_u64().unwrap()
+    };
+    // 2 sequences of 150 tokens: 64, 128 and 150; then 86 prefilled and 64 decoded.
+    assert_eq!(rows("ort-cpu", "prefill by 64"), 2 * 3);
+    assert_eq!(rows("ort-cpu", "prefill by 64, decode"), 2 * (2 + 64));
+    assert_eq!(rows("ort-cpu", "decode"), 2 * 150);
+}
