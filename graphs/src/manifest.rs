@@ -329,9 +329,11 @@ impl Manifest {
             .map_err(|error| one(format!("not a ratplus manifest: {error}")))?;
         manifest.check()?;
         if manifest.to_json() != json {
-            return Err(one("its checksum is not that of its content: it was changed after it was \
+            return Err(one(
+                "its checksum is not that of its content: it was changed after it was \
                             written; export again"
-                .into()));
+                    .into(),
+            ));
         }
         Ok(manifest)
     }
@@ -418,7 +420,10 @@ impl Manifest {
     /// bit anywhere in a package is found.
     pub fn to_json(&self) -> Vec<u8> {
         let write = |sha256: String| {
-            let sealed = Sealed { manifest: self, sha256 };
+            let sealed = Sealed {
+                manifest: self,
+                sha256,
+            };
             let mut json = serde_json::to_vec_pretty(&sealed).unwrap_or_default();
             json.push(b'\n');
             json
