@@ -1,6 +1,6 @@
 //! Names the first layer and tensor at which a backend leaves the reference.
 
-use super::{Golden, Route, Verifier, VerifyError};
+use super::{Golden, Route, Verifier, VerifyError, turns};
 use crate::backend::BackendKind;
 use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::model::{self, FINAL_NORM};
@@ -29,41 +29,48 @@ impl Verifier<'_> {
             .map(|(name, _)| name)
             .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)
             .collect();
-        // One record per run: sequences' rows of every tap.
-        type Record = Vec<Vec<(usize, usize, Vec<f32>)>>;
-        let record = |backend: BackendKind| -> Result<Vec<Record>, VerifyError> {
-            let mut session = self.open(backend, names.clone(), false)?;
-            let mut runs = Vec::new();
-            self.drive(&mut session, golden, route, &mut |seen| {
-                runs.push(names.iter().map(|name| seen.tap(name, width)).collect());
-            })?;
-            Ok(runs)
-        };
-        let (expected, found) = (record(BackendKind::Tract)?, record(backend)?);
-        for (expected, found) in expected.iter().zip(&found) {
-            for (name, (expected, found)) in names.iter().zip(expected.iter().zip(found)) {
-                let values = expected.iter().flat_map(|row| &row.2);
-                let scale = values.fold(0.0f64, |most, &value| most.max(f64::from(value).abs()));
-                for ((sequence, position, expected), (_, _, found)) in expected.iter().zip(found) {
-                    let far = |(a, b): (&f32, &f32)| {
-                        let difference = (f64::from(*a) - f64::from(*b)).abs();
-                        difference.is_nan() || difference > relative * scale
-                    };
-                    if expected.len() != found.len() {
-                        return Ok(format!("{name} is missing"));
-                    }
-                    if let Some(channel) = expected.iter().zip(found).position(far) {
-                        return Ok(format!(
-                            "first differs at {name}, sequence {sequence}, position {position}, channel \
-                             {channel}: tract {}, {backend} {}",
-                            expected[channel], found[channel]
-                        ));
-                    }
+        let mut expected = self.open(BackendKind::Tract, names.clone(), false)?;
+        let mut found = self.open(backend, names.clone(), false)?;
+        for turn in turns(&found, golden, route)? {
+            let expected = turn.run(&mut expected, golden, route)?;
+            let found = turn.run(&mut found, golden, route)?;
+            for name in &names {
+                let (expected, found) = (expected.tap(name, width), found.tap(name, width));
+                if let Some(place) = first_difference(&expected, &found, relative) {
+                    return Ok(format!("first differs at {name}, {place}"));
                 }
             }
         }
-        Ok("no intermediate tensor differs from tract's by more than rounding: the head does, or tract \
-            differs from the golden file too"
-            .into())
+        Ok(
+            "no intermediate tensor differs from tract's by more than rounding: the head does, or \
+            tract differs from the golden file too"
+                .into(),
+        )
     }
+}
+
+/// (sequence, position, row) of a tap.
+type TapRows = [(usize, usize, Vec<f32>)];
+
+/// Where `found` first differs by more than `relative` of the largest expected value.
+fn first_difference(expected: &TapRows, found: &TapRows, relative: f64) -> Option<String> {
+    let values = expected.iter().flat_map(|(_, _, row)| row);
+    let scale = values.fold(0.0f64, |most, &value| most.max(f64::from(value).abs()));
+    let far = |(a, b): (&f32, &f32)| {
+        let difference = (f64::from(*a) - f64::from(*b)).abs();
+        difference.is_nan() || difference > relative * scale
+    };
+    expected
+        .iter()
+        .zip(found)
+        .find_map(|((sequence, position, expected), (_, _, found))| {
+            if expected.len() != found.len() {
+                return Some("which is missing".into());
+            }
+            let channel = expected.iter().zip(found).position(far)?;
+            Some(format!(
+                "sequence {sequence}, position {position}, channel {channel}: tract {}, found {}",
+                expected[channel], found[channel]
+            ))
+        })
 }

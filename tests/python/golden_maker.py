@@ -1,0 +1,118 @@
+"""Golden folders of any shape, from an f64 numpy model written from the contract alone.
+
+Nothing here is shared with the project's own code: it is the whole-history definition of RAT+ with the
+literal mask.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+
+def rms_norm(x, weight, eps):
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+
+def sigmoid(x):
+    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
+
+
+def rope(x, base):
+    """Half-split rotary embedding of [B, H, T, dh] at positions 0..T."""
+    half = x.shape[-1] // 2
+    angle = np.arange(x.shape[2])[:, None] / base ** (np.arange(half) / half)[None, :]
+    low, high = x[..., :half], x[..., half:]
+    return np.concatenate([low * np.cos(angle) - high * np.sin(angle), high * np.cos(angle) + low * np.sin(angle)], -1)
+
+
+def visible(length, pattern):
+    query, key = np.arange(length)[:, None], np.arange(length)[None, :]
+    dilation, window, initial = pattern["dilation"], pattern["local_window"], pattern["initial"]
+    dilated = (key + 1) % dilation == 0 if dilation > 0 else np.zeros_like(key, dtype=bool)
+    return (key <= query) & (dilated | (query - key <= window) | (key < initial))
+
+
+def forward(config, weights, tokens):
+    """Logits [B, T, V] and the taps of the golden format, in f64."""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+    d, dh, eps = config["d_model"], config["d_head"], config["norm_eps"]
+    heads = d // dh
+    batch, length = tokens.shape
+    x = w["embedding.wte.weight"][tokens]
+    taps = {}
+
+    def split(rows):
+        return rows.reshape(batch, length, heads, dh).transpose(0, 2, 1, 3)
+
+    for layer, patterns in enumerate(config["patterns"]):
+        name = f"backbone.layers.{layer}."
+        projected = rms_norm(x, w[name + "seq_layer.input_norm.weight"], eps) @ w[name + "seq_layer.in_proj.weight"].T
+        parts = np.split(projected, projected.shape[-1] // d, axis=-1)
+        o, q, k, v = parts[:4]
+        if config["recurrence"]:
+            g = sigmoid(parts[4])
+            for rows in (k, v):
+                state = np.zeros((batch, d))
+                for t in range(length):
+                    state = g[:, t] * state + (1 - g[:, t]) * rows[:, t]
+                    rows[:, t] = state
+        if layer == 0:
+            taps["layer0.gated_key"], taps["layer0.gated_value"] = split(k), split(v)
+        q, k, v = rope(split(q), config["rope_base"]), rope(split(k), config["rope_base"]), split(v)
+        mixed = np.empty_like(q)
+        for head in range(heads):
+            pattern = patterns[head] if isinstance(patterns, list) else patterns
+            scores = q[:, head] @ k[:, head].transpose(0, 2, 1) / math.sqrt(dh)
+            scores = np.where(visible(length, pattern), scores, -np.inf)
+            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            mixed[:, head] = scores / scores.sum(axis=-1, keepdims=True) @ v[:, head]
+        attended = mixed.transpose(0, 2, 1, 3).reshape(batch, length, d) * sigmoid(o)
+        x = x + attended @ w[name + "seq_layer.out_proj.weight"].T
+        inner = rms_norm(x, w[name + "hidden_layer.ln.weight"], eps) @ w[name + "hidden_layer.fc1.weight"].T
+        x = x + gelu(inner) @ w[name + "hidden_layer.fc2.weight"].T
+        if layer == 0:
+            taps["layer0.hidden"] = x.copy()
+    taps["last_hidden"] = x
+    return rms_norm(x, w["backbone.ln.weight"], eps) @ w["head.lm_head.weight"].T, taps
+
+
+def make(folder, config, seed, batch, length, gate_scale=1.0, dtype=np.float32):
+    """Writes model.safetensors, config.json and golden.safetensors; `gate_scale` saturates gates."""
+    rng = np.random.default_rng(seed)
+    d, ffn, vocab = config["d_model"], config["d_ffn"], config["vocab_size"]
+    blocks = 5 if config["recurrence"] else 4
+
+    def matrix(rows, columns):
+        return rng.normal(0, columns**-0.5, (rows, columns))
+
+    weights = {"embedding.wte.weight": rng.normal(0, 1, (vocab, d)), "head.lm_head.weight": matrix(vocab, d)}
+    weights["backbone.ln.weight"] = 1 + 0.1 * rng.normal(size=d)
+    for layer in range(config["num_layers"]):
+        name = f"backbone.layers.{layer}."
+        in_proj = matrix(blocks * d, d)
+        in_proj[4 * d :] *= gate_scale
+        weights[name + "seq_layer.in_proj.weight"] = in_proj
+        weights[name + "seq_layer.input_norm.weight"] = 1 + 0.1 * rng.normal(size=d)
+        weights[name + "seq_layer.out_proj.weight"] = matrix(d, d)
+        weights[name + "hidden_layer.ln.weight"] = 1 + 0.1 * rng.normal(size=d)
+        weights[name + "hidden_layer.fc1.weight"] = matrix(ffn, d)
+        weights[name + "hidden_layer.fc2.weight"] = matrix(d, ffn)
+    weights = {name: value.astype(dtype) for name, value in weights.items()}
+    tokens = rng.integers(0, vocab, (batch, length))
+    logits, taps = forward(config, weights, tokens)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    positions = np.unique(np.concatenate([np.arange(min(length, 70)), np.linspace(0, length - 1, 40).astype(np.int64)]))
+    golden = {"tokens": tokens.astype(np.int64), "positions": positions.astype(np.int64)}
+    golden["logits"] = np.ascontiguousarray(logits[:, positions], dtype=np.float32)
+    golden.update({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in taps.items()})
+    save_file(weights, folder / "model.safetensors")
+    save_file(golden, folder / "golden.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,93 @@
+"""Golden folders made here, of shapes that no adopted folder has, through export and verify."""
+
+import json
+import subprocess
+
+import ml_dtypes
+import numpy as np
+import pytest
+from golden_maker import forward, make
+from conftest import golden_case
+from safetensors.numpy import load_file
+
+
+def pattern(dilation, local_window=0, initial=0):
+    return {"dilation": dilation, "local_window": local_window, "initial": initial}
+
+
+def config(patterns, d_model=32, d_head=8, d_ffn=48, vocab_size=61, recurrence=True, rope_base=10000.0):
+    return {
+        "model_type": "ratplus",
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "num_layers": len(patterns),
+        "d_head": d_head,
+        "d_ffn": d_ffn,
+        "rope_base": rope_base,
+        "norm_eps": 1e-6,
+        "recurrence": recurrence,
+        "patterns": patterns,
+    }
+
+
+EIGHT_HEADS = [
+    pattern(1),
+    pattern(2, 1, 7),
+    pattern(3, 0, 0),
+    pattern(5, 17, 1),
+    pattern(-1, 4, 30),
+    pattern(-1, 0, 0),
+    pattern(64, 3, 2),
+    pattern(7, 7, 7),
+]
+
+# name: config, batch, tokens, chunks, options of make, flags of export
+MADE = {
+    "eight_heads": (config([EIGHT_HEADS, EIGHT_HEADS[::-1]], d_model=64), 3, 131, "1,5,64,131", {}, []),
+    "long_3000": (config([pattern(16, 20, 4), pattern(-1, 100, 4)]), 1, 3000, "64,700", {}, []),
+    "saturated_gates": (config([pattern(4, 3, 2)] * 2), 2, 90, "1,16,90", {"gate_scale": 60.0}, []),
+    "initial_longer_than_window": (config([pattern(6, 2, 40), pattern(9, 0, 11)]), 2, 100, "1,9,100", {}, []),
+    "only_itself": (config([pattern(-1), pattern(-1)]), 2, 40, "1,8,40", {}, []),
+    "window_longer_than_text": (config([pattern(-1, 500, 500)]), 1, 33, "1,33", {}, []),
+    "one_token": (config([pattern(4, 1, 1)] * 2), 2, 1, "1", {}, []),
+    "head_dim_2": (config([pattern(2, 2, 1)] * 2, d_model=6, d_head=2), 1, 50, "1,13,50", {}, []),
+    "head_dim_80": (config([pattern(8, 5, 3)], d_model=160, d_head=80), 1, 70, "1,32,70", {}, []),
+    "other_base": (config([pattern(3, 3, 3)] * 2, rope_base=500000.0), 1, 60, "1,60", {}, []),
+    "no_recurrence": (config([EIGHT_HEADS], d_model=64, recurrence=False), 2, 75, "1,16,75", {}, []),
+    "bf16_weights": (config([pattern(4, 8, 2)] * 2), 2, 80, "1,16,80", {"dtype": ml_dtypes.bfloat16}, []),
+    "f16_weights": (config([pattern(4, 8, 2)] * 2), 2, 80, "1,16,80", {"dtype": np.float16}, []),
+    "f16_package": (config([EIGHT_HEADS], d_model=64), 2, 90, "1,16,90", {}, ["--dtype", "f16"]),
+    "bf16_package": (config([EIGHT_HEADS], d_model=64), 2, 90, "1,16,90", {}, ["--dtype", "bf16"]),
+}
+
+
+@pytest.mark.parametrize("fallback", ["function", "inline", "none"])
+@pytest.mark.parametrize("name", MADE)
+def test_made_golden_passes(ratplus_bin, tmp_path, name, fallback):
+    made, batch, length, chunks, options, flags = MADE[name]
+    if name == "long_3000" and fallback == "none":
+        chunks = "64"
+    make(tmp_path, made, seed=len(name), batch=batch, length=length, **options)
+    package = tmp_path / "package"
+    lengths = [chunk for chunk in chunks.split(",") if chunk != "1"] or ["1"]
+    command = [ratplus_bin, "export", tmp_path / "model.safetensors", "-o", package]
+    command += ["--config", tmp_path / "config.json", "--logits", "all", "--batch", str(batch)]
+    command += ["--max-seq-len", str(length), "--prefill-lengths", ",".join(lengths), "--fallback", fallback]
+    subprocess.run([*command, *flags], check=True, capture_output=True, text=True)
+    backends = "tract,ort-cpu" if fallback == "none" else "tract,ort-cpu,ort-fallback"
+    command = [ratplus_bin, "verify", package, "--golden", tmp_path / "golden.safetensors", "--json"]
+    result = subprocess.run([*command, "--chunks", chunks, "--backend", backends], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert report["passed"] and {row["backend"] for row in report["rows"]} == set(backends.split(","))
+
+
+def test_the_maker_agrees_with_an_adopted_golden_folder():
+    """Two independent f64 models: ours in numpy, the adopted folders' in PyTorch."""
+    case = golden_case("head_hybrid")
+    made = json.loads((case.directory / "config.json").read_text())
+    golden = case.golden()
+    logits, taps = forward(made, load_file(case.checkpoint), golden["tokens"])
+    found = {**taps, "logits": logits[:, golden["positions"]]}
+    for name, values in found.items():
+        assert np.abs(values - golden[name]).max() < 1e-6 * np.abs(golden[name]).max(), name

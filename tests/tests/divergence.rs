@@ -1,0 +1,104 @@
+//! When a backend computes something else, `verify` fails and names the first tensor that differs.
+
+use prost::Message;
+use ratplus_graphs::manifest::Manifest;
+use ratplus_graphs::onnx::ModelProto;
+use ratplus_tests::{golden_cases, run, texts};
+use sha2::{Digest, Sha256};
+use std::ffi::OsString;
+
+/// Halves the scores in the attention's function body and reseals the package: ONNX Runtime
+/// without the library then computes something else than the reference.
+#[test]
+fn the_first_tensor_that_differs_is_named() {
+    let case = golden_cases()
+        .into_iter()
+        .find(|case| case.name == "dense")
+        .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    let mut args: Vec<OsString> = vec!["export".into(), case.checkpoint().into(), "-o".into()];
+    args.extend([
+        package.clone().into(),
+        "--config".into(),
+        case.file("config.json").into(),
+    ]);
+    args.extend(
+        [
+            "--prefill-lengths",
+            "32",
+            "--logits",
+            "all",
+            "--max-seq-len",
+            "200",
+        ]
+        .map(Into::into),
+    );
+    assert!(run(args).status.success());
+
+    let json = std::fs::read(package.join("manifest.json")).unwrap();
+    let mut manifest = Manifest::parse(&json).unwrap();
+    let engines: Vec<_> = manifest
+        .engines
+        .iter()
+        .map(|engine| engine.file.clone())
+        .collect();
+    for file in &engines {
+        let mut model = ModelProto::decode(&*std::fs::read(package.join(file)).unwrap()).unwrap();
+        let body = model
+            .functions
+            .iter_mut()
+            .find(|body| body.name == "DilatedAttention")
+            .unwrap();
+        let scale = body
+            .node
+            .iter_mut()
+            .flat_map(|node| &mut node.attribute)
+            .find(|attribute| attribute.ref_attr_name == "scale")
+            .unwrap();
+        // The heads have 16 channels: the node says 1/4.
+        scale.ref_attr_name.clear();
+        scale.f = Some(0.125);
+        let bytes = model.encode_to_vec();
+        std::fs::write(package.join(file), &bytes).unwrap();
+        let info = manifest.files.get_mut(file).unwrap();
+        info.bytes = bytes.len() as u64;
+        info.sha256 = Sha256::digest(&bytes)
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+    }
+    std::fs::write(package.join("manifest.json"), manifest.to_json()).unwrap();
+
+    let verify = |backends: &str| {
+        let golden = case.file("golden.safetensors").into_os_string();
+        let args = [
+            "verify".into(),
+            package.clone().into_os_string(),
+            "--golden".into(),
+            golden,
+        ];
+        run(args
+            .into_iter()
+            .chain(["--chunks", "32", "--backend", backends].map(Into::into)))
+    };
+    let good = verify("ort-cpu,tract");
+    assert!(
+        good.status.success(),
+        "the kernel replaces the body: {}",
+        texts(&good).0
+    );
+    let bad = verify("ort-fallback");
+    let (stdout, stderr) = texts(&bad);
+    assert_eq!(bad.status.code(), Some(1), "{stdout}{stderr}");
+    assert!(stderr.starts_with("failed: "), "{stderr}");
+    let line = |tensor: &str| stdout.lines().find(|line| line.contains(tensor)).unwrap();
+    assert!(
+        line("layer0.gated_key").ends_with("ok") && line("layer0.hidden").ends_with("FAILED"),
+        "{stdout}"
+    );
+    assert!(
+        stdout.contains("first differs at layers.0.attention, sequence 0, position 1"),
+        "{stdout}"
+    );
+}
