@@ -50,6 +50,48 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
     })
 }
 
+/// Releases that the custom-op library is tried in besides the environment's own: the first two
+/// need an older numpy.
+const OTHER_RUNTIMES: [(&str, &[&str]); 4] = [
+    ("1.16", &["onnxruntime==1.16.3", "numpy==1.26.4"]),
+    ("1.17", &["onnxruntime==1.17.3", "numpy==1.26.4"]),
+    ("1.20", &["onnxruntime==1.20.1", "numpy==1.26.4"]),
+    ("1.24", &["onnxruntime==1.24.4", "numpy==2.4.6"]),
+];
+
+/// Installs other releases of ONNX Runtime, each in a folder of its own. A release that cannot be
+/// had here (an old one has no wheel for a new Python) is said to be missing; its tests skip.
+pub fn other_runtimes(workspace: &Workspace) {
+    let steps = Steps::new(workspace);
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    for (version, packages) in OTHER_RUNTIMES {
+        let folder = workspace.target.join(format!("ort-{version}"));
+        let stamp = folder.join(STAMP);
+        let wanted = packages.join("\n");
+        if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+            continue;
+        }
+        let mut install = pip(workspace, &python);
+        install
+            .args([
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--upgrade",
+            ])
+            .args(["--only-binary=:all:", "--target"])
+            .arg(&folder)
+            .args(packages);
+        let title = format!("setup: install ONNX Runtime {version} for its tests");
+        match steps.run_quiet(&title, &mut install, INSTALL_REMEDY) {
+            Ok(()) => {
+                let _ = std::fs::write(&stamp, wanted);
+            }
+            Err(error) => say(&format!("    not installed, its tests will skip: {error}")),
+        }
+    }
+}
+
 /// ONNX Runtime's library inside the environment, which the `ratplus` program loads.
 pub fn ort_library(workspace: &Workspace) -> Result<PathBuf, Error> {
     let remedy = format!(

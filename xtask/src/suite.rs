@@ -34,6 +34,7 @@ fn report(what: &str, lines: &[String]) {
 fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
     let steps = Steps::new(workspace);
     setup::run(workspace)?;
+    setup::other_runtimes(workspace);
     let remedy = "mend what the compiler says above, then run it again";
     // Tests among the targets: the same features, so that the test run compiles nothing twice.
     let mut build = Command::new("cargo");

@@ -9,6 +9,7 @@ use ratplus_runtime::package::Package;
 use ratplus_runtime::planner;
 use ratplus_runtime::sampler::{Sampler, Sampling};
 use ratplus_runtime::text::Tokenizer;
+use ratplus_runtime::verify::Implementations;
 use std::io::Write;
 use std::ops::ControlFlow;
 
@@ -67,8 +68,8 @@ pub fn run(args: GenerateArgs) -> Outcome {
     Sampler::new(request.sampling).or_input()?;
     let mut session =
         Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
-    for engine in session.implementations() {
-        eprintln!("{backend}: {engine}");
+    for engines in Implementations::of(backend, &session).engines {
+        eprintln!("{backend}: {engines}");
     }
     let mut text = tokenizer.stream(&prompt);
     let mut out = std::io::stdout().lock();
