@@ -1,6 +1,7 @@
 //! Names the first layer and tensor at which a backend leaves the reference.
 
-use super::{Golden, Route, Verifier, VerifyError, turns};
+use super::turn::turns;
+use super::{Golden, Route, Verifier, VerifyError};
 use crate::backend::BackendKind;
 use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::model::{self, FINAL_NORM};

@@ -1,238 +1,15 @@
-//! Both operators in standard ONNX operators.
-//!
-//! One body per operator serves as model-local function, where attributes are references and the
-//! number of rows is read from the shape, and inline, where both are literals. There is no Loop
-//! and no Scan: the recurrence is a log-depth scan over the static chunk length.
+//! `DilatedAttention`: rotary embedding, masked softmax over cached rows and the chunk, and the
+//! cache update.
 
-use crate::onnx::{
-    AttributeProto, AttributeType, FunctionProto, NodeProto, NodeWriter, OperatorSetIdProto,
-    TensorProto,
-};
-use crate::ops::{AttentionAttributes, AttributeKind, ElementType, Op, PLUGIN_ATTRIBUTES};
+use super::{Attributes, BodyShape, F32, I64, finish_rows, positions, valid_rows};
+use crate::onnx::{AttributeProto, AttributeType, NodeWriter, TensorProto};
+use crate::ops::AttentionAttributes;
 
-/// The sizes that a body is written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BodyShape {
-    /// The operators' `T`.
-    pub dtype: ElementType,
-    /// `B`.
-    pub batch: usize,
-    /// `L`.
-    pub seq_len: usize,
-    /// Number of heads.
-    pub num_heads: usize,
-    /// Channels of one head.
-    pub head_dim: usize,
-    /// `M`.
-    pub max_seq_len: usize,
-}
-
-/// Both operators as model-local functions for packages of `shape`, which must not use other
-/// sizes; patterns come from each node's attributes.
-pub fn function(op: Op, shape: &BodyShape, opset: i64) -> FunctionProto {
-    let names = |ports: &[crate::ops::Port]| {
-        ports
-            .iter()
-            .map(|port| port.name.to_owned())
-            .collect::<Vec<_>>()
-    };
-    let (input, output) = (names(op.inputs()), names(op.outputs()));
-    let mut writer = NodeWriter::new("");
-    write(
-        &mut writer,
-        op,
-        shape,
-        &Attributes::Reference,
-        &input,
-        &output,
-    );
-    let attribute = op.attributes().iter().map(|attribute| attribute.name);
-    let plugin = PLUGIN_ATTRIBUTES.iter().map(|&(name, _)| name);
-    FunctionProto {
-        name: op.name().into(),
-        input,
-        output,
-        attribute: attribute.chain(plugin).map(str::to_owned).collect(),
-        node: writer.finish(),
-        opset_import: vec![OperatorSetIdProto {
-            domain: String::new(),
-            version: opset,
-        }],
-        domain: crate::ops::DOMAIN.into(),
-    }
-}
-
-/// The nodes of one call of `op`, with the names of the graph's own values; `attributes` belongs
-/// to [`Op::DilatedAttention`]. Fresh names start with `prefix`.
-pub fn inline(
-    op: Op,
-    shape: &BodyShape,
-    attributes: Option<&AttentionAttributes>,
-    prefix: &str,
-    inputs: &[String],
-    outputs: &[String],
-) -> Vec<NodeProto> {
-    let mut writer = NodeWriter::new(prefix);
-    let attributes = attributes.map_or(Attributes::Reference, Attributes::Literal);
-    write(&mut writer, op, shape, &attributes, inputs, outputs);
-    writer.finish()
-}
-
-fn write(
-    writer: &mut NodeWriter,
-    op: Op,
-    shape: &BodyShape,
-    attributes: &Attributes<'_>,
-    inputs: &[String],
-    outputs: &[String],
-) {
-    let shape = *shape;
-    match op {
-        Op::RecurrenceScan => Scan { w: writer, shape }.write(inputs, outputs),
-        Op::DilatedAttention => Attention {
-            w: writer,
-            shape,
-            attributes,
-        }
-        .write(inputs, outputs),
-    }
-}
-
-/// Where a body's attributes come from.
-enum Attributes<'a> {
-    /// The enclosing function's.
-    Reference,
-    /// Known now.
-    Literal(&'a AttentionAttributes),
-}
-
-const F32: ElementType = ElementType::F32;
-const I64: ElementType = ElementType::I64;
-
-/// `[B, L, 1]`: whether a row of the chunk is a token.
-fn valid_rows(w: &mut NodeWriter, seq_len: usize, seq_length: &str) -> String {
-    let row = w.constant(positions(seq_len));
-    let row = w.reshape(&row, &[1, seq_len, 1]);
-    let seq = w.unsqueeze(seq_length, &[1, 2]);
-    w.call("Less", &[&row, &seq])
-}
-
-/// `0 .. count`.
-fn positions(count: usize) -> TensorProto {
-    let values: Vec<_> = (0..count as i64).collect();
-    TensorProto::i64s(&[count as i64], &values)
-}
-
-struct Scan<'a> {
-    w: &'a mut NodeWriter,
-    shape: BodyShape,
-}
-
-impl Scan<'_> {
-    fn write(&mut self, inputs: &[String], outputs: &[String]) {
-        let [
-            key,
-            value,
-            gate,
-            state_key,
-            state_value,
-            past_length,
-            seq_length,
-        ] = inputs
-        else {
-            return;
-        };
-        let BodyShape { dtype, seq_len, .. } = self.shape;
-        let valid = valid_rows(self.w, seq_len, seq_length);
-        let zero = self.w.float(0.0);
-        let one = self.w.float(1.0);
-        let gate = self.w.convert(gate, dtype, F32);
-        let gate = self.w.call("Sigmoid", &[&gate]);
-        let open = self.w.call("Sub", &[&one, &gate]);
-        // Padding keeps the state: factor 1, nothing added.
-        let mut factor = self.w.call("Where", &[&valid, &gate, &one]);
-        let mut sums = [key, value].map(|input| {
-            let input = self.w.convert(input, dtype, F32);
-            let added = self.w.call("Mul", &[&open, &input]);
-            self.w.call("Where", &[&valid, &added, &zero])
-        });
-        let mut shift = 1;
-        while shift < seq_len {
-            let earlier_factor = self.w.slice(&factor, 1, 0, seq_len - shift);
-            let later_factor = self.w.slice(&factor, 1, shift, seq_len);
-            for sum in &mut sums {
-                let earlier = self.w.slice(sum, 1, 0, seq_len - shift);
-                let later = self.w.slice(sum, 1, shift, seq_len);
-                let carried = self.w.call("Mul", &[&later_factor, &earlier]);
-                let later = self.w.call("Add", &[&later, &carried]);
-                let head = self.w.slice(sum, 1, 0, shift);
-                *sum = self.w.concat(&[&head, &later], 1);
-            }
-            let later = self.w.call("Mul", &[&later_factor, &earlier_factor]);
-            let head = self.w.slice(&factor, 1, 0, shift);
-            factor = self.w.concat(&[&head, &later], 1);
-            shift *= 2;
-        }
-        let none = self.w.int(0);
-        let past = self.w.unsqueeze(past_length, &[1]);
-        let fresh = self.w.call("Equal", &[&past, &none]);
-        let seq = self.w.unsqueeze(seq_length, &[1]);
-        let idle = self.w.call("Equal", &[&seq, &none]);
-        let ports = [
-            (&sums[0], state_key, &outputs[0], &outputs[2]),
-            (&sums[1], state_value, &outputs[1], &outputs[3]),
-        ];
-        for (sum, state, gated, new_state) in ports {
-            let start = self.w.call("Where", &[&fresh, &zero, state]);
-            let start = self.w.unsqueeze(&start, &[1]);
-            let carried = self.w.call("Mul", &[&factor, &start]);
-            let scanned = self.w.call("Add", &[sum, &carried]);
-            let last = self.w.slice(&scanned, 1, seq_len - 1, seq_len);
-            let axis = self.w.ints(&[1]);
-            let last = self.w.call("Squeeze", &[&last, &axis]);
-            self.w.push(
-                "",
-                "Where",
-                &[&idle, state, &last],
-                &[new_state],
-                Vec::new(),
-            );
-            self.finish_rows(&valid, &scanned, &zero, gated);
-        }
-    }
-
-    /// Zeroes padding and rounds to `T`.
-    fn finish_rows(&mut self, valid: &str, rows: &str, zero: &str, output: &str) {
-        finish_rows(self.w, self.shape.dtype, valid, rows, zero, output);
-    }
-}
-
-fn finish_rows(
-    w: &mut NodeWriter,
-    dtype: ElementType,
-    valid: &str,
-    rows: &str,
-    zero: &str,
-    output: &str,
-) {
-    if dtype == F32 {
-        w.push("", "Where", &[valid, rows, zero], &[output], Vec::new());
-    } else {
-        let rows = w.call("Where", &[valid, rows, zero]);
-        w.push(
-            "",
-            "Cast",
-            &[&rows],
-            &[output],
-            vec![AttributeProto::int("to", dtype.onnx().into())],
-        );
-    }
-}
-
-struct Attention<'a, 'b> {
-    w: &'a mut NodeWriter,
-    shape: BodyShape,
-    attributes: &'b Attributes<'b>,
+/// Writes one call.
+pub(super) struct Attention<'a, 'b> {
+    pub w: &'a mut NodeWriter,
+    pub shape: BodyShape,
+    pub attributes: &'b Attributes<'b>,
 }
 
 /// Per-head vectors `[H]`, i64 unless said.
@@ -265,7 +42,7 @@ struct Rows {
 }
 
 impl Attention<'_, '_> {
-    fn write(&mut self, inputs: &[String], outputs: &[String]) {
+    pub fn write(&mut self, inputs: &[String], outputs: &[String]) {
         let [
             query,
             key,
@@ -776,28 +553,4 @@ impl CachedRows {
         let zero = w.ints(&[0]);
         w.call("GreaterOrEqual", &[&seen, &zero])
     }
-}
-
-/// The attributes of a custom node of `op`.
-pub fn node_attributes(op: Op, attributes: Option<&AttentionAttributes>) -> Vec<AttributeProto> {
-    let mut list = Vec::new();
-    if let (Op::DilatedAttention, Some(attributes)) = (op, attributes) {
-        let raw = attributes.to_raw();
-        for spec in op.attributes() {
-            let ints = |values: &[i64]| AttributeProto::ints(spec.name, values);
-            list.push(match (spec.name, spec.kind) {
-                ("num_heads", AttributeKind::Int) => AttributeProto::int(spec.name, raw.num_heads),
-                ("dilation", _) => ints(&raw.dilation),
-                ("local_window", _) => ints(&raw.local_window),
-                ("initial", _) => ints(&raw.initial),
-                _ => AttributeProto::float(spec.name, raw.scale),
-            });
-        }
-    }
-    list.extend(
-        PLUGIN_ATTRIBUTES
-            .iter()
-            .map(|&(name, value)| AttributeProto::string(name, value)),
-    );
-    list
 }

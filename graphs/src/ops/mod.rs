@@ -1,8 +1,11 @@
 //! The two operators: names, ports, attributes, shape inference.
 
-use crate::cache::CacheLayout;
-use crate::pattern::Pattern;
-use crate::spec::LayerPatterns;
+mod attributes;
+mod infer;
+
+pub use attributes::{AttentionAttributes, RawAttentionAttributes};
+pub use infer::{infer_dilated_attention, infer_recurrence_scan};
+
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -306,117 +309,6 @@ impl fmt::Display for Op {
     }
 }
 
-/// Attributes of [`Op::DilatedAttention`], checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AttentionAttributes {
-    /// One pattern per head.
-    pub patterns: Vec<Pattern>,
-    /// Factor on the scores, `1 / sqrt(head_dim)` for RAT+.
-    pub scale: f32,
-}
-
-/// [`AttentionAttributes`] as an ONNX node carries them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RawAttentionAttributes {
-    /// Number of heads.
-    pub num_heads: i64,
-    /// One value, or one per head.
-    pub dilation: Vec<i64>,
-    /// One value, or one per head.
-    pub local_window: Vec<i64>,
-    /// One value, or one per head.
-    pub initial: Vec<i64>,
-    /// Factor on the scores.
-    pub scale: f32,
-}
-
-/// More heads than any model has; bounds allocations that follow an attribute.
-const MAX_HEADS: i64 = 1 << 16;
-
-impl AttentionAttributes {
-    /// Number of heads.
-    pub fn num_heads(&self) -> usize {
-        self.patterns.len()
-    }
-
-    /// The cache layout for sequences of up to `max_seq_len` tokens.
-    pub fn cache_layout(&self, max_seq_len: usize) -> CacheLayout {
-        CacheLayout::new(&self.patterns, max_seq_len)
-    }
-
-    /// What a node carries: one value per list where all heads agree, else one per head.
-    pub fn to_raw(&self) -> RawAttentionAttributes {
-        let patterns = match LayerPatterns::collapse(self.patterns.clone()) {
-            LayerPatterns::Uniform(pattern) => vec![pattern],
-            LayerPatterns::PerHead(patterns) => patterns,
-        };
-        let list = |f: fn(&Pattern) -> i64| patterns.iter().map(f).collect();
-        RawAttentionAttributes {
-            num_heads: self.num_heads() as i64,
-            dilation: list(Pattern::dilation_or_minus_one),
-            local_window: list(|pattern| pattern.local_window.into()),
-            initial: list(|pattern| pattern.initial.into()),
-            scale: self.scale,
-        }
-    }
-}
-
-impl TryFrom<RawAttentionAttributes> for AttentionAttributes {
-    type Error = SchemaErrors;
-
-    fn try_from(raw: RawAttentionAttributes) -> Result<Self, SchemaErrors> {
-        let mut errors = Vec::new();
-        let heads = raw.num_heads;
-        if !(1..=MAX_HEADS).contains(&heads) {
-            errors.push(format!(
-                "attribute num_heads: expected 1 to {MAX_HEADS}, found {heads}"
-            ));
-        }
-        for (name, list) in [
-            ("dilation", &raw.dilation),
-            ("local_window", &raw.local_window),
-            ("initial", &raw.initial),
-        ] {
-            if list.len() != 1 && list.len() as i64 != heads {
-                errors.push(format!(
-                    "attribute {name}: expected one value or one per head ({heads}), found {}",
-                    list.len()
-                ));
-            }
-        }
-        if !raw.scale.is_finite() {
-            errors.push(format!(
-                "attribute scale: expected a finite number, found {}",
-                raw.scale
-            ));
-        }
-        if !errors.is_empty() {
-            return Err(SchemaErrors::new(Op::DilatedAttention, errors));
-        }
-        let at = |list: &[i64], head: usize| if list.len() == 1 { list[0] } else { list[head] };
-        let mut patterns = Vec::new();
-        for head in 0..heads as usize {
-            let pattern = Pattern::new(
-                at(&raw.dilation, head),
-                at(&raw.local_window, head),
-                at(&raw.initial, head),
-            );
-            match pattern {
-                Ok(pattern) => patterns.push(pattern),
-                Err(error) => errors.push(format!("head {head}: attribute {error}")),
-            }
-        }
-        if errors.is_empty() {
-            Ok(Self {
-                patterns,
-                scale: raw.scale,
-            })
-        } else {
-            Err(SchemaErrors::new(Op::DilatedAttention, errors))
-        }
-    }
-}
-
 /// Everything wrong with one node's attributes, types or shapes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{op}: {}", .errors.join("; "))]
@@ -430,158 +322,6 @@ pub struct SchemaErrors {
 impl SchemaErrors {
     fn new(op: Op, errors: Vec<String>) -> Self {
         Self { op, errors }
-    }
-}
-
-/// Types of the outputs of [`Op::RecurrenceScan`].
-///
-/// # Errors
-/// The inputs' number, types or shapes contradict the schema.
-pub fn infer_recurrence_scan(inputs: &[TensorType]) -> Result<Vec<TensorType>, SchemaErrors> {
-    let mut bound = Bound::match_inputs(Op::RecurrenceScan, inputs);
-    bound.outputs()
-}
-
-/// Types of the outputs of [`Op::DilatedAttention`].
-///
-/// # Errors
-/// The inputs contradict the schema, the attributes or one another: `N` is not `num_heads x dh`,
-/// `R` is not the sum of the heads' rows for `M`, `L` is longer than `M`.
-pub fn infer_dilated_attention(
-    attributes: &AttentionAttributes,
-    inputs: &[TensorType],
-) -> Result<Vec<TensorType>, SchemaErrors> {
-    let mut bound = Bound::match_inputs(Op::DilatedAttention, inputs);
-    if let (Some(channels), Some(head_dim)) = (bound.get(Channels), bound.get(HeadDim)) {
-        let heads = attributes.num_heads();
-        if heads.checked_mul(head_dim) != Some(channels) {
-            bound.errors.push(format!(
-                "N: expected num_heads x dh = {heads} x {head_dim}, found {channels}"
-            ));
-        }
-        if head_dim == 0 || head_dim % 2 == 1 {
-            bound
-                .errors
-                .push(format!("dh: expected an even number, found {head_dim}"));
-        }
-        if let Some(half) = bound.get(HalfHeadDim)
-            && half != head_dim / 2
-        {
-            bound.errors.push(format!(
-                "cos, sin: expected dh/2 = {}, found {half}",
-                head_dim / 2
-            ));
-        }
-    }
-    if let (Some(rows), Some(max_seq_len)) = (bound.get(Rows), bound.get(MaxSeqLen)) {
-        let expected = attributes.cache_layout(max_seq_len).rows();
-        if rows != expected {
-            bound.errors.push(format!(
-                "R: the patterns keep {expected} rows for sequences of {max_seq_len}, found {rows}"
-            ));
-        }
-    }
-    if let (Some(seq_len), Some(max_seq_len)) = (bound.get(SeqLen), bound.get(MaxSeqLen))
-        && seq_len > max_seq_len
-    {
-        bound.errors.push(format!(
-            "L: expected at most M = {max_seq_len}, found {seq_len}"
-        ));
-    }
-    bound.outputs()
-}
-
-/// Input types matched against an operator's ports.
-struct Bound {
-    op: Op,
-    t: Option<ElementType>,
-    axes: [Option<usize>; Axis::COUNT],
-    errors: Vec<String>,
-}
-
-impl Bound {
-    fn match_inputs(op: Op, inputs: &[TensorType]) -> Self {
-        let mut bound = Self {
-            op,
-            t: None,
-            axes: [None; Axis::COUNT],
-            errors: Vec::new(),
-        };
-        let ports = op.inputs();
-        if inputs.len() != ports.len() {
-            bound.errors.push(format!(
-                "expected {} inputs, found {}",
-                ports.len(),
-                inputs.len()
-            ));
-            return bound;
-        }
-        for (port, input) in ports.iter().zip(inputs) {
-            bound.match_port(port, input);
-        }
-        bound
-    }
-
-    fn match_port(&mut self, port: &Port, input: &TensorType) {
-        let expected = match port.dtype {
-            PortType::T if ElementType::ACTIVATIONS.contains(&input.dtype) => {
-                *self.t.get_or_insert(input.dtype)
-            }
-            PortType::T => self.t.unwrap_or(ElementType::F32),
-            other => other.resolve(ElementType::F32),
-        };
-        if input.dtype != expected {
-            self.errors.push(format!(
-                "{}: expected {expected}, found {}",
-                port.name, input.dtype
-            ));
-        }
-        if input.shape.len() != port.axes.len() {
-            let axes: Vec<_> = port.axes.iter().map(|axis| axis.name()).collect();
-            self.errors.push(format!(
-                "{}: expected [{}], found {:?}",
-                port.name,
-                axes.join(", "),
-                input.shape
-            ));
-            return;
-        }
-        for (&axis, &size) in port.axes.iter().zip(&input.shape) {
-            let known = *self.axes[axis as usize].get_or_insert(size);
-            if known != size {
-                self.errors.push(format!(
-                    "{}: expected {} = {known} as on earlier inputs, found {size}",
-                    port.name,
-                    axis.name()
-                ));
-            }
-        }
-    }
-
-    fn get(&self, axis: Axis) -> Option<usize> {
-        self.axes[axis as usize]
-    }
-
-    fn outputs(&mut self) -> Result<Vec<TensorType>, SchemaErrors> {
-        for axis in [Batch, SeqLen, Channels] {
-            if self.get(axis) == Some(0) {
-                self.errors
-                    .push(format!("{}: expected 1 or more, found 0", axis.name()));
-            }
-        }
-        if !self.errors.is_empty() {
-            return Err(SchemaErrors::new(self.op, std::mem::take(&mut self.errors)));
-        }
-        let t = self.t.unwrap_or(ElementType::F32);
-        let outputs = self.op.outputs().iter().map(|port| {
-            let shape: Vec<_> = port
-                .axes
-                .iter()
-                .filter_map(|&axis| self.get(axis))
-                .collect();
-            TensorType::new(port.dtype.resolve(t), shape)
-        });
-        Ok(outputs.collect())
     }
 }
 
@@ -636,6 +376,7 @@ pub fn check_lengths(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pattern::Pattern;
 
     fn attributes() -> AttentionAttributes {
         let patterns = vec![Pattern::DENSE, Pattern::new(4, 2, 1).unwrap()];

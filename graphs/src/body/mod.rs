@@ -1,0 +1,175 @@
+//! Both operators in standard ONNX operators.
+//!
+//! One body per operator serves as model-local function, where attributes are references and the
+//! number of rows is read from the shape, and inline, where both are literals. There is no Loop
+//! and no Scan: the recurrence is a log-depth scan over the static chunk length.
+
+mod attention;
+mod scan;
+
+use attention::Attention;
+use scan::Scan;
+
+use crate::onnx::{
+    AttributeProto, FunctionProto, NodeProto, NodeWriter, OperatorSetIdProto, TensorProto,
+};
+use crate::ops::{AttentionAttributes, AttributeKind, ElementType, Op, PLUGIN_ATTRIBUTES};
+
+/// The sizes that a body is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyShape {
+    /// The operators' `T`.
+    pub dtype: ElementType,
+    /// `B`.
+    pub batch: usize,
+    /// `L`.
+    pub seq_len: usize,
+    /// Number of heads.
+    pub num_heads: usize,
+    /// Channels of one head.
+    pub head_dim: usize,
+    /// `M`.
+    pub max_seq_len: usize,
+}
+
+/// Both operators as model-local functions for packages of `shape`, which must not use other
+/// sizes; patterns come from each node's attributes.
+pub fn function(op: Op, shape: &BodyShape, opset: i64) -> FunctionProto {
+    let names = |ports: &[crate::ops::Port]| {
+        ports
+            .iter()
+            .map(|port| port.name.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let (input, output) = (names(op.inputs()), names(op.outputs()));
+    let mut writer = NodeWriter::new("");
+    write(
+        &mut writer,
+        op,
+        shape,
+        &Attributes::Reference,
+        &input,
+        &output,
+    );
+    let attribute = op.attributes().iter().map(|attribute| attribute.name);
+    let plugin = PLUGIN_ATTRIBUTES.iter().map(|&(name, _)| name);
+    FunctionProto {
+        name: op.name().into(),
+        input,
+        output,
+        attribute: attribute.chain(plugin).map(str::to_owned).collect(),
+        node: writer.finish(),
+        opset_import: vec![OperatorSetIdProto {
+            domain: String::new(),
+            version: opset,
+        }],
+        domain: crate::ops::DOMAIN.into(),
+    }
+}
+
+/// The nodes of one call of `op`, with the names of the graph's own values; `attributes` belongs
+/// to [`Op::DilatedAttention`]. Fresh names start with `prefix`.
+pub fn inline(
+    op: Op,
+    shape: &BodyShape,
+    attributes: Option<&AttentionAttributes>,
+    prefix: &str,
+    inputs: &[String],
+    outputs: &[String],
+) -> Vec<NodeProto> {
+    let mut writer = NodeWriter::new(prefix);
+    let attributes = attributes.map_or(Attributes::Reference, Attributes::Literal);
+    write(&mut writer, op, shape, &attributes, inputs, outputs);
+    writer.finish()
+}
+
+fn write(
+    writer: &mut NodeWriter,
+    op: Op,
+    shape: &BodyShape,
+    attributes: &Attributes<'_>,
+    inputs: &[String],
+    outputs: &[String],
+) {
+    let shape = *shape;
+    match op {
+        Op::RecurrenceScan => Scan { w: writer, shape }.write(inputs, outputs),
+        Op::DilatedAttention => Attention {
+            w: writer,
+            shape,
+            attributes,
+        }
+        .write(inputs, outputs),
+    }
+}
+
+/// Where a body's attributes come from.
+enum Attributes<'a> {
+    /// The enclosing function's.
+    Reference,
+    /// Known now.
+    Literal(&'a AttentionAttributes),
+}
+
+const F32: ElementType = ElementType::F32;
+const I64: ElementType = ElementType::I64;
+
+/// `[B, L, 1]`: whether a row of the chunk is a token.
+fn valid_rows(w: &mut NodeWriter, seq_len: usize, seq_length: &str) -> String {
+    let row = w.constant(positions(seq_len));
+    let row = w.reshape(&row, &[1, seq_len, 1]);
+    let seq = w.unsqueeze(seq_length, &[1, 2]);
+    w.call("Less", &[&row, &seq])
+}
+
+/// `0 .. count`.
+fn positions(count: usize) -> TensorProto {
+    let values: Vec<_> = (0..count as i64).collect();
+    TensorProto::i64s(&[count as i64], &values)
+}
+
+fn finish_rows(
+    w: &mut NodeWriter,
+    dtype: ElementType,
+    valid: &str,
+    rows: &str,
+    zero: &str,
+    output: &str,
+) {
+    if dtype == F32 {
+        w.push("", "Where", &[valid, rows, zero], &[output], Vec::new());
+    } else {
+        let rows = w.call("Where", &[valid, rows, zero]);
+        w.push(
+            "",
+            "Cast",
+            &[&rows],
+            &[output],
+            vec![AttributeProto::int("to", dtype.onnx().into())],
+        );
+    }
+}
+
+/// The attributes of a custom node of `op`.
+pub fn node_attributes(op: Op, attributes: Option<&AttentionAttributes>) -> Vec<AttributeProto> {
+    let mut list = Vec::new();
+    if let (Op::DilatedAttention, Some(attributes)) = (op, attributes) {
+        let raw = attributes.to_raw();
+        for spec in op.attributes() {
+            let ints = |values: &[i64]| AttributeProto::ints(spec.name, values);
+            list.push(match (spec.name, spec.kind) {
+                ("num_heads", AttributeKind::Int) => AttributeProto::int(spec.name, raw.num_heads),
+                ("dilation", _) => ints(&raw.dilation),
+                ("local_window", _) => ints(&raw.local_window),
+                ("initial", _) => ints(&raw.initial),
+                _ => AttributeProto::float(spec.name, raw.scale),
+            });
+        }
+    }
+    list.extend(
+        PLUGIN_ATTRIBUTES
+            .iter()
+            .map(|&(name, value)| AttributeProto::string(name, value)),
+    );
+    list
+}
