@@ -60,8 +60,8 @@ fn render(
         chart
             .configure_mesh()
             .x_desc(x_label)
-            .x_label_formatter(&|value| si(*value).trim_end().to_owned())
-            .y_label_formatter(&|value| si(*value).trim_end().to_owned())
+            .x_label_formatter(&axis_label)
+            .y_label_formatter(&axis_label)
             .x_labels(6)
             .y_labels(6)
             .max_light_lines(0)
@@ -84,6 +84,11 @@ fn render(
     }
     root.present()?;
     Ok(())
+}
+
+/// `10 k`: ticks of logarithmic axes are round numbers.
+fn axis_label(value: &f64) -> String {
+    si(*value).replace(".00", "").trim_end().to_owned()
 }
 
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {

@@ -1,0 +1,114 @@
+//! What good commands print.
+
+use ratplus_tests::{GoldenCase, golden_cases, run, texts};
+use std::ffi::OsString;
+use std::path::Path;
+
+fn case(name: &str) -> GoldenCase {
+    golden_cases()
+        .into_iter()
+        .find(|case| case.name == name)
+        .unwrap()
+}
+
+fn export(case: &GoldenCase, package: &Path, flags: &[&str]) {
+    let mut args: Vec<OsString> = vec!["export".into(), case.checkpoint().into(), "-o".into()];
+    args.extend([
+        package.into(),
+        "--config".into(),
+        case.file("config.json").into(),
+    ]);
+    args.extend(["--tokenizer".into(), case.file("tokenizer.json").into()]);
+    args.extend(flags.iter().map(OsString::from));
+    let result = run(args);
+    assert!(result.status.success(), "{}", texts(&result).1);
+}
+
+/// Standard output of a command that has to succeed.
+fn printed(args: &[&str], package: &Path) -> String {
+    let args = [args[0].into(), package.as_os_str().to_owned()]
+        .into_iter()
+        .chain(args[1..].iter().map(OsString::from));
+    let result = run(args);
+    let (stdout, stderr) = texts(&result);
+    assert!(result.status.success(), "{stderr}");
+    stdout
+}
+
+#[test]
+fn inspect_shows_patterns_bytes_and_flops() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(
+        &case("kjv_hybrid"),
+        &package,
+        &["--max-seq-len", "1024", "--batch", "2"],
+    );
+    let plot = dir.path().join("cost.svg");
+    let text = printed(&["inspect", "--plot", plot.to_str().unwrap()], &package);
+    // Files' sizes follow the graphs.
+    let lines = text
+        .lines()
+        .filter(|line| !line.contains(".onnx"))
+        .map(|line| line.replace(&dir.path().display().to_string(), "DIR"));
+    insta::assert_snapshot!("inspect", lines.collect::<Vec<_>>().join("\n"));
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert!(
+        svg.starts_with("<svg") && svg.contains("dense attention"),
+        "{svg}"
+    );
+    let json: serde_json::Value =
+        serde_json::from_str(&printed(&["inspect", "--json"], &package)).unwrap();
+    assert_eq!(json["bound_state_bytes"], json["manifest"]["state_bytes"]);
+}
+
+#[test]
+fn every_backend_continues_a_prompt_with_the_same_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(&case("kjv_d16w64i4"), &package, &["--max-seq-len", "256"]);
+    let prompt = [
+        "generate",
+        "--prompt",
+        "And God said, Let there be",
+        "-n",
+        "60",
+    ];
+    let continued = |more: &[&str]| printed(&[&prompt, more].concat(), &package);
+    let text = continued(&[]);
+    assert!(
+        text.starts_with("And God said, Let there be") && text.len() > 120,
+        "{text}"
+    );
+    for more in [
+        &["--backend", "ort-fallback"][..],
+        &["--backend", "tract"],
+        &["--threads", "1"],
+        &["--temperature", "1.5", "--top-k", "1", "--seed", "9"],
+    ] {
+        assert_eq!(continued(more), text, "{more:?}");
+    }
+    let drawn =
+        |seed: &str| continued(&["--temperature", "0.9", "--top-p", "0.95", "--seed", seed]);
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+}
+
+#[test]
+fn doctor_says_what_is_there() {
+    let result = run(["doctor", "--json"]);
+    let findings: serde_json::Value = serde_json::from_str(&texts(&result).0).unwrap();
+    let found = |name: &str| {
+        let list = findings.as_array().unwrap();
+        list.iter().find(|finding| finding["name"] == name).unwrap()["found"].clone()
+    };
+    for name in [
+        "ONNX Runtime",
+        "custom ops",
+        "ort-cpu",
+        "ort-fallback",
+        "tract",
+    ] {
+        assert_eq!(found(name), true, "{findings}");
+    }
+}
