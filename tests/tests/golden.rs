@@ -138,6 +138,47 @@ fn bf16_inline() {
     check("bf16", "inline");
 }
 
+/// Writes a golden file with the logits of a few positions.
+fn only_positions(golden: &Path, sparse: &Path, positions: &[usize]) {
+    use safetensors::tensor::{Dtype, TensorView};
+    let bytes = std::fs::read(golden).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (tokens, logits) = (
+        file.tensor("tokens").unwrap(),
+        file.tensor("logits").unwrap(),
+    );
+    let &[batch, all, vocab] = logits.shape() else {
+        panic!()
+    };
+    let rows = (0..batch).flat_map(|sequence| {
+        positions
+            .iter()
+            .map(move |position| sequence * all + position)
+    });
+    let kept: Vec<u8> = rows
+        .flat_map(|row| logits.data()[4 * row * vocab..4 * (row + 1) * vocab].to_vec())
+        .collect();
+    let places: Vec<u8> = positions
+        .iter()
+        .flat_map(|&position| (position as i64).to_le_bytes())
+        .collect();
+    let views = [
+        (
+            "tokens",
+            TensorView::new(Dtype::I64, tokens.shape().to_vec(), tokens.data()).unwrap(),
+        ),
+        (
+            "positions",
+            TensorView::new(Dtype::I64, vec![positions.len()], &places).unwrap(),
+        ),
+        (
+            "logits",
+            TensorView::new(Dtype::F32, vec![batch, positions.len(), vocab], &kept).unwrap(),
+        ),
+    ];
+    std::fs::write(sparse, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
 /// With logits of the last token only, the chunk ends and every decoded position are compared.
 #[test]
 fn logits_of_the_last_token() {
@@ -168,4 +209,37 @@ fn logits_of_the_last_token() {
     assert_eq!(rows("ort-cpu", "prefill by 64"), 2 * 3);
     assert_eq!(rows("ort-cpu", "prefill by 64, decode"), 2 * (2 + 64));
     assert_eq!(rows("ort-cpu", "decode"), 2 * 150);
+    // A golden file of sparse positions: a route that returns none of them compares nothing, which
+    // is said, and does not pass as a comparison of every backend.
+    let sparse = dir.path().join("sparse.safetensors");
+    only_positions(&case.file("golden.safetensors"), &sparse, &[5, 149]);
+    let package = package.as_os_str();
+    let verify = |chunks: &str| {
+        let args = [
+            "verify".into(),
+            package.to_owned(),
+            "--golden".into(),
+            sparse.clone().into(),
+        ];
+        run(args
+            .into_iter()
+            .chain(["--backend", "tract,ort-cpu", "--chunks", chunks].map(OsString::from)))
+    };
+    let both = verify("1,64");
+    let (stdout, stderr) = texts(&both);
+    assert!(both.status.success(), "{stdout}{stderr}");
+    only_positions(&case.file("golden.safetensors"), &sparse, &[5]);
+    let some = verify("1,64");
+    let (stdout, _) = texts(&some);
+    assert!(
+        some.status.success() && stdout.contains("4 not compared"),
+        "{stdout}"
+    );
+    let none = verify("64");
+    assert_eq!(none.status.code(), Some(1), "{}", texts(&none).0);
+    assert!(
+        texts(&none).1.contains("compared nowhere"),
+        "{}",
+        texts(&none).1
+    );
 }

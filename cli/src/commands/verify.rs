@@ -5,7 +5,7 @@ use crate::output::{Failure, OrInput, Outcome, Table};
 use indicatif::ProgressBar;
 use ratplus_runtime::backend::{BackendKind, SessionOptions};
 use ratplus_runtime::package::Package;
-use ratplus_runtime::verify::{self, Golden, VerifyOptions, VerifyReport};
+use ratplus_runtime::verify::{self, Golden, Row, VerifyOptions, VerifyReport};
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -57,10 +57,13 @@ pub fn run(args: VerifyArgs) -> Outcome {
         Ok(())
     } else {
         let failed = report.rows.iter().filter(|row| !row.passed).count();
-        Err(Failure::BadResult(format!(
-            "{failed} of {} comparisons are out of tolerance",
-            report.rows.len()
-        )))
+        Err(Failure::BadResult(match failed {
+            0 => "the logits of a backend were compared nowhere; export with --logits all".into(),
+            _ => format!(
+                "{failed} of {} comparisons are out of tolerance",
+                report.rows.len()
+            ),
+        }))
     }
 }
 
@@ -123,11 +126,7 @@ fn print(package: &str, report: &VerifyReport) {
             row.argmax_agreed
                 .map_or_else(String::new, |agreed| format!("{agreed}/{}", row.rows)),
             format!("{:.2} s", row.seconds),
-            if row.passed {
-                "ok".into()
-            } else {
-                "FAILED".into()
-            },
+            status(row).into(),
         ]);
     }
     print!("{table}");
@@ -155,11 +154,6 @@ fn print(package: &str, report: &VerifyReport) {
             "FAILED       {}, {}, {}",
             row.backend, row.route, row.tensor
         );
-        if row.rows == 0 {
-            println!(
-                "             no position of the golden file lies on this route; export with --logits all"
-            );
-        }
         if let Some(worst) = row.worst {
             println!(
                 "             worst: sequence {}, position {}, index {}: expected {}, found {}",
@@ -170,11 +164,35 @@ fn print(package: &str, report: &VerifyReport) {
             println!("             {divergence}");
         }
     }
-    let passed = report.rows.iter().filter(|row| row.passed).count();
+    let count = |status_is: &str| {
+        report
+            .rows
+            .iter()
+            .filter(|row| status(row) == status_is)
+            .count()
+    };
+    let (passed, failed, empty) = (count(OK), count(FAILED), count(NOT_COMPARED));
+    if empty > 0 {
+        println!(
+            "not compared {empty} routes return logits at none of the golden positions; export with --logits \
+             all to compare them"
+        );
+    }
     println!(
-        "{} of {} comparisons within tolerance, {} backends skipped",
-        passed,
-        report.rows.len(),
+        "{passed} of {} comparisons within tolerance, {empty} not compared, {} backends skipped",
+        passed + failed,
         report.skipped.len()
     );
+}
+
+const OK: &str = "ok";
+const FAILED: &str = "FAILED";
+const NOT_COMPARED: &str = "not compared";
+
+fn status(row: &Row) -> &'static str {
+    match (row.rows, row.passed) {
+        (0, _) => NOT_COMPARED,
+        (_, true) => OK,
+        (_, false) => FAILED,
+    }
 }

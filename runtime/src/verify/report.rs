@@ -25,7 +25,7 @@ pub struct VerifyReport {
     pub seq_len: usize,
     /// Largest absolute golden logit.
     pub largest_logit: f64,
-    /// Whether every row passed.
+    /// Whether every row passed and logits of every backend that ran were compared.
     pub passed: bool,
     /// One row per backend, route and tensor.
     pub rows: Vec<Row>,
@@ -64,7 +64,8 @@ pub struct Row {
     pub worst: Option<Worst>,
     /// Wall time of the route.
     pub seconds: f64,
-    /// Whether it is within tolerance.
+    /// Whether it is within tolerance; a row that compared nothing is, and says so with
+    /// `rows` 0.
     pub passed: bool,
     /// Where a failing backend first leaves the reference.
     pub divergence: Option<String>,
@@ -127,4 +128,15 @@ impl Skip {
             reason: reason.to_string(),
         }
     }
+}
+
+/// A route may hold none of the golden file's positions; all routes of a backend may not.
+pub(super) fn passed(rows: &[Row], implementations: &[Implementations]) -> bool {
+    let compared = |backend| {
+        rows.iter()
+            .any(|row| row.backend == backend && row.tensor == "logits" && row.rows > 0)
+    };
+    !implementations.is_empty()
+        && rows.iter().all(|row| row.passed)
+        && implementations.iter().all(|found| compared(found.backend))
 }
