@@ -5,6 +5,12 @@
 //! gate, activation and residual sum, while the arithmetic between roundings is f32: ONNX
 //! Runtime's CPU provider has no bf16 arithmetic.
 
+mod taps;
+mod weights;
+
+pub use taps::{EMBEDDED, FINAL_NORM, Tap, taps};
+pub use weights::{ROTARY_TABLES, StoredTensor, WEIGHT_ALIGNMENT, Weight, rotary_row, storage};
+
 use crate::body::{self, BodyShape};
 use crate::manifest::{
     self, Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
@@ -15,142 +21,6 @@ use crate::onnx::{
 };
 use crate::ops::{AttentionAttributes, DOMAIN, DOMAIN_VERSION, ElementType, Op, TensorType};
 use crate::spec::ModelSpec;
-
-/// A weight, by its place in the model. [`Weight::name`] is its name in released checkpoints and
-/// in packages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Weight {
-    /// `[vocab, d]`.
-    Embedding,
-    /// `[d]`.
-    InputNorm(usize),
-    /// `[5d, d]`, or `[4d, d]` without recurrence: output gate, query, key, value, forget gate.
-    InProj(usize),
-    /// `[d, d]`.
-    OutProj(usize),
-    /// `[d]`.
-    FfnNorm(usize),
-    /// `[d_ffn, d]`.
-    Fc1(usize),
-    /// `[d, d_ffn]`.
-    Fc2(usize),
-    /// `[d]`.
-    FinalNorm,
-    /// `[vocab, d]`.
-    LmHead,
-}
-
-impl Weight {
-    /// Every weight of a model, in the order packages store them.
-    pub fn all(spec: &ModelSpec) -> Vec<Self> {
-        let layers = (0..spec.num_layers).flat_map(|layer| {
-            [
-                Self::InputNorm(layer),
-                Self::InProj(layer),
-                Self::OutProj(layer),
-                Self::FfnNorm(layer),
-                Self::Fc1(layer),
-                Self::Fc2(layer),
-            ]
-        });
-        [Self::Embedding]
-            .into_iter()
-            .chain(layers)
-            .chain([Self::FinalNorm, Self::LmHead])
-            .collect()
-    }
-
-    /// Name in released checkpoints and in packages.
-    pub fn name(self) -> String {
-        match self {
-            Self::Embedding => "embedding.wte.weight".into(),
-            Self::InputNorm(layer) => {
-                format!("backbone.layers.{layer}.seq_layer.input_norm.weight")
-            }
-            Self::InProj(layer) => format!("backbone.layers.{layer}.seq_layer.in_proj.weight"),
-            Self::OutProj(layer) => format!("backbone.layers.{layer}.seq_layer.out_proj.weight"),
-            Self::FfnNorm(layer) => format!("backbone.layers.{layer}.hidden_layer.ln.weight"),
-            Self::Fc1(layer) => format!("backbone.layers.{layer}.hidden_layer.fc1.weight"),
-            Self::Fc2(layer) => format!("backbone.layers.{layer}.hidden_layer.fc2.weight"),
-            Self::FinalNorm => "backbone.ln.weight".into(),
-            Self::LmHead => "head.lm_head.weight".into(),
-        }
-    }
-
-    /// Shape, as stored.
-    pub fn shape(self, spec: &ModelSpec) -> Vec<usize> {
-        let (d, ffn) = (spec.d_model, spec.d_ffn);
-        match self {
-            Self::Embedding | Self::LmHead => vec![spec.vocab_size, d],
-            Self::InputNorm(_) | Self::FfnNorm(_) | Self::FinalNorm => vec![d],
-            Self::InProj(_) => vec![spec.in_proj_blocks() * d, d],
-            Self::OutProj(_) => vec![d, d],
-            Self::Fc1(_) => vec![ffn, d],
-            Self::Fc2(_) => vec![d, ffn],
-        }
-    }
-}
-
-/// Names of the rotary tables, `[max_seq_len, d_head / 2]` f32, stored after the weights.
-pub const ROTARY_TABLES: [&str; 2] = ["rope.cos", "rope.sin"];
-
-/// One row of the rotary tables: the cosines, or the sines, of `position / base^(2 c / d_head)`
-/// for each channel `c` below `d_head / 2`.
-pub fn rotary_row(spec: &ModelSpec, table: &str, position: usize) -> impl Iterator<Item = f32> {
-    let cosine = table == ROTARY_TABLES[0];
-    let (half, base) = (spec.d_head / 2, spec.rope_base);
-    (0..half).map(move |channel| {
-        let angle = position as f64 / base.powf(channel as f64 / half as f64);
-        (if cosine { angle.cos() } else { angle.sin() }) as f32
-    })
-}
-
-/// Where a stored tensor lies in the weights file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// Name of the initializer.
-    pub name: String,
-    /// Type and shape.
-    pub tensor: TensorType,
-    /// First byte.
-    pub offset: u64,
-}
-
-/// Every tensor starts at a multiple of this, so that a memory map can serve it in place.
-pub const WEIGHT_ALIGNMENT: u64 = 4096;
-
-/// Every stored tensor in file order, and the file's length.
-pub fn storage(spec: &ModelSpec, shape: &PackageShape) -> (Vec<StoredTensor>, u64) {
-    let mut offset = 0u64;
-    let mut end = 0u64;
-    let tables = ROTARY_TABLES.map(|name| {
-        (
-            name.to_owned(),
-            TensorType::new(ElementType::F32, [shape.max_seq_len, spec.d_head / 2]),
-        )
-    });
-    let weights = Weight::all(spec).into_iter().map(|weight| {
-        (
-            weight.name(),
-            TensorType::new(shape.dtype, weight.shape(spec)),
-        )
-    });
-    let tensors = weights
-        .chain(tables)
-        .map(|(name, tensor)| {
-            let stored = StoredTensor {
-                name,
-                tensor,
-                offset,
-            };
-            end = offset + stored.tensor.bytes() as u64;
-            offset = end.next_multiple_of(WEIGHT_ALIGNMENT);
-            stored
-        })
-        .collect();
-    (tensors, end)
-}
-
 /// Everything that determines one ONNX file.
 #[derive(Clone, Debug)]
 pub struct GraphOptions<'a> {
@@ -166,72 +36,6 @@ pub struct GraphOptions<'a> {
     pub opset: i64,
     /// ONNX IR version.
     pub ir_version: i64,
-}
-
-/// Name of an intermediate tensor of `layer` that `verify` can compare.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Tap {
-    /// Key after the recurrence, before rotary embedding, `[B, L, d]`.
-    GatedKey,
-    /// Value after the recurrence, `[B, L, d]`.
-    GatedValue,
-    /// Output of the attention, `[B, L, d]`.
-    Attention,
-    /// Residual stream after the sequence layer, `[B * L, d]`.
-    Mixed,
-    /// Residual stream after the feed-forward layer, `[B * L, d]`.
-    Hidden,
-}
-
-impl Tap {
-    /// All taps of a layer in the order they are computed.
-    pub const ALL: [Self; 5] = [
-        Self::GatedKey,
-        Self::GatedValue,
-        Self::Attention,
-        Self::Mixed,
-        Self::Hidden,
-    ];
-
-    /// Name of the value in the graph.
-    pub fn name(self, layer: usize) -> String {
-        let name = match self {
-            Self::GatedKey => "gated_key",
-            Self::GatedValue => "gated_value",
-            Self::Attention => "attention",
-            Self::Mixed => "mixed",
-            Self::Hidden => "hidden",
-        };
-        format!("layers.{layer}.{name}")
-    }
-}
-
-/// Name of the embedded tokens, `[B * L, d]`.
-pub const EMBEDDED: &str = "embedded";
-/// Name of the final norm's output: `[B * L, d]`, or `[B, d]` with [`LogitsMode::Last`].
-pub const FINAL_NORM: &str = "final_norm";
-
-/// Every tensor that can be tapped, in the order the graph computes them.
-pub fn taps(spec: &ModelSpec, shape: &PackageShape, seq_len: usize) -> Vec<(String, TensorType)> {
-    let (batch, d) = (shape.batch, spec.d_model);
-    let rows = TensorType::new(shape.dtype, [batch * seq_len, d]);
-    let chunk = TensorType::new(shape.dtype, [batch, seq_len, d]);
-    let mut list = vec![(EMBEDDED.to_owned(), rows.clone())];
-    for layer in 0..spec.num_layers {
-        for tap in Tap::ALL {
-            let tensor = match tap {
-                Tap::Mixed | Tap::Hidden => &rows,
-                _ => &chunk,
-            };
-            list.push((tap.name(layer), tensor.clone()));
-        }
-    }
-    let last = match shape.logits {
-        LogitsMode::All => rows,
-        LogitsMode::Last => TensorType::new(shape.dtype, [batch, d]),
-    };
-    list.push((FINAL_NORM.to_owned(), last));
-    list
 }
 
 /// Builds one ONNX file; its initializers refer to [`manifest::WEIGHTS_FILE`] as [`storage`]
