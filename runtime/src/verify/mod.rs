@@ -148,10 +148,19 @@ fn check(
     }
     let total = golden.map_or(options.tokens, Golden::seq_len);
     if total == 0 || total > manifest.max_seq_len {
+        let source = if golden.is_some() {
+            "golden tokens"
+        } else {
+            "--tokens"
+        };
+        let most = manifest.max_seq_len;
+        let remedy = if total > most {
+            "; export with a larger --max-seq-len"
+        } else {
+            ""
+        };
         errors.push(format!(
-            "tokens: the package holds 1 to {} tokens a sequence, found {total}; export with a larger \
-             --max-seq-len",
-            manifest.max_seq_len
+            "{source}: expected sequences of 1 to {most}, found {total}{remedy}"
         ));
     }
     if let Some(golden) = golden {
