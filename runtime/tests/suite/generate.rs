@@ -141,7 +141,8 @@ fn stops() {
         .stats;
     assert_eq!((stats.prefill_tokens, stats.decode_tokens), (14, 6));
     assert!(stats.prefill_tokens_per_second() > 0.0 && stats.decode_tokens_per_second() > 0.0);
-    assert!(stats.time_to_first_token.unwrap() <= stats.prefill_time);
+    // No order between the two holds: the first token's time includes sampling it.
+    assert!(!stats.prefill_time.is_zero() && stats.time_to_first_token.is_some());
 }
 
 #[test]
