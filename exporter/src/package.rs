@@ -127,8 +127,8 @@ impl PackageOptions {
             ..
         } = self.shape;
         for (flag, value, max) in [
-            ("--batch", batch, 1 << 16),
-            ("--max-seq-len", max_seq_len, 1 << 28),
+            ("--batch", batch, manifest::MAX_BATCH),
+            ("--max-seq-len", max_seq_len, manifest::MAX_SEQ_LEN),
         ] {
             if value == 0 || value > max {
                 errors.push(format!("{flag}: expected 1 to {max}, found {value}"));

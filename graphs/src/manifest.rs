@@ -18,6 +18,11 @@ pub const FORMAT: &str = "ratplus-package";
 /// Version of the package format this code reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 
+/// Largest batch of a package.
+pub const MAX_BATCH: usize = 1 << 16;
+/// Longest sequence of a package.
+pub const MAX_SEQ_LEN: usize = 1 << 28;
+
 /// How custom nodes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -344,8 +349,8 @@ impl Manifest {
             return Err(ManifestErrors(spec.0));
         }
         for (field, value, max) in [
-            ("batch", self.batch, 1 << 16),
-            ("max_seq_len", self.max_seq_len, 1 << 28),
+            ("batch", self.batch, MAX_BATCH),
+            ("max_seq_len", self.max_seq_len, MAX_SEQ_LEN),
         ] {
             if value == 0 || value > max {
                 errors.push(format!("{field}: expected 1 to {max}, found {value}"));

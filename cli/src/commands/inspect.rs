@@ -4,7 +4,9 @@ use super::plot::{self, Series};
 use crate::args::{InspectArgs, ModelArgs};
 use crate::output::{OrInput, Outcome, Table, bytes, si};
 use ratplus_graphs::cost::{self, TokenCost};
-use ratplus_graphs::manifest::{LogitsMode, MANIFEST_FILE, Manifest, PackageShape, state_tensors};
+use ratplus_graphs::manifest::{
+    LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, state_tensors,
+};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::spec::ModelSpec;
 use std::path::Path;
@@ -50,9 +52,9 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
     }
     let (spec, notes) = resolve_spec(&args.path, &args.model)?;
     let max_seq_len = args.max_seq_len.unwrap_or(4096);
-    if max_seq_len == 0 || max_seq_len > 1 << 28 {
+    if max_seq_len == 0 || max_seq_len > MAX_SEQ_LEN {
         return Err(crate::output::Failure::input(format!(
-            "--max-seq-len: expected 1 to 2^28, found {max_seq_len}"
+            "--max-seq-len: expected 1 to {MAX_SEQ_LEN}, found {max_seq_len}"
         )));
     }
     Ok(Subject {

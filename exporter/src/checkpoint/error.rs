@@ -53,7 +53,7 @@ pub enum CheckpointError {
     },
     /// A stored NaN or infinity.
     #[error(
-        "{}: tensor `{tensor}`: element {index:?} is {value}, expected a finite number; allow non-finite weights \
+        "{}: tensor `{tensor}`: element {index:?} is {value}, expected a finite number; give --allow-nonfinite \
          to export it as it is",
         path.display()
     )]

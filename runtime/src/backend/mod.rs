@@ -52,11 +52,11 @@ const OTHER: [(&str, &str); 3] = [
     ),
     (
         "tensorrt",
-        "this build does not drive TensorRT engines; build a plan with `ratplus build`, or use `ort-cpu`",
+        "this build does not drive TensorRT engines; use `ort-cpu`",
     ),
     (
         "tensorrt-rtx",
-        "this build does not drive TensorRT-RTX engines; build a plan with `ratplus build`, or use `ort-cpu`",
+        "this build does not drive TensorRT-RTX engines; use `ort-cpu`",
     ),
 ];
 
