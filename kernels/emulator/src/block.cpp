@@ -15,6 +15,8 @@ namespace {
 
 // Rounds in which threads did nothing but spin before the launch counts as stuck.
 constexpr u32 IDLE_ROUNDS = 1000;
+// Looks of one thread, without a pause, before it counts as stuck.
+constexpr u32 LOOKS = 10000000;
 constexpr u32 NONE = ~0u;
 
 Fiber& running() { return *static_cast<Fiber*>(current); }
@@ -39,6 +41,7 @@ const char* name_of(Call call) {
         case Call::multiply_bf16: return "multiply_blocks<bf16>";
         case Call::multiply_f16: return "multiply_blocks<f16>";
         case Call::spin_pause: return "spin_pause";
+        case Call::copy_async16: return "copy_async16";
     }
     return "?";
 }
@@ -53,12 +56,14 @@ void fault(Status status, Site site, const char* format, ...) {
 }
 
 void note_progress() { engine->note_progress(); }
+void note_look(Site site) { engine->note_look(site); }
 void spin(Site site) { engine->spin(site); }
 
 void block_barrier(Site site) {
     const Fiber& self = running();
     Block& block = *self.owner;
     if (engine->arrive(block.barrier, 0, block.threads, Call::block_barrier, site)) {
+        engine->check_warps(block);
         engine->release(block.barrier, 0, block.threads);
     }
 }
@@ -144,7 +149,14 @@ void Engine::suspend() {
         return;
     }
     current = other;
+    looks_ = 0;
     switch_context(self.context, other != nullptr ? other->context : main_);
+}
+
+void Engine::note_look(Site site) {
+    if (++looks_ > LOOKS) {
+        fault(Status::launch_failed, site, "the thread waits for another without spin_pause");
+    }
 }
 
 void Engine::spin(Site site) {
@@ -164,8 +176,8 @@ bool Engine::arrive(Meeting& meeting, u32 first, u32 members, Call call, Site si
         meeting.call = call;
         meeting.site = site;
     } else if (members <= WARP && (meeting.call != call || meeting.site.line != site.line)) {
-        fault(Status::launch_failed, site, "the warp of thread %u diverges: this thread is in %s, others are in %s (%s:%d)",
-              first, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
+        fault(Status::launch_failed, site, "the warp of threads %u to %u diverges: this one is in %s, others are in %s (%s:%d)",
+              first, first + members - 1, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
     }
     if (++meeting.arrived == members) {
         return true;
@@ -173,6 +185,18 @@ bool Engine::arrive(Meeting& meeting, u32 first, u32 members, Call call, Site si
     self.state = State::waiting;
     suspend();
     return false;
+}
+
+// All lanes of a warp have to be at the same barrier.
+void Engine::check_warps(const Block& block) const {
+    for (u32 i = 0; i < block.threads; ++i) {
+        const Fiber& lane = *block.fibers[i];
+        const Fiber& first = *block.fibers[i / WARP * WARP];
+        if (lane.site.line != first.site.line) {
+            fault(Status::launch_failed, lane.site, "a warp diverges: thread %u is at this block_barrier, thread %u is at %s:%d",
+                  lane.index, first.index, first.site.file, first.site.line);
+        }
+    }
 }
 
 void Engine::release(Meeting& meeting, u32 first, u32 members) {
@@ -227,6 +251,8 @@ void Engine::begin(Block& block, u64 index) {
 }
 
 Status Engine::run(const Launch& launch, std::string& error) {
+    catch_traps();
+    spare_stack_.reserve();
     launch_ = &launch;
     random_state_ = (settings.seed + 1) * 0x9e3779b97f4a7c15ull | 1;
     const u64 count = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
@@ -270,6 +296,7 @@ Status Engine::run(const Launch& launch, std::string& error) {
             break;
         }
         current = fiber;
+        looks_ = 0;
         switch_context(main_, fiber->context);
         current = nullptr;
         if (status_ != Status::success) {
@@ -311,6 +338,7 @@ void Engine::exit_thread() {
     // A block that is done goes back to `run`.
     Fiber* const other = --block.live == 0 ? nullptr : next();
     current = other;
+    looks_ = 0;
     switch_context(self.context, other != nullptr ? other->context : main_);
     __builtin_unreachable();
 }
@@ -318,13 +346,33 @@ void Engine::exit_thread() {
 void Engine::fail(Status status, Site site, const char* message) {
     Fiber& self = running();
     status_ = status;
-    char where[256];
-    snprintf(where, sizeof where, "kernel %s, block (%u, %u, %u), thread %u, %s:%d: ", launch_->kernel->name, self.block[0],
-             self.block[1], self.block[2], self.index, site.file, site.line);
-    error_ = std::string(where) + message;
+    char where[512];
+    snprintf(where, sizeof where, "kernel %s, block (%u, %u, %u), thread %u", launch_->kernel->name, self.block[0],
+             self.block[1], self.block[2], self.index);
+    error_ = where;
+    if (site.file != nullptr) {
+        error_ += std::string(", ") + site.file + ":" + std::to_string(site.line);
+    }
+    error_ += std::string(": ") + message;
     current = nullptr;
     switch_context(self.context, main_);
     __builtin_unreachable();
+}
+
+std::string Engine::describe(u64 address) const {
+    for (u32 slot = 0; slot < resident_; ++slot) {
+        const Block& block = *blocks_[slot];
+        i64 offset;
+        if (block.shared.covers(address, offset)) {
+            return "byte " + std::to_string(offset) + " of a shared memory of " + std::to_string(launch_->shared_bytes);
+        }
+        for (u32 i = 0; i < block.threads; ++i) {
+            if (block.fibers[i]->stack.guards(reinterpret_cast<const void*>(address))) {
+                return "the end of the stack of thread " + std::to_string(i);
+            }
+        }
+    }
+    return {};
 }
 
 // Where every thread of the resident blocks stands.
