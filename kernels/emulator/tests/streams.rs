@@ -225,7 +225,10 @@ fn streams_join_captures_through_events() {
     let wait = |stream: &Stream| call!(cuStreamWaitEvent(stream.0 => *mut c_void, event => *mut c_void, 0 => c_uint));
     assert_eq!(first.begin(1), SUCCESS);
     assert_eq!(record(&first), SUCCESS);
-    assert_eq!(call!(cuEventSynchronize(event => *mut c_void)), 907);
+    assert_eq!(
+        call!(cuEventSynchronize(event => *mut c_void)),
+        CAPTURED_EVENT
+    );
     assert_eq!(wait(&second), SUCCESS);
     assert_eq!(second.status(), 1);
     assert_eq!(
