@@ -21,6 +21,12 @@ constexpr u32 NONE = ~0u;
 
 Fiber& running() { return *static_cast<Fiber*>(current); }
 
+// The lanes of the warp whose threads are below `end`.
+u32 lanes_of(u32 warp, u32 end) {
+    const u32 lanes = end - warp * WARP;
+    return lanes >= WARP ? ~0u : (1u << lanes) - 1;
+}
+
 void fiber_main() {
     engine->enter();
     engine->exit_thread();
@@ -121,22 +127,18 @@ Fiber* Engine::next() {
     return block.fibers[warp * WARP + lane].get();
 }
 
-void Engine::make_runnable(Fiber& fiber) {
-    Block& block = *fiber.owner;
-    fiber.state = State::runnable;
-    block.runnable[fiber.index / WARP] |= 1u << fiber.index % WARP;
-    block.runnable_warps |= 1u << fiber.index / WARP;
+void Engine::make_runnable(Block& block, u32 warp, u32 lanes) {
+    block.runnable[warp] |= lanes;
+    block.runnable_warps |= 1u << warp;
     runnable_blocks_ |= 1u << block.slot;
 }
 
 void Engine::wake_spinners() {
     for (u32 slot = 0; slot < resident_; ++slot) {
         Block& block = *blocks_[slot];
-        for (u32 i = 0; block.spinning > 0 && i < block.threads; ++i) {
-            if (block.fibers[i]->state == State::spinning) {
-                make_runnable(*block.fibers[i]);
-                --block.spinning;
-            }
+        for (; block.spinning_warps != 0; block.spinning_warps &= block.spinning_warps - 1) {
+            const u32 warp = static_cast<u32>(__builtin_ctz(block.spinning_warps));
+            make_runnable(block, warp, std::exchange(block.spinning[warp], 0));
         }
     }
 }
@@ -161,10 +163,10 @@ void Engine::note_look(Site site) {
 
 void Engine::spin(Site site) {
     Fiber& self = running();
-    self.state = State::spinning;
     self.call = Call::spin_pause;
     self.site = site;
-    ++self.owner->spinning;
+    self.owner->spinning[self.index / WARP] |= 1u << self.index % WARP;
+    self.owner->spinning_warps |= 1u << self.index / WARP;
     suspend();
 }
 
@@ -182,7 +184,6 @@ bool Engine::arrive(Meeting& meeting, u32 first, u32 members, Call call, Site si
     if (++meeting.arrived == members) {
         return true;
     }
-    self.state = State::waiting;
     suspend();
     return false;
 }
@@ -200,12 +201,19 @@ void Engine::check_warps(const Block& block) const {
 }
 
 void Engine::release(Meeting& meeting, u32 first, u32 members) {
-    Fiber& self = running();
+    const Fiber& self = running();
     meeting.arrived = 0;
-    for (u32 i = first; i < first + members; ++i) {
-        Fiber& fiber = *self.owner->fibers[i];
-        if (&fiber != &self) {
-            make_runnable(fiber);
+    for (u32 warp = first / WARP; warp * WARP < first + members; ++warp) {
+        make_runnable(*self.owner, warp, lanes_of(warp, first + members));
+    }
+    // The caller runs already; the first warp always has another thread, or there is but one.
+    Block& block = *self.owner;
+    const u32 warp = self.index / WARP;
+    block.runnable[warp] &= ~(1u << self.index % WARP);
+    if (block.runnable[warp] == 0) {
+        block.runnable_warps &= ~(1u << warp);
+        if (block.runnable_warps == 0) {
+            runnable_blocks_ &= ~(1u << block.slot);
         }
     }
 }
@@ -219,16 +227,15 @@ void Engine::begin(Block& block, u64 index) {
     block.coordinates[2] = static_cast<u32>(index / launch.grid[0] / launch.grid[1]);
     block.threads = block.live = launch.threads;
     block.barrier = Meeting{};
-    block.spinning = 0;
     block.last_warp = NONE;
-    block.runnable_warps = 0;
+    block.runnable_warps = block.spinning_warps = 0;
     u8* const shared = block.shared.reset(launch.shared_bytes);
     while (block.fibers.size() < launch.threads) {
         block.fibers.push_back(std::make_unique<Fiber>());
     }
     for (u32 warp = 0; warp < MAX_WARPS; ++warp) {
         block.warps[warp] = Meeting{};
-        block.runnable[warp] = 0;
+        block.runnable[warp] = block.spinning[warp] = block.exited[warp] = 0;
     }
     for (u32 i = 0; i < launch.threads; ++i) {
         Fiber& fiber = *block.fibers[i];
@@ -246,7 +253,9 @@ void Engine::begin(Block& block, u64 index) {
         // The tops of the stacks fall into different sets of the processor's cache.
         const u32 colour = i * 320 % 4096;
         prepare(fiber.context, fiber.stack.bottom(), fiber.stack.top() - colour, fiber_main);
-        make_runnable(fiber);
+    }
+    for (u32 warp = 0; warp * WARP < launch.threads; ++warp) {
+        make_runnable(block, warp, lanes_of(warp, launch.threads));
     }
 }
 
@@ -332,9 +341,9 @@ void Engine::exit_thread() {
         const Copy& copy = self.copies.front();
         fault(Status::launch_failed, copy.site, "the thread exits before it waited for its copy_async16");
     }
-    self.state = State::exited;
     note_progress();
     Block& block = *self.owner;
+    block.exited[self.index / WARP] |= 1u << self.index % WARP;
     // A block that is done goes back to `run`.
     Fiber* const other = --block.live == 0 ? nullptr : next();
     current = other;
@@ -387,15 +396,19 @@ std::string Engine::deadlock() const {
         snprintf(line, sizeof line, "\n  block (%u, %u, %u):", block.coordinates[0], block.coordinates[1],
                  block.coordinates[2]);
         text += line;
+        const auto exited = [&](u32 i) { return (block.exited[i / WARP] >> i % WARP & 1) != 0; };
         for (u32 first = 0; first < block.threads;) {
             const Fiber& fiber = *block.fibers[first];
+            const auto same = [&](u32 i) {
+                const Fiber& other = *block.fibers[i];
+                return exited(i) == exited(first) &&
+                       (exited(i) || (other.call == fiber.call && other.site.line == fiber.site.line));
+            };
             u32 last = first;
-            while (last + 1 < block.threads && block.fibers[last + 1]->state == fiber.state &&
-                   (fiber.state == State::exited || (block.fibers[last + 1]->call == fiber.call &&
-                                                     block.fibers[last + 1]->site.line == fiber.site.line))) {
+            while (last + 1 < block.threads && same(last + 1)) {
                 ++last;
             }
-            if (fiber.state == State::exited) {
+            if (exited(first)) {
                 snprintf(line, sizeof line, "\n    threads %u to %u have exited", first, last);
             } else {
                 snprintf(line, sizeof line, "\n    threads %u to %u wait in %s (%s:%d)", first, last, name_of(fiber.call),

@@ -40,15 +40,12 @@ struct Copy {
     Site site;
 };
 
-enum class State : u8 { runnable, waiting, spinning, exited };
-
 struct Block;
 
 struct Fiber : Thread {
     Block* owner;
     Context context;
     Stack stack;
-    State state;
     Call call;
     Site site;
     std::vector<Copy> copies;
@@ -106,11 +103,14 @@ struct Block {
     Meeting barrier;
     Meeting warps[MAX_WARPS];
     Exchange exchange[MAX_WARPS];
-    // Threads to run, by warp and lane; the warps that have any.
+    // Threads by warp and lane; those in none of the three run or wait.
     u32 runnable[MAX_WARPS];
+    u32 spinning[MAX_WARPS];
+    u32 exited[MAX_WARPS];
+    // Warps that have such threads.
     u32 runnable_warps;
+    u32 spinning_warps;
     u32 last_warp;
-    u32 spinning = 0;
     u32 slot;
     SharedMemory shared;
     std::vector<std::unique_ptr<Fiber>> fibers;
@@ -143,7 +143,7 @@ public:
 
 private:
     void begin(Block& block, u64 index);
-    void make_runnable(Fiber& fiber);
+    void make_runnable(Block& block, u32 warp, u32 lanes);
     void suspend();
     void wake_spinners();
     Fiber* next();
