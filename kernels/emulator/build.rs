@@ -21,6 +21,10 @@ fn main() {
 fn build() -> Outcome<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=RATPLUS_EMULATOR_UCONTEXT");
+    if variable("CARGO_CFG_TARGET_OS")? != "linux" {
+        println!("cargo::warning=the CUDA emulator is left out: it needs Linux");
+        return Ok(());
+    }
     let compiler = Compiler::new()?;
     let emulator = compiler.sources("kernels/emulator/src", "cpp")?;
     let kernels = compiler.sources("kernels/cuda", "cu")?;
@@ -75,7 +79,7 @@ impl Compiler {
             .pic(true)
             .warnings(true)
             .extra_warnings(true)
-            .cargo_metadata(false)
+            .emit_rerun_if_env_changed(true)
             .include(package.join("src"))
             .include(root.join("kernels/cuda"))
             // Messages name files from the workspace on.

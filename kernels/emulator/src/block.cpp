@@ -117,13 +117,7 @@ Fiber* Engine::next() {
     Block& block = *blocks_[last_block_];
     const u32 warp = block.last_warp = choose(block.runnable_warps, block.last_warp);
     const u32 lane = choose(block.runnable[warp], NONE);
-    block.runnable[warp] &= ~(1u << lane);
-    if (block.runnable[warp] == 0) {
-        block.runnable_warps &= ~(1u << warp);
-        if (block.runnable_warps == 0) {
-            runnable_blocks_ &= ~(1u << last_block_);
-        }
-    }
+    take(block, warp, lane);
     return block.fibers[warp * WARP + lane].get();
 }
 
@@ -131,6 +125,17 @@ void Engine::make_runnable(Block& block, u32 warp, u32 lanes) {
     block.runnable[warp] |= lanes;
     block.runnable_warps |= 1u << warp;
     runnable_blocks_ |= 1u << block.slot;
+}
+
+// No longer runnable, as it runs.
+void Engine::take(Block& block, u32 warp, u32 lane) {
+    block.runnable[warp] &= ~(1u << lane);
+    if (block.runnable[warp] == 0) {
+        block.runnable_warps &= ~(1u << warp);
+        if (block.runnable_warps == 0) {
+            runnable_blocks_ &= ~(1u << block.slot);
+        }
+    }
 }
 
 void Engine::wake_spinners() {
@@ -202,20 +207,13 @@ void Engine::check_warps(const Block& block) const {
 
 void Engine::release(Meeting& meeting, u32 first, u32 members) {
     const Fiber& self = running();
+    Block& block = *self.owner;
     meeting.arrived = 0;
     for (u32 warp = first / WARP; warp * WARP < first + members; ++warp) {
-        make_runnable(*self.owner, warp, lanes_of(warp, first + members));
+        make_runnable(block, warp, lanes_of(warp, first + members));
     }
-    // The caller runs already; the first warp always has another thread, or there is but one.
-    Block& block = *self.owner;
-    const u32 warp = self.index / WARP;
-    block.runnable[warp] &= ~(1u << self.index % WARP);
-    if (block.runnable[warp] == 0) {
-        block.runnable_warps &= ~(1u << warp);
-        if (block.runnable_warps == 0) {
-            runnable_blocks_ &= ~(1u << block.slot);
-        }
-    }
+    // The caller runs already.
+    take(block, self.index / WARP, self.index % WARP);
 }
 
 // --- launches -------------------------------------------------------------------------------------

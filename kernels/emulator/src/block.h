@@ -144,6 +144,7 @@ public:
 private:
     void begin(Block& block, u64 index);
     void make_runnable(Block& block, u32 warp, u32 lanes);
+    void take(Block& block, u32 warp, u32 lane);
     void suspend();
     void wake_spinners();
     Fiber* next();

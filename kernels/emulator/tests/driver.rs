@@ -1,5 +1,7 @@
 //! The driver's functions do what the real ones do.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
 use common::{Buffer, Device, INVALID_VALUE, SUCCESS, call, emulator};

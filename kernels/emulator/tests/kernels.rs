@@ -1,5 +1,7 @@
 //! Kernels that are right give the right results in every order.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
 use common::{Buffer, Device, SUCCESS, call, emulator};

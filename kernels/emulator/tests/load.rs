@@ -1,5 +1,7 @@
 //! The emulator takes the driver's place.
 
+#![cfg(target_os = "linux")]
+
 use std::ffi::CStr;
 
 fn dlopen(name: &CStr) -> *mut libc::c_void {

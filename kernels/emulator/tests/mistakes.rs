@@ -1,5 +1,7 @@
 //! Kernels that are wrong fail their launch and are told why, in every order.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
 use common::{

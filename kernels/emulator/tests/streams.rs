@@ -1,5 +1,7 @@
 //! Streams, captures, graphs and events.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
 use common::{Buffer, Device, INVALID_VALUE, SUCCESS, call, emulator};
