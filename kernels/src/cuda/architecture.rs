@@ -32,11 +32,14 @@ fn runs_on(name: &str, device: Capability) -> bool {
 
 /// The unit that has a kernel.
 pub(super) fn unit_of(kernel: &str) -> Option<usize> {
+    let length = |unit: &Unit| {
+        let prefixes = unit.prefixes.iter();
+        let matching = prefixes.filter(|prefix| kernel.starts_with(**prefix));
+        matching.map(|prefix| prefix.len()).max()
+    };
     let units = UNITS.iter().enumerate();
-    let matching = units.filter(|(_, unit)| kernel.starts_with(unit.prefix));
-    matching
-        .max_by_key(|(_, unit)| unit.prefix.len())
-        .map(|(index, _)| index)
+    let matching = units.filter_map(|(index, unit)| Some((length(unit)?, index)));
+    matching.max().map(|(_, index)| index)
 }
 
 /// What a unit needs that the device does not have, if anything.

@@ -133,14 +133,14 @@ pub enum CudaError {
         /// What the compiler said.
         log: String,
     },
-    /// A size that does not fit.
-    #[error("{what}: expected at most {expected} bytes, found {found}")]
-    Size {
-        /// The buffer.
-        what: &'static str,
-        /// Its size.
-        expected: usize,
-        /// What was given.
-        found: usize,
+    /// Something that the kernels cannot do.
+    #[error("{what}: expected {expected}, found {found}")]
+    Unsupported {
+        /// The tensor, attribute or size.
+        what: String,
+        /// What can be done.
+        expected: String,
+        /// What was asked for.
+        found: String,
     },
 }

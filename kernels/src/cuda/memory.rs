@@ -41,10 +41,10 @@ impl DeviceMemory {
         if bytes <= self.bytes {
             return Ok(());
         }
-        Err(CudaError::Size {
-            what,
-            expected: self.bytes,
-            found: bytes,
+        Err(CudaError::Unsupported {
+            what: what.into(),
+            expected: format!("at most the {} bytes of the allocation", self.bytes),
+            found: bytes.to_string(),
         })
     }
 

@@ -6,7 +6,7 @@ pub struct Unit {
     /// Its name in kernels/cuda.
     pub file: &'static str,
     /// What its kernels' names begin with. Where several units match, the longest one counts.
-    pub prefix: &'static str,
+    pub prefixes: &'static [&'static str],
     /// The only architecture that it is for, one of [`ARCHITECTURES`]; all of them otherwise.
     pub only: Option<&'static str>,
 }
