@@ -1,6 +1,7 @@
 //! Compiles the CUDA kernels where nvcc is found, and gathers their sources for NVRTC.
 
 #[path = "src/cuda/units.rs"]
+#[allow(dead_code)]
 mod units;
 
 use std::collections::BTreeMap;
@@ -137,6 +138,8 @@ struct Nvcc {
     version: String,
     /// Those of [`ARCHITECTURES`] that it knows.
     architectures: Vec<&'static str>,
+    /// Whether it can make the images a fifth of their size.
+    compresses: bool,
 }
 
 /// What one call of the compiler made.
@@ -193,10 +196,12 @@ impl Nvcc {
                  other GPUs will need NVRTC"
             );
         }
+        let compresses = ask("--help")?.contains("--compress-mode");
         Ok(Some(Self {
             program,
             version,
             architectures,
+            compresses,
         }))
     }
 
@@ -259,6 +264,9 @@ impl Nvcc {
         let (image, log_file, key_file) = (path("fatbin"), path("log"), path("key"));
         let mut command = Command::new(&self.program);
         command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v"]);
+        if self.compresses {
+            command.arg("--compress-mode=size");
+        }
         for name in unit.architectures(&self.architectures) {
             command.arg(format!("-gencode=arch=compute_{name},code=sm_{name}"));
         }
