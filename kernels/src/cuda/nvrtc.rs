@@ -2,6 +2,7 @@
 
 use super::architecture::{Capability, Target, capability_text};
 use super::cache;
+use super::driver::Driver;
 use super::error::CudaError;
 use super::library::{self, function_table};
 use super::sources::HEADERS;
@@ -54,6 +55,49 @@ pub fn add_search_folder(folder: impl Into<PathBuf>) {
     }
 }
 
+/// Adds the folder of a library that uses the kernels, and those around it, one of which is
+/// site-packages where the library is of a Python package: libonnxruntime is
+/// `onnxruntime/capi/libonnxruntime.so` there.
+pub fn add_search_folders_around(library: &Path) {
+    library
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .for_each(add_search_folder);
+}
+
+/// NVRTC as the kernels of this process use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvrtcLibrary {
+    /// Major and minor number.
+    pub version: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// Finds NVRTC, and loads it.
+pub fn nvrtc() -> Result<NvrtcLibrary, CudaError> {
+    let nvrtc = Nvrtc::for_driver()?;
+    Ok(NvrtcLibrary {
+        version: nvrtc.version_text(),
+        path: nvrtc.path.clone(),
+    })
+}
+
+/// CUDA's major version of the driver, where there is one.
+fn driver_major() -> Option<u32> {
+    let driver = Driver::get().ok()?;
+    u32::try_from(driver.version / 1000).ok()
+}
+
+/// The Python package that has NVRTC for a major version of CUDA.
+fn package(major: Option<u32>) -> String {
+    match major {
+        Some(major @ ..13) => format!("nvidia-cuda-nvrtc-cu{major}"),
+        _ => "nvidia-cuda-nvrtc".into(),
+    }
+}
+
 /// The compiler of this process, once found.
 pub(super) struct Nvrtc {
     call: Functions,
@@ -68,7 +112,8 @@ pub(super) struct Compiled {
     /// For `cuModuleLoadData`.
     pub code: Vec<u8>,
     /// What the compiler said; empty where the code came from the cache.
-    pub log: String,
+    #[cfg(test)]
+    log: String,
     /// What it is for, as `sm_90a`.
     pub architecture: String,
     /// How the cache took part.
@@ -87,15 +132,24 @@ pub(super) enum CacheUse {
 }
 
 impl Nvrtc {
+    /// The compiler for the driver of this process.
+    pub fn for_driver() -> Result<&'static Self, CudaError> {
+        Self::get(driver_major())
+    }
+
     /// The compiler; the first one found serves the process. `preferred` is the major version of
-    /// the driver. The error says where it was looked for.
-    pub fn get(preferred: Option<u32>) -> Result<&'static Self, String> {
+    /// the driver.
+    fn get(preferred: Option<u32>) -> Result<&'static Self, CudaError> {
         static LOADED: Mutex<Option<&'static Nvrtc>> = Mutex::new(None);
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(nvrtc) = *loaded {
             return Ok(nvrtc);
         }
-        let found = Search::of_process(preferred).find()?;
+        let found = Search::of_process(preferred).find();
+        let found = found.map_err(|looked| CudaError::NvrtcMissing {
+            looked,
+            package: package(preferred),
+        })?;
         Ok(*loaded.insert(Box::leak(Box::new(found))))
     }
 
@@ -188,12 +242,13 @@ impl Nvrtc {
         if let Some(code) = folder.and_then(|folder| cache::read(folder, &key)) {
             return Ok(Compiled {
                 code,
+                #[cfg(test)]
                 log: String::new(),
                 architecture,
                 cache: CacheUse::Hit,
             });
         }
-        let (code, log) = self.compile(unit, source, &target, &options)?;
+        let (code, _log) = self.compile(unit, source, &target, &options)?;
         let cache = match folder {
             None => CacheUse::NotStored("no folder for it".into()),
             Some(folder) => match cache::write(folder, &key, &code) {
@@ -203,7 +258,8 @@ impl Nvrtc {
         };
         Ok(Compiled {
             code,
-            log,
+            #[cfg(test)]
+            log: _log,
             architecture,
             cache,
         })
@@ -291,8 +347,7 @@ impl Nvrtc {
         };
         CudaError::Compile {
             unit,
-            version: self.version_text(),
-            architecture: architecture.to_owned(),
+            compiler: format!("NVRTC {} for {architecture}", self.version_text()),
             call,
             words,
             log: log.to_owned(),

@@ -181,7 +181,7 @@ fn a_device_before_all_is_refused() {
         .err()
         .unwrap();
     let text = error.to_string();
-    assert!(text.contains("did not compile it for 5.0"), "{text}");
+    assert!(text.contains("for 5.0 did not compile it"), "{text}");
 }
 
 #[test]
