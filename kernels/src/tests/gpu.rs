@@ -7,7 +7,7 @@ use crate::cuda::{
 };
 use crate::{AttentionParams, ScanParams};
 use half::{bf16, f16};
-use ratplus_cuda_emulator as emulator;
+use ratplus_cuda_emulator::Order;
 use ratplus_graphs::ops::ElementType;
 use std::any::TypeId;
 use std::slice;
@@ -30,18 +30,18 @@ impl Schedule {
     ];
 
     fn set(self) {
-        let (order, seed, blocks) = match self {
-            Self::Forward => (emulator::Order::Forward, 0, 1),
-            Self::Reverse => (emulator::Order::Reverse, 0, 2),
-            Self::Random(seed, blocks) => (emulator::Order::Random, seed, blocks),
+        let (order, blocks) = match self {
+            Self::Forward => (Order::Forward, 1),
+            Self::Reverse => (Order::Reverse, 2),
+            Self::Random(seed, blocks) => (Order::Random(seed), blocks),
         };
-        emulator::configure(order, seed, blocks);
+        ratplus_cuda_emulator::load().unwrap().configure(order, blocks);
     }
 }
 
 /// The emulated device, current on this thread.
 pub(crate) fn device() -> &'static Device {
-    emulator::load().unwrap();
+    ratplus_cuda_emulator::load().unwrap();
     Device::open(0).unwrap()
 }
 
@@ -85,7 +85,7 @@ impl Buffers {
         if address != 0 {
             // SAFETY: the caller's contract; plain data.
             let bytes = unsafe { slice::from_raw_parts(from.cast::<u8>(), count * size_of::<T>()) };
-            self.held.last_mut().unwrap().upload(0, bytes).unwrap();
+            self.held.last_mut().unwrap().upload(bytes).unwrap();
         }
         address
     }
@@ -100,12 +100,8 @@ impl Buffers {
         }
         // SAFETY: the caller's contract; plain data.
         let bytes = unsafe { slice::from_raw_parts_mut(to.cast::<u8>(), count * size_of::<T>()) };
-        let memory = self
-            .held
-            .iter()
-            .find(|held| held.address() == address)
-            .unwrap();
-        memory.download(0, bytes).unwrap();
+        let memory = self.held.iter().find(|held| held.address() == address).unwrap();
+        memory.download(bytes).unwrap();
     }
 }
 
@@ -147,20 +143,11 @@ pub(crate) unsafe fn attention<T: Real>(
             cos: buffers.copy(params.cos, table),
             sin: buffers.copy(params.sin, table),
             output: buffers.copy(params.output, chunk),
-            present_key: if aliased {
-                past_key
-            } else {
-                buffers.copy(params.present_key, cache)
-            },
-            present_value: if aliased {
-                past_value
-            } else {
-                buffers.copy(params.present_value, cache)
-            },
+            present_key: if aliased { past_key } else { buffers.copy(params.present_key, cache) },
+            present_value: if aliased { past_value } else { buffers.copy(params.present_value, cache) },
         };
         let workspace = buffers.bytes(plan.workspace_bytes());
-        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut()))
-            .unwrap();
+        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut())).unwrap();
         buffers.back(tensors.output, params.output, chunk);
         buffers.back(tensors.present_key, params.present_key, cache);
         buffers.back(tensors.present_value, params.present_value, cache);
@@ -202,20 +189,11 @@ pub(crate) unsafe fn scan<T: Real>(
             seq_length: buffers.copy(params.seq_length, params.batch),
             gated_key: buffers.copy(params.gated_key, chunk),
             gated_value: buffers.copy(params.gated_value, chunk),
-            new_state_key: if aliased {
-                state_key
-            } else {
-                buffers.copy(params.new_state_key, state)
-            },
-            new_state_value: if aliased {
-                state_value
-            } else {
-                buffers.copy(params.new_state_value, state)
-            },
+            new_state_key: if aliased { state_key } else { buffers.copy(params.new_state_key, state) },
+            new_state_value: if aliased { state_value } else { buffers.copy(params.new_state_value, state) },
         };
         let workspace = buffers.bytes(plan.workspace_bytes());
-        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut()))
-            .unwrap();
+        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut())).unwrap();
         buffers.back(tensors.gated_key, params.gated_key, chunk);
         buffers.back(tensors.gated_value, params.gated_value, chunk);
         buffers.back(tensors.new_state_key, params.new_state_key, state);
