@@ -34,6 +34,8 @@ pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
+#[cfg(test)]
+pub(crate) use params::{AttentionParams, ScanParams};
 pub use scan::{ScanMethod, ScanPlan, ScanShape, ScanTensors};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};
