@@ -77,6 +77,7 @@ impl Compiler {
             .opt_level(2)
             .debug(true)
             .pic(true)
+            .force_frame_pointer(false)
             .warnings(true)
             .extra_warnings(true)
             .emit_rerun_if_env_changed(true)

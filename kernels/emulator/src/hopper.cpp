@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "block.h"
 #include "conversions.h"
 #include "device_hopper_host.h"
+#include "schedule.h"
 
 namespace ratplus::emulator {
 
@@ -27,8 +27,6 @@ u32 stride_of(u64 descriptor) { return static_cast<u32>(descriptor >> 32 & 0x3ff
 constexpr u64 COUNT_MASK = 0xfffff;
 constexpr u32 EXPECTED_SHIFT = 20;
 constexpr u64 PHASE = 1ull << 63;
-
-Fiber& running() { return *static_cast<Fiber*>(current); }
 
 void check_barrier(const u64* barrier, Site site) {
     const u64 offset = reinterpret_cast<u64>(barrier) - reinterpret_cast<u64>(current->shared);

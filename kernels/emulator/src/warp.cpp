@@ -1,8 +1,8 @@
 // What the lanes of a warp do together.
 #include <cstring>
 
-#include "block.h"
 #include "conversions.h"
+#include "schedule.h"
 
 namespace ratplus::emulator {
 
@@ -32,9 +32,16 @@ u32 source(Call call, u32 lane, u32 operand) {
     }
 }
 
+// The compiler keeps these apart from the functions that most lanes only pass through.
+__attribute__((noinline)) void exchange_values(Exchange& e, Call call) {
+    for (u32 l = 0; l < WARP; ++l) {
+        e.result[l] = e.value[source(call, l, e.operand[l])];
+    }
+}
+
 // Lane l's row l / 4 of each of the four blocks, columns 2 (l % 4) and the next; rows and
 // columns swapped where `transposed`.
-void distribute_blocks(Exchange& e, bool transposed) {
+__attribute__((noinline)) void distribute_blocks(Exchange& e, bool transposed) {
     for (u32 i = 0; i < 4; ++i) {
         u16 block[8][8];
         for (u32 row = 0; row < 8; ++row) {
@@ -52,7 +59,7 @@ void distribute_blocks(Exchange& e, bool transposed) {
 
 // The fragments of mma.m16n8k16 put together, multiplied and taken apart.
 template <typename T>
-void multiply(Exchange& e) {
+__attribute__((noinline)) void multiply(Exchange& e) {
     float a[16][16];
     float b[16][8];
     float c[16][8];
@@ -102,9 +109,7 @@ u32 exchange(Call call, u32 value, u32 operand, Site site) {
     e.value[self.number] = value;
     e.operand[self.number] = operand;
     if (engine->arrive(self.meeting, self.first, WARP, call, site)) {
-        for (u32 l = 0; l < WARP; ++l) {
-            e.result[l] = e.value[source(call, l, e.operand[l])];
-        }
+        exchange_values(e, call);
         engine->release(self.meeting, self.first, WARP);
     }
     return e.result[self.number];
