@@ -257,7 +257,9 @@ fn lengths_that_do_not_fit_leave_their_slot_alone_and_are_reported() {
         (1, AttentionMethod::Any),
         (9, AttentionMethod::Any),
         (9, AttentionMethod::Tiles),
+        (9, AttentionMethod::SmallTiles),
         (9, AttentionMethod::Hopper),
+        (9, AttentionMethod::SmallHopper),
     ] {
         let shape = AttentionShape {
             element,
