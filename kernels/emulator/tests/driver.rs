@@ -123,11 +123,8 @@ fn functions_come_from_modules() {
         ],
         [2, 16, 32, 5, 0]
     );
-    let kernels = emulator().kernels();
-    let sum = kernels
-        .iter()
-        .find(|kernel| kernel.name == "test_sum")
-        .unwrap();
+    assert!(emulator().kernels().contains(&"test_sum".into()));
+    let sum = emulator().kernel("test_sum").unwrap();
     assert_eq!(
         sum.source,
         std::path::Path::new("kernels/emulator/tests/exchange.cu")
@@ -136,6 +133,7 @@ fn functions_come_from_modules() {
         (sum.params_bytes, sum.max_threads, sum.min_blocks),
         (24, 1024, 1)
     );
+    assert_eq!(emulator().kernel("test_nothing"), None);
     assert_eq!(emulator().params_bytes("test_nothing"), None);
     assert_eq!(emulator().launches("test_nothing"), None);
     // A function goes with its module.
