@@ -66,6 +66,19 @@ fn the_device() {
     assert_eq!(unsafe { CStr::from_ptr(text) }, c"CUDA_ERROR_INVALID_VALUE");
 }
 
+/// NVRTC reads a table's size, its first word, before any entry.
+#[test]
+fn tables_of_undocumented_functions_are_empty() {
+    let mut table: *const u64 = std::ptr::null();
+    let id = [0_u8; 16];
+    assert_eq!(
+        call!(cuGetExportTable(&mut table => &mut *const u64, &id => &[u8; 16])),
+        SUCCESS
+    );
+    // SAFETY: a table has at least its size.
+    assert_eq!(unsafe { table.read() }, 8);
+}
+
 #[test]
 fn a_context_is_needed() {
     let mut address = 0;
