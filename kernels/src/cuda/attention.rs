@@ -611,3 +611,56 @@ fn blocks(heads: &[HeadCache], rows: impl Fn(&HeadCache) -> usize) -> u32 {
 }
 
 const _: () = assert!(MAX_SPLITS <= 65535, "splits are blocks along x");
+
+#[cfg(test)]
+mod tests {
+    use super::super::constants::constant;
+    use super::super::split::SHARE_ROWS;
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_kernels() {
+        let decode = include_str!("../../cuda/attention_decode.cu");
+        assert_eq!(DECODE_THREADS as usize, constant(decode, "DECODE_THREADS"));
+        assert_eq!(DECODE_WARPS * 32, DECODE_THREADS as usize);
+        assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
+        let any = include_str!("../../cuda/attention_any.cu");
+        assert_eq!(ANY_WARPS, constant(any, "ANY_WARPS"));
+        assert_eq!(ANY_WARPS * 32, ANY_THREADS as usize);
+        let update = include_str!("../../cuda/attention_update.cu");
+        let lanes = constant(update, "ROW_LANES");
+        assert_eq!(UPDATE_ROWS * lanes, UPDATE_THREADS as usize);
+        let params = include_str!("../../cuda/params.h");
+        assert_eq!(MAX_LAUNCH_HEADS, constant(params, "MAX_LAUNCH_HEADS"));
+    }
+
+    #[test]
+    fn methods_follow_the_shape() {
+        use ratplus_graphs::pattern::Pattern;
+        let dense = |rows| CacheLayout::new(&[Pattern::DENSE], rows);
+        let shape = |element, seq_len, head_dim| AttentionShape {
+            element,
+            batch: 1,
+            seq_len,
+            head_dim,
+            scale: 1.0,
+        };
+        let bf16 = ElementType::BF16;
+        let method = |shape: AttentionShape, rows| shape.method(&dense(rows));
+        assert_eq!(method(shape(bf16, 1, 128), 9999), AttentionMethod::Decode);
+        assert_eq!(method(shape(bf16, 2, 128), 1025), AttentionMethod::Tiles);
+        assert_eq!(
+            method(shape(bf16, 2, 64), 1024),
+            AttentionMethod::SmallTiles
+        );
+        assert_eq!(method(shape(bf16, 1, 80), 64), AttentionMethod::Any);
+        assert_eq!(
+            method(shape(ElementType::F32, 2, 64), 64),
+            AttentionMethod::Any
+        );
+        assert_eq!(
+            method(shape(ElementType::F32, 1, 64), 64),
+            AttentionMethod::Decode
+        );
+    }
+}
