@@ -116,28 +116,38 @@ impl Program {
         self.driver.check("cuFuncSetAttribute", code)
     }
 
-    /// Loads a unit: what is embedded, else what NVRTC makes of it.
+    /// Loads a unit, if the device is one that it is for.
     fn load(
         &self,
         unit: &'static Unit,
         image: &Image,
         log: &mut Vec<String>,
     ) -> Result<CUmodule, CudaError> {
-        let found = capability_text(self.capability);
         if let Some(expected) = architecture::lacking(unit, self.capability) {
             return Err(CudaError::WrongArchitecture {
                 unit: unit.file,
                 expected,
-                found,
+                found: capability_text(self.capability),
             });
         }
-        // The emulator has the kernels already. NVRTC would look for a driver, and crash over it.
+        // The emulator has the kernels already: no compiler is needed.
         #[cfg(any(test, feature = "emulation"))]
         if self.driver.emulator {
+            log.push(format!("{}: the emulator's", unit.file));
             return self
                 .load_code(image.source.as_bytes())
                 .map_err(|code| self.not_loaded(code));
         }
+        self.load_image(unit, image, log)
+    }
+
+    /// Loads what is embedded, else what NVRTC makes of it.
+    fn load_image(
+        &self,
+        unit: &'static Unit,
+        image: &Image,
+        log: &mut Vec<String>,
+    ) -> Result<CUmodule, CudaError> {
         let embedded = match (image.embedded, TOOLKIT) {
             (Some(code), Some(toolkit)) => {
                 let version = toolkit.version;
@@ -167,7 +177,7 @@ impl Program {
         };
         let nvrtc = Nvrtc::for_driver().map_err(|nvrtc| CudaError::NoCode {
             unit: unit.file,
-            architecture: found,
+            architecture: capability_text(self.capability),
             embedded: embedded.clone(),
             nvrtc: Box::new(nvrtc),
         })?;
@@ -239,7 +249,7 @@ mod tests {
         let mut log = Vec::new();
         for expected in ["compiled in", "from the cache"] {
             program
-                .load(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
+                .load_image(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
                 .unwrap();
             let line = log.last().unwrap();
             for part in [UNITS[0].file, "this build embeds none", "sm_90a", expected] {
@@ -249,7 +259,7 @@ mod tests {
         program.cache = Some(folder.path().join("file/below"));
         std::fs::write(folder.path().join("file"), "").unwrap();
         program
-            .load(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
+            .load_image(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
             .unwrap();
         assert!(log.last().unwrap().contains("not kept ("), "{log:?}");
     }
