@@ -73,22 +73,22 @@ pub struct GateTensors {
 pub enum AttentionMethod {
     /// One launch for one token a sequence.
     Decode,
-    /// Tiles of queries by `mma.sync`.
+    /// Tiles of 128 queries by `mma.sync`.
     Tiles,
-    /// Tiles of queries by `wgmma`, on GPUs of compute capability 9.0.
+    /// Tiles of 64 queries by `mma.sync`, two blocks a multiprocessor.
+    SmallTiles,
+    /// Tiles of 128 queries by `wgmma`, on GPUs of compute capability 9.0.
     Hopper,
+    /// Tiles of 64 queries by `wgmma`, two blocks a multiprocessor.
+    SmallHopper,
     /// A block a query, any head_dim up to 512.
     Any,
 }
 
 const DECODE_THREADS: u32 = 128;
 const DECODE_WARPS: usize = 4;
-const TILE_QUERIES: usize = 128;
-const TILE_KEYS: usize = 64;
-const TILE_THREADS: u32 = 256;
-const HOPPER_KEYS: usize = 128;
-const HOPPER_STAGES: usize = 2;
-const HOPPER_THREADS: u32 = 384;
+/// Keys that few tiles cover: blocks then start and end more than they compute.
+const FEW_KEYS: usize = 1024;
 const ANY_THREADS: u32 = 128;
 const ANY_WARPS: usize = 4;
 const UPDATE_THREADS: u32 = 128;
@@ -99,18 +99,54 @@ const MAX_POSITIONS: usize = 1 << 30;
 
 impl AttentionShape {
     /// Whether the kernels for tiles of queries take it.
-    fn tiles(&self) -> bool {
+    fn has_tiles(&self) -> bool {
         matches!(self.head_dim, 64 | 128)
             && matches!(self.element, ElementType::F16 | ElementType::BF16)
     }
 
     /// The method of choice.
-    pub fn method(&self) -> AttentionMethod {
+    pub fn method(&self, layout: &CacheLayout) -> AttentionMethod {
         match (self.head_dim, self.seq_len) {
             (64 | 128, 1) => AttentionMethod::Decode,
-            _ if self.tiles() => AttentionMethod::Tiles,
-            _ => AttentionMethod::Any,
+            _ if !self.has_tiles() => AttentionMethod::Any,
+            _ if most_rows(layout) <= FEW_KEYS => AttentionMethod::SmallTiles,
+            _ => AttentionMethod::Tiles,
         }
+    }
+}
+
+/// Rows of the head that has the most: no query of a head sees more keys.
+fn most_rows(layout: &CacheLayout) -> usize {
+    let rows = layout.heads().iter().map(|head| head.rows);
+    rows.max().unwrap_or(0)
+}
+
+/// How a block of one of the methods for tiles is made up.
+#[derive(Clone, Copy, Debug)]
+struct TileBlock {
+    queries: usize,
+    threads: u32,
+    shared_bytes: usize,
+}
+
+impl TileBlock {
+    /// Nothing for the other methods.
+    fn new(method: AttentionMethod, head_dim: usize) -> Option<Self> {
+        const STAGES: usize = 2;
+        let (queries, keys, threads, barriers) = match method {
+            AttentionMethod::Tiles => (128, 64, 256, 0),
+            AttentionMethod::SmallTiles => (64, 64, 128, 0),
+            AttentionMethod::Hopper => (128, 128, 384, 4 * STAGES),
+            AttentionMethod::SmallHopper => (64, 64, 256, 4 * STAGES),
+            AttentionMethod::Decode | AttentionMethod::Any => return None,
+        };
+        // Queries, keys and values of 16 bits, a score a query, barriers of eight bytes.
+        let rows = queries + 2 * STAGES * keys;
+        Some(Self {
+            queries,
+            threads,
+            shared_bytes: rows * head_dim * 2 + queries * size_of::<f32>() + barriers * 8,
+        })
     }
 }
 
@@ -120,6 +156,7 @@ pub struct AttentionPlan {
     device: &'static Device,
     shape: AttentionShape,
     method: AttentionMethod,
+    tile_block: Option<TileBlock>,
     kernels: Kernels,
     /// Bytes of one side of the cache.
     cache_bytes: usize,
@@ -154,7 +191,7 @@ impl AttentionPlan {
         shape: AttentionShape,
         layout: &CacheLayout,
     ) -> Result<Self, CudaError> {
-        Self::with_method(device, shape, layout, shape.method())
+        Self::with_method(device, shape, layout, shape.method(layout))
     }
 
     /// A plan with another method, for comparisons.
@@ -172,11 +209,12 @@ impl AttentionPlan {
             expected: expected.into(),
             found,
         };
+        let tile_block = TileBlock::new(method, shape.head_dim);
         let fits = match method {
             AttentionMethod::Any => true,
+            AttentionMethod::Decode => shape.method(layout) == method,
             // A unit that the device cannot run says so itself.
-            AttentionMethod::Tiles | AttentionMethod::Hopper => shape.tiles(),
-            AttentionMethod::Decode => shape.method() == method,
+            _ => shape.has_tiles(),
         };
         if !fits {
             let found = format!("{method:?} for {shape:?}");
@@ -197,16 +235,7 @@ impl AttentionPlan {
             let found = layout.max_seq_len().to_string();
             return Err(unsupported("max_seq_len", "at most 2^30", found));
         }
-        let name = match (method, head_dim) {
-            (AttentionMethod::Decode, 64) => kernel_name!(element, "attention_decode_", "_64"),
-            (AttentionMethod::Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
-            (AttentionMethod::Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
-            (AttentionMethod::Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
-            (AttentionMethod::Hopper, 64) => kernel_name!(element, "attention_hopper_", "_64"),
-            (AttentionMethod::Hopper, _) => kernel_name!(element, "attention_hopper_", "_128"),
-            (AttentionMethod::Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
-            (AttentionMethod::Any, _) => kernel_name!(element, "attention_any_", "_512"),
-        };
+        let name = kernel(method, element, head_dim);
         let update = match method {
             AttentionMethod::Decode => None,
             _ => Some([
@@ -281,6 +310,7 @@ impl AttentionPlan {
             device,
             shape,
             method,
+            tile_block,
             kernels: Kernels {
                 main: device.function(name)?,
                 update,
@@ -508,28 +538,40 @@ impl AttentionPlan {
                 let floats = 2 * DECODE_WARPS + (DECODE_WARPS + 4) * head_dim;
                 launch(main, params.splits as u32, DECODE_THREADS, floats * float)?;
             }
-            AttentionMethod::Tiles => {
-                let rows = TILE_QUERIES + 4 * TILE_KEYS;
-                let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
-                let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
-                launch(main, tiles, TILE_THREADS, bytes)?;
-            }
-            AttentionMethod::Hopper => {
-                let rows = TILE_QUERIES + 2 * HOPPER_STAGES * HOPPER_KEYS;
-                let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
-                let barriers = 4 * HOPPER_STAGES * size_of::<u64>();
-                let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
-                launch(main, tiles, HOPPER_THREADS, bytes + barriers)?;
-            }
             AttentionMethod::Any => {
                 let floats = 2 * ANY_WARPS + ANY_WARPS * head_dim;
                 launch(main, seq_len as u32, ANY_THREADS, floats * float)?;
+            }
+            _ => {
+                if let Some(block) = self.tile_block {
+                    let tiles = seq_len.div_ceil(block.queries) as u32;
+                    launch(main, tiles, block.threads, block.shared_bytes)?;
+                }
             }
         }
         if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
             launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
         }
         Ok(())
+    }
+}
+
+/// Name of the main kernel; the method takes the shape.
+fn kernel(method: AttentionMethod, element: ElementType, head_dim: usize) -> &'static str {
+    use AttentionMethod::{Any, Decode, Hopper, SmallHopper, SmallTiles, Tiles};
+    match (method, head_dim) {
+        (Decode, 64) => kernel_name!(element, "attention_decode_", "_64"),
+        (Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
+        (Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
+        (Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
+        (SmallTiles, 64) => kernel_name!(element, "attention_prefill_short_", "_64"),
+        (SmallTiles, _) => kernel_name!(element, "attention_prefill_short_", "_128"),
+        (Hopper, 64) => kernel_name!(element, "attention_hopper_", "_64"),
+        (Hopper, _) => kernel_name!(element, "attention_hopper_", "_128"),
+        (SmallHopper, 64) => kernel_name!(element, "attention_hopper_short_", "_64"),
+        (SmallHopper, _) => kernel_name!(element, "attention_hopper_short_", "_128"),
+        (Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
+        (Any, _) => kernel_name!(element, "attention_any_", "_512"),
     }
 }
 
@@ -569,3 +611,56 @@ fn blocks(heads: &[HeadCache], rows: impl Fn(&HeadCache) -> usize) -> u32 {
 }
 
 const _: () = assert!(MAX_SPLITS <= 65535, "splits are blocks along x");
+
+#[cfg(test)]
+mod tests {
+    use super::super::constants::constant;
+    use super::super::split::SHARE_ROWS;
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_kernels() {
+        let decode = include_str!("../../cuda/attention_decode.cu");
+        assert_eq!(DECODE_THREADS as usize, constant(decode, "DECODE_THREADS"));
+        assert_eq!(DECODE_WARPS * 32, DECODE_THREADS as usize);
+        assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
+        let any = include_str!("../../cuda/attention_any.cu");
+        assert_eq!(ANY_WARPS, constant(any, "ANY_WARPS"));
+        assert_eq!(ANY_WARPS * 32, ANY_THREADS as usize);
+        let update = include_str!("../../cuda/attention_update.cu");
+        let lanes = constant(update, "ROW_LANES");
+        assert_eq!(UPDATE_ROWS * lanes, UPDATE_THREADS as usize);
+        let params = include_str!("../../cuda/params.h");
+        assert_eq!(MAX_LAUNCH_HEADS, constant(params, "MAX_LAUNCH_HEADS"));
+    }
+
+    #[test]
+    fn methods_follow_the_shape() {
+        use ratplus_graphs::pattern::Pattern;
+        let dense = |rows| CacheLayout::new(&[Pattern::DENSE], rows);
+        let shape = |element, seq_len, head_dim| AttentionShape {
+            element,
+            batch: 1,
+            seq_len,
+            head_dim,
+            scale: 1.0,
+        };
+        let bf16 = ElementType::BF16;
+        let method = |shape: AttentionShape, rows| shape.method(&dense(rows));
+        assert_eq!(method(shape(bf16, 1, 128), 9999), AttentionMethod::Decode);
+        assert_eq!(method(shape(bf16, 2, 128), 1025), AttentionMethod::Tiles);
+        assert_eq!(
+            method(shape(bf16, 2, 64), 1024),
+            AttentionMethod::SmallTiles
+        );
+        assert_eq!(method(shape(bf16, 1, 80), 64), AttentionMethod::Any);
+        assert_eq!(
+            method(shape(ElementType::F32, 2, 64), 64),
+            AttentionMethod::Any
+        );
+        assert_eq!(
+            method(shape(ElementType::F32, 1, 64), 64),
+            AttentionMethod::Decode
+        );
+    }
+}

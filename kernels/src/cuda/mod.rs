@@ -8,6 +8,8 @@
 mod architecture;
 mod attention;
 mod cache;
+#[cfg(test)]
+mod constants;
 mod device;
 mod driver;
 mod error;

@@ -366,6 +366,7 @@ impl ScanPlan {
 
 #[cfg(test)]
 mod tests {
+    use super::super::constants::constant;
     use super::*;
 
     #[test]
@@ -399,5 +400,17 @@ mod tests {
         assert_eq!((tiling.tiles, tiling.groups, tiling.blocks), (9, 2, 2));
         assert_eq!(tiling.flags(3), 1 + 3 * 2 * (2 + 9));
         assert_eq!(Tiling::new(&shape, ScanMethod::ThreeLaunches).groups, 9);
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_kernels() {
+        let constant = |name| constant(include_str!("../../cuda/scan.cu"), name);
+        assert_eq!(GROUP_TILES, constant("GROUP_TILES"));
+        assert_eq!(TILE_CHANNEL_THREADS, constant("CHANNEL_THREADS"));
+        let threads = constant("TIME_THREADS") * TILE_CHANNEL_THREADS;
+        assert_eq!(TILE_THREADS as usize, threads);
+        assert_eq!(TILE_WARPS, threads / 32);
+        let tokens = constant("THREAD_TOKENS") * constant("TIME_THREADS");
+        assert_eq!(TILE_TOKENS, tokens);
     }
 }

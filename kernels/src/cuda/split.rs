@@ -3,7 +3,7 @@
 /// Blocks of the decode kernel that a multiprocessor holds at once; the kernel's launch bounds.
 const RESIDENT: usize = 6;
 /// Rows that are worth a block.
-const SHARE_ROWS: usize = 256;
+pub(super) const SHARE_ROWS: usize = 256;
 /// No head has more blocks.
 pub(super) const MAX_SPLITS: usize = 128;
 
