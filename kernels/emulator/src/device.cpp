@@ -313,15 +313,6 @@ RATPLUS_API cuCtxGetId(void* context, u64* id) {
     });
 }
 
-// What NVIDIA's libraries ask their driver for, NVRTC among them: it calls this unchecked, and does
-// without where there is nothing.
-RATPLUS_API cuGetExportTable(const void** table, const void*) {
-    if (table != nullptr) {
-        *table = nullptr;
-    }
-    return NOT_FOUND;
-}
-
 RATPLUS_API cuCtxSynchronize() {
     return guarded([] { return check_unsafe(); });
 }
