@@ -391,12 +391,7 @@ fn params_are_as_large_as_the_kernels() {
         } else {
             size_of::<crate::cuda::AttentionParams>()
         };
-        assert_eq!(
-            emulator.params_bytes(&kernel),
-            Some(size),
-            "{}",
-            kernel
-        );
+        assert_eq!(emulator.params_bytes(&kernel), Some(size), "{}", kernel);
         kinds[usize::from(scan)] += 1;
     }
     assert!(kinds.iter().all(|&count| count > 0), "{kinds:?}");
