@@ -75,11 +75,6 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
     const i32 base = thread / static_cast<i32>(WARP) * 16;
     const i32 row = base + lane / 4;
     const i32 column = lane % 4 * 2;
-    u32 query[DIM / 16][4];
-    RATPLUS_UNROLL
-    for (i32 k = 0; k < DIM / 16; ++k) {
-        load_blocks(query[k], queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
-    }
     float top[2], total[2];
     float sum[COLUMNS][4];
     RATPLUS_UNROLL
@@ -117,12 +112,15 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
         }
         RATPLUS_UNROLL
         for (i32 k = 0; k < DIM / 16; ++k) {
+            // Again for every tile: there are no registers to keep them in.
+            u32 query[4];
+            load_blocks(query, queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; n += 2) {
                 u32 block[4];
                 load_blocks(block, key + chunk_at<DIM>(n * 8 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-                multiply_blocks<T>(score[n], query[k], block[0], block[1]);
-                multiply_blocks<T>(score[n + 1], query[k], block[2], block[3]);
+                multiply_blocks<T>(score[n], query, block[0], block[1]);
+                multiply_blocks<T>(score[n + 1], query, block[2], block[3]);
             }
         }
         const KeyTile tile = tiles.tile(index);
@@ -182,7 +180,8 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
         }
     }
 
-    // Through this warp's own rows of the queries, whose fragments are in registers.
+    // Through this warp's own rows of the queries, which it does not read any more.
+    warp_barrier();
     RATPLUS_UNROLL
     for (i32 half = 0; half < 2; ++half) {
         float all = total[half];

@@ -1,27 +1,12 @@
 //! `DilatedAttention` on a GPU.
 
 use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
+use super::method::{AttentionBlock, AttentionMethod, AttentionShape, kernel, most_rows};
 use super::params::{AttentionParams, HeadPattern, Lengths, MAX_LAUNCH_HEADS};
 use super::split::{MAX_SPLITS, decode_splits};
 use super::workspace::Workspace;
 use super::{CudaError, Device, DevicePtr, Function, Stream};
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
-use ratplus_graphs::ops::ElementType;
-
-/// Sizes and the scale of one call; the cache's layout comes beside it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionShape {
-    /// `T`: f32, f16 or bf16.
-    pub element: ElementType,
-    /// `B`.
-    pub batch: usize,
-    /// `L`.
-    pub seq_len: usize,
-    /// `dh`, an even number.
-    pub head_dim: usize,
-    /// Factor on the scores.
-    pub scale: f32,
-}
 
 /// Device addresses of the tensors, dense and row-major; aligned to 16 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -68,87 +53,11 @@ pub struct GateTensors {
     pub new_state_value: DevicePtr,
 }
 
-/// Which kernels compute an attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttentionMethod {
-    /// One launch for one token a sequence.
-    Decode,
-    /// Tiles of 128 queries by `mma.sync`.
-    Tiles,
-    /// Tiles of 64 queries by `mma.sync`, two blocks a multiprocessor.
-    SmallTiles,
-    /// Tiles of 128 queries by `wgmma`, on GPUs of compute capability 9.0.
-    Hopper,
-    /// Tiles of 64 queries by `wgmma`, two blocks a multiprocessor.
-    SmallHopper,
-    /// A block a query, any head_dim up to 512.
-    Any,
-}
-
-const DECODE_THREADS: u32 = 128;
-const DECODE_WARPS: usize = 4;
-/// Keys that few tiles cover: blocks then start and end more than they compute.
-const FEW_KEYS: usize = 1024;
-const ANY_THREADS: u32 = 128;
-const ANY_WARPS: usize = 4;
 const UPDATE_THREADS: u32 = 128;
 /// Rows that a block of the update kernels has.
 const UPDATE_ROWS: usize = 16;
 /// Positions are counted in 32 bits, with room for sums.
 const MAX_POSITIONS: usize = 1 << 30;
-
-impl AttentionShape {
-    /// Whether the kernels for tiles of queries take it.
-    fn has_tiles(&self) -> bool {
-        matches!(self.head_dim, 64 | 128)
-            && matches!(self.element, ElementType::F16 | ElementType::BF16)
-    }
-
-    /// The method of choice.
-    pub fn method(&self, layout: &CacheLayout) -> AttentionMethod {
-        match (self.head_dim, self.seq_len) {
-            (64 | 128, 1) => AttentionMethod::Decode,
-            _ if !self.has_tiles() => AttentionMethod::Any,
-            _ if most_rows(layout) <= FEW_KEYS => AttentionMethod::SmallTiles,
-            _ => AttentionMethod::Tiles,
-        }
-    }
-}
-
-/// Rows of the head that has the most: no query of a head sees more keys.
-fn most_rows(layout: &CacheLayout) -> usize {
-    let rows = layout.heads().iter().map(|head| head.rows);
-    rows.max().unwrap_or(0)
-}
-
-/// How a block of one of the methods for tiles is made up.
-#[derive(Clone, Copy, Debug)]
-struct TileBlock {
-    queries: usize,
-    threads: u32,
-    shared_bytes: usize,
-}
-
-impl TileBlock {
-    /// Nothing for the other methods.
-    fn new(method: AttentionMethod, head_dim: usize) -> Option<Self> {
-        const STAGES: usize = 2;
-        let (queries, keys, threads, barriers) = match method {
-            AttentionMethod::Tiles => (128, 64, 256, 0),
-            AttentionMethod::SmallTiles => (64, 64, 128, 0),
-            AttentionMethod::Hopper => (128, 128, 384, 4 * STAGES),
-            AttentionMethod::SmallHopper => (64, 64, 256, 4 * STAGES),
-            AttentionMethod::Decode | AttentionMethod::Any => return None,
-        };
-        // Queries, keys and values of 16 bits, a score a query, barriers of eight bytes.
-        let rows = queries + 2 * STAGES * keys;
-        Some(Self {
-            queries,
-            threads,
-            shared_bytes: rows * head_dim * 2 + queries * size_of::<f32>() + barriers * 8,
-        })
-    }
-}
 
 /// An attention of one shape on one device.
 #[derive(Debug)]
@@ -156,7 +65,7 @@ pub struct AttentionPlan {
     device: &'static Device,
     shape: AttentionShape,
     method: AttentionMethod,
-    tile_block: Option<TileBlock>,
+    block: AttentionBlock,
     kernels: Kernels,
     /// Bytes of one side of the cache.
     cache_bytes: usize,
@@ -209,7 +118,6 @@ impl AttentionPlan {
             expected: expected.into(),
             found,
         };
-        let tile_block = TileBlock::new(method, shape.head_dim);
         let fits = match method {
             AttentionMethod::Any => true,
             AttentionMethod::Decode => shape.method(layout) == method,
@@ -254,13 +162,8 @@ impl AttentionPlan {
         let multiprocessors = device.limits().multiprocessors as usize;
         let splits = match method {
             AttentionMethod::Decode => {
-                let rows = layout
-                    .heads()
-                    .iter()
-                    .map(|head| head.rows)
-                    .max()
-                    .unwrap_or(0);
-                decode_splits(multiprocessors, batch * layout.heads().len(), rows)
+                let heads = batch * layout.heads().len();
+                decode_splits(multiprocessors, heads, most_rows(layout))
             }
             _ => 1,
         };
@@ -310,7 +213,7 @@ impl AttentionPlan {
             device,
             shape,
             method,
-            tile_block,
+            block: AttentionBlock::new(method, head_dim),
             kernels: Kernels {
                 main: device.function(name)?,
                 update,
@@ -501,12 +404,7 @@ impl AttentionPlan {
         params: &AttentionParams,
         stream: Stream,
     ) -> Result<(), CudaError> {
-        let AttentionShape {
-            batch,
-            seq_len,
-            head_dim,
-            ..
-        } = self.shape;
+        let AttentionShape { batch, seq_len, .. } = self.shape;
         let grid = |x: u32| [x, params.launch_heads as u32, batch as u32];
         let launch = |kernel: &Function, x: u32, block: u32, shared_bytes: usize| {
             let shared_bytes = shared_bytes as u32;
@@ -516,7 +414,6 @@ impl AttentionPlan {
                     .launch(*kernel, grid(x), block, shared_bytes, params, stream)
             }
         };
-        let float = size_of::<f32>();
         let [keep, ring] = match &self.kernels.update {
             None => [None; 2],
             Some([keep, ring]) => [Some(keep), Some(ring)],
@@ -524,54 +421,28 @@ impl AttentionPlan {
         if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
             launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
         }
-        let main = &self.kernels.main;
-        match self.method {
-            AttentionMethod::Decode => {
-                if params.splits > 1 {
-                    let bytes = batch * params.launch_heads as usize * size_of::<u32>();
-                    // SAFETY: a part of the workspace.
-                    unsafe {
-                        self.device
-                            .memset_zero_async(params.arrived, bytes, stream)?
-                    };
-                }
-                let floats = 2 * DECODE_WARPS + (DECODE_WARPS + 4) * head_dim;
-                launch(main, params.splits as u32, DECODE_THREADS, floats * float)?;
-            }
-            AttentionMethod::Any => {
-                let floats = 2 * ANY_WARPS + ANY_WARPS * head_dim;
-                launch(main, seq_len as u32, ANY_THREADS, floats * float)?;
-            }
-            _ => {
-                if let Some(block) = self.tile_block {
-                    let tiles = seq_len.div_ceil(block.queries) as u32;
-                    launch(main, tiles, block.threads, block.shared_bytes)?;
-                }
-            }
+        if params.splits > 1 {
+            let bytes = batch * params.launch_heads as usize * size_of::<u32>();
+            // SAFETY: a part of the workspace.
+            unsafe {
+                self.device
+                    .memset_zero_async(params.arrived, bytes, stream)?
+            };
         }
+        let AttentionBlock {
+            queries,
+            threads,
+            shared_bytes,
+        } = self.block;
+        let blocks = match self.method {
+            AttentionMethod::Decode => params.splits as u32,
+            _ => seq_len.div_ceil(queries) as u32,
+        };
+        launch(&self.kernels.main, blocks, threads, shared_bytes)?;
         if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
             launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
         }
         Ok(())
-    }
-}
-
-/// Name of the main kernel; the method takes the shape.
-fn kernel(method: AttentionMethod, element: ElementType, head_dim: usize) -> &'static str {
-    use AttentionMethod::{Any, Decode, Hopper, SmallHopper, SmallTiles, Tiles};
-    match (method, head_dim) {
-        (Decode, 64) => kernel_name!(element, "attention_decode_", "_64"),
-        (Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
-        (Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
-        (Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
-        (SmallTiles, 64) => kernel_name!(element, "attention_prefill_short_", "_64"),
-        (SmallTiles, _) => kernel_name!(element, "attention_prefill_short_", "_128"),
-        (Hopper, 64) => kernel_name!(element, "attention_hopper_", "_64"),
-        (Hopper, _) => kernel_name!(element, "attention_hopper_", "_128"),
-        (SmallHopper, 64) => kernel_name!(element, "attention_hopper_short_", "_64"),
-        (SmallHopper, _) => kernel_name!(element, "attention_hopper_short_", "_128"),
-        (Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
-        (Any, _) => kernel_name!(element, "attention_any_", "_512"),
     }
 }
 
@@ -621,46 +492,11 @@ mod tests {
     #[test]
     fn sizes_are_those_of_the_kernels() {
         let decode = include_str!("../../cuda/attention_decode.cu");
-        assert_eq!(DECODE_THREADS as usize, constant(decode, "DECODE_THREADS"));
-        assert_eq!(DECODE_WARPS * 32, DECODE_THREADS as usize);
         assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
-        let any = include_str!("../../cuda/attention_any.cu");
-        assert_eq!(ANY_WARPS, constant(any, "ANY_WARPS"));
-        assert_eq!(ANY_WARPS * 32, ANY_THREADS as usize);
         let update = include_str!("../../cuda/attention_update.cu");
         let lanes = constant(update, "ROW_LANES");
         assert_eq!(UPDATE_ROWS * lanes, UPDATE_THREADS as usize);
         let params = include_str!("../../cuda/params.h");
         assert_eq!(MAX_LAUNCH_HEADS, constant(params, "MAX_LAUNCH_HEADS"));
-    }
-
-    #[test]
-    fn methods_follow_the_shape() {
-        use ratplus_graphs::pattern::Pattern;
-        let dense = |rows| CacheLayout::new(&[Pattern::DENSE], rows);
-        let shape = |element, seq_len, head_dim| AttentionShape {
-            element,
-            batch: 1,
-            seq_len,
-            head_dim,
-            scale: 1.0,
-        };
-        let bf16 = ElementType::BF16;
-        let method = |shape: AttentionShape, rows| shape.method(&dense(rows));
-        assert_eq!(method(shape(bf16, 1, 128), 9999), AttentionMethod::Decode);
-        assert_eq!(method(shape(bf16, 2, 128), 1025), AttentionMethod::Tiles);
-        assert_eq!(
-            method(shape(bf16, 2, 64), 1024),
-            AttentionMethod::SmallTiles
-        );
-        assert_eq!(method(shape(bf16, 1, 80), 64), AttentionMethod::Any);
-        assert_eq!(
-            method(shape(ElementType::F32, 2, 64), 64),
-            AttentionMethod::Any
-        );
-        assert_eq!(
-            method(shape(ElementType::F32, 1, 64), 64),
-            AttentionMethod::Decode
-        );
     }
 }

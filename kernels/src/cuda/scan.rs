@@ -1,6 +1,7 @@
 //! `RecurrenceScan` on a GPU.
 
 use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
+use super::method::LaunchBlock;
 use super::params::{Lengths, ScanParams};
 use super::workspace::Workspace;
 use super::{CudaError, Device, DevicePtr, Function, Stream};
@@ -362,6 +363,31 @@ impl ScanPlan {
             }
         }
     }
+}
+
+/// The blocks of the tiled kernels.
+pub(super) fn launch_blocks() -> Vec<LaunchBlock> {
+    let elements = ElementType::ACTIVATIONS.into_iter();
+    let blocks = elements.flat_map(|element| {
+        let shape = ScanShape {
+            element,
+            batch: 1,
+            seq_len: 1,
+            channels: 1,
+        };
+        let shared_bytes = Tiling::new(&shape, ScanMethod::SinglePass).shared_bytes as usize;
+        [
+            kernel_name!(element, "scan_summary_"),
+            kernel_name!(element, "scan_replay_"),
+            kernel_name!(element, "scan_single_pass_"),
+        ]
+        .map(|kernel| LaunchBlock {
+            kernel,
+            threads: TILE_THREADS,
+            shared_bytes,
+        })
+    });
+    blocks.collect()
 }
 
 #[cfg(test)]
