@@ -2,12 +2,17 @@
 #![cfg(feature = "cuda")]
 
 use ratplus_cuda_emulator as emulator;
-use ratplus_kernels::cuda::{CudaError, Device, DeviceError, KernelParams, Stream};
+use ratplus_kernels::cuda::{self, CudaError, Device, DeviceError, KernelParams, Stream};
 use std::sync::Mutex;
 
 /// The emulated device, current on this thread.
 fn device() -> &'static Device {
     emulator::load().unwrap();
+    // Where nothing is embedded, what `cargo xtask setup` installs compiles the kernels.
+    let program = std::env::current_exe().unwrap();
+    for folder in program.ancestors() {
+        cuda::add_search_folder(folder.join("cuda/nvidia/cu13/lib"));
+    }
     Device::open(0).unwrap()
 }
 
