@@ -46,7 +46,7 @@ inline u32 Engine::choose(u32 mask, u32 last, u32 bits) const {
 __attribute__((always_inline)) inline Fiber* Engine::next() {
     const u32 bits = settings.order == Order::random ? random() : ~0u;
     if (bits >> 27 == 0) {
-        wake_spinners();
+        wake_one();
     }
     if (runnable_blocks_ == 0) {
         if (++idle_rounds_ > IDLE_ROUNDS) {
