@@ -333,8 +333,8 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
         products_touch(c.sum);
     }
 
-    // Through this warp's own rows of the queries, which no product reads any more.
-    warp_barrier();
+    // Through this warp's own rows of the queries, once no warp's product reads them.
+    warpgroup_barrier(static_cast<u32>(1 + group));
     RATPLUS_UNROLL
     for (i32 half = 0; half < 2; ++half) {
         float all = c.total[half];
