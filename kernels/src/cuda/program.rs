@@ -298,7 +298,7 @@ mod tests {
             version: "99.9",
             architectures: &["80"],
         });
-        let mut load = |embedded| {
+        let load = |embedded| {
             let image = Image {
                 embedded: Some(embedded),
                 ..NOTHING_EMBEDDED
