@@ -18,7 +18,7 @@ GOLDEN = ROOT / "tests" / "golden"
 LOWERINGS = ["function", "inline", "none"]
 
 
-def _built(variable: str, default: str) -> Path:
+def built(variable: str, default: str) -> Path:
     path = Path(os.environ.get(variable, ROOT / "target" / "release" / default))
     if not path.is_file():
         pytest.fail(f"{variable}: {path} is not a file; run `cargo xtask test`", pytrace=False)
@@ -28,13 +28,13 @@ def _built(variable: str, default: str) -> Path:
 @pytest.fixture(scope="session")
 def ratplus_bin() -> Path:
     """The `ratplus` program."""
-    return _built("RATPLUS_BIN", "ratplus")
+    return built("RATPLUS_BIN", "ratplus")
 
 
 @pytest.fixture(scope="session")
 def ort_library() -> Path:
     """The custom-op library."""
-    return _built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
+    return built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
 
 
 @pytest.fixture(scope="session")
