@@ -73,10 +73,10 @@ RATPLUS_DEVICE void spin_pause() { __nanosleep(20); }
 
 RATPLUS_DEVICE Vec16 load16(const void* address) { return *static_cast<const Vec16*>(address); }
 RATPLUS_DEVICE void store16(void* address, const Vec16& value) { *static_cast<Vec16*>(address) = value; }
-// Global memory that is read once and constant during the launch.
+// Global memory that is read once.
 RATPLUS_DEVICE Vec16 load16_once(const void* address) {
     Vec16 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
                  : "l"(address));
     return v;

@@ -1,4 +1,4 @@
-//! The two RAT+ operators on plain pointers, for CPUs.
+//! The two RAT+ operators on plain pointers, for CPUs and, in [`cuda`], for NVIDIA GPUs.
 //!
 //! [`recurrence_scan`] and [`dilated_attention`] take the operators' tensors as dense row-major
 //! pointers and a [`ParallelFor`] that the caller supplies; they start no thread of their own.
@@ -11,6 +11,8 @@
 //! the tensor shapes.
 
 mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod element;
 mod isa;
 mod parallel;

@@ -1,7 +1,8 @@
 use super::model::History;
-use super::{Real, bits, isas, pools, random, rng};
-use crate::attention::{AttentionParams, attention_workspace_bytes, dilated_attention_on};
-use crate::{Isa, ParallelFor, Serial};
+use super::machine::{Machine, Way};
+use super::{Real, bits, random, rng};
+use crate::Serial;
+use crate::attention::{AttentionParams, attention_workspace_bytes};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::Rng;
@@ -69,8 +70,8 @@ type Cache<T> = [Vec<T>; 2];
 /// Runs a chunk on `cache`, in place or into buffers that held NaN; returns the output.
 fn run<T: Real>(
     setup: &Setup,
-    isa: Isa,
-    pool: &dyn ParallelFor,
+    machine: Machine,
+    way: &Way,
     chunk: &Chunk<T>,
     cache: &mut Cache<T>,
     aliased: bool,
@@ -116,8 +117,8 @@ fn run<T: Real>(
             workspace.as_mut_ptr().cast()
         },
     };
-    // SAFETY: every buffer has its tensor's size, and this machine has `isa`.
-    unsafe { dilated_attention_on(isa, &params, pool).unwrap() };
+    // SAFETY: every buffer has its tensor's size.
+    unsafe { machine.attention(way, &params) };
     if !aliased {
         *cache = fresh;
     }
@@ -141,7 +142,7 @@ enum Chunks {
 ///
 /// # Panics
 /// A result is wrong.
-fn replay<T: Real>(setup: &Setup, isa: Isa, seed: u64, tokens: usize, chunks: Chunks) {
+fn replay<T: Real>(setup: &Setup, machine: Machine, seed: u64, tokens: usize, chunks: Chunks) {
     let mut rng = rng(seed);
     let batch = setup.batch;
     let new_history = || -> Vec<History> {
@@ -163,30 +164,31 @@ fn replay<T: Real>(setup: &Setup, isa: Isa, seed: u64, tokens: usize, chunks: Ch
         fed += seq_len;
         let chunk = next_chunk(setup, &mut rng, seq_len, chunks, &mut histories, &mut cache);
         let before = cache.clone();
-        let output = run(setup, isa, &Serial, &chunk, &mut cache, false);
-        for (name, pool) in pools() {
+        let ways = machine.ways();
+        let output = run(setup, machine, &ways[0].1, &chunk, &mut cache, false);
+        for (name, way) in &ways {
             for aliased in [true, false] {
                 let mut other = before.clone();
-                let again = run(setup, isa, &*pool, &chunk, &mut other, aliased);
+                let again = run(setup, machine, way, &chunk, &mut other, aliased);
                 assert_eq!(
                     bits(&output),
                     bits(&again),
-                    "{isa:?} {name} aliased {aliased}"
+                    "{machine:?} {name} aliased {aliased}"
                 );
                 for i in 0..2 {
                     assert_eq!(
                         bits(&cache[i]),
                         bits(&other[i]),
-                        "{isa:?} {name} aliased {aliased}"
+                        "{machine:?} {name} aliased {aliased}"
                     );
                 }
             }
         }
         for (slot, history) in histories.iter().enumerate() {
-            check_outputs(setup, isa, slot, &chunk, &output, history);
+            check_outputs(setup, machine, slot, &chunk, &output, history);
             check_cache(setup, slot, &before, &cache, history, &chunk);
         }
-        isolation(setup, isa, &chunk, &before, &output, &cache);
+        isolation(setup, machine, &chunk, &before, &output, &cache);
     }
 }
 
@@ -253,7 +255,7 @@ fn next_chunk<T: Real>(
 
 fn check_outputs<T: Real>(
     setup: &Setup,
-    isa: Isa,
+    machine: Machine,
     slot: usize,
     chunk: &Chunk<T>,
     output: &[T],
@@ -267,7 +269,7 @@ fn check_outputs<T: Real>(
             if t >= tokens {
                 assert!(
                     got.iter().all(|x| x.bits() == 0),
-                    "{isa:?} slot {slot} padded row {t}"
+                    "{machine:?} slot {slot} padded row {t}"
                 );
                 continue;
             }
@@ -279,7 +281,7 @@ fn check_outputs<T: Real>(
                 let error = (got.real() - want).abs();
                 assert!(
                     error <= T::UNIT * want.abs() + tolerance,
-                    "{isa:?} {} slot {slot} past {past} of {tokens} row {t} head {index} channel \
+                    "{machine:?} {} slot {slot} past {past} of {tokens} row {t} head {index} channel \
                      {d}: {} is not {want}",
                     head.pattern,
                     got.real()
@@ -338,7 +340,7 @@ fn check_cache<T: Real>(
 /// Runs again with NaN in every slot but one: that one's bits stay.
 fn isolation<T: Real>(
     setup: &Setup,
-    isa: Isa,
+    machine: Machine,
     chunk: &Chunk<T>,
     before: &Cache<T>,
     output: &[T],
@@ -363,11 +365,11 @@ fn isolation<T: Real>(
         for c in &mut cache {
             poison_but(c, rows.clone());
         }
-        let again = run(setup, isa, &Serial, &other, &mut cache, true);
+        let again = run(setup, machine, &machine.ways()[0].1, &other, &mut cache, true);
         assert_eq!(
             bits(&output[own.clone()]),
             bits(&again[own]),
-            "{isa:?} slot {slot}"
+            "{machine:?} slot {slot}"
         );
         for i in 0..2 {
             assert_eq!(bits(&after[i][rows.clone()]), bits(&cache[i][rows.clone()]));
@@ -376,10 +378,10 @@ fn isolation<T: Real>(
 }
 
 fn all_types(setup: &Setup, seed: u64, tokens: usize, chunks: Chunks) {
-    for isa in isas() {
-        replay::<f32>(setup, isa, seed, tokens, chunks);
-        replay::<f16>(setup, isa, seed, tokens, chunks);
-        replay::<bf16>(setup, isa, seed, tokens, chunks);
+    for machine in Machine::all() {
+        replay::<f32>(setup, machine, seed, tokens, chunks);
+        replay::<f16>(setup, machine, seed, tokens, chunks);
+        replay::<bf16>(setup, machine, seed, tokens, chunks);
     }
 }
 
@@ -394,9 +396,9 @@ fn every_small_pattern_in_random_chunks() {
             let dilations = [-1, 1, 2, 3, 4, 5, 6, 7, 8, 9];
             let patterns = dilations.map(|d| pattern(d, window, initial)).to_vec();
             let setup = Setup::new(patterns, 37, 2, 4);
-            for isa in isas() {
+            for machine in Machine::all() {
                 let seed = (window * 10 + initial) as u64;
-                replay::<f32>(&setup, isa, seed, 60, Chunks::Random);
+                replay::<f32>(&setup, machine, seed, 60, Chunks::Random);
             }
         }
     }

@@ -2,6 +2,8 @@
 //! instruction set that this machine has.
 
 mod attention;
+mod gpu;
+mod machine;
 mod model;
 mod scan;
 mod simd;

@@ -1,5 +1,6 @@
-use super::{Real, bits, isas, model, pools, random, rng};
-use crate::{Isa, ParallelFor, ScanParams, Serial, recurrence_scan, recurrence_scan_on};
+use super::machine::{Machine, Way};
+use super::{Real, bits, model, random, rng};
+use crate::{ScanParams, Serial, recurrence_scan};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::Rng;
@@ -21,7 +22,7 @@ struct Call<T> {
 
 impl<T: Real> Call<T> {
     /// Runs on `state`, in place or into a buffer that held NaN.
-    fn run(&mut self, isa: Isa, pool: &dyn ParallelFor, state: &mut [Vec<f32>; 2], aliased: bool) {
+    fn run(&mut self, machine: Machine, way: &Way, state: &mut [Vec<f32>; 2], aliased: bool) {
         let mut fresh = state.clone().map(|s| vec![f32::NAN; s.len()]);
         let new = if aliased {
             [state[0].as_mut_ptr(), state[1].as_mut_ptr()]
@@ -51,8 +52,8 @@ impl<T: Real> Call<T> {
             new_state_key: new[0],
             new_state_value: new[1],
         };
-        // SAFETY: every buffer has its tensor's size, and this machine has `isa`.
-        unsafe { recurrence_scan_on(isa, &params, pool).unwrap() };
+        // SAFETY: every buffer has its tensor's size.
+        unsafe { machine.scan(way, &params) };
         if !aliased {
             *state = fresh;
         }
@@ -70,7 +71,7 @@ fn reals<T: Real>(values: &[T]) -> Vec<f64> {
 
 /// Sequences of `batch` slots fed in random chunks; every chunk compared with the model, every
 /// pool and aliasing with the serial run.
-fn replay<T: Real>(isa: Isa, seed: u64, batch: usize, channels: usize, steps: usize, limit: f64) {
+fn replay<T: Real>(machine: Machine, seed: u64, batch: usize, channels: usize, steps: usize, limit: f64) {
     let mut rng = rng(seed);
     let mut state = [(); 2].map(|()| vec![f32::NAN; batch * channels]);
     let mut history = vec![[vec![], vec![], vec![]]; batch];
@@ -126,11 +127,12 @@ fn replay<T: Real>(isa: Isa, seed: u64, batch: usize, channels: usize, steps: us
             }
         }
         let before = state.clone();
-        call.run(isa, &Serial, &mut state, false);
-        for (name, pool) in pools() {
+        let ways = machine.ways();
+        call.run(machine, &ways[0].1, &mut state, false);
+        for (name, way) in &ways {
             for aliased in [false, true] {
                 let (mut other, mut other_state) = (call.clone(), before.clone());
-                other.run(isa, &*pool, &mut other_state, aliased);
+                other.run(machine, way, &mut other_state, aliased);
                 assert_eq!(
                     bits(&call.gated_key),
                     bits(&other.gated_key),
@@ -156,7 +158,7 @@ fn replay<T: Real>(isa: Isa, seed: u64, batch: usize, channels: usize, steps: us
                 for t in 0..seq_len {
                     for (c, got) in result[call.row(slot, t)].iter().enumerate() {
                         if t >= tokens {
-                            assert_eq!(got.bits(), 0, "{isa:?} slot {slot} padded row {t}");
+                            assert_eq!(got.bits(), 0, "{machine:?} slot {slot} padded row {t}");
                             continue;
                         }
                         let want = expected[past + t][c];
@@ -164,7 +166,7 @@ fn replay<T: Real>(isa: Isa, seed: u64, batch: usize, channels: usize, steps: us
                         // Inputs are up to 2.
                         assert!(
                             error <= T::UNIT * want.abs() + 2e-5,
-                            "{isa:?} slot {slot} row {t} channel {c}: {} is not {want}",
+                            "{machine:?} slot {slot} row {t} channel {c}: {} is not {want}",
                             got.real()
                         );
                     }
@@ -185,12 +187,12 @@ fn replay<T: Real>(isa: Isa, seed: u64, batch: usize, channels: usize, steps: us
                 }
             }
         }
-        isolation(isa, &call, &before, &state);
+        isolation(machine, &call, &before, &state);
     }
 }
 
 /// Runs again with NaN in every slot but one: that one's bits stay.
-fn isolation<T: Real>(isa: Isa, call: &Call<T>, before: &[Vec<f32>; 2], after: &[Vec<f32>; 2]) {
+fn isolation<T: Real>(machine: Machine, call: &Call<T>, before: &[Vec<f32>; 2], after: &[Vec<f32>; 2]) {
     for slot in 0..call.batch {
         let (mut other, mut state) = (call.clone(), before.clone());
         let rows = call.row(slot, 0).start..call.row(slot, call.seq_len).start;
@@ -209,7 +211,7 @@ fn isolation<T: Real>(isa: Isa, call: &Call<T>, before: &[Vec<f32>; 2], after: &
                 }
             }
         }
-        other.run(isa, &Serial, &mut state, true);
+        other.run(machine, &machine.ways()[0].1, &mut state, true);
         assert_eq!(
             bits(&call.gated_key[rows.clone()]),
             bits(&other.gated_key[rows.clone()])
@@ -231,19 +233,19 @@ proptest! {
     fn any_chunking_agrees_with_the_model(
         seed: u64, batch in 1usize..4, channels in 1usize..150, limit in 0.1..60f64,
     ) {
-        for isa in isas() {
-            replay::<f32>(isa, seed, batch, channels, 4, limit);
-            replay::<f16>(isa, seed, batch, channels, 4, limit);
-            replay::<bf16>(isa, seed, batch, channels, 4, limit);
+        for machine in Machine::all() {
+            replay::<f32>(machine, seed, batch, channels, 4, limit);
+            replay::<f16>(machine, seed, batch, channels, 4, limit);
+            replay::<bf16>(machine, seed, batch, channels, 4, limit);
         }
     }
 }
 
 #[test]
 fn many_channels_are_split_into_tasks() {
-    for isa in isas() {
-        replay::<f32>(isa, 1, 2, 1030, 3, 4.0);
-        replay::<bf16>(isa, 2, 1, 5000, 2, 4.0);
+    for machine in Machine::all() {
+        replay::<f32>(machine, 1, 2, 1030, 3, 4.0);
+        replay::<bf16>(machine, 2, 1, 5000, 2, 4.0);
     }
 }
 
@@ -253,7 +255,7 @@ fn nearly_closed_gates_still_let_tokens_in() {
     // for ever.
     let tokens = 4096;
     let ones = vec![1f32; tokens];
-    for isa in isas() {
+    for machine in Machine::all() {
         let mut call = Call {
             batch: 1,
             seq_len: tokens,
@@ -266,7 +268,7 @@ fn nearly_closed_gates_still_let_tokens_in() {
             gated_key: ones.clone(),
             gated_value: ones.clone(),
         };
-        call.run(isa, &Serial, &mut [vec![0.0], vec![0.0]], true);
+        call.run(machine, &machine.ways()[0].1, &mut [vec![0.0], vec![0.0]], true);
         let expected = model::scan(&vec![vec![1.0]; tokens], &vec![vec![17.0]; tokens]);
         let (got, want) = (
             f64::from(call.gated_key[tokens - 1]),
@@ -274,7 +276,7 @@ fn nearly_closed_gates_still_let_tokens_in() {
         );
         assert!(
             (got / want - 1.0).abs() < 1e-4,
-            "{isa:?}: {got} is not {want}"
+            "{machine:?}: {got} is not {want}"
         );
     }
 }

@@ -1,0 +1,62 @@
+// Where the tensors of one head of one slot are, and rotary embedding of rows.
+#pragma once
+#include "slot.cuh"
+#include "vector.cuh"
+
+namespace ratplus {
+
+template <typename T>
+struct HeadTensors {
+    // Tokens of the chunk, `token_stride` elements apart.
+    const T* query;
+    const T* key;
+    const T* value;
+    T* output;
+    // The head's first cache row; rows are head_dim elements.
+    T* cache_key;
+    T* cache_value;
+    // The chunk's rotated keys, tokens head_dim elements apart; not used without a window.
+    T* rotated;
+    i64 token_stride;
+
+    // `index` counts the heads of this launch.
+    RATPLUS_DEVICE HeadTensors(const AttentionParams& p, u32 slot, u32 index) {
+        token_stride = static_cast<i64>(p.num_heads) * p.head_dim;
+        const i64 at = static_cast<i64>(slot) * p.lengths.seq_len * token_stride +
+                       static_cast<i64>(p.first_head + static_cast<i32>(index)) * p.head_dim;
+        query = static_cast<const T*>(p.query) + at;
+        key = static_cast<const T*>(p.key) + at;
+        value = static_cast<const T*>(p.value) + at;
+        output = static_cast<T*>(p.output) + at;
+        const i64 row = (static_cast<i64>(slot) * p.rows + p.heads[index].row_offset) * p.head_dim;
+        cache_key = static_cast<T*>(p.cache_key) + row;
+        cache_value = static_cast<T*>(p.cache_value) + row;
+        rotated = static_cast<T*>(p.rotated) +
+                  (static_cast<i64>(slot) * p.launch_heads + index) * p.lengths.seq_len * p.head_dim;
+    }
+};
+
+// x rotated: the pair (low, high) is `half` channels apart.
+RATPLUS_DEVICE float rotate_low(float low, float high, float cos, float sin) { return low * cos - high * sin; }
+RATPLUS_DEVICE float rotate_high(float low, float high, float cos, float sin) { return high * cos + low * sin; }
+
+// The eight or four pairs of channels from `d` on, `half` apart, of the row at `from`.
+template <typename T>
+RATPLUS_DEVICE void rotate_lane(const T* from, const float* cos, const float* sin, i32 half, i32 d, Vec16& low,
+                                Vec16& high) {
+    constexpr i32 WIDTH = LANE_ELEMENTS<T>;
+    float x[WIDTH], y[WIDTH], c[WIDTH], s[WIDTH], low_out[WIDTH], high_out[WIDTH];
+    unpack<T>(load16(from + d), x);
+    unpack<T>(load16(from + d + half), y);
+    load_floats(cos + d, c);
+    load_floats(sin + d, s);
+    RATPLUS_UNROLL
+    for (i32 i = 0; i < WIDTH; ++i) {
+        low_out[i] = rotate_low(x[i], y[i], c[i], s[i]);
+        high_out[i] = rotate_high(x[i], y[i], c[i], s[i]);
+    }
+    low = pack<T>(low_out);
+    high = pack<T>(high_out);
+}
+
+}  // namespace ratplus

@@ -1,0 +1,222 @@
+// Attention of a chunk of tokens in f16 and bf16, with mma.sync (sm_80 and later).
+//
+// A block has QUERIES queries of one head, sixteen a warp. One online softmax: it starts from each
+// query's own key, whose score is a row product, so that no row is ever empty and no diagonal tile
+// is computed for a head without a window; then come the packed keys, initial and dilated, which
+// are consecutive cache rows; then the band of the window. Masks are computed on the tiles that
+// some query does not see in full. Keys and values of the next tile are copied behind the work on
+// this one.
+#include "prefill.cuh"
+
+namespace ratplus {
+
+constexpr i32 PREFILL_WARPS = 8;
+constexpr i32 PREFILL_THREADS = PREFILL_WARPS * static_cast<i32>(WARP);
+constexpr i32 PREFILL_QUERIES = PREFILL_WARPS * 16;
+constexpr i32 PREFILL_KEYS = 64;
+
+// The queries, two tiles of keys and of values, the queries' own scores.
+template <i32 DIM>
+constexpr i32 PREFILL_SHARED_BYTES = (PREFILL_QUERIES + 4 * PREFILL_KEYS) * DIM * 2 + PREFILL_QUERIES * 4;
+
+template <typename T, i32 DIM>
+RATPLUS_DEVICE void copy_tile(const HeadPattern& head, const HeadTensors<T>& at, const KeyTile& tile, i32 past,
+                              T* keys, T* values) {
+    constexpr i32 CHUNKS = DIM / 8;
+    constexpr i32 STEP = PREFILL_THREADS / CHUNKS;
+    const i32 chunk = static_cast<i32>(thread_index()) % CHUNKS;
+    RATPLUS_UNROLL
+    for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
+        const i32 row = first + static_cast<i32>(thread_index()) / CHUNKS;
+        const bool there = row < tile.count;
+        // A row that is not there still needs an address.
+        const KeyRow<T> from = key_row<T, DIM>(head, at, tile, there ? row : 0, past);
+        copy_async16(keys + chunk_at<DIM>(row, chunk), from.key + chunk * 8, there);
+        copy_async16(values + chunk_at<DIM>(row, chunk), from.value + chunk * 8, there);
+    }
+    copy_async_commit();
+}
+
+template <typename T, i32 DIM>
+RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
+    constexpr i32 KEYS = PREFILL_KEYS;
+    constexpr i32 COLUMNS = DIM / 8;
+    const u32 slot = block_z();
+    const HeadPattern head = p.heads[block_y()];
+    const Slot s = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
+    const HeadTensors<T> at(p, slot, block_y());
+    // The last tile sees the most keys: it goes first.
+    const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * PREFILL_QUERIES;
+    const i32 rows = minimum(PREFILL_QUERIES, p.lengths.seq_len - token);
+    const i32 count = minimum(rows, s.tokens - token);
+    const i32 thread = static_cast<i32>(thread_index());
+    if (count <= 0) {
+        for (i32 i = thread; i < rows * COLUMNS; i += PREFILL_THREADS) {
+            store16(at.output + (token + i / COLUMNS) * at.token_stride + i % COLUMNS * 8, Vec16{});
+        }
+        return;
+    }
+    const i32 past = static_cast<i32>(s.past);
+    const i32 first = past + token;
+    const KeyTiles<KEYS> tiles(head, first, count);
+
+    T* const queries = reinterpret_cast<T*>(shared_memory());
+    T* const keys = queries + PREFILL_QUERIES * DIM;
+    T* const values = keys + 2 * KEYS * DIM;
+    float* const self_scores = reinterpret_cast<float*>(values + 2 * KEYS * DIM);
+    if (tiles.tiles > 0) {
+        copy_tile<T, DIM>(head, at, tiles.tile(0), past, keys, values);
+    }
+    load_queries<T, DIM>(p, at, token, past, PREFILL_QUERIES, count, thread, PREFILL_THREADS, queries, self_scores);
+    block_barrier();
+
+    // This thread's rows of the fragments: `row` and `row + 8`; its columns: `column` and the next,
+    // of every eight.
+    const i32 lane = thread % static_cast<i32>(WARP);
+    const i32 base = thread / static_cast<i32>(WARP) * 16;
+    const i32 row = base + lane / 4;
+    const i32 column = lane % 4 * 2;
+    u32 query[DIM / 16][4];
+    RATPLUS_UNROLL
+    for (i32 k = 0; k < DIM / 16; ++k) {
+        load_blocks(query[k], queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
+    }
+    float top[2], total[2];
+    float sum[COLUMNS][4];
+    RATPLUS_UNROLL
+    for (i32 half = 0; half < 2; ++half) {
+        const i32 own = row + 8 * half;
+        top[half] = self_scores[own];
+        // Sums over columns are spread over four lanes.
+        total[half] = lane % 4 == 0 ? 1.0f : 0.0f;
+        const T* const value = at.value + (token + minimum(own, count - 1)) * at.token_stride + column;
+        RATPLUS_UNROLL
+        for (i32 n = 0; n < COLUMNS; ++n) {
+            unpack2<T>(*reinterpret_cast<const u32*>(value + 8 * n), sum[n][2 * half], sum[n][2 * half + 1]);
+        }
+    }
+    const float scale = score_scale(p);
+
+    for (i32 index = 0; index < tiles.tiles; ++index) {
+        const i32 stage = index & 1;
+        const T* const key = keys + stage * KEYS * DIM;
+        const T* const value = values + stage * KEYS * DIM;
+        copy_async_wait<0>();
+        // The tile is here, and every warp has left the one before it.
+        block_barrier();
+        if (index + 1 < tiles.tiles) {
+            const i32 other = (1 - stage) * KEYS * DIM;
+            copy_tile<T, DIM>(head, at, tiles.tile(index + 1), past, keys + other, values + other);
+        }
+        float score[KEYS / 8][4];
+        RATPLUS_UNROLL
+        for (i32 n = 0; n < KEYS / 8; ++n) {
+            RATPLUS_UNROLL
+            for (i32 i = 0; i < 4; ++i) {
+                score[n][i] = 0.0f;
+            }
+        }
+        RATPLUS_UNROLL
+        for (i32 k = 0; k < DIM / 16; ++k) {
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < KEYS / 8; n += 2) {
+                u32 block[4];
+                load_blocks(block, key + chunk_at<DIM>(n * 8 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+                multiply_blocks<T>(score[n], query[k], block[0], block[1]);
+                multiply_blocks<T>(score[n + 1], query[k], block[2], block[3]);
+            }
+        }
+        const KeyTile tile = tiles.tile(index);
+        if (!all_visible<KEYS>(head, tile, first, first + count - 1)) {
+            RATPLUS_UNROLL
+            for (i32 half = 0; half < 2; ++half) {
+                const Visible seen = visible(head, tile, first + row + 8 * half);
+                RATPLUS_UNROLL
+                for (i32 n = 0; n < KEYS / 8; ++n) {
+                    RATPLUS_UNROLL
+                    for (i32 i = 0; i < 2; ++i) {
+                        const i32 at_key = n * 8 + column + i;
+                        if (at_key < seen.low || at_key >= seen.high || at_key >= tile.count) {
+                            score[n][2 * half + i] = masked();
+                        }
+                    }
+                }
+            }
+        }
+        u32 weight[KEYS / 16][4];
+        RATPLUS_UNROLL
+        for (i32 half = 0; half < 2; ++half) {
+            float highest = masked();
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < KEYS / 8; ++n) {
+                highest = larger(highest, larger(score[n][2 * half], score[n][2 * half + 1]));
+            }
+            highest = larger(highest, shuffle_xor(highest, 1));
+            highest = larger(highest, shuffle_xor(highest, 2));
+            const float next = larger(top[half], highest * scale);
+            const float keep = exp2_fast(top[half] - next);
+            top[half] = next;
+            float added = 0.0f;
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < KEYS / 8; ++n) {
+                const float a = exp2_fast(fma(score[n][2 * half], scale, -next));
+                const float b = exp2_fast(fma(score[n][2 * half + 1], scale, -next));
+                added += a + b;
+                weight[n / 2][half + n % 2 * 2] = pack2<T>(a, b);
+            }
+            total[half] = fma(total[half], keep, added);
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < COLUMNS; ++n) {
+                sum[n][2 * half] *= keep;
+                sum[n][2 * half + 1] *= keep;
+            }
+        }
+        RATPLUS_UNROLL
+        for (i32 k = 0; k < KEYS / 16; ++k) {
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < COLUMNS; n += 2) {
+                u32 block[4];
+                load_blocks_transposed(block, value + chunk_at<DIM>(k * 16 + lane % 16, n + lane / 16));
+                multiply_blocks<T>(sum[n], weight[k], block[0], block[1]);
+                multiply_blocks<T>(sum[n + 1], weight[k], block[2], block[3]);
+            }
+        }
+    }
+
+    // Through this warp's own rows of the queries, whose fragments are in registers.
+    RATPLUS_UNROLL
+    for (i32 half = 0; half < 2; ++half) {
+        float all = total[half];
+        all += shuffle_xor(all, 1);
+        all += shuffle_xor(all, 2);
+        const float share = divide(1.0f, all);
+        RATPLUS_UNROLL
+        for (i32 n = 0; n < COLUMNS; ++n) {
+            u32* const to = reinterpret_cast<u32*>(queries + chunk_at<DIM>(row + 8 * half, n) + column);
+            *to = pack2<T>(sum[n][2 * half] * share, sum[n][2 * half + 1] * share);
+        }
+    }
+    warp_barrier();
+    RATPLUS_UNROLL
+    for (i32 i = lane; i < 16 * COLUMNS; i += static_cast<i32>(WARP)) {
+        const i32 own = base + i / COLUMNS;
+        const i32 chunk = i % COLUMNS;
+        if (own < rows) {
+            const Vec16 out = own < count ? load16(queries + chunk_at<DIM>(own, chunk)) : Vec16{};
+            store16(at.output + (token + own) * at.token_stride + chunk * 8, out);
+        }
+    }
+}
+
+}  // namespace ratplus
+
+#define RATPLUS_PREFILL(T, name)                                                              \
+    RATPLUS_KERNEL(ratplus_attention_prefill_##name##_64, ratplus::AttentionParams, 256, 1) { \
+        ratplus::attention_prefill<T, 64>(p);                                                 \
+    }                                                                                         \
+    RATPLUS_KERNEL(ratplus_attention_prefill_##name##_128, ratplus::AttentionParams, 256, 1) {\
+        ratplus::attention_prefill<T, 128>(p);                                                \
+    }
+
+RATPLUS_PREFILL(ratplus::bf16, bf16)
+RATPLUS_PREFILL(ratplus::f16, f16)

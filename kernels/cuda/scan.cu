@@ -1,0 +1,502 @@
+// RecurrenceScan.
+//
+// Three ways, chosen on the host:
+// - serial: a thread carries its channels through all tokens. Decoding and short chunks.
+// - three launches: `summary` reduces every tile of tokens to an affine map, `carry` runs through
+//   the maps, `replay` goes over the tokens again from the right state. 16 bytes an element.
+// - single pass: one launch that keeps a tile's tokens in registers while it waits for the state
+//   before it. 10 bytes an element, the least possible.
+//
+// Tiles come in groups of GROUP_TILES. In the single pass a tile waits for the maps of the
+// tiles before it in its group, which depend on nothing, and for the state before the group,
+// which the last tile of the group before publishes: so the chain of waits has one link a group,
+// and every sum is formed in one order whatever the timing. Blocks take their tile by a ticket,
+// time slowest: who waits, waits for a block that already runs.
+#include "gate.cuh"
+#include "slot.cuh"
+
+namespace ratplus {
+
+constexpr i32 GROUP_TILES = 8;
+
+// --- serial -----------------------------------------------------------------------------------------
+
+// Tokens loaded before the first is used.
+constexpr i32 SERIAL_AHEAD = 4;
+
+// Channels of one thread as they lie in memory: sixteen bytes, or one element.
+template <typename T, i32 WIDTH>
+struct Lane {
+    using Raw = Vec16;
+    static RATPLUS_DEVICE Raw load(const T* from) { return load16_once(from); }
+    static RATPLUS_DEVICE void widen_all(const Raw& raw, float (&out)[WIDTH]) { unpack<T>(raw, out); }
+    static RATPLUS_DEVICE void store(T* to, const float (&in)[WIDTH]) { store16(to, pack<T>(in)); }
+};
+template <typename T>
+struct Lane<T, 1> {
+    using Raw = T;
+    static RATPLUS_DEVICE Raw load(const T* from) { return *from; }
+    static RATPLUS_DEVICE void widen_all(const Raw& raw, float (&out)[1]) { out[0] = widen(raw); }
+    static RATPLUS_DEVICE void store(T* to, const float (&in)[1]) { *to = narrow<T>(in[0]); }
+};
+
+// WIDTH channels a thread: 1, or as many as sixteen bytes hold.
+template <typename T, i32 WIDTH>
+RATPLUS_DEVICE void scan_serial(const ScanParams& p) {
+    using Channels = Lane<T, WIDTH>;
+    const i32 lanes = p.channels / WIDTH;
+    const i64 index = static_cast<i64>(block_x()) * block_threads() + thread_index();
+    if (index >= static_cast<i64>(p.batch) * lanes) {
+        return;
+    }
+    const u32 slot = static_cast<u32>(index / lanes);
+    const i32 channel = static_cast<i32>(index % lanes) * WIDTH;
+    const Slot s = read_slot(p.lengths, slot, channel == 0);
+    const i32 length = p.lengths.seq_len;
+    const i64 state_at = static_cast<i64>(slot) * p.channels + channel;
+    float key[WIDTH];
+    float value[WIDTH];
+    const bool carried = s.past > 0 || s.tokens == 0;
+    RATPLUS_UNROLL
+    for (i32 i = 0; i < WIDTH; ++i) {
+        key[i] = carried ? p.state_key[state_at + i] : 0.0f;
+        value[i] = carried ? p.state_value[state_at + i] : 0.0f;
+    }
+    const i64 in_at = static_cast<i64>(slot) * length * p.input_stride + channel;
+    const T* const in_key = static_cast<const T*>(p.key) + in_at;
+    const T* const in_value = static_cast<const T*>(p.value) + in_at;
+    const T* const in_gate = static_cast<const T*>(p.gate) + in_at;
+    const i64 out_at = static_cast<i64>(slot) * length * p.channels + channel;
+    T* const out_key = static_cast<T*>(p.gated_key) + out_at;
+    T* const out_value = static_cast<T*>(p.gated_value) + out_at;
+    for (i32 first = 0; first < s.tokens; first += SERIAL_AHEAD) {
+        typename Channels::Raw raw[3][SERIAL_AHEAD];
+        RATPLUS_UNROLL
+        for (i32 a = 0; a < SERIAL_AHEAD; ++a) {
+            if (first + a < s.tokens) {
+                const i64 at = (first + a) * p.input_stride;
+                raw[0][a] = Channels::load(in_key + at);
+                raw[1][a] = Channels::load(in_value + at);
+                raw[2][a] = Channels::load(in_gate + at);
+            }
+        }
+        RATPLUS_UNROLL
+        for (i32 a = 0; a < SERIAL_AHEAD; ++a) {
+            if (first + a < s.tokens) {
+                float k[WIDTH], v[WIDTH], z[WIDTH];
+                Channels::widen_all(raw[0][a], k);
+                Channels::widen_all(raw[1][a], v);
+                Channels::widen_all(raw[2][a], z);
+                RATPLUS_UNROLL
+                for (i32 i = 0; i < WIDTH; ++i) {
+                    const float share = smaller_share(z[i]);
+                    key[i] = gate_blend(z[i], share, key[i], k[i]);
+                    value[i] = gate_blend(z[i], share, value[i], v[i]);
+                }
+                const i64 at = static_cast<i64>(first + a) * p.channels;
+                Channels::store(out_key + at, key);
+                Channels::store(out_value + at, value);
+            }
+        }
+    }
+    const float zero[WIDTH] = {};
+    for (i32 t = s.tokens; t < length; ++t) {
+        Channels::store(out_key + static_cast<i64>(t) * p.channels, zero);
+        Channels::store(out_value + static_cast<i64>(t) * p.channels, zero);
+    }
+    RATPLUS_UNROLL
+    for (i32 i = 0; i < WIDTH; ++i) {
+        p.new_state_key[state_at + i] = key[i];
+        p.new_state_value[state_at + i] = value[i];
+    }
+}
+
+// --- tiles ----------------------------------------------------------------------------------------
+
+// Tokens of one thread, and threads along time and across channels.
+constexpr i32 THREAD_TOKENS = 4;
+constexpr i32 TIME_THREADS = 32;
+constexpr i32 CHANNEL_THREADS = 8;
+constexpr i32 TILE_THREADS = TIME_THREADS * CHANNEL_THREADS;
+constexpr i32 TILE_TOKENS = THREAD_TOKENS * TIME_THREADS;
+constexpr i32 TILE_WARPS = TILE_THREADS / static_cast<i32>(WARP);
+template <typename T>
+constexpr i32 TILE_CHANNELS = CHANNEL_THREADS * LANE_ELEMENTS<T>;
+
+// Three numbers of each channel of the tile, for each warp; then the state before the tile.
+template <typename T>
+constexpr i32 TILE_SHARED_FLOATS = (TILE_WARPS * 3 + 2) * TILE_CHANNELS<T>;
+
+// A tile, and this thread's tokens of it.
+template <typename T>
+struct Tile {
+    static constexpr i32 WIDTH = LANE_ELEMENTS<T>;
+    u32 slot;
+    i32 index;
+    // First channel of the tile.
+    i32 block;
+    Slot lengths;
+    // This thread's first token and channel.
+    i32 token;
+    i32 channel;
+    // Whether the channel exists.
+    bool inside;
+    Vec16 key[THREAD_TOKENS];
+    Vec16 value[THREAD_TOKENS];
+    Vec16 gate[THREAD_TOKENS];
+    // Tokens before this thread's, from the tile's first on.
+    Affine before[WIDTH];
+
+    RATPLUS_DEVICE Tile(const ScanParams& p, u32 slot_, i32 index_, i32 block_)
+        : slot(slot_), index(index_), block(block_) {
+        const i32 lane = static_cast<i32>(thread_index() % WARP);
+        const i32 warp = static_cast<i32>(thread_index() / WARP);
+        // Eight lanes across channels, four along time, warps along time.
+        token = index * TILE_TOKENS + (warp * 4 + lane / CHANNEL_THREADS) * THREAD_TOKENS;
+        channel = block + lane % CHANNEL_THREADS * WIDTH;
+        inside = channel < p.channels;
+        lengths = read_slot(p.lengths, slot, index == 0 && block == 0 && thread_index() == 0);
+    }
+
+    // Whether the tile has a valid token.
+    RATPLUS_DEVICE bool lives() const { return index * TILE_TOKENS < lengths.tokens; }
+    // Whether it has the last valid one.
+    RATPLUS_DEVICE bool last() const { return lives() && lengths.tokens <= (index + 1) * TILE_TOKENS; }
+    RATPLUS_DEVICE bool valid(i32 t) const { return inside && token + t < lengths.tokens; }
+
+    RATPLUS_DEVICE void load(const ScanParams& p) {
+        const i64 at = (static_cast<i64>(slot) * p.lengths.seq_len + token) * p.input_stride + channel;
+        RATPLUS_UNROLL
+        for (i32 t = 0; t < THREAD_TOKENS; ++t) {
+            if (valid(t)) {
+                key[t] = load16_once(static_cast<const T*>(p.key) + at + t * p.input_stride);
+                value[t] = load16_once(static_cast<const T*>(p.value) + at + t * p.input_stride);
+                gate[t] = load16_once(static_cast<const T*>(p.gate) + at + t * p.input_stride);
+            }
+        }
+    }
+
+    // Fills `before`, and the tile's own maps at `totals` of shared memory: [3][TILE_CHANNELS].
+    // Ends behind a barrier.
+    RATPLUS_DEVICE void reduce(float* shared) {
+        constexpr i32 SPAN = TILE_CHANNELS<T>;
+        Affine own[WIDTH];
+        RATPLUS_UNROLL
+        for (i32 i = 0; i < WIDTH; ++i) {
+            own[i] = {0.0f, 0.0f, 0.0f};
+        }
+        RATPLUS_UNROLL
+        for (i32 t = 0; t < THREAD_TOKENS; ++t) {
+            if (valid(t)) {
+                float k[WIDTH], v[WIDTH], z[WIDTH];
+                unpack<T>(key[t], k);
+                unpack<T>(value[t], v);
+                unpack<T>(gate[t], z);
+                RATPLUS_UNROLL
+                for (i32 i = 0; i < WIDTH; ++i) {
+                    const float take = intake(z[i], smaller_share(z[i]));
+                    own[i] = then(own[i], {take, take * k[i], take * v[i]});
+                }
+            }
+        }
+        // Along time within the warp: lanes 8 and 16 below.
+        const u32 lane = thread_index() % WARP;
+        const i32 warp = static_cast<i32>(thread_index() / WARP);
+        const i32 column = static_cast<i32>(lane) % CHANNEL_THREADS * WIDTH;
+        RATPLUS_UNROLL
+        for (i32 i = 0; i < WIDTH; ++i) {
+            Affine sum = own[i];
+            RATPLUS_UNROLL
+            for (u32 step = 8; step <= 16; step *= 2) {
+                const Affine lower = {shuffle_up(sum.loss, step), shuffle_up(sum.key, step),
+                                      shuffle_up(sum.value, step)};
+                if (lane >= step) {
+                    sum = then(lower, sum);
+                }
+            }
+            Affine lower = {shuffle_up(sum.loss, 8), shuffle_up(sum.key, 8), shuffle_up(sum.value, 8)};
+            if (lane < 8) {
+                lower = {0.0f, 0.0f, 0.0f};
+            }
+            before[i] = lower;
+            if (lane >= 24) {
+                float* const at = shared + warp * 3 * SPAN + column + i;
+                at[0] = sum.loss;
+                at[SPAN] = sum.key;
+                at[2 * SPAN] = sum.value;
+            }
+        }
+        block_barrier();
+        RATPLUS_UNROLL
+        for (i32 i = 0; i < WIDTH; ++i) {
+            Affine lower = {0.0f, 0.0f, 0.0f};
+            for (i32 w = 0; w < warp; ++w) {
+                const float* const at = shared + w * 3 * SPAN + column + i;
+                lower = then(lower, {at[0], at[SPAN], at[2 * SPAN]});
+            }
+            before[i] = then(lower, before[i]);
+        }
+    }
+
+    // The map of the whole tile for column `c` of it, after `reduce`.
+    RATPLUS_DEVICE Affine total(const float* shared, i32 c) const {
+        constexpr i32 SPAN = TILE_CHANNELS<T>;
+        Affine sum = {0.0f, 0.0f, 0.0f};
+        RATPLUS_UNROLL
+        for (i32 w = 0; w < TILE_WARPS; ++w) {
+            const float* const at = shared + w * 3 * SPAN + c;
+            sum = then(sum, {at[0], at[SPAN], at[2 * SPAN]});
+        }
+        return sum;
+    }
+
+    // Writes the tile's rows from the state before it, [2][TILE_CHANNELS].
+    RATPLUS_DEVICE void replay(const ScanParams& p, const float* state) const {
+        constexpr i32 SPAN = TILE_CHANNELS<T>;
+        if (!inside) {
+            return;
+        }
+        const i32 column = channel - block;
+        float h_key[WIDTH], h_value[WIDTH];
+        RATPLUS_UNROLL
+        for (i32 i = 0; i < WIDTH; ++i) {
+            h_key[i] = apply(before[i].loss, before[i].key, state[column + i]);
+            h_value[i] = apply(before[i].loss, before[i].value, state[SPAN + column + i]);
+        }
+        const i64 at = (static_cast<i64>(slot) * p.lengths.seq_len + token) * p.channels + channel;
+        RATPLUS_UNROLL
+        for (i32 t = 0; t < THREAD_TOKENS; ++t) {
+            if (token + t >= p.lengths.seq_len) {
+                break;
+            }
+            Vec16 out_key = {};
+            Vec16 out_value = {};
+            if (valid(t)) {
+                float k[WIDTH], v[WIDTH], z[WIDTH];
+                unpack<T>(key[t], k);
+                unpack<T>(value[t], v);
+                unpack<T>(gate[t], z);
+                RATPLUS_UNROLL
+                for (i32 i = 0; i < WIDTH; ++i) {
+                    const float share = smaller_share(z[i]);
+                    h_key[i] = gate_blend(z[i], share, h_key[i], k[i]);
+                    h_value[i] = gate_blend(z[i], share, h_value[i], v[i]);
+                }
+                out_key = pack<T>(h_key);
+                out_value = pack<T>(h_value);
+            }
+            const i64 to = at + static_cast<i64>(t) * p.channels;
+            store16_once(static_cast<T*>(p.gated_key) + to, out_key);
+            store16_once(static_cast<T*>(p.gated_value) + to, out_value);
+            if (token + t == lengths.tokens - 1) {
+                const i64 state_at = static_cast<i64>(slot) * p.channels + channel;
+                store_floats(p.new_state_key + state_at, h_key);
+                store_floats(p.new_state_value + state_at, h_value);
+            }
+        }
+    }
+
+    // An idle slot's state passes through, whatever its past; one tile of the slot does that.
+    RATPLUS_DEVICE void pass_state(const ScanParams& p) const {
+        const i32 c = block + static_cast<i32>(thread_index());
+        if (index == 0 && lengths.tokens == 0 && thread_index() < static_cast<u32>(TILE_CHANNELS<T>) &&
+            c < p.channels) {
+            const i64 at = static_cast<i64>(slot) * p.channels + c;
+            p.new_state_key[at] = p.state_key[at];
+            p.new_state_value[at] = p.state_value[at];
+        }
+    }
+};
+
+// Where a tile's map lies: [B, tiles, 3, N].
+RATPLUS_DEVICE i64 summary_at(const ScanParams& p, u32 slot, i32 tile) {
+    return (static_cast<i64>(slot) * p.tiles + tile) * 3 * p.channels;
+}
+// Where the state before a group of tiles lies: [B, groups, 2, N].
+RATPLUS_DEVICE i64 carry_at(const ScanParams& p, u32 slot, i32 group) {
+    return (static_cast<i64>(slot) * p.groups + group) * 2 * p.channels;
+}
+
+template <typename T>
+RATPLUS_DEVICE void write_summary(const ScanParams& p, const Tile<T>& tile, const float* shared) {
+    const i32 c = static_cast<i32>(thread_index());
+    if (c < TILE_CHANNELS<T> && tile.block + c < p.channels) {
+        const Affine sum = tile.total(shared, c);
+        float* const to = p.summary + summary_at(p, tile.slot, tile.index) + tile.block + c;
+        to[0] = sum.loss;
+        to[p.channels] = sum.key;
+        to[2 * p.channels] = sum.value;
+    }
+}
+
+// --- three launches -------------------------------------------------------------------------------
+
+template <typename T>
+RATPLUS_DEVICE void scan_summary(const ScanParams& p) {
+    float* const shared = reinterpret_cast<float*>(shared_memory());
+    Tile<T> tile(p, block_z(), static_cast<i32>(block_y()), static_cast<i32>(block_x()) * TILE_CHANNELS<T>);
+    if (!tile.lives()) {
+        return;
+    }
+    tile.load(p);
+    tile.reduce(shared);
+    write_summary(p, tile, shared);
+}
+
+// One thread a channel; here every tile is a group of its own.
+RATPLUS_DEVICE void scan_carry(const ScanParams& p) {
+    const u32 slot = block_y();
+    const i32 channel = static_cast<i32>(block_x() * block_threads() + thread_index());
+    if (channel >= p.channels) {
+        return;
+    }
+    const Slot s = read_slot(p.lengths, slot, false);
+    const i64 state_at = static_cast<i64>(slot) * p.channels + channel;
+    float key = s.past > 0 ? p.state_key[state_at] : 0.0f;
+    float value = s.past > 0 ? p.state_value[state_at] : 0.0f;
+    const i32 live = (s.tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    for (i32 tile = 0; tile < live; ++tile) {
+        float* const to = p.carry + carry_at(p, slot, tile) + channel;
+        to[0] = key;
+        to[p.channels] = value;
+        const float* const from = p.summary + summary_at(p, slot, tile) + channel;
+        key = apply(from[0], from[p.channels], key);
+        value = apply(from[0], from[2 * p.channels], value);
+    }
+}
+
+template <typename T>
+RATPLUS_DEVICE void scan_replay(const ScanParams& p) {
+    constexpr i32 SPAN = TILE_CHANNELS<T>;
+    float* const shared = reinterpret_cast<float*>(shared_memory());
+    float* const state = shared + TILE_WARPS * 3 * SPAN;
+    Tile<T> tile(p, block_z(), static_cast<i32>(block_y()), static_cast<i32>(block_x()) * SPAN);
+    tile.load(p);
+    const i32 c = static_cast<i32>(thread_index());
+    if (tile.lives() && c < SPAN && tile.block + c < p.channels) {
+        const float* const from = p.carry + carry_at(p, tile.slot, tile.index) + tile.block + c;
+        state[c] = from[0];
+        state[SPAN + c] = from[p.channels];
+    }
+    tile.reduce(shared);
+    tile.replay(p, state);
+    tile.pass_state(p);
+}
+
+// --- single pass ----------------------------------------------------------------------------------
+
+RATPLUS_DEVICE void wait_for(const u32* flag) {
+    while (load_acquire(flag) == 0) {
+        spin_pause();
+    }
+}
+
+template <typename T>
+RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
+    constexpr i32 SPAN = TILE_CHANNELS<T>;
+    float* const shared = reinterpret_cast<float*>(shared_memory());
+    float* const state = shared + TILE_WARPS * 3 * SPAN;
+    const u32 blocks = static_cast<u32>((p.channels + SPAN - 1) / SPAN);
+    const u32 chains = static_cast<u32>(p.batch) * blocks;
+    if (thread_index() == 0) {
+        reinterpret_cast<u32*>(shared)[0] = atomic_increment(p.flags);
+    }
+    block_barrier();
+    const u32 ticket = reinterpret_cast<u32*>(shared)[0];
+    block_barrier();
+    const u32 chain = ticket % chains;
+    Tile<T> tile(p, chain / blocks, static_cast<i32>(ticket / chains), static_cast<i32>(chain % blocks) * SPAN);
+    u32* const carry_flags = p.flags + 1 + static_cast<u64>(chain) * p.groups;
+    u32* const summary_flags =
+        p.flags + 1 + static_cast<u64>(chains) * p.groups + static_cast<u64>(chain) * p.tiles;
+    const i32 group = tile.index / GROUP_TILES;
+    const i32 first = group * GROUP_TILES;
+    // The last tile of its group tells the next group, if that has a token.
+    const bool publishes =
+        tile.index == first + GROUP_TILES - 1 && (group + 1) * GROUP_TILES * TILE_TOKENS < tile.lengths.tokens;
+
+    tile.load(p);
+    tile.reduce(shared);
+    if (!tile.lives()) {
+        tile.replay(p, state);
+        tile.pass_state(p);
+        return;
+    }
+    const i32 c = static_cast<i32>(thread_index());
+    const bool owns = c < SPAN && tile.block + c < p.channels;
+    if (!publishes) {
+        // The last tile's map has no reader.
+        write_summary(p, tile, shared);
+        fence_device();
+        block_barrier();
+        if (c == 0) {
+            store_release(summary_flags + tile.index, 1);
+        }
+    }
+    if (c < tile.index - first) {
+        wait_for(summary_flags + first + c);
+    } else if (c == GROUP_TILES && group > 0) {
+        wait_for(carry_flags + group);
+    }
+    block_barrier();
+    if (owns) {
+        float key, value;
+        if (group > 0) {
+            const float* const from = p.carry + carry_at(p, tile.slot, group) + tile.block + c;
+            key = load_shared_by_blocks(from);
+            value = load_shared_by_blocks(from + p.channels);
+        } else {
+            const i64 at = static_cast<i64>(tile.slot) * p.channels + tile.block + c;
+            key = tile.lengths.past > 0 ? p.state_key[at] : 0.0f;
+            value = tile.lengths.past > 0 ? p.state_value[at] : 0.0f;
+        }
+        Affine maps[GROUP_TILES - 1];
+        RATPLUS_UNROLL
+        for (i32 i = 0; i < GROUP_TILES - 1; ++i) {
+            if (first + i < tile.index) {
+                const float* const from = p.summary + summary_at(p, tile.slot, first + i) + tile.block + c;
+                maps[i] = {load_shared_by_blocks(from), load_shared_by_blocks(from + p.channels),
+                           load_shared_by_blocks(from + 2 * p.channels)};
+            }
+        }
+        RATPLUS_UNROLL
+        for (i32 i = 0; i < GROUP_TILES - 1; ++i) {
+            if (first + i < tile.index) {
+                key = apply(maps[i].loss, maps[i].key, key);
+                value = apply(maps[i].loss, maps[i].value, value);
+            }
+        }
+        state[c] = key;
+        state[SPAN + c] = value;
+        if (publishes) {
+            const Affine sum = tile.total(shared, c);
+            float* const to = p.carry + carry_at(p, tile.slot, group + 1) + tile.block + c;
+            to[0] = apply(sum.loss, sum.key, key);
+            to[p.channels] = apply(sum.loss, sum.value, value);
+            fence_device();
+        }
+    }
+    block_barrier();
+    if (publishes && c == 0) {
+        store_release(carry_flags + group + 1, 1);
+    }
+    tile.replay(p, state);
+}
+
+}  // namespace ratplus
+
+#define RATPLUS_SCAN(T, name)                                                                                   \
+    RATPLUS_KERNEL(ratplus_scan_serial_##name, ratplus::ScanParams, 128, 4) {                                   \
+        ratplus::scan_serial<T, ratplus::LANE_ELEMENTS<T>>(p);                                                  \
+    }                                                                                                           \
+    RATPLUS_KERNEL(ratplus_scan_any_##name, ratplus::ScanParams, 128, 4) { ratplus::scan_serial<T, 1>(p); }     \
+    RATPLUS_KERNEL(ratplus_scan_summary_##name, ratplus::ScanParams, 256, 2) { ratplus::scan_summary<T>(p); }   \
+    RATPLUS_KERNEL(ratplus_scan_replay_##name, ratplus::ScanParams, 256, 2) { ratplus::scan_replay<T>(p); }     \
+    RATPLUS_KERNEL(ratplus_scan_single_pass_##name, ratplus::ScanParams, 256, 2) {                              \
+        ratplus::scan_single_pass<T>(p);                                                                        \
+    }
+
+RATPLUS_SCAN(float, f32)
+RATPLUS_SCAN(ratplus::bf16, bf16)
+RATPLUS_SCAN(ratplus::f16, f16)
+RATPLUS_KERNEL(ratplus_scan_carry, ratplus::ScanParams, 128, 4) { ratplus::scan_carry(p); }

@@ -1,0 +1,522 @@
+//! `DilatedAttention` on a GPU.
+
+use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
+use super::params::{AttentionParams, HeadPattern, Lengths, MAX_LAUNCH_HEADS};
+use super::split::{MAX_SPLITS, decode_splits};
+use super::workspace::Workspace;
+use super::{CudaError, Device, DevicePtr, Function, Stream};
+use ratplus_graphs::cache::{CacheLayout, HeadCache};
+use ratplus_graphs::ops::ElementType;
+
+/// Sizes and the scale of one call; the cache's layout comes beside it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// `T`: f32, f16 or bf16.
+    pub element: ElementType,
+    /// `B`.
+    pub batch: usize,
+    /// `L`.
+    pub seq_len: usize,
+    /// `dh`, an even number.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+/// Device addresses of the tensors, dense and row-major; aligned to 16 bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionTensors {
+    /// `[B, L, H * dh]` of `T`, before rotary embedding.
+    pub query: DevicePtr,
+    /// `[B, L, H * dh]` of `T`, before rotary embedding.
+    pub key: DevicePtr,
+    /// `[B, L, H * dh]` of `T`.
+    pub value: DevicePtr,
+    /// `[B, R, dh]` of `T`.
+    pub past_key: DevicePtr,
+    /// `[B, R, dh]` of `T`.
+    pub past_value: DevicePtr,
+    /// `[B]` i64.
+    pub past_length: DevicePtr,
+    /// `[B]` i64.
+    pub seq_length: DevicePtr,
+    /// `[M, dh / 2]` f32.
+    pub cos: DevicePtr,
+    /// `[M, dh / 2]` f32.
+    pub sin: DevicePtr,
+    /// `[B, L, H * dh]` of `T`: the result, zero in rows at or past `seq_length`.
+    pub output: DevicePtr,
+    /// `[B, R, dh]` of `T`; in place where it is `past_key`.
+    pub present_key: DevicePtr,
+    /// `[B, R, dh]` of `T`; in place where it is `past_value`.
+    pub present_value: DevicePtr,
+}
+
+/// Device addresses of `RecurrenceScan`'s tensors for one token, for
+/// [`AttentionPlan::launch_gated`].
+#[derive(Clone, Copy, Debug)]
+pub struct GateTensors {
+    /// `[B, 1, H * dh]` of `T`, logits.
+    pub gate: DevicePtr,
+    /// `[B, H * dh]` f32.
+    pub state_key: DevicePtr,
+    /// `[B, H * dh]` f32.
+    pub state_value: DevicePtr,
+    /// `[B, H * dh]` f32; may be `state_key`.
+    pub new_state_key: DevicePtr,
+    /// `[B, H * dh]` f32; may be `state_value`.
+    pub new_state_value: DevicePtr,
+}
+
+/// Which kernels compute an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionMethod {
+    /// One launch for one token a sequence.
+    Decode,
+    /// Tiles of queries by `mma.sync`.
+    Tiles,
+    /// A block a query, any head_dim up to 512.
+    Any,
+}
+
+const DECODE_THREADS: u32 = 128;
+const DECODE_WARPS: usize = 4;
+const TILE_QUERIES: usize = 128;
+const TILE_KEYS: usize = 64;
+const TILE_THREADS: u32 = 256;
+const ANY_THREADS: u32 = 128;
+const ANY_WARPS: usize = 4;
+const UPDATE_THREADS: u32 = 128;
+/// Rows that a block of the update kernels has.
+const UPDATE_ROWS: usize = 16;
+/// Positions are counted in 32 bits, with room for sums.
+const MAX_POSITIONS: usize = 1 << 30;
+
+impl AttentionShape {
+    /// The method of choice.
+    pub fn method(&self) -> AttentionMethod {
+        match (self.head_dim, self.seq_len, self.element) {
+            (64 | 128, 1, _) => AttentionMethod::Decode,
+            (64 | 128, _, ElementType::F16 | ElementType::BF16) => AttentionMethod::Tiles,
+            _ => AttentionMethod::Any,
+        }
+    }
+}
+
+/// An attention of one shape on one device.
+#[derive(Debug)]
+pub struct AttentionPlan {
+    device: &'static Device,
+    shape: AttentionShape,
+    method: AttentionMethod,
+    kernels: Kernels,
+    /// Bytes of one side of the cache.
+    cache_bytes: usize,
+    /// Heads that are launched together; one after the other on the stream.
+    slices: Vec<Slice>,
+}
+
+#[derive(Debug)]
+struct Kernels {
+    main: Function,
+    /// Not for [`AttentionMethod::Decode`].
+    update: Option<[Function; 2]>,
+}
+
+/// Consecutive heads, and everything of their launches but the addresses.
+#[derive(Debug)]
+struct Slice {
+    params: AttentionParams,
+    /// Blocks along x of the kernels that keep rows before, and ring rows after the attention.
+    keep_blocks: u32,
+    ring_blocks: u32,
+}
+
+impl AttentionPlan {
+    /// A plan with the [method of choice](AttentionShape::method). Loads the kernels: not allowed
+    /// while a stream is captured.
+    ///
+    /// # Errors
+    /// No kernels for this device, or a size that the kernels do not take.
+    pub fn new(
+        device: &'static Device,
+        shape: AttentionShape,
+        layout: &CacheLayout,
+    ) -> Result<Self, CudaError> {
+        Self::with_method(device, shape, layout, shape.method())
+    }
+
+    /// A plan with another method, for comparisons.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and a method that does not take the shape.
+    pub fn with_method(
+        device: &'static Device,
+        shape: AttentionShape,
+        layout: &CacheLayout,
+        method: AttentionMethod,
+    ) -> Result<Self, CudaError> {
+        let unsupported = |what: &str, expected: &str, found: String| CudaError::Unsupported {
+            what: what.into(),
+            expected: expected.into(),
+            found,
+        };
+        let fits = method == AttentionMethod::Any || method == shape.method();
+        if !fits {
+            let found = format!("{method:?} for {shape:?}");
+            return Err(unsupported("method", "one that takes the shape", found));
+        }
+        let AttentionShape {
+            element,
+            batch,
+            seq_len,
+            head_dim,
+            ..
+        } = shape;
+        if head_dim > 512 || !head_dim.is_multiple_of(2) {
+            let found = head_dim.to_string();
+            return Err(unsupported("head_dim", "an even number up to 512", found));
+        }
+        if layout.max_seq_len() > MAX_POSITIONS {
+            let found = layout.max_seq_len().to_string();
+            return Err(unsupported("max_seq_len", "at most 2^30", found));
+        }
+        let name = match (method, head_dim) {
+            (AttentionMethod::Decode, 64) => kernel_name!(element, "attention_decode_", "_64"),
+            (AttentionMethod::Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
+            (AttentionMethod::Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
+            (AttentionMethod::Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
+            (AttentionMethod::Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
+            (AttentionMethod::Any, _) => kernel_name!(element, "attention_any_", "_512"),
+        };
+        let update = match method {
+            AttentionMethod::Decode => None,
+            _ => Some([
+                device.function(kernel_name!(element, "attention_keep_"))?,
+                device.function(kernel_name!(element, "attention_ring_"))?,
+            ]),
+        };
+        grid_axis("batch", batch)?;
+        fit_i32("rows of the cache", layout.rows())?;
+        let lengths = Lengths {
+            error: device.error_flag().device_address(),
+            seq_len: fit_i32("seq_len", seq_len)?,
+            max_seq_len: layout.max_seq_len() as i64,
+            ..Lengths::default()
+        };
+        let multiprocessors = device.limits().multiprocessors as usize;
+        let splits = match method {
+            AttentionMethod::Decode => {
+                let rows = layout.heads().iter().map(|head| head.rows).max().unwrap_or(0);
+                decode_splits(multiprocessors, batch * layout.heads().len(), rows)
+            }
+            _ => 1,
+        };
+        let slices = layout.heads().chunks(MAX_LAUNCH_HEADS).enumerate();
+        let slices = slices.map(|(index, heads)| Slice {
+            params: AttentionParams {
+                lengths,
+                query: 0,
+                key: 0,
+                value: 0,
+                cache_key: 0,
+                cache_value: 0,
+                cos: 0,
+                sin: 0,
+                output: 0,
+                rotated: 0,
+                partial: 0,
+                arrived: 0,
+                gate: 0,
+                state_key: 0,
+                state_value: 0,
+                new_state_key: 0,
+                new_state_value: 0,
+                rows: layout.rows() as i64,
+                // With a scale of 0 every visible key has the same weight, as with one so small
+                // that no product of it is more than rounding.
+                scale: if shape.scale == 0.0 { f32::MIN_POSITIVE } else { shape.scale },
+                batch: batch as i32,
+                num_heads: layout.heads().len() as i32,
+                head_dim: head_dim as i32,
+                first_head: (index * MAX_LAUNCH_HEADS) as i32,
+                launch_heads: heads.len() as i32,
+                splits: splits as i32,
+                reserved: 0,
+                heads: head_patterns(heads),
+            },
+            keep_blocks: blocks(heads, |head| kept_tokens(head, seq_len)),
+            ring_blocks: blocks(heads, |head| seq_len.min(head.pattern.local_window as usize)),
+        });
+        Ok(Self {
+            device,
+            shape,
+            method,
+            kernels: Kernels {
+                main: device.function(name)?,
+                update,
+            },
+            cache_bytes: batch * layout.rows() * head_dim * element.size(),
+            slices: slices.collect(),
+        })
+    }
+
+    /// How it is computed.
+    pub fn method(&self) -> AttentionMethod {
+        self.method
+    }
+
+    /// Blocks that share the rows of one head; 1 but for decoding.
+    pub fn splits(&self) -> usize {
+        self.slices.first().map_or(1, |slice| slice.params.splits as usize)
+    }
+
+    /// Parts of the workspace of a slice: rotated keys, partial results, arrivals.
+    fn carve(&self, slice: &Slice, start: DevicePtr) -> ([DevicePtr; 3], Workspace) {
+        let mut workspace = Workspace::at(start);
+        let AttentionShape {
+            element,
+            batch,
+            seq_len,
+            head_dim,
+            ..
+        } = self.shape;
+        let heads = batch * slice.params.launch_heads as usize;
+        let splits = slice.params.splits as usize;
+        let rotated = match slice.ring_blocks {
+            0 => 0,
+            _ if self.method == AttentionMethod::Decode => 0,
+            _ => workspace.take(heads * seq_len * head_dim * element.size()),
+        };
+        let [partial, arrived] = match splits {
+            1 => [0; 2],
+            _ => [
+                workspace.take(heads * splits * (head_dim + 2) * size_of::<f32>()),
+                workspace.take(heads * size_of::<u32>()),
+            ],
+        };
+        ([rotated, partial, arrived], workspace)
+    }
+
+    /// Bytes of device memory that one run needs, aligned to 256; may be 0.
+    pub fn workspace_bytes(&self) -> usize {
+        let sizes = self.slices.iter().map(|slice| self.carve(slice, 0).1.measured());
+        sizes.max().unwrap_or(0)
+    }
+
+    /// Computes the attention on `stream` and updates the cache. Slots whose lengths do not fit
+    /// count as idle and report `node` in the device's error flag.
+    ///
+    /// # Errors
+    /// A misaligned tensor, or what the driver says.
+    ///
+    /// # Safety
+    /// Every address is valid for its tensor until the work is done, and so is `workspace` for
+    /// [`workspace_bytes`](Self::workspace_bytes), which no other run uses meanwhile. Outputs
+    /// overlap nothing, except that a present tensor may be exactly its past. The device's
+    /// context is current.
+    pub unsafe fn launch(
+        &self,
+        tensors: &AttentionTensors,
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        // SAFETY: forwarded.
+        unsafe { self.run(tensors, None, workspace, node, stream) }
+    }
+
+    /// [`launch`](Self::launch) with the gated step before it, in the same launch: the key and
+    /// value of `tensors` are not gated yet. Gives the same bits as `RecurrenceScan` before.
+    ///
+    /// # Errors
+    /// As [`launch`](Self::launch), and a method other than [`AttentionMethod::Decode`].
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch), with the tensors of `gate` as well.
+    pub unsafe fn launch_gated(
+        &self,
+        tensors: &AttentionTensors,
+        gate: &GateTensors,
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        if self.method != AttentionMethod::Decode {
+            return Err(CudaError::Unsupported {
+                what: "gated step inside the attention".into(),
+                expected: "one token a sequence and a head_dim of 64 or 128".into(),
+                found: format!("{:?}", self.shape),
+            });
+        }
+        check_alignment(&[
+            ("gate", gate.gate),
+            ("state_key", gate.state_key),
+            ("state_value", gate.state_value),
+            ("new_state_key", gate.new_state_key),
+            ("new_state_value", gate.new_state_value),
+        ])?;
+        // SAFETY: forwarded.
+        unsafe { self.run(tensors, Some(gate), workspace, node, stream) }
+    }
+
+    /// # Safety
+    /// As [`launch_gated`](Self::launch_gated).
+    unsafe fn run(
+        &self,
+        tensors: &AttentionTensors,
+        gate: Option<&GateTensors>,
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        check_alignment(&[
+            ("query", tensors.query),
+            ("key", tensors.key),
+            ("value", tensors.value),
+            ("past_key", tensors.past_key),
+            ("past_value", tensors.past_value),
+            ("cos", tensors.cos),
+            ("sin", tensors.sin),
+            ("output", tensors.output),
+            ("present_key", tensors.present_key),
+            ("present_value", tensors.present_value),
+        ])?;
+        for (past, present) in [
+            (tensors.past_key, tensors.present_key),
+            (tensors.past_value, tensors.present_value),
+        ] {
+            if past != present && self.cache_bytes > 0 {
+                // SAFETY: the caller's contract: two buffers of the cache's size.
+                unsafe {
+                    self.device.copy_device_async(present, past, self.cache_bytes, stream)?;
+                }
+            }
+        }
+        for slice in &self.slices {
+            let ([rotated, partial, arrived], _) = self.carve(slice, workspace);
+            let mut params = AttentionParams {
+                lengths: Lengths {
+                    past_length: tensors.past_length,
+                    seq_length: tensors.seq_length,
+                    node,
+                    ..slice.params.lengths
+                },
+                query: tensors.query,
+                key: tensors.key,
+                value: tensors.value,
+                cache_key: tensors.present_key,
+                cache_value: tensors.present_value,
+                cos: tensors.cos,
+                sin: tensors.sin,
+                output: tensors.output,
+                rotated,
+                partial,
+                arrived,
+                ..slice.params
+            };
+            if let Some(gate) = gate {
+                params.gate = gate.gate;
+                params.state_key = gate.state_key;
+                params.state_value = gate.state_value;
+                params.new_state_key = gate.new_state_key;
+                params.new_state_value = gate.new_state_value;
+            }
+            // SAFETY: the caller's contract.
+            unsafe { self.launch_slice(slice, &params, stream)? };
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// The addresses in `params` are valid, as for [`launch`](Self::launch).
+    unsafe fn launch_slice(
+        &self,
+        slice: &Slice,
+        params: &AttentionParams,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        let AttentionShape {
+            batch,
+            seq_len,
+            head_dim,
+            ..
+        } = self.shape;
+        let grid = |x: u32| [x, params.launch_heads as u32, batch as u32];
+        let launch = |kernel: &Function, x: u32, block: u32, shared_bytes: usize| {
+            let shared_bytes = shared_bytes as u32;
+            // SAFETY: the caller's contract; the grid covers the shape.
+            unsafe {
+                self.device.launch(*kernel, grid(x), block, shared_bytes, params, stream)
+            }
+        };
+        let float = size_of::<f32>();
+        let [keep, ring] = match &self.kernels.update {
+            None => [None; 2],
+            Some([keep, ring]) => [Some(keep), Some(ring)],
+        };
+        if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
+            launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
+        }
+        let main = &self.kernels.main;
+        match self.method {
+            AttentionMethod::Decode => {
+                if params.splits > 1 {
+                    let bytes = batch * params.launch_heads as usize * size_of::<u32>();
+                    // SAFETY: a part of the workspace.
+                    unsafe { self.device.memset_zero_async(params.arrived, bytes, stream)? };
+                }
+                let floats = 2 * DECODE_WARPS + (DECODE_WARPS + 4) * head_dim;
+                launch(main, params.splits as u32, DECODE_THREADS, floats * float)?;
+            }
+            AttentionMethod::Tiles => {
+                let rows = TILE_QUERIES + 4 * TILE_KEYS;
+                let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
+                let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
+                launch(main, tiles, TILE_THREADS, bytes)?;
+            }
+            AttentionMethod::Any => {
+                let floats = 2 * ANY_WARPS + ANY_WARPS * head_dim;
+                launch(main, seq_len as u32, ANY_THREADS, floats * float)?;
+            }
+        }
+        if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
+            launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
+        }
+        Ok(())
+    }
+}
+
+fn head_patterns(heads: &[HeadCache]) -> [HeadPattern; MAX_LAUNCH_HEADS] {
+    let mut patterns = [HeadPattern::default(); MAX_LAUNCH_HEADS];
+    for (to, head) in patterns.iter_mut().zip(heads) {
+        // The cache's rows, which are more than each of these, fit.
+        *to = HeadPattern {
+            dilation: head.pattern.dilation.map_or(0, |dilation| dilation.get() as i32),
+            window: head.pattern.local_window as i32,
+            initial: head.pattern.initial as i32,
+            row_offset: head.offset as i32,
+        };
+    }
+    patterns
+}
+
+/// Most tokens of a chunk whose keys are rotated ahead of the attention.
+fn kept_tokens(head: &HeadCache, seq_len: usize) -> usize {
+    let pattern = head.pattern;
+    if pattern.local_window > 0 {
+        return seq_len;
+    }
+    let dilated = pattern
+        .dilation
+        .map_or(0, |dilation| seq_len.div_ceil(dilation.get() as usize));
+    seq_len.min(pattern.initial as usize + dilated)
+}
+
+/// Blocks of the update kernels for the head with the most rows.
+fn blocks(heads: &[HeadCache], rows: impl Fn(&HeadCache) -> usize) -> u32 {
+    let most = heads.iter().map(rows).max().unwrap_or(0);
+    most.div_ceil(UPDATE_ROWS) as u32
+}
+
+const _: () = assert!(MAX_SPLITS <= 65535, "splits are blocks along x");

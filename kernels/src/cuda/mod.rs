@@ -1,0 +1,42 @@
+//! The two operators on NVIDIA GPUs: devices, kernels and launches over the CUDA driver.
+//!
+//! The driver is loaded when a [`Device`] is first asked for, and a machine without one gets a
+//! [`CudaError`]. Work runs in the calling thread's current context and on the caller's stream;
+//! nothing here makes a context, and no state of the process changes but what
+//! [`Device::open`] and [`Device::make_current`] say.
+
+mod architecture;
+mod cache;
+mod device;
+mod driver;
+mod error;
+mod flag;
+mod library;
+mod memory;
+mod nvrtc;
+mod program;
+mod sources;
+mod stream;
+mod units;
+
+pub use cache::cache_folder;
+pub use device::{Device, DeviceLimits, Function, KernelParams};
+pub use error::CudaError;
+pub use flag::{DeviceError, ErrorFlag};
+pub use memory::{DeviceMemory, PinnedMemory};
+pub use nvrtc::add_search_folder;
+pub use sources::{Resources, Toolkit};
+pub use stream::{Capture, Event, Graph, OwnedStream, Stream};
+
+/// An address in device memory.
+pub type DevicePtr = u64;
+
+/// The compiler of the embedded code; `None` where none is embedded and NVRTC has to compile.
+pub fn toolkit() -> Option<Toolkit> {
+    sources::TOOLKIT
+}
+
+/// What every embedded kernel needs on every architecture.
+pub fn resources() -> &'static [Resources] {
+    sources::RESOURCES
+}

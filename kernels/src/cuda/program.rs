@@ -1,0 +1,207 @@
+//! Kernels by name: which unit has one, and how the unit gets onto a device.
+
+use super::architecture::{self, Capability, capability_text};
+use super::cache;
+use super::device::Function;
+use super::driver::Driver;
+use super::error::CudaError;
+use super::nvrtc::{CacheUse, Nvrtc};
+use super::sources::{IMAGES, Image, TOOLKIT};
+use super::units::{UNITS, Unit};
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule};
+use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// What is loaded on one device.
+pub(super) struct Program {
+    driver: &'static Driver,
+    capability: Capability,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Index of the unit, and the unit.
+    modules: Vec<(usize, CUmodule)>,
+    functions: Vec<Function>,
+    log: Vec<String>,
+}
+
+/// Errors of the driver that say "not for this device, or not for this driver": other code may
+/// do. CUDA_ERROR_INVALID_IMAGE, NO_BINARY_FOR_GPU, INVALID_PTX, UNSUPPORTED_PTX_VERSION,
+/// JIT_COMPILATION_DISABLED.
+const NOT_FOR_US: [u32; 5] = [200, 209, 218, 222, 223];
+/// CUDA_ERROR_NOT_FOUND
+const NOT_FOUND: u32 = 500;
+
+impl Program {
+    pub fn new(driver: &'static Driver, capability: Capability) -> Self {
+        Self {
+            driver,
+            capability,
+            state: Mutex::default(),
+        }
+    }
+
+    /// What happened so far, one line each.
+    pub fn log(&self) -> Vec<String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.log.clone()
+    }
+
+    /// A kernel that may use `shared_limit` bytes of shared memory. The device's context is
+    /// current.
+    pub fn function(&self, kernel: &'static str, shared_limit: u32) -> Result<Function, CudaError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = state.functions.iter().find(|known| known.kernel == kernel);
+        if let Some(&function) = known {
+            return Ok(function);
+        }
+        let index = architecture::unit_of(kernel).ok_or(CudaError::KernelUnknown { kernel })?;
+        let unit = &UNITS[index];
+        let module = match state.modules.iter().find(|(loaded, _)| *loaded == index) {
+            Some(&(_, module)) => module,
+            None => {
+                let module = self.load(unit, &IMAGES[index], &mut state.log)?;
+                state.modules.push((index, module));
+                module
+            }
+        };
+        let raw = self.kernel(unit, module, kernel)?;
+        self.allow_shared_memory(raw, shared_limit)?;
+        let function = Function { raw, kernel };
+        state.functions.push(function);
+        Ok(function)
+    }
+
+    fn kernel(
+        &self,
+        unit: &Unit,
+        module: CUmodule,
+        kernel: &'static str,
+    ) -> Result<CUfunction, CudaError> {
+        let name = CString::new(kernel).map_err(|_| CudaError::KernelUnknown { kernel })?;
+        let mut raw = std::ptr::null_mut();
+        let call = self.driver.call.cuModuleGetFunction;
+        // SAFETY: the module is loaded, the name a C string, the pointer valid for the write.
+        let code = unsafe { call(&raw mut raw, module, name.as_ptr()) };
+        if code == NOT_FOUND {
+            return Err(CudaError::KernelMissing {
+                unit: unit.file,
+                kernel,
+            });
+        }
+        self.driver.check("cuModuleGetFunction", code)?;
+        Ok(raw)
+    }
+
+    /// Lets launches use what the kernel's own shared memory leaves of `limit`. Reading the
+    /// attribute also makes a driver that loads lazily load the kernel now, and not at a launch
+    /// that may be under capture.
+    fn allow_shared_memory(&self, raw: CUfunction, limit: u32) -> Result<(), CudaError> {
+        let mut own = 0;
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded and the pointer valid for the write.
+        let code = unsafe { (self.driver.call.cuFuncGetAttribute)(&raw mut own, attribute, raw) };
+        self.driver.check("cuFuncGetAttribute", code)?;
+        let rest = i32::try_from(limit).unwrap_or(i32::MAX) - own;
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded.
+        let code = unsafe { (self.driver.call.cuFuncSetAttribute)(raw, attribute, rest) };
+        self.driver.check("cuFuncSetAttribute", code)
+    }
+
+    /// Loads a unit: what is embedded, else what NVRTC makes of it.
+    fn load(
+        &self,
+        unit: &'static Unit,
+        image: &Image,
+        log: &mut Vec<String>,
+    ) -> Result<CUmodule, CudaError> {
+        let found = capability_text(self.capability);
+        if let Some(expected) = architecture::lacking(unit, self.capability) {
+            return Err(CudaError::WrongArchitecture {
+                unit: unit.file,
+                expected,
+                found,
+            });
+        }
+        let embedded = match (image.embedded, TOOLKIT) {
+            (Some(code), Some(toolkit)) => {
+                let version = toolkit.version;
+                if architecture::covers(unit, toolkit.architectures, self.capability) {
+                    match self.load_code(code) {
+                        Ok(module) => {
+                            let file = unit.file;
+                            log.push(format!("{file}: embedded code of nvcc {version}"));
+                            return Ok(module);
+                        }
+                        Err(code) if NOT_FOR_US.contains(&code) => {
+                            let (name, words) = self.driver.words(code);
+                            format!(
+                                "the embedded code of nvcc {version} does not load ({name}: {words})"
+                            )
+                        }
+                        Err(code) => return Err(self.not_loaded(code)),
+                    }
+                } else {
+                    format!(
+                        "nvcc {version} embedded code for {:?}",
+                        toolkit.architectures
+                    )
+                }
+            }
+            _ => "this build embeds none".into(),
+        };
+        let major = u32::try_from(self.driver.version / 1000).ok();
+        let nvrtc = Nvrtc::get(major).map_err(|nvrtc| CudaError::NoCode {
+            unit: unit.file,
+            architecture: found,
+            embedded: embedded.clone(),
+            nvrtc,
+            package: package(major),
+        })?;
+        let start = Instant::now();
+        let folder = cache::cache_folder();
+        let made = nvrtc.code(unit.file, image.source, self.capability, folder.as_deref())?;
+        let seconds = start.elapsed().as_secs_f64();
+        let origin = match made.cache {
+            CacheUse::Hit => "from the cache".into(),
+            CacheUse::Stored => format!("compiled in {seconds:.1} s"),
+            CacheUse::NotStored(why) => format!("compiled in {seconds:.1} s, not kept ({why})"),
+        };
+        log.push(format!(
+            "{}: {embedded}; code of NVRTC {} for {}, {origin}",
+            unit.file,
+            nvrtc.version_text(),
+            made.architecture,
+        ));
+        self.load_code(&made.code)
+            .map_err(|code| self.not_loaded(code))
+    }
+
+    fn load_code(&self, code: &[u8]) -> Result<CUmodule, u32> {
+        let mut module = std::ptr::null_mut();
+        let call = self.driver.call.cuModuleLoadData;
+        // SAFETY: the bytes are a whole cubin, fat binary or NUL-terminated PTX, which know their
+        // size; the pointer is valid for the write.
+        match unsafe { call(&raw mut module, code.as_ptr().cast()) } {
+            0 => Ok(module),
+            code => Err(code),
+        }
+    }
+
+    fn not_loaded(&self, code: u32) -> CudaError {
+        let checked = self.driver.check("cuModuleLoadData", code);
+        checked.expect_err("the code is not 0")
+    }
+}
+
+/// The Python package that has NVRTC for a major version of CUDA.
+pub(super) fn package(major: Option<u32>) -> String {
+    match major {
+        Some(major @ ..13) => format!("nvidia-cuda-nvrtc-cu{major}"),
+        _ => "nvidia-cuda-nvrtc".into(),
+    }
+}

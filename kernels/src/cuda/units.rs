@@ -1,0 +1,35 @@
+//! What is compiled from kernels/cuda, and for which GPUs. build.rs includes this file.
+
+/// A file that is compiled by itself.
+#[derive(Debug)]
+pub struct Unit {
+    /// Its name in kernels/cuda.
+    pub file: &'static str,
+    /// What its kernels' names begin with. Where several units match, the longest one counts.
+    pub prefixes: &'static [&'static str],
+    /// The only architecture that it is for, one of [`ARCHITECTURES`]; all of them otherwise.
+    pub only: Option<&'static str>,
+}
+
+/// Every unit.
+pub const UNITS: &[Unit] = &[];
+
+/// What code is embedded for, as in `sm_90a`.
+pub const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
+
+/// The virtual architecture whose code the driver can compile for every later GPU. It is also
+/// the oldest that the kernels run on.
+pub const VIRTUAL_ARCHITECTURE: &str = "80";
+
+impl Unit {
+    /// Those of `known` that this unit is for.
+    pub fn architectures<'a>(&self, known: &[&'a str]) -> Vec<&'a str> {
+        let wanted = |name: &&str| self.only.is_none_or(|only| only == *name);
+        known.iter().copied().filter(wanted).collect()
+    }
+
+    /// Whether it has a form that the driver can compile for later GPUs.
+    pub fn is_virtual(&self) -> bool {
+        self.only.is_none()
+    }
+}

@@ -1,0 +1,203 @@
+//! The CUDA kernels on the emulator, from the same tensors in host memory as the CPU kernels.
+
+use super::Real;
+use crate::cuda::{
+    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, Device, DeviceMemory,
+    DevicePtr, ScanMethod, ScanPlan, ScanShape, ScanTensors, Stream,
+};
+use crate::{AttentionParams, ScanParams};
+use half::{bf16, f16};
+use ratplus_cuda_emulator as emulator;
+use ratplus_graphs::ops::ElementType;
+use std::any::TypeId;
+use std::slice;
+
+/// In which order threads and blocks take turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Schedule {
+    Forward,
+    Reverse,
+    /// From this seed, with this many blocks at once.
+    Random(u64, u32),
+}
+
+impl Schedule {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Forward,
+        Self::Reverse,
+        Self::Random(1, 1),
+        Self::Random(2, 4),
+    ];
+
+    fn set(self) {
+        let (order, seed, blocks) = match self {
+            Self::Forward => (emulator::Order::Forward, 0, 1),
+            Self::Reverse => (emulator::Order::Reverse, 0, 2),
+            Self::Random(seed, blocks) => (emulator::Order::Random, seed, blocks),
+        };
+        emulator::configure(order, seed, blocks);
+    }
+}
+
+/// The emulated device, current on this thread.
+pub(crate) fn device() -> &'static Device {
+    emulator::load().unwrap();
+    Device::open(0).unwrap()
+}
+
+pub(crate) fn element<T: Real>() -> ElementType {
+    let types = [
+        (TypeId::of::<f16>(), ElementType::F16),
+        (TypeId::of::<bf16>(), ElementType::BF16),
+    ];
+    let own = TypeId::of::<T>();
+    let found = types.into_iter().find(|(id, _)| *id == own);
+    found.map_or(ElementType::F32, |(_, element)| element)
+}
+
+/// Tensors of one call on the device.
+pub(crate) struct Buffers {
+    device: &'static Device,
+    held: Vec<DeviceMemory>,
+}
+
+impl Buffers {
+    pub(crate) fn new(device: &'static Device) -> Self {
+        let held = Vec::new();
+        Self { device, held }
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: usize) -> DevicePtr {
+        // No tensor, no memory: kernels must not need the address.
+        if bytes == 0 {
+            return 0;
+        }
+        self.held.push(self.device.allocate(bytes).unwrap());
+        self.held.last().unwrap().address()
+    }
+
+    /// A copy of `count` elements.
+    ///
+    /// # Safety
+    /// `from` is valid for reading them.
+    pub(crate) unsafe fn copy<T: Copy>(&mut self, from: *const T, count: usize) -> DevicePtr {
+        let address = self.bytes(count * size_of::<T>());
+        if address != 0 {
+            // SAFETY: the caller's contract; plain data.
+            let bytes = unsafe { slice::from_raw_parts(from.cast::<u8>(), count * size_of::<T>()) };
+            self.held.last_mut().unwrap().upload(0, bytes).unwrap();
+        }
+        address
+    }
+
+    /// Copies `count` elements back.
+    ///
+    /// # Safety
+    /// `to` is valid for writing them.
+    pub(crate) unsafe fn back<T: Copy>(&self, address: DevicePtr, to: *mut T, count: usize) {
+        if count == 0 {
+            return;
+        }
+        // SAFETY: the caller's contract; plain data.
+        let bytes = unsafe { slice::from_raw_parts_mut(to.cast::<u8>(), count * size_of::<T>()) };
+        let memory = self.held.iter().find(|held| held.address() == address).unwrap();
+        memory.download(0, bytes).unwrap();
+    }
+}
+
+/// # Safety
+/// As [`crate::dilated_attention`].
+pub(crate) unsafe fn attention<T: Real>(
+    params: &AttentionParams<T>,
+    method: Option<AttentionMethod>,
+    schedule: Schedule,
+) {
+    let device = device();
+    schedule.set();
+    let shape = AttentionShape {
+        element: element::<T>(),
+        batch: params.batch,
+        seq_len: params.seq_len,
+        head_dim: params.head_dim,
+        scale: params.scale,
+    };
+    let method = method.unwrap_or(shape.method());
+    let plan = AttentionPlan::with_method(device, shape, params.layout, method).unwrap();
+    let chunk = params.batch * params.seq_len * params.layout.heads().len() * params.head_dim;
+    let cache = params.batch * params.layout.rows() * params.head_dim;
+    let table = params.layout.max_seq_len() * params.head_dim / 2;
+    let mut buffers = Buffers::new(device);
+    // SAFETY: the caller's contract.
+    unsafe {
+        let past_key = buffers.copy(params.past_key, cache);
+        let past_value = buffers.copy(params.past_value, cache);
+        let aliased = std::ptr::eq(params.past_key, params.present_key);
+        let tensors = AttentionTensors {
+            query: buffers.copy(params.query, chunk),
+            key: buffers.copy(params.key, chunk),
+            value: buffers.copy(params.value, chunk),
+            past_key,
+            past_value,
+            past_length: buffers.copy(params.past_length, params.batch),
+            seq_length: buffers.copy(params.seq_length, params.batch),
+            cos: buffers.copy(params.cos, table),
+            sin: buffers.copy(params.sin, table),
+            output: buffers.copy(params.output, chunk),
+            present_key: if aliased { past_key } else { buffers.copy(params.present_key, cache) },
+            present_value: if aliased { past_value } else { buffers.copy(params.present_value, cache) },
+        };
+        let workspace = buffers.bytes(plan.workspace_bytes());
+        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut())).unwrap();
+        buffers.back(tensors.output, params.output, chunk);
+        buffers.back(tensors.present_key, params.present_key, cache);
+        buffers.back(tensors.present_value, params.present_value, cache);
+    }
+    assert_eq!(device.error_flag().take(), None);
+}
+
+/// # Safety
+/// As [`crate::recurrence_scan`].
+pub(crate) unsafe fn scan<T: Real>(
+    params: &ScanParams<T>,
+    method: Option<ScanMethod>,
+    schedule: Schedule,
+) {
+    let device = device();
+    schedule.set();
+    let shape = ScanShape {
+        element: element::<T>(),
+        batch: params.batch,
+        seq_len: params.seq_len,
+        channels: params.channels,
+    };
+    let plan = ScanPlan::with_method(device, shape, method.unwrap_or(shape.method())).unwrap();
+    let chunk = params.batch * params.seq_len * params.channels;
+    let state = params.batch * params.channels;
+    let mut buffers = Buffers::new(device);
+    // SAFETY: the caller's contract.
+    unsafe {
+        let state_key = buffers.copy(params.state_key, state);
+        let state_value = buffers.copy(params.state_value, state);
+        let aliased = std::ptr::eq(params.state_key, params.new_state_key);
+        let tensors = ScanTensors {
+            key: buffers.copy(params.key, chunk),
+            value: buffers.copy(params.value, chunk),
+            gate: buffers.copy(params.gate, chunk),
+            state_key,
+            state_value,
+            past_length: buffers.copy(params.past_length, params.batch),
+            seq_length: buffers.copy(params.seq_length, params.batch),
+            gated_key: buffers.copy(params.gated_key, chunk),
+            gated_value: buffers.copy(params.gated_value, chunk),
+            new_state_key: if aliased { state_key } else { buffers.copy(params.new_state_key, state) },
+            new_state_value: if aliased { state_value } else { buffers.copy(params.new_state_value, state) },
+        };
+        let workspace = buffers.bytes(plan.workspace_bytes());
+        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut())).unwrap();
+        buffers.back(tensors.gated_key, params.gated_key, chunk);
+        buffers.back(tensors.gated_value, params.gated_value, chunk);
+        buffers.back(tensors.new_state_key, params.new_state_key, state);
+        buffers.back(tensors.new_state_value, params.new_state_value, state);
+    }
+    assert_eq!(device.error_flag().take(), None);
+}

@@ -1,0 +1,90 @@
+//! What the operators are tried on: every instruction set of this CPU, and the CUDA kernels on
+//! the emulator.
+
+use super::gpu::{self, Schedule};
+use super::{Real, pools};
+use crate::cuda::{AttentionMethod, ScanMethod};
+use crate::{AttentionParams, Isa, ParallelFor, ScanParams};
+use crate::{dilated_attention_on, isa, recurrence_scan_on};
+
+/// One implementation of the operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Machine {
+    /// The CPU kernels.
+    Cpu(Isa),
+    /// The CUDA kernels; `None` is what the shape chooses.
+    Gpu {
+        scan: Option<ScanMethod>,
+        attention: Option<AttentionMethod>,
+    },
+}
+
+/// One of the ways a machine may go about a call; all give the same bits.
+pub(crate) enum Way {
+    Pool(Box<dyn ParallelFor>),
+    Schedule(Schedule),
+}
+
+impl Machine {
+    /// The CUDA kernels as the shape chooses them.
+    pub(crate) const GPU: Self = Self::Gpu {
+        scan: None,
+        attention: None,
+    };
+
+    /// Every CPU instruction set, and the GPU.
+    pub(crate) fn all() -> Vec<Self> {
+        let cpu = super::isas().into_iter().map(Self::Cpu);
+        cpu.chain([Self::GPU]).collect()
+    }
+
+    /// The ways to compare, the plainest first.
+    pub(crate) fn ways(self) -> Vec<(String, Way)> {
+        match self {
+            Self::Cpu(_) => pools()
+                .into_iter()
+                .map(|(name, pool)| (name.into(), Way::Pool(pool)))
+                .collect(),
+            Self::Gpu { .. } => Schedule::ALL
+                .into_iter()
+                .map(|schedule| (format!("{schedule:?}"), Way::Schedule(schedule)))
+                .collect(),
+        }
+    }
+
+    /// Runs the attention.
+    ///
+    /// # Safety
+    /// As [`dilated_attention_on`].
+    pub(crate) unsafe fn attention<T: Real>(self, way: &Way, params: &AttentionParams<T>) {
+        match (self, way) {
+            // SAFETY: the caller's contract.
+            (Self::Cpu(isa), Way::Pool(pool)) => unsafe {
+                dilated_attention_on(isa, params, &**pool).unwrap();
+            },
+            // SAFETY: as above.
+            (Self::Gpu { attention, .. }, Way::Schedule(schedule)) => unsafe {
+                gpu::attention(params, attention, *schedule);
+            },
+            _ => unreachable!("a way of another machine"),
+        }
+    }
+
+    /// Runs the scan.
+    ///
+    /// # Safety
+    /// As [`recurrence_scan_on`].
+    pub(crate) unsafe fn scan<T: Real>(self, way: &Way, params: &ScanParams<T>) {
+        match (self, way) {
+            // SAFETY: the caller's contract.
+            (Self::Cpu(isa), Way::Pool(pool)) => unsafe {
+                recurrence_scan_on(isa, params, &**pool).unwrap();
+            },
+            // SAFETY: as above.
+            (Self::Gpu { scan, .. }, Way::Schedule(schedule)) => unsafe {
+                gpu::scan(params, scan, *schedule);
+            },
+            _ => unreachable!("a way of another machine"),
+        }
+    }
+}
