@@ -67,7 +67,9 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
     if (tiles.tiles > 0) {
         copy_tile<T, DIM>(head, at, tiles.tile(0), past, keys, values);
     }
-    load_queries<T, DIM>(p, at, token, past, PREFILL_QUERIES, count, thread, PREFILL_THREADS, queries, self_scores);
+    const auto place = [](i32 row, i32 chunk) { return chunk_at<DIM>(row, chunk); };
+    load_queries<T, DIM>(p, at, token, past, PREFILL_QUERIES, count, thread, PREFILL_THREADS, queries, self_scores,
+                         place);
     block_barrier();
 
     // This thread's rows of the fragments: `row` and `row + 8`; its columns: `column` and the next,

@@ -94,10 +94,11 @@ RATPLUS_DEVICE float masked() { return from_bits(0xff800000u); }
 // Rotates the queries of a tile into shared memory and scores each against its own key.
 //
 // `queries` gets `rows` rows, zero from `count` on, with the scale's sign; `scores` gets one power
-// of two a row, zero likewise. Reached by whole warps, of which there are `threads` threads.
-template <typename T, i32 DIM>
+// of two a row, zero likewise. `place(row, chunk)` is where sixteen bytes go. Reached by whole warps,
+// of which there are `threads` threads.
+template <typename T, i32 DIM, typename Place>
 RATPLUS_DEVICE void load_queries(const AttentionParams& p, const HeadTensors<T>& at, i32 token, i32 past, i32 rows,
-                                 i32 count, i32 thread, i32 threads, T* queries, float* scores) {
+                                 i32 count, i32 thread, i32 threads, T* queries, float* scores, const Place& place) {
     constexpr i32 HALF = DIM / 2;
     constexpr i32 LANES = HALF / 8;
     const i32 lane = thread % LANES;
@@ -134,8 +135,8 @@ RATPLUS_DEVICE void load_queries(const AttentionParams& p, const HeadTensors<T>&
         for (u32 mask = LANES / 2; mask > 0; mask /= 2) {
             sum += shuffle_xor(sum, mask);
         }
-        store16(queries + chunk_at<DIM>(row, lane), low);
-        store16(queries + chunk_at<DIM>(row, lane + LANES), high);
+        store16(queries + place(row, lane), low);
+        store16(queries + place(row, lane + LANES), high);
         if (lane == 0) {
             scores[row] = sum * score_scale(p);
         }

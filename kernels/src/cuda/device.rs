@@ -7,6 +7,7 @@ use super::flag::ErrorFlag;
 use super::program::Program;
 use cudarc::driver::sys::{CUcontext, CUdevice_attribute as Attribute, CUfunction};
 use std::ffi::{CStr, c_char};
+use std::fmt;
 use std::marker::PhantomData;
 use std::sync::{PoisonError, RwLock};
 
@@ -53,6 +54,12 @@ pub struct Device {
     limits: DeviceLimits,
     program: Program,
     flag: ErrorFlag,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.limits.name)
+    }
 }
 
 // SAFETY: the context is an opaque handle; the driver takes it from every thread, and everything

@@ -6,25 +6,35 @@
 //! [`Device::open`] and [`Device::make_current`] say.
 
 mod architecture;
+mod attention;
 mod cache;
 mod device;
 mod driver;
 mod error;
 mod flag;
 mod library;
+mod limits;
 mod memory;
 mod nvrtc;
+mod params;
 mod program;
+mod scan;
 mod sources;
+mod split;
 mod stream;
 mod units;
+mod workspace;
 
+pub use attention::{
+    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, GateTensors,
+};
 pub use cache::cache_folder;
 pub use device::{Device, DeviceLimits, Function, KernelParams};
 pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
 pub use nvrtc::add_search_folder;
+pub use scan::{ScanMethod, ScanPlan, ScanShape, ScanTensors};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};
 

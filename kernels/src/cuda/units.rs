@@ -12,7 +12,24 @@ pub struct Unit {
 }
 
 /// Every unit.
-pub const UNITS: &[Unit] = &[];
+pub const UNITS: &[Unit] = &[
+    unit("scan.cu", &["ratplus_scan_"]),
+    unit(
+        "attention_update.cu",
+        &["ratplus_attention_keep_", "ratplus_attention_ring_"],
+    ),
+    unit("attention_decode.cu", &["ratplus_attention_decode_"]),
+    unit("attention_prefill.cu", &["ratplus_attention_prefill_"]),
+    unit("attention_any.cu", &["ratplus_attention_any_"]),
+];
+
+const fn unit(file: &'static str, prefixes: &'static [&'static str]) -> Unit {
+    Unit {
+        file,
+        prefixes,
+        only: None,
+    }
+}
 
 /// What code is embedded for, as in `sm_90a`.
 pub const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];

@@ -1,0 +1,363 @@
+#include "block.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+namespace ratplus::emulator {
+
+__thread Thread* current = nullptr;
+__thread Engine* engine = nullptr;
+
+namespace {
+
+// Rounds in which threads did nothing but spin before the launch counts as stuck.
+constexpr u32 IDLE_ROUNDS = 1000;
+constexpr u32 NONE = ~0u;
+
+Fiber& running() { return *static_cast<Fiber*>(current); }
+
+void fiber_main() {
+    engine->enter();
+    engine->exit_thread();
+}
+
+}  // namespace
+
+const char* name_of(Call call) {
+    switch (call) {
+        case Call::none: return "nothing";
+        case Call::block_barrier: return "block_barrier";
+        case Call::warp_barrier: return "warp_barrier";
+        case Call::shuffle_xor: return "shuffle_xor";
+        case Call::shuffle_up: return "shuffle_up";
+        case Call::shuffle: return "shuffle";
+        case Call::load_blocks: return "load_blocks";
+        case Call::load_blocks_transposed: return "load_blocks_transposed";
+        case Call::multiply_bf16: return "multiply_blocks<bf16>";
+        case Call::multiply_f16: return "multiply_blocks<f16>";
+        case Call::spin_pause: return "spin_pause";
+    }
+    return "?";
+}
+
+void fault(Status status, Site site, const char* format, ...) {
+    char message[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    engine->fail(status, site, message);
+}
+
+void note_progress() { engine->note_progress(); }
+void spin(Site site) { engine->spin(site); }
+
+void block_barrier(Site site) {
+    const Fiber& self = running();
+    Block& block = *self.owner;
+    if (engine->arrive(block.barrier, 0, block.threads, Call::block_barrier, site)) {
+        engine->release(block.barrier, 0, block.threads);
+    }
+}
+
+// --- order ----------------------------------------------------------------------------------------
+
+u64 Engine::random() {
+    random_state_ ^= random_state_ >> 12;
+    random_state_ ^= random_state_ << 25;
+    random_state_ ^= random_state_ >> 27;
+    return random_state_ * 0x2545f4914f6cdd1dull >> 32;
+}
+
+// One of the set bits. Random order mostly stays with the `last` choice, so that some threads
+// run far ahead of others.
+u32 Engine::choose(u32 mask, u32 last) {
+    switch (settings.order) {
+        case Order::forward: return static_cast<u32>(__builtin_ctz(mask));
+        case Order::reverse: return 31u - static_cast<u32>(__builtin_clz(mask));
+        case Order::random: break;
+    }
+    if (last != NONE && (mask >> last & 1) != 0 && random() % 8 != 0) {
+        return last;
+    }
+    const u32 turn = random() % 32;
+    const u32 turned = turn == 0 ? mask : mask >> turn | mask << (32 - turn);
+    return (static_cast<u32>(__builtin_ctz(turned)) + turn) % 32;
+}
+
+// Takes a thread to run; null where there is none.
+Fiber* Engine::next() {
+    if (settings.order == Order::random && random() % 32 == 0) {
+        wake_spinners();
+    }
+    if (runnable_blocks_ == 0) {
+        if (++idle_rounds_ > IDLE_ROUNDS) {
+            return nullptr;
+        }
+        wake_spinners();
+        if (runnable_blocks_ == 0) {
+            return nullptr;
+        }
+    }
+    last_block_ = choose(runnable_blocks_, last_block_);
+    Block& block = *blocks_[last_block_];
+    const u32 warp = block.last_warp = choose(block.runnable_warps, block.last_warp);
+    const u32 lane = choose(block.runnable[warp], NONE);
+    block.runnable[warp] &= ~(1u << lane);
+    if (block.runnable[warp] == 0) {
+        block.runnable_warps &= ~(1u << warp);
+        if (block.runnable_warps == 0) {
+            runnable_blocks_ &= ~(1u << last_block_);
+        }
+    }
+    return block.fibers[warp * WARP + lane].get();
+}
+
+void Engine::make_runnable(Fiber& fiber) {
+    Block& block = *fiber.owner;
+    fiber.state = State::runnable;
+    block.runnable[fiber.index / WARP] |= 1u << fiber.index % WARP;
+    block.runnable_warps |= 1u << fiber.index / WARP;
+    runnable_blocks_ |= 1u << block.slot;
+}
+
+void Engine::wake_spinners() {
+    for (u32 slot = 0; slot < resident_; ++slot) {
+        Block& block = *blocks_[slot];
+        for (u32 i = 0; block.spinning > 0 && i < block.threads; ++i) {
+            if (block.fibers[i]->state == State::spinning) {
+                make_runnable(*block.fibers[i]);
+                --block.spinning;
+            }
+        }
+    }
+}
+
+// From the running fiber to another, or to `run` where there is none.
+void Engine::suspend() {
+    Fiber& self = running();
+    Fiber* const other = next();
+    if (other == &self) {
+        return;
+    }
+    current = other;
+    switch_context(self.context, other != nullptr ? other->context : main_);
+}
+
+void Engine::spin(Site site) {
+    Fiber& self = running();
+    self.state = State::spinning;
+    self.call = Call::spin_pause;
+    self.site = site;
+    ++self.owner->spinning;
+    suspend();
+}
+
+bool Engine::arrive(Meeting& meeting, u32 first, u32 members, Call call, Site site) {
+    Fiber& self = running();
+    self.call = call;
+    self.site = site;
+    if (meeting.arrived == 0) {
+        meeting.call = call;
+        meeting.site = site;
+    } else if (members <= WARP && (meeting.call != call || meeting.site.line != site.line)) {
+        fault(Status::launch_failed, site, "the warp of thread %u diverges: this thread is in %s, others are in %s (%s:%d)",
+              first, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
+    }
+    if (++meeting.arrived == members) {
+        return true;
+    }
+    self.state = State::waiting;
+    suspend();
+    return false;
+}
+
+void Engine::release(Meeting& meeting, u32 first, u32 members) {
+    Fiber& self = running();
+    meeting.arrived = 0;
+    for (u32 i = first; i < first + members; ++i) {
+        Fiber& fiber = *self.owner->fibers[i];
+        if (&fiber != &self) {
+            make_runnable(fiber);
+        }
+    }
+}
+
+// --- launches -------------------------------------------------------------------------------------
+
+void Engine::begin(Block& block, u64 index) {
+    const Launch& launch = *launch_;
+    block.coordinates[0] = static_cast<u32>(index % launch.grid[0]);
+    block.coordinates[1] = static_cast<u32>(index / launch.grid[0] % launch.grid[1]);
+    block.coordinates[2] = static_cast<u32>(index / launch.grid[0] / launch.grid[1]);
+    block.threads = block.live = launch.threads;
+    block.barrier = Meeting{};
+    block.spinning = 0;
+    block.last_warp = NONE;
+    block.runnable_warps = 0;
+    u8* const shared = block.shared.reset(launch.shared_bytes);
+    while (block.fibers.size() < launch.threads) {
+        block.fibers.push_back(std::make_unique<Fiber>());
+    }
+    for (u32 warp = 0; warp < MAX_WARPS; ++warp) {
+        block.warps[warp] = Meeting{};
+        block.runnable[warp] = 0;
+    }
+    for (u32 i = 0; i < launch.threads; ++i) {
+        Fiber& fiber = *block.fibers[i];
+        fiber.index = i;
+        fiber.threads = launch.threads;
+        std::memcpy(fiber.block, block.coordinates, sizeof fiber.block);
+        std::memcpy(fiber.grid, launch.grid, sizeof fiber.grid);
+        fiber.shared = shared;
+        fiber.shared_bytes = launch.shared_bytes;
+        fiber.owner = &block;
+        fiber.call = Call::none;
+        fiber.copies.clear();
+        fiber.group_ends.clear();
+        fiber.stack.reserve();
+        // The tops of the stacks fall into different sets of the processor's cache.
+        const u32 colour = i * 320 % 4096;
+        prepare(fiber.context, fiber.stack.bottom(), fiber.stack.top() - colour, fiber_main);
+        make_runnable(fiber);
+    }
+}
+
+Status Engine::run(const Launch& launch, std::string& error) {
+    launch_ = &launch;
+    random_state_ = (settings.seed + 1) * 0x9e3779b97f4a7c15ull | 1;
+    const u64 count = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
+    std::vector<u64> sequence;
+    if (settings.order == Order::random) {
+        sequence.resize(count);
+        std::iota(sequence.begin(), sequence.end(), u64{0});
+        for (u64 i = count; i > 1; --i) {
+            std::swap(sequence[i - 1], sequence[random() % i]);
+        }
+    }
+    const auto nth = [&](u64 i) {
+        return settings.order == Order::forward ? i : settings.order == Order::reverse ? count - 1 - i : sequence[i];
+    };
+    resident_ = static_cast<u32>(count < settings.resident ? count : settings.resident);
+    runnable_blocks_ = 0;
+    last_block_ = NONE;
+    idle_rounds_ = 0;
+    status_ = Status::success;
+    error_.clear();
+    while (blocks_.size() < resident_) {
+        blocks_.push_back(std::make_unique<Block>());
+        blocks_.back()->slot = static_cast<u32>(blocks_.size() - 1);
+    }
+    struct Entered {
+        Engine* const outer;
+        ~Entered() {
+            current = nullptr;
+            engine = outer;
+        }
+    } const entered{std::exchange(engine, this)};
+    u64 begun = 0;
+    for (; begun < resident_; ++begun) {
+        begin(*blocks_[begun], nth(begun));
+    }
+    for (u64 finished = 0; finished < count;) {
+        Fiber* const fiber = next();
+        if (fiber == nullptr) {
+            status_ = Status::launch_failed;
+            error_ = deadlock();
+            break;
+        }
+        current = fiber;
+        switch_context(main_, fiber->context);
+        current = nullptr;
+        if (status_ != Status::success) {
+            break;
+        }
+        for (u32 slot = 0; slot < resident_; ++slot) {
+            Block& block = *blocks_[slot];
+            if (block.live > 0 || block.threads == 0) {
+                continue;
+            }
+            i64 offset;
+            if (block.shared.overwritten(offset)) {
+                status_ = Status::illegal_address;
+                error_ = std::string("kernel ") + launch.kernel->name + ": byte " + std::to_string(offset) +
+                         " of a block's shared memory was written, which has " + std::to_string(launch.shared_bytes);
+                finished = count;
+                break;
+            }
+            ++finished;
+            block.threads = 0;
+            if (begun < count) {
+                begin(block, nth(begun++));
+            }
+        }
+    }
+    error = error_;
+    return status_;
+}
+
+void Engine::exit_thread() {
+    Fiber& self = running();
+    if (!self.copies.empty()) {
+        const Copy& copy = self.copies.front();
+        fault(Status::launch_failed, copy.site, "the thread exits before it waited for its copy_async16");
+    }
+    self.state = State::exited;
+    note_progress();
+    Block& block = *self.owner;
+    // A block that is done goes back to `run`.
+    Fiber* const other = --block.live == 0 ? nullptr : next();
+    current = other;
+    switch_context(self.context, other != nullptr ? other->context : main_);
+    __builtin_unreachable();
+}
+
+void Engine::fail(Status status, Site site, const char* message) {
+    Fiber& self = running();
+    status_ = status;
+    char where[256];
+    snprintf(where, sizeof where, "kernel %s, block (%u, %u, %u), thread %u, %s:%d: ", launch_->kernel->name, self.block[0],
+             self.block[1], self.block[2], self.index, site.file, site.line);
+    error_ = std::string(where) + message;
+    current = nullptr;
+    switch_context(self.context, main_);
+    __builtin_unreachable();
+}
+
+// Where every thread of the resident blocks stands.
+std::string Engine::deadlock() const {
+    std::string text = std::string("kernel ") + launch_->kernel->name + ": no thread can go on";
+    for (u32 slot = 0; slot < resident_; ++slot) {
+        const Block& block = *blocks_[slot];
+        if (block.threads == 0) {
+            continue;
+        }
+        char line[256];
+        snprintf(line, sizeof line, "\n  block (%u, %u, %u):", block.coordinates[0], block.coordinates[1],
+                 block.coordinates[2]);
+        text += line;
+        for (u32 first = 0; first < block.threads;) {
+            const Fiber& fiber = *block.fibers[first];
+            u32 last = first;
+            while (last + 1 < block.threads && block.fibers[last + 1]->state == fiber.state &&
+                   (fiber.state == State::exited || (block.fibers[last + 1]->call == fiber.call &&
+                                                     block.fibers[last + 1]->site.line == fiber.site.line))) {
+                ++last;
+            }
+            if (fiber.state == State::exited) {
+                snprintf(line, sizeof line, "\n    threads %u to %u have exited", first, last);
+            } else {
+                snprintf(line, sizeof line, "\n    threads %u to %u wait in %s (%s:%d)", first, last, name_of(fiber.call),
+                         fiber.site.file, fiber.site.line);
+            }
+            text += line;
+            first = last + 1;
+        }
+    }
+    return text;
+}
+
+}  // namespace ratplus::emulator

@@ -1,0 +1,163 @@
+//! A loaded emulator and its controls.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// The order in which threads and blocks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The runnable thread with the lowest index first.
+    Forward,
+    /// The one with the highest.
+    Reverse,
+    /// As the seed says.
+    Random(u64),
+}
+
+/// A library with the emulator in it.
+#[derive(Debug)]
+pub struct Library {
+    handle: *mut c_void,
+}
+
+// SAFETY: the handle is only given to dlsym, which any thread may call.
+unsafe impl Send for Library {}
+// SAFETY: as above.
+unsafe impl Sync for Library {}
+
+impl Library {
+    /// Loads the library for the rest of the process, its functions visible to all.
+    ///
+    /// # Errors
+    /// The loader's message.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let name = CString::new(path.as_os_str().as_bytes())
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        // SAFETY: `name` ends with a zero; the library's initialisers only chain up its kernels.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        if handle.is_null() {
+            // SAFETY: dlopen failed on this thread, so dlerror has a message of its own.
+            let message = unsafe { CStr::from_ptr(libc::dlerror()) };
+            return Err(message.to_string_lossy().into_owned());
+        }
+        Ok(Self { handle })
+    }
+
+    /// A function of the library.
+    ///
+    /// # Safety
+    /// `F` is the type of the function of that name.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub unsafe fn function<F: Copy>(&self, name: &CStr) -> F {
+        // SAFETY: the library stays loaded.
+        let address = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
+        assert!(!address.is_null(), "{name:?}: not in the library");
+        assert_eq!(size_of::<F>(), size_of_val(&address));
+        // SAFETY: the caller's promise; the sizes are the same.
+        unsafe { std::mem::transmute_copy(&address) }
+    }
+
+    /// Sets the order of the calling thread's launches, and how many blocks run at a time (1 to
+    /// 4). Forward, one block where nothing was set.
+    ///
+    /// # Panics
+    /// Where `resident_blocks` is not in 1..=4.
+    pub fn configure(&self, order: Order, resident_blocks: u32) {
+        let (order, seed) = match order {
+            Order::Forward => (0, 0),
+            Order::Reverse => (1, 0),
+            Order::Random(seed) => (2, seed),
+        };
+        // SAFETY: the function's type in control.cpp.
+        let configure: extern "C" fn(c_int, u64, c_uint) -> c_int =
+            unsafe { self.function(c"ratplusEmulatorConfigure") };
+        assert_eq!(
+            configure(order, seed, resident_blocks),
+            0,
+            "{resident_blocks} resident blocks, which is not in 1..=4"
+        );
+    }
+
+    /// Sets what the calling thread sees of the device. Compute capability 9.0 and 4
+    /// multiprocessors where nothing was set.
+    ///
+    /// # Panics
+    /// Where the numbers are no device's.
+    pub fn set_device(&self, capability: (u32, u32), multiprocessors: u32) {
+        // SAFETY: the function's type in control.cpp.
+        let set: extern "C" fn(c_uint, c_uint, c_uint) -> c_int =
+            unsafe { self.function(c"ratplusEmulatorSetDevice") };
+        assert_eq!(
+            set(capability.0, capability.1, multiprocessors),
+            0,
+            "no device has capability {capability:?} and {multiprocessors} multiprocessors"
+        );
+    }
+
+    /// Names of the kernels.
+    pub fn kernels(&self) -> Vec<String> {
+        // SAFETY: the function's type in control.cpp.
+        let name: extern "C" fn(c_uint) -> *const c_char =
+            unsafe { self.function(c"ratplusEmulatorKernelName") };
+        let mut names: Vec<_> = (0..)
+            .map(|index| name(index))
+            .take_while(|name| !name.is_null())
+            .map(|name| {
+                // SAFETY: the name of a kernel is a literal of the library.
+                unsafe { CStr::from_ptr(name) }
+            })
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Bytes of the kernel's parameters; none where there is no such kernel.
+    pub fn params_bytes(&self, kernel: &str) -> Option<usize> {
+        // SAFETY: the function's type in control.cpp.
+        let size: extern "C" fn(*const c_char) -> c_int =
+            unsafe { self.function(c"ratplusEmulatorSizeof") };
+        let name = CString::new(kernel).ok()?;
+        usize::try_from(size(name.as_ptr())).ok()
+    }
+
+    /// How often the calling thread ran the kernel; none where there is no such kernel.
+    pub fn launches(&self, kernel: &str) -> Option<u64> {
+        self.count(kernel, false)
+    }
+
+    /// How often the process ran the kernel; none where there is no such kernel.
+    pub fn launches_of_process(&self, kernel: &str) -> Option<u64> {
+        self.count(kernel, true)
+    }
+
+    fn count(&self, kernel: &str, of_process: bool) -> Option<u64> {
+        // SAFETY: the function's type in control.cpp.
+        let launches: extern "C" fn(*const c_char, c_int) -> i64 =
+            unsafe { self.function(c"ratplusEmulatorLaunches") };
+        let name = CString::new(kernel).ok()?;
+        u64::try_from(launches(name.as_ptr(), of_process.into())).ok()
+    }
+
+    /// Why the last call of this thread that gave a reason failed; empty where none did.
+    pub fn last_error(&self) -> String {
+        // SAFETY: the function's type in control.cpp.
+        let error: extern "C" fn() -> *const c_char =
+            unsafe { self.function(c"ratplusEmulatorLastError") };
+        // SAFETY: the text ends with a zero and stays until this thread's next call.
+        unsafe { CStr::from_ptr(error()) }
+            .to_string_lossy()
+            .into_owned()
+    }
+
+    /// Bytes that the process has allocated through the driver.
+    pub fn allocated_bytes(&self) -> u64 {
+        // SAFETY: the function's type in control.cpp.
+        let bytes: extern "C" fn() -> u64 =
+            unsafe { self.function(c"ratplusEmulatorAllocatedBytes") };
+        bytes()
+    }
+}

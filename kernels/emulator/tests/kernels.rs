@@ -1,0 +1,205 @@
+//! Kernels that are right give the right results in every order.
+
+mod common;
+
+use common::{Buffer, Device, SUCCESS, emulator};
+use half::{bf16, f16};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use ratplus_cuda_emulator::Order;
+
+/// Every order, with one block at a time and with more.
+fn in_every_order(mut check: impl FnMut()) {
+    for order in [Order::Forward, Order::Reverse]
+        .into_iter()
+        .chain((0..6).map(Order::Random))
+    {
+        for resident in 1..=4 {
+            emulator().configure(order, resident);
+            check();
+        }
+    }
+}
+
+#[repr(C)]
+struct Sum {
+    input: u64,
+    output: u64,
+    shuffled: u64,
+}
+
+#[test]
+fn sums_and_shuffles() {
+    let device = Device::new();
+    let (blocks, threads) = (5, 256);
+    let values: Vec<f32> = (0..blocks * threads).map(|i| (i % 97) as f32).collect();
+    let input = Buffer::from(&values);
+    in_every_order(|| {
+        let output = Buffer::<f32>::new(blocks);
+        let shuffled = Buffer::<f32>::new(4 * values.len());
+        let params = Sum {
+            input: input.address,
+            output: output.address,
+            shuffled: shuffled.address,
+        };
+        let shared = 4 * threads as u32;
+        let before = emulator().launches("test_sum").unwrap();
+        assert_eq!(
+            device.launch("test_sum", blocks as u32, threads as u32, shared, &params),
+            SUCCESS
+        );
+        assert_eq!(emulator().launches("test_sum"), Some(before + 1));
+        let sums: Vec<f32> = values.chunks(threads).map(|c| c.iter().sum()).collect();
+        assert_eq!(output.read(), sums);
+        for (at, got) in shuffled.read().chunks(4).enumerate() {
+            let thread = at % threads;
+            let (warp, lane) = (thread / 32 * 32, thread % 32);
+            let expected = [
+                warp + (lane ^ 5),
+                warp + if lane < 3 { lane } else { lane - 3 },
+                warp + (lane + 7) % 32,
+                warp + 31 - lane,
+            ];
+            assert_eq!(got, expected.map(|thread| thread as f32));
+        }
+    });
+}
+
+#[repr(C)]
+struct Chain {
+    input: u64,
+    output: u64,
+    flags: u64,
+    sums: u64,
+    by_index: i32,
+}
+
+#[test]
+fn blocks_wait_for_blocks() {
+    let device = Device::new();
+    let (blocks, threads) = (9, 64);
+    let values: Vec<f32> = (0..blocks * threads).map(|i| (i % 13) as f32).collect();
+    let input = Buffer::from(&values);
+    let mut sum = 0.0;
+    let expected: Vec<f32> = values
+        .iter()
+        .map(|v| {
+            sum += v;
+            sum
+        })
+        .collect();
+    in_every_order(|| {
+        let output = Buffer::<f32>::new(values.len());
+        let flags = Buffer::from(&vec![0_u32; blocks + 2]);
+        let sums = Buffer::<f32>::new(blocks);
+        let params = Chain {
+            input: input.address,
+            output: output.address,
+            flags: flags.address,
+            sums: sums.address,
+            by_index: 0,
+        };
+        let (blocks, threads) = (blocks as u32, threads as u32);
+        assert_eq!(
+            device.launch("test_chain", blocks, threads, 8, &params),
+            SUCCESS
+        );
+        assert_eq!(output.read(), expected);
+    });
+}
+
+#[repr(C)]
+struct Product {
+    a: u64,
+    b: u64,
+    c: u64,
+    b_transposed: i32,
+}
+
+fn product(name: &str, bits: impl Fn(f32) -> u16, value: impl Fn(u16) -> f32) {
+    let device = Device::new();
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut random = |count: usize| -> Vec<u16> {
+        (0..count)
+            .map(|_| bits(rng.random_range(-2.0..2.0)))
+            .collect()
+    };
+    let (a, b, c) = (random(256), random(128), random(128));
+    let c: Vec<f32> = c.into_iter().map(&value).collect();
+    let transposed: Vec<u16> = (0..128).map(|i| b[i % 16 * 8 + i / 16]).collect();
+    let mut expected = c.clone();
+    for (i, sum) in expected.iter_mut().enumerate() {
+        for k in 0..16 {
+            *sum += value(a[i / 8 * 16 + k]) * value(b[k * 8 + i % 8]);
+        }
+    }
+    in_every_order(|| {
+        for (b_transposed, b) in [(0, &b), (1, &transposed)] {
+            let (a, b, c) = (Buffer::from(&a), Buffer::from(b), Buffer::from(&c));
+            let params = Product {
+                a: a.address,
+                b: b.address,
+                c: c.address,
+                b_transposed,
+            };
+            assert_eq!(device.launch(name, 1, 32, 768, &params), SUCCESS);
+            assert_eq!(c.read(), expected);
+        }
+    });
+}
+
+#[test]
+fn matrix_products() {
+    product(
+        "test_product_bf16",
+        |v| bf16::from_f32(v).to_bits(),
+        |b| bf16::from_bits(b).to_f32(),
+    );
+    product(
+        "test_product_f16",
+        |v| f16::from_f32(v).to_bits(),
+        |b| f16::from_bits(b).to_f32(),
+    );
+}
+
+#[repr(C)]
+struct Copies {
+    input: u64,
+    output: u64,
+    stages: i32,
+    length: i32,
+    mistake: i32,
+}
+
+#[test]
+fn asynchronous_copies() {
+    let device = Device::new();
+    let (threads, stages) = (128, 5);
+    let length = 4 * threads * stages - 40;
+    let mut values: Vec<f32> = (0..length).map(|i| i as f32).collect();
+    let input = Buffer::from(&values);
+    values.resize(4 * threads * stages, 0.0);
+    let run = |mistake| {
+        let output = Buffer::<f32>::new(values.len());
+        let params = Copies {
+            input: input.address,
+            output: output.address,
+            stages: stages as i32,
+            length: length as i32,
+            mistake,
+        };
+        let shared = 32 * threads as u32;
+        assert_eq!(
+            device.launch("test_copy", 1, threads as u32, shared, &params),
+            SUCCESS
+        );
+        output.read() == values
+    };
+    in_every_order(|| assert!(run(0)));
+    // A missing barrier shows in some order.
+    for mistake in [1, 2] {
+        let mut right = 0;
+        in_every_order(|| right += u32::from(run(mistake)));
+        assert!(right < 32, "mistake {mistake} showed in no order");
+    }
+}
