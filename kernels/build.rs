@@ -1,6 +1,7 @@
 //! Compiles the CUDA kernels where nvcc is found, and gathers their sources for NVRTC.
 
 #[path = "src/cuda/units.rs"]
+#[allow(dead_code)]
 mod units;
 
 use std::collections::BTreeMap;
@@ -46,7 +47,7 @@ fn run() -> Result<(), String> {
     };
     for (index, unit) in UNITS.iter().enumerate() {
         let mut image = "None".to_owned();
-        if let Some(built) = built.get(index) {
+        if let Some(Some(built)) = built.get(index) {
             resources.extend(read_resources(unit, &built.log)?);
             let path = built.image.display().to_string();
             image = format!("Some(&Aligned(*include_bytes!({path:?})).0)");
@@ -137,6 +138,8 @@ struct Nvcc {
     version: String,
     /// Those of [`ARCHITECTURES`] that it knows.
     architectures: Vec<&'static str>,
+    /// Whether it can make the images a fifth of their size.
+    compresses: bool,
 }
 
 /// What one call of the compiler made.
@@ -193,10 +196,12 @@ impl Nvcc {
                  other GPUs will need NVRTC"
             );
         }
+        let compresses = ask("--help")?.contains("--compress-mode");
         Ok(Some(Self {
             program,
             version,
             architectures,
+            compresses,
         }))
     }
 
@@ -223,7 +228,7 @@ impl Nvcc {
         folder: &Path,
         sources: &Sources,
         out: &Path,
-    ) -> Result<Vec<Built>, String> {
+    ) -> Result<Vec<Option<Built>>, String> {
         let next = AtomicUsize::new(0);
         let work = || {
             let mut done = Vec::new();
@@ -248,18 +253,26 @@ impl Nvcc {
     }
 
     /// Compiles a unit for every architecture, unless that was done before with all the same.
+    /// `None` where this compiler knows no architecture that the unit is for.
     fn compile(
         &self,
         unit: &Unit,
         source: &Path,
         sources: &Sources,
         out: &Path,
-    ) -> Result<Built, String> {
+    ) -> Result<Option<Built>, String> {
         let path = |suffix: &str| out.join(format!("{}.{suffix}", unit.file));
         let (image, log_file, key_file) = (path("fatbin"), path("log"), path("key"));
         let mut command = Command::new(&self.program);
         command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v"]);
-        for name in unit.architectures(&self.architectures) {
+        if self.compresses {
+            command.arg("--compress-mode=size");
+        }
+        let architectures = unit.architectures(&self.architectures);
+        if architectures.is_empty() {
+            return Ok(None);
+        }
+        for name in architectures {
             command.arg(format!("-gencode=arch=compute_{name},code=sm_{name}"));
         }
         if unit.is_virtual() {
@@ -276,7 +289,7 @@ impl Nvcc {
         );
         let known = fs::read_to_string(&key_file).is_ok_and(|found| found == key);
         if let (true, Ok(log)) = (known && image.is_file(), fs::read_to_string(&log_file)) {
-            return Ok(Built { image, log });
+            return Ok(Some(Built { image, log }));
         }
         let _ = fs::remove_file(&key_file);
         let output = command.output();
@@ -293,7 +306,7 @@ impl Nvcc {
         }
         write(&log_file, &log)?;
         write(&key_file, &key)?;
-        Ok(Built { image, log })
+        Ok(Some(Built { image, log }))
     }
 }
 

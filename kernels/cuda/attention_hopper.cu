@@ -56,7 +56,7 @@ RATPLUS_DEVICE void copy_rows(const HeadPattern& head, const HeadTensors<T>& at,
     constexpr i32 STEP = GROUP_THREADS / CHUNKS;
     const i32 thread = static_cast<i32>(thread_index()) % GROUP_THREADS;
     const i32 chunk = thread % CHUNKS;
-#pragma unroll 4
+    RATPLUS_UNROLL_4
     for (i32 first = 0; first < HOPPER_KEYS; first += STEP) {
         const i32 row = first + thread / CHUNKS;
         const bool there = row < tile.count;

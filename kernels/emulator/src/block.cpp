@@ -38,6 +38,9 @@ const char* name_of(Call call) {
         case Call::load_blocks_transposed: return "load_blocks_transposed";
         case Call::multiply_bf16: return "multiply_blocks<bf16>";
         case Call::multiply_f16: return "multiply_blocks<f16>";
+        case Call::warpgroup_barrier: return "warpgroup_barrier";
+        case Call::product_rows: return "Products::rows";
+        case Call::product_columns: return "Products::columns";
         case Call::spin_pause: return "spin_pause";
     }
     return "?";
@@ -204,6 +207,7 @@ void Engine::begin(Block& block, u64 index) {
     }
     for (u32 warp = 0; warp < MAX_WARPS; ++warp) {
         block.warps[warp] = Meeting{};
+        block.groups[warp / 4] = Meeting{};
         block.runnable[warp] = 0;
     }
     for (u32 i = 0; i < launch.threads; ++i) {
@@ -218,6 +222,9 @@ void Engine::begin(Block& block, u64 index) {
         fiber.call = Call::none;
         fiber.copies.clear();
         fiber.group_ends.clear();
+        fiber.products.clear();
+        fiber.product_ends.clear();
+        fiber.pending_sums.clear();
         fiber.stack.reserve();
         // The tops of the stacks fall into different sets of the processor's cache.
         const u32 colour = i * 320 % 4096;
@@ -304,6 +311,9 @@ void Engine::exit_thread() {
     if (!self.copies.empty()) {
         const Copy& copy = self.copies.front();
         fault(Status::launch_failed, copy.site, "the thread exits before it waited for its copy_async16");
+    }
+    if (!self.products.empty()) {
+        fault(Status::launch_failed, self.site, "the thread exits before it waited for its products");
     }
     self.state = State::exited;
     note_progress();

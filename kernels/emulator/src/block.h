@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "device_hopper_host.h"
 #include "engine.h"
 #include "fiber.h"
 
@@ -40,6 +41,19 @@ struct Copy {
     Site site;
 };
 
+// A product that was not waited for: the fragments of this thread's rows, by lane of four.
+struct PendingProduct {
+    Product product;
+    u32 quad[4][4];
+};
+
+// What products add to until they are waited for.
+struct PendingSum {
+    float* at;
+    u32 count;
+    float value[64];
+};
+
 enum class State : u8 { runnable, waiting, spinning, exited };
 
 struct Block;
@@ -55,6 +69,10 @@ struct Fiber : Thread {
     // For each committed group that may have copies under way, how many of `copies` there were
     // at its end.
     std::vector<u64> group_ends;
+    // The same for products.
+    std::vector<PendingProduct> products;
+    std::vector<u64> product_ends;
+    std::vector<PendingSum> pending_sums;
 };
 
 // Consecutive threads of a block that wait for each other.
@@ -74,6 +92,7 @@ struct Exchange {
     float* c[WARP];
     const u32* a[WARP];
     u32 b[WARP][2];
+    u32 quad[WARP][4][4];
 };
 
 // A block's shared memory, between guard pages.
@@ -103,6 +122,7 @@ struct Block {
     u32 live = 0;
     Meeting barrier;
     Meeting warps[MAX_WARPS];
+    Meeting groups[MAX_WARPS / 4];
     Exchange exchange[MAX_WARPS];
     // Threads to run, by warp and lane; the warps that have any.
     u32 runnable[MAX_WARPS];

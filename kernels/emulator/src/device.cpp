@@ -347,6 +347,22 @@ RATPLUS_API cuCtxGetDevice(int* device) {
     });
 }
 
+RATPLUS_API cuCtxGetId(void* context, u64* id) {
+    return guarded([&] {
+        if (!initialized()) {
+            return NOT_INITIALIZED;
+        }
+        if (id == nullptr) {
+            return INVALID_VALUE;
+        }
+        if (context != nullptr && context != &driver().context) {
+            return INVALID_CONTEXT;
+        }
+        *id = 1;
+        return SUCCESS;
+    });
+}
+
 RATPLUS_API cuCtxSynchronize() {
     return guarded([] { return check_unsafe(); });
 }

@@ -24,6 +24,9 @@ enum class Call : u8 {
     load_blocks_transposed,
     multiply_bf16,
     multiply_f16,
+    warpgroup_barrier,
+    product_rows,
+    product_columns,
     spin_pause,
 };
 

@@ -97,3 +97,89 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANY: Unit = Unit {
+        file: "any.cu",
+        prefixes: &[],
+        only: None,
+    };
+    const HOPPER: Unit = Unit {
+        file: "hopper.cu",
+        prefixes: &[],
+        only: Some("90a"),
+    };
+
+    #[test]
+    fn code_runs_on_later_devices_of_its_major_number() {
+        for (name, device, runs) in [
+            ("80", (8, 0), true),
+            ("80", (8, 9), true),
+            ("86", (8, 0), false),
+            ("80", (9, 0), false),
+            ("90a", (9, 0), true),
+            ("100", (10, 0), true),
+            ("100", (10, 3), true),
+            ("100", (11, 0), false),
+            ("120", (12, 1), true),
+        ] {
+            assert_eq!(runs_on(name, device), runs, "{name} on {device:?}");
+        }
+    }
+
+    #[test]
+    fn units_say_what_they_need() {
+        assert_eq!(lacking(&ANY, (8, 0)), None);
+        assert_eq!(lacking(&ANY, (7, 5)).as_deref(), Some("8.0 or newer"));
+        assert_eq!(lacking(&HOPPER, (9, 0)), None);
+        assert_eq!(lacking(&HOPPER, (10, 0)).as_deref(), Some("9.0"));
+    }
+
+    #[test]
+    fn virtual_code_covers_what_comes_later() {
+        assert!(covers(&ANY, &ARCHITECTURES, (13, 0)));
+        assert!(!covers(&ANY, &ARCHITECTURES, (7, 5)));
+        assert!(covers(&HOPPER, &ARCHITECTURES, (9, 0)));
+        assert!(!covers(&HOPPER, &["80"], (9, 0)));
+        assert!(!covers(&HOPPER, &ARCHITECTURES, (10, 0)));
+    }
+
+    #[test]
+    fn the_target_is_the_nearest_that_runs() {
+        let real = |name: &str| Some(Target::Real(name.into()));
+        let known = [75, 80, 86, 89, 90, 100, 120];
+        assert_eq!(Target::choose(&known, (9, 0)), real("90a"));
+        assert_eq!(Target::choose(&known, (8, 6)), real("86"));
+        assert_eq!(Target::choose(&known, (8, 7)), real("86"));
+        assert_eq!(Target::choose(&known, (10, 3)), real("100"));
+        let old = [80, 86, 89, 90];
+        let later = Some(Target::Virtual("90".into()));
+        assert_eq!(Target::choose(&old, (12, 0)), later);
+        assert_eq!(Target::choose(&old, (7, 5)), None);
+    }
+
+    #[test]
+    fn every_architecture_is_its_own_target() {
+        let known: Vec<u32> = ARCHITECTURES
+            .iter()
+            .map(|name| number(parse(name).0))
+            .collect();
+        for name in ARCHITECTURES {
+            let chosen = Target::choose(&known, parse(name).0);
+            assert_eq!(chosen, Some(Target::Real(name.into())));
+        }
+    }
+
+    #[test]
+    fn kernels_belong_to_one_unit() {
+        for (index, unit) in UNITS.iter().enumerate() {
+            for prefix in unit.prefixes {
+                assert_eq!(unit_of(&format!("{prefix}bf16")), Some(index), "{prefix}");
+            }
+        }
+        assert_eq!(unit_of("ratplus_no_such_kernel"), None);
+    }
+}

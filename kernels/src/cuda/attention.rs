@@ -207,7 +207,12 @@ impl AttentionPlan {
         let multiprocessors = device.limits().multiprocessors as usize;
         let splits = match method {
             AttentionMethod::Decode => {
-                let rows = layout.heads().iter().map(|head| head.rows).max().unwrap_or(0);
+                let rows = layout
+                    .heads()
+                    .iter()
+                    .map(|head| head.rows)
+                    .max()
+                    .unwrap_or(0);
                 decode_splits(multiprocessors, batch * layout.heads().len(), rows)
             }
             _ => 1,
@@ -235,7 +240,11 @@ impl AttentionPlan {
                 rows: layout.rows() as i64,
                 // With a scale of 0 every visible key has the same weight, as with one so small
                 // that no product of it is more than rounding.
-                scale: if shape.scale == 0.0 { f32::MIN_POSITIVE } else { shape.scale },
+                scale: if shape.scale == 0.0 {
+                    f32::MIN_POSITIVE
+                } else {
+                    shape.scale
+                },
                 batch: batch as i32,
                 num_heads: layout.heads().len() as i32,
                 head_dim: head_dim as i32,
@@ -246,7 +255,9 @@ impl AttentionPlan {
                 heads: head_patterns(heads),
             },
             keep_blocks: blocks(heads, |head| kept_tokens(head, seq_len)),
-            ring_blocks: blocks(heads, |head| seq_len.min(head.pattern.local_window as usize)),
+            ring_blocks: blocks(heads, |head| {
+                seq_len.min(head.pattern.local_window as usize)
+            }),
         });
         Ok(Self {
             device,
@@ -268,7 +279,9 @@ impl AttentionPlan {
 
     /// Blocks that share the rows of one head; 1 but for decoding.
     pub fn splits(&self) -> usize {
-        self.slices.first().map_or(1, |slice| slice.params.splits as usize)
+        self.slices
+            .first()
+            .map_or(1, |slice| slice.params.splits as usize)
     }
 
     /// Parts of the workspace of a slice: rotated keys, partial results, arrivals.
@@ -300,7 +313,10 @@ impl AttentionPlan {
 
     /// Bytes of device memory that one run needs, aligned to 256; may be 0.
     pub fn workspace_bytes(&self) -> usize {
-        let sizes = self.slices.iter().map(|slice| self.carve(slice, 0).1.measured());
+        let sizes = self
+            .slices
+            .iter()
+            .map(|slice| self.carve(slice, 0).1.measured());
         sizes.max().unwrap_or(0)
     }
 
@@ -389,7 +405,8 @@ impl AttentionPlan {
             if past != present && self.cache_bytes > 0 {
                 // SAFETY: the caller's contract: two buffers of the cache's size.
                 unsafe {
-                    self.device.copy_device_async(present, past, self.cache_bytes, stream)?;
+                    self.device
+                        .copy_device_async(present, past, self.cache_bytes, stream)?;
                 }
             }
         }
@@ -447,7 +464,8 @@ impl AttentionPlan {
             let shared_bytes = shared_bytes as u32;
             // SAFETY: the caller's contract; the grid covers the shape.
             unsafe {
-                self.device.launch(*kernel, grid(x), block, shared_bytes, params, stream)
+                self.device
+                    .launch(*kernel, grid(x), block, shared_bytes, params, stream)
             }
         };
         let float = size_of::<f32>();
@@ -464,7 +482,10 @@ impl AttentionPlan {
                 if params.splits > 1 {
                     let bytes = batch * params.launch_heads as usize * size_of::<u32>();
                     // SAFETY: a part of the workspace.
-                    unsafe { self.device.memset_zero_async(params.arrived, bytes, stream)? };
+                    unsafe {
+                        self.device
+                            .memset_zero_async(params.arrived, bytes, stream)?
+                    };
                 }
                 let floats = 2 * DECODE_WARPS + (DECODE_WARPS + 4) * head_dim;
                 launch(main, params.splits as u32, DECODE_THREADS, floats * float)?;
@@ -492,7 +513,10 @@ fn head_patterns(heads: &[HeadCache]) -> [HeadPattern; MAX_LAUNCH_HEADS] {
     for (to, head) in patterns.iter_mut().zip(heads) {
         // The cache's rows, which are more than each of these, fit.
         *to = HeadPattern {
-            dilation: head.pattern.dilation.map_or(0, |dilation| dilation.get() as i32),
+            dilation: head
+                .pattern
+                .dilation
+                .map_or(0, |dilation| dilation.get() as i32),
             window: head.pattern.local_window as i32,
             initial: head.pattern.initial as i32,
             row_offset: head.offset as i32,

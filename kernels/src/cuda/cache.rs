@@ -62,3 +62,71 @@ pub(super) fn write(folder: &Path, key: &str, code: &[u8]) -> std::io::Result<()
     temporary.persist(file(folder, key))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_back_and_damage_does_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("new/folder");
+        let name = key([&b"source"[..], b"options"]);
+        assert_eq!(read(&folder, &name), None);
+        write(&folder, &name, b"code").unwrap();
+        assert_eq!(read(&folder, &name).as_deref(), Some(&b"code"[..]));
+
+        let whole = fs::read(file(&folder, &name)).unwrap();
+        for length in 0..whole.len() {
+            fs::write(file(&folder, &name), &whole[..length]).unwrap();
+            assert_eq!(read(&folder, &name), None, "{length} bytes");
+        }
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            fs::write(file(&folder, &name), &damaged).unwrap();
+            assert_eq!(read(&folder, &name), None, "byte {at}");
+        }
+        write(&folder, &name, b"code").unwrap();
+        assert_eq!(read(&folder, &name).as_deref(), Some(&b"code"[..]));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn names_tell_neighbours_apart() {
+        assert_ne!(key([&b"ab"[..], b"c"]), key([&b"a"[..], b"bc"]));
+        assert_ne!(key([&b"ab"[..]]), key([&b"ab"[..], b""]));
+        assert_eq!(key([&b"ab"[..]]).len(), 64);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let below = file.path().join("folder");
+        assert_eq!(read(&below, "0"), None);
+        assert!(write(&below, "0", b"code").is_err());
+    }
+
+    #[test]
+    fn the_folder_follows_the_environment() {
+        let folder = |set: &[(&str, &str)]| {
+            let set = set.to_vec();
+            folder_from(|name| {
+                let found = set.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| OsString::from(value))
+            })
+        };
+        let home = ("HOME", "/home/x");
+        assert_eq!(folder(&[]), None);
+        assert_eq!(folder(&[home]), Some("/home/x/.cache/ratplus".into()));
+        let xdg = ("XDG_CACHE_HOME", "/caches");
+        assert_eq!(folder(&[home, xdg]), Some("/caches/ratplus".into()));
+        let own = ("RATPLUS_CACHE_DIR", "here");
+        assert_eq!(folder(&[home, xdg, own]), Some("here".into()));
+        // The XDG specification has relative paths ignored.
+        let relative = ("XDG_CACHE_HOME", "caches");
+        let empty = ("RATPLUS_CACHE_DIR", "");
+        let expected = Some("/home/x/.cache/ratplus".into());
+        assert_eq!(folder(&[home, relative, empty]), expected);
+    }
+}

@@ -1,13 +1,13 @@
 //! The CUDA driver, loaded when first asked for and never unloaded.
 
 use super::error::CudaError;
-use super::library::function_table;
+use super::library::{self, function_table};
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
     CUfunction_attribute, CUgraph, CUgraphExec, CUmodule, CUstream, CUstreamCaptureMode,
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::mem::ManuallyDrop;
+use std::path::Path;
 use std::sync::OnceLock;
 
 const LIBRARY: &str = "libcuda.so.1";
@@ -83,20 +83,18 @@ impl Driver {
     pub fn get() -> Result<&'static Self, CudaError> {
         static DRIVER: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
         DRIVER
-            .get_or_init(Self::load)
+            .get_or_init(|| Self::load(LIBRARY))
             .as_ref()
             .map_err(Clone::clone)
     }
 
-    fn load() -> Result<Self, CudaError> {
+    fn load(name: &'static str) -> Result<Self, CudaError> {
         // SAFETY: this soname is the CUDA driver's; its initialisers are what loading it means.
-        let library = unsafe { libloading::Library::new(LIBRARY) };
-        let library = library.map_err(|error| CudaError::DriverMissing {
-            library: LIBRARY,
-            message: error.to_string(),
+        let library = unsafe { library::open(Path::new(name)) };
+        let library = library.map_err(|message| CudaError::DriverMissing {
+            library: name,
+            message,
         })?;
-        // What the driver started in this process outlives any owner.
-        let library = ManuallyDrop::new(library);
         // SAFETY: the signatures are cuda.h's, and the library stays loaded.
         let call = unsafe { Functions::from_library(&library) };
         let call = call.map_err(|name| CudaError::DriverTooOld {
@@ -193,4 +191,37 @@ impl Driver {
 /// `13.0` for 13000.
 pub(super) fn version_text(version: c_int) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_driver_is_one_clear_error() {
+        let error = Driver::load("libratplus-no-driver.so.1").err().unwrap();
+        let text = error.to_string();
+        assert!(matches!(error, CudaError::DriverMissing { .. }), "{text}");
+        for part in [
+            "libratplus-no-driver.so.1",
+            "cannot open",
+            "install NVIDIA's driver",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn another_library_is_no_driver() {
+        let error = Driver::load("libc.so.6").err().unwrap();
+        let text = error.to_string();
+        assert!(matches!(error, CudaError::DriverTooOld { .. }), "{text}");
+        assert!(text.contains("one without cuInit"), "{text}");
+    }
+
+    #[test]
+    fn versions_read_as_nvidia_writes_them() {
+        assert_eq!(version_text(13000), "13.0");
+        assert_eq!(version_text(12090), "12.9");
+    }
 }

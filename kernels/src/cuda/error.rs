@@ -98,11 +98,7 @@ pub enum CudaError {
         found: String,
     },
     /// Nothing that the device could run.
-    #[error(
-        "{unit}: no code for compute capability {architecture}: {embedded}, and NVRTC, which \
-         would compile it, is not there ({nvrtc}); install it (`pip install {package}`) where \
-         ONNX Runtime is installed, or name its file in RATPLUS_NVRTC"
-    )]
+    #[error("{unit}: no code for compute capability {architecture}: {embedded}, and {nvrtc}")]
     NoCode {
         /// File of the unit.
         unit: &'static str,
@@ -110,22 +106,27 @@ pub enum CudaError {
         architecture: String,
         /// What is embedded, or why that did not load.
         embedded: String,
-        /// Where NVRTC was looked for.
-        nvrtc: String,
+        /// Why it cannot be compiled here.
+        nvrtc: Box<Self>,
+    },
+    /// No NVRTC.
+    #[error(
+        "NVRTC, which would compile it here, does not load ({looked}); install it beside ONNX \
+         Runtime (`pip install {package}`), or name its file in RATPLUS_NVRTC"
+    )]
+    NvrtcMissing {
+        /// Where it was looked for, and what the loader said.
+        looked: String,
         /// The Python package that has it.
         package: String,
     },
     /// NVRTC failed.
-    #[error(
-        "{unit}: NVRTC {version} did not compile it for {architecture}: {call}: {words}\n{log}"
-    )]
+    #[error("{unit}: {compiler} did not compile it: {call}: {words}\n{log}")]
     Compile {
         /// File of the unit.
         unit: &'static str,
-        /// NVRTC's version.
-        version: String,
-        /// Its name for the architecture.
-        architecture: String,
+        /// NVRTC's version, and what it compiled for.
+        compiler: String,
         /// NVRTC's function.
         call: &'static str,
         /// Its error in words.

@@ -4,6 +4,25 @@
 //! missing, looks for a fixed list of file names, and gives errors as Rust enums that a newer
 //! driver's numbers do not fit.
 
+use libloading::Library;
+use std::error::Error;
+use std::mem::ManuallyDrop;
+use std::path::Path;
+
+/// Loads a library for the rest of the process, or what the loader finds under a bare name. The
+/// error is the loader's words.
+///
+/// # Safety
+/// The library's initialisers are safe to run here.
+pub(super) unsafe fn open(file: &Path) -> Result<ManuallyDrop<Library>, String> {
+    // SAFETY: the caller's contract.
+    let library = unsafe { Library::new(file) };
+    library.map(ManuallyDrop::new).map_err(|error| {
+        let words = error.source().map(ToString::to_string);
+        words.unwrap_or_else(|| format!("{}: {error}", file.display()))
+    })
+}
+
 /// Declares a struct of function pointers under their C names, and `from_library` that fills it.
 /// Every function returns its status as a number.
 macro_rules! function_table {

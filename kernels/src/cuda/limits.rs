@@ -33,7 +33,11 @@ pub(super) fn check_alignment(tensors: &[(&'static str, DevicePtr)]) -> Result<(
     if !tensors.iter().any(|tensor| misaligned(&tensor)) {
         return Ok(());
     }
-    let names: Vec<_> = tensors.iter().filter(misaligned).map(|(name, _)| *name).collect();
+    let names: Vec<_> = tensors
+        .iter()
+        .filter(misaligned)
+        .map(|(name, _)| *name)
+        .collect();
     Err(CudaError::Unsupported {
         what: format!("addresses of {}", names.join(", ")),
         expected: "multiples of 16 bytes; bind whole allocations, not views into them".into(),

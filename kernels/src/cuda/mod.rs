@@ -33,7 +33,7 @@ pub use device::{Device, DeviceLimits, Function, KernelParams};
 pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
-pub use nvrtc::add_search_folder;
+pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
 pub use scan::{ScanMethod, ScanPlan, ScanShape, ScanTensors};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};
@@ -44,6 +44,19 @@ pub type DevicePtr = u64;
 /// The compiler of the embedded code; `None` where none is embedded and NVRTC has to compile.
 pub fn toolkit() -> Option<Toolkit> {
     sources::TOOLKIT
+}
+
+/// Whether the embedded code runs on devices of a compute capability, be it that the driver
+/// compiles it on.
+pub fn embedded_covers(compute_capability: (u32, u32)) -> bool {
+    let Some(toolkit) = toolkit() else {
+        return false;
+    };
+    let units = units::UNITS.iter();
+    let needed = units.filter(|unit| architecture::lacking(unit, compute_capability).is_none());
+    let covered =
+        needed.map(|unit| architecture::covers(unit, toolkit.architectures, compute_capability));
+    covered.reduce(|all, one| all && one).unwrap_or(false)
 }
 
 /// What every embedded kernel needs on every architecture.

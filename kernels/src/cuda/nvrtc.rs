@@ -2,13 +2,12 @@
 
 use super::architecture::{Capability, Target, capability_text};
 use super::cache;
+use super::driver::Driver;
 use super::error::CudaError;
-use super::library::function_table;
+use super::library::{self, function_table};
 use super::sources::HEADERS;
 use cudarc::nvrtc::sys::nvrtcProgram;
-use libloading::Library;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint};
-use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -56,6 +55,49 @@ pub fn add_search_folder(folder: impl Into<PathBuf>) {
     }
 }
 
+/// Adds the folder of a library that uses the kernels, and those around it, one of which is
+/// site-packages where the library is of a Python package: libonnxruntime is
+/// `onnxruntime/capi/libonnxruntime.so` there.
+pub fn add_search_folders_around(library: &Path) {
+    library
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .for_each(add_search_folder);
+}
+
+/// NVRTC as the kernels of this process use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NvrtcLibrary {
+    /// Major and minor number.
+    pub version: String,
+    /// The file.
+    pub path: PathBuf,
+}
+
+/// Finds NVRTC, and loads it.
+pub fn nvrtc() -> Result<NvrtcLibrary, CudaError> {
+    let nvrtc = Nvrtc::for_driver()?;
+    Ok(NvrtcLibrary {
+        version: nvrtc.version_text(),
+        path: nvrtc.path.clone(),
+    })
+}
+
+/// CUDA's major version of the driver, where there is one.
+fn driver_major() -> Option<u32> {
+    let driver = Driver::get().ok()?;
+    u32::try_from(driver.version / 1000).ok()
+}
+
+/// The Python package that has NVRTC for a major version of CUDA.
+fn package(major: Option<u32>) -> String {
+    match major {
+        Some(major @ ..13) => format!("nvidia-cuda-nvrtc-cu{major}"),
+        _ => "nvidia-cuda-nvrtc".into(),
+    }
+}
+
 /// The compiler of this process, once found.
 pub(super) struct Nvrtc {
     call: Functions,
@@ -70,7 +112,8 @@ pub(super) struct Compiled {
     /// For `cuModuleLoadData`.
     pub code: Vec<u8>,
     /// What the compiler said; empty where the code came from the cache.
-    pub log: String,
+    #[cfg(test)]
+    log: String,
     /// What it is for, as `sm_90a`.
     pub architecture: String,
     /// How the cache took part.
@@ -89,74 +132,32 @@ pub(super) enum CacheUse {
 }
 
 impl Nvrtc {
+    /// The compiler for the driver of this process.
+    pub fn for_driver() -> Result<&'static Self, CudaError> {
+        Self::get(driver_major())
+    }
+
     /// The compiler; the first one found serves the process. `preferred` is the major version of
-    /// the driver. The error says where it was looked for.
-    pub fn get(preferred: Option<u32>) -> Result<&'static Self, String> {
+    /// the driver.
+    fn get(preferred: Option<u32>) -> Result<&'static Self, CudaError> {
         static LOADED: Mutex<Option<&'static Nvrtc>> = Mutex::new(None);
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(nvrtc) = *loaded {
             return Ok(nvrtc);
         }
-        let found = Self::find(preferred)?;
+        let found = Search::of_process(preferred).find();
+        let found = found.map_err(|looked| CudaError::NvrtcMissing {
+            looked,
+            package: package(preferred),
+        })?;
         Ok(*loaded.insert(Box::leak(Box::new(found))))
-    }
-
-    fn find(preferred: Option<u32>) -> Result<Self, String> {
-        let majors = preferred.filter(|major| !MAJORS.contains(major));
-        let mut majors: Vec<u32> = majors.into_iter().chain(MAJORS).collect();
-        majors.sort_by_key(|major| Some(*major) != preferred);
-        let names: Vec<_> = majors
-            .iter()
-            .map(|major| format!("libnvrtc.so.{major}"))
-            .collect();
-
-        if let Some(named) = std::env::var_os(VARIABLE).filter(|value| !value.is_empty()) {
-            let named = PathBuf::from(named);
-            let files = match named.is_dir() {
-                true => names.iter().map(|name| named.join(name)).collect(),
-                false => vec![named.clone()],
-            };
-            let file = files.iter().find(|file| file.exists()).unwrap_or(&named);
-            let failed = |error| format!("{VARIABLE} names {}: {error}", named.display());
-            return Self::load(file).map_err(failed);
-        }
-
-        let mut problems = Vec::new();
-        for name in &names {
-            match Self::load(Path::new(name)) {
-                Ok(nvrtc) => return Ok(nvrtc),
-                Err(problem) => problems.push(problem),
-            }
-        }
-        let folders = search_folders();
-        for file in folders
-            .iter()
-            .flat_map(|folder| names.iter().map(|name| folder.join(name)))
-        {
-            if file.exists() {
-                match Self::load(&file) {
-                    Ok(nvrtc) => return Ok(nvrtc),
-                    Err(problem) => problems.push(problem),
-                }
-            }
-        }
-        let folders: Vec<_> = folders
-            .iter()
-            .map(|folder| folder.display().to_string())
-            .collect();
-        let folders = match folders.is_empty() {
-            true => String::new(),
-            false => format!("; not in {} either", folders.join(", ")),
-        };
-        Err(format!("{}{folders}", problems.join("; ")))
     }
 
     /// Loads a file, or what the loader finds under a bare name.
     fn load(file: &Path) -> Result<Self, String> {
         // SAFETY: these names are NVRTC's, or the user named the file; its initialisers are what
         // loading it means.
-        let library = unsafe { Library::new(file) }.map_err(|error| error.to_string())?;
-        let library = ManuallyDrop::new(library);
+        let library = unsafe { library::open(file)? };
         // SAFETY: the signatures are nvrtc.h's, and the library stays loaded.
         let call = unsafe { Functions::from_library(&library) };
         let call = call.map_err(|name| {
@@ -174,10 +175,9 @@ impl Nvrtc {
         if let Some(folder) = path.parent() {
             let (major, minor) = version;
             let builtins = folder.join(format!("libnvrtc-builtins.so.{major}.{minor}"));
-            // SAFETY: this library belongs to the one just loaded; it has data only.
-            if let Ok(builtins) = unsafe { Library::new(builtins) } {
-                let _ = ManuallyDrop::new(builtins);
-            }
+            // SAFETY: this library belongs to the one just loaded. Without it, compiling fails
+            // with words of its own.
+            let _ = unsafe { library::open(&builtins) };
         }
         Ok(Self {
             call,
@@ -242,12 +242,13 @@ impl Nvrtc {
         if let Some(code) = folder.and_then(|folder| cache::read(folder, &key)) {
             return Ok(Compiled {
                 code,
+                #[cfg(test)]
                 log: String::new(),
                 architecture,
                 cache: CacheUse::Hit,
             });
         }
-        let (code, log) = self.compile(unit, source, &target, &options)?;
+        let (code, _log) = self.compile(unit, source, &target, &options)?;
         let cache = match folder {
             None => CacheUse::NotStored("no folder for it".into()),
             Some(folder) => match cache::write(folder, &key, &code) {
@@ -257,7 +258,8 @@ impl Nvrtc {
         };
         Ok(Compiled {
             code,
-            log,
+            #[cfg(test)]
+            log: _log,
             architecture,
             cache,
         })
@@ -345,8 +347,7 @@ impl Nvrtc {
         };
         CudaError::Compile {
             unit,
-            version: self.version_text(),
-            architecture: architecture.to_owned(),
+            compiler: format!("NVRTC {} for {architecture}", self.version_text()),
             call,
             words,
             log: log.to_owned(),
@@ -391,30 +392,80 @@ impl Drop for Program<'_> {
     }
 }
 
-/// Folders of toolkits, of packages and of this program.
-fn search_folders() -> Vec<PathBuf> {
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"]
-        .into_iter()
-        .filter_map(std::env::var_os);
-    let mut folders: Vec<_> = toolkits
-        .map(|root| PathBuf::from(root).join("lib64"))
-        .collect();
-    for folder in FOLDERS
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .iter()
-    {
-        folders.push(folder.clone());
-        folders.extend(IN_SITE_PACKAGES.map(|below| folder.join(below)));
+/// Where the compiler is looked for.
+struct Search {
+    /// The file or folder of [`VARIABLE`]: nothing else is looked at then.
+    named: Option<PathBuf>,
+    /// Names of the file, best first.
+    names: Vec<String>,
+    folders: Vec<PathBuf>,
+}
+
+impl Search {
+    /// Folders of toolkits, of packages and of this program, after the loader's own.
+    fn of_process(preferred: Option<u32>) -> Self {
+        let majors = preferred.filter(|major| !MAJORS.contains(major));
+        let mut majors: Vec<u32> = majors.into_iter().chain(MAJORS).collect();
+        majors.sort_by_key(|major| Some(*major) != preferred);
+        let names = majors.iter().map(|major| format!("libnvrtc.so.{major}"));
+
+        let toolkits = ["CUDA_HOME", "CUDA_PATH"].map(std::env::var_os);
+        let toolkits = toolkits.into_iter().flatten();
+        let mut folders: Vec<_> = toolkits
+            .map(|root| PathBuf::from(root).join("lib64"))
+            .collect();
+        for folder in FOLDERS
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            folders.push(folder.clone());
+            folders.extend(IN_SITE_PACKAGES.map(|below| folder.join(below)));
+        }
+        let program = std::env::current_exe().ok();
+        folders.extend(
+            program
+                .as_deref()
+                .and_then(Path::parent)
+                .map(Path::to_owned),
+        );
+        let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
+        Self {
+            named: named.map(PathBuf::from),
+            names: names.collect(),
+            folders,
+        }
     }
-    let program = std::env::current_exe().ok();
-    folders.extend(
-        program
-            .as_deref()
-            .and_then(Path::parent)
-            .map(Path::to_owned),
-    );
-    folders
+
+    fn find(&self) -> Result<Nvrtc, String> {
+        let in_folder = |folder: &PathBuf| {
+            let files: Vec<_> = self.names.iter().map(|name| folder.join(name)).collect();
+            files.into_iter().filter(|file| file.exists())
+        };
+        if let Some(named) = &self.named {
+            let file = in_folder(named).next().unwrap_or_else(|| named.clone());
+            let failed = |error| format!("{VARIABLE} names {}: {error}", named.display());
+            return Nvrtc::load(&file).map_err(failed);
+        }
+        let loaders = self.names.iter().map(PathBuf::from);
+        let mut problems = Vec::new();
+        for file in loaders.chain(self.folders.iter().flat_map(in_folder)) {
+            match Nvrtc::load(&file) {
+                Ok(nvrtc) => return Ok(nvrtc),
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let folders = self
+            .folders
+            .iter()
+            .map(|folder| folder.display().to_string());
+        let folders: Vec<_> = folders.collect();
+        Err(format!(
+            "{}; looked for in the loader's path and in {}",
+            problems.join("; "),
+            folders.join(", ")
+        ))
+    }
 }
 
 /// The file that a function was loaded from.
@@ -430,3 +481,6 @@ fn file_of(function: *const std::ffi::c_void) -> Option<PathBuf> {
         (!name.is_null()).then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes())))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,13 +154,11 @@ impl Program {
             }
             _ => "this build embeds none".into(),
         };
-        let major = u32::try_from(self.driver.version / 1000).ok();
-        let nvrtc = Nvrtc::get(major).map_err(|nvrtc| CudaError::NoCode {
+        let nvrtc = Nvrtc::for_driver().map_err(|nvrtc| CudaError::NoCode {
             unit: unit.file,
             architecture: found,
             embedded: embedded.clone(),
-            nvrtc,
-            package: package(major),
+            nvrtc: Box::new(nvrtc),
         })?;
         let start = Instant::now();
         let folder = cache::cache_folder();
@@ -195,13 +193,5 @@ impl Program {
     fn not_loaded(&self, code: u32) -> CudaError {
         let checked = self.driver.check("cuModuleLoadData", code);
         checked.expect_err("the code is not 0")
-    }
-}
-
-/// The Python package that has NVRTC for a major version of CUDA.
-pub(super) fn package(major: Option<u32>) -> String {
-    match major {
-        Some(major @ ..13) => format!("nvidia-cuda-nvrtc-cu{major}"),
-        _ => "nvidia-cuda-nvrtc".into(),
     }
 }

@@ -1,9 +1,9 @@
 //! `RecurrenceScan` on a GPU.
 
+use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
 use super::params::{Lengths, ScanParams};
 use super::workspace::Workspace;
 use super::{CudaError, Device, DevicePtr, Function, Stream};
-use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
 use ratplus_graphs::ops::ElementType;
 
 /// Sizes of one call.
@@ -175,21 +175,33 @@ impl ScanPlan {
         let element = shape.element;
         let tiling = Tiling::new(&shape, method);
         let kernels = match method {
-            ScanMethod::Serial if shape.has_lanes() => Kernels::Serial(device.function(kernel_name!(element, "scan_serial_"))?),
-            ScanMethod::Serial => Kernels::Serial(device.function(kernel_name!(element, "scan_any_"))?),
+            ScanMethod::Serial if shape.has_lanes() => {
+                Kernels::Serial(device.function(kernel_name!(element, "scan_serial_"))?)
+            }
+            ScanMethod::Serial => {
+                Kernels::Serial(device.function(kernel_name!(element, "scan_any_"))?)
+            }
             ScanMethod::ThreeLaunches => Kernels::ThreeLaunches {
                 summary: device.function(kernel_name!(element, "scan_summary_"))?,
                 carry: device.function("ratplus_scan_carry")?,
                 replay: device.function(kernel_name!(element, "scan_replay_"))?,
             },
-            ScanMethod::SinglePass => Kernels::SinglePass(device.function(kernel_name!(element, "scan_single_pass_"))?),
+            ScanMethod::SinglePass => {
+                Kernels::SinglePass(device.function(kernel_name!(element, "scan_single_pass_"))?)
+            }
         };
         grid_axis("batch", shape.batch)?;
         if method == ScanMethod::ThreeLaunches {
             grid_axis("tiles of 128 tokens", tiling.tiles)?;
         }
-        fit_i32("blocks of the scan", shape.batch * tiling.blocks * tiling.tiles)?;
-        fit_i32("lanes of the scan", shape.batch.saturating_mul(shape.channels))?;
+        fit_i32(
+            "blocks of the scan",
+            shape.batch * tiling.blocks * tiling.tiles,
+        )?;
+        fit_i32(
+            "lanes of the scan",
+            shape.batch.saturating_mul(shape.channels),
+        )?;
         let params = ScanParams {
             lengths: Lengths {
                 error: device.error_flag().device_address(),
@@ -316,10 +328,15 @@ impl ScanPlan {
         unsafe {
             match &self.kernels {
                 Kernels::Serial(serial) => {
-                    let width = if self.shape.has_lanes() { self.shape.lane_channels() } else { 1 };
+                    let width = if self.shape.has_lanes() {
+                        self.shape.lane_channels()
+                    } else {
+                        1
+                    };
                     let threads = batch * channels / width;
                     let grid = [threads.div_ceil(SERIAL_THREADS as usize) as u32, 1, 1];
-                    self.device.launch(*serial, grid, SERIAL_THREADS, 0, &params, stream)
+                    self.device
+                        .launch(*serial, grid, SERIAL_THREADS, 0, &params, stream)
                 }
                 Kernels::ThreeLaunches {
                     summary,
@@ -327,7 +344,8 @@ impl ScanPlan {
                     replay,
                 } => {
                     let launch = |kernel: &Function, grid, block, shared_bytes| {
-                        self.device.launch(*kernel, grid, block, shared_bytes, &params, stream)
+                        self.device
+                            .launch(*kernel, grid, block, shared_bytes, &params, stream)
                     };
                     let threads = channels.div_ceil(SERIAL_THREADS as usize) as u32;
                     launch(summary, tiled, TILE_THREADS, shared_bytes)?;
@@ -338,7 +356,8 @@ impl ScanPlan {
                     let bytes = self.tiling.flags(batch) * size_of::<u32>();
                     self.device.memset_zero_async(flags, bytes, stream)?;
                     let grid = [(batch * blocks * tiles) as u32, 1, 1];
-                    self.device.launch(*kernel, grid, TILE_THREADS, shared_bytes, &params, stream)
+                    self.device
+                        .launch(*kernel, grid, TILE_THREADS, shared_bytes, &params, stream)
                 }
             }
         }
@@ -362,7 +381,10 @@ mod tests {
         assert_eq!(shape(bf16, 64, 2048).method(), ScanMethod::Serial);
         assert_eq!(shape(bf16, 65, 2048).method(), ScanMethod::SinglePass);
         assert_eq!(shape(bf16, 4096, 2044).method(), ScanMethod::Serial);
-        assert_eq!(shape(ElementType::F32, 4096, 2044).method(), ScanMethod::SinglePass);
+        assert_eq!(
+            shape(ElementType::F32, 4096, 2044).method(),
+            ScanMethod::SinglePass
+        );
     }
 
     #[test]

@@ -46,8 +46,61 @@ pub struct Resources {
     pub spill_load_bytes: u32,
 }
 
-/// Bytes where the driver wants code to start.
+/// Bytes where the driver wants code to start. Not used where nothing is embedded.
+#[allow(dead_code)]
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
 include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::architecture::unit_of;
+    use crate::cuda::units::UNITS;
+
+    #[test]
+    fn every_unit_has_its_source() {
+        assert_eq!(IMAGES.len(), UNITS.len());
+        for (image, unit) in IMAGES.iter().zip(UNITS) {
+            assert!(image.source.contains("RATPLUS_KERNEL("), "{}", unit.file);
+            let known = TOOLKIT.map_or(&[][..], |toolkit| toolkit.architectures);
+            let expected = !unit.architectures(known).is_empty();
+            assert_eq!(image.embedded.is_some(), expected, "{}", unit.file);
+        }
+    }
+
+    #[test]
+    fn no_embedded_kernel_spills() {
+        let Some(toolkit) = TOOLKIT else {
+            eprintln!("SKIPPED: nothing is embedded; the NVRTC tests check the same");
+            return;
+        };
+        for (index, unit) in UNITS.iter().enumerate() {
+            let kernels: Vec<_> = RESOURCES
+                .iter()
+                .filter(|line| unit_of(line.kernel) == Some(index))
+                .collect();
+            let architectures = unit.architectures(toolkit.architectures);
+            assert_eq!(
+                kernels.is_empty(),
+                architectures.is_empty(),
+                "{}",
+                unit.file
+            );
+            for line in &kernels {
+                let own = [
+                    line.stack_bytes,
+                    line.spill_store_bytes,
+                    line.spill_load_bytes,
+                ];
+                assert_eq!(own, [0; 3], "{line:?}");
+                assert!(line.registers > 0, "{line:?}");
+                let of_kernel = kernels.iter().filter(|other| other.kernel == line.kernel);
+                assert_eq!(of_kernel.count(), architectures.len(), "{line:?}");
+            }
+        }
+        let known = |line: &Resources| unit_of(line.kernel).is_some();
+        assert!(RESOURCES.iter().all(known));
+    }
+}

@@ -17,7 +17,9 @@ pub(super) fn decode_splits(multiprocessors: usize, heads: usize, rows: usize) -
         blocks as f64 / (blocks.div_ceil(capacity) * capacity) as f64
     };
     let best = (1..=most).map(filled).fold(0.0, f64::max);
-    (1..=most).find(|&splits| filled(splits) >= 0.85 * best).unwrap_or(1)
+    (1..=most)
+        .find(|&splits| filled(splits) >= 0.85 * best)
+        .unwrap_or(1)
 }
 
 #[cfg(test)]

@@ -21,6 +21,11 @@ pub const UNITS: &[Unit] = &[
     unit("attention_decode.cu", &["ratplus_attention_decode_"]),
     unit("attention_prefill.cu", &["ratplus_attention_prefill_"]),
     unit("attention_any.cu", &["ratplus_attention_any_"]),
+    Unit {
+        file: "attention_hopper.cu",
+        prefixes: &["ratplus_attention_hopper_"],
+        only: Some("90a"),
+    },
 ];
 
 const fn unit(file: &'static str, prefixes: &'static [&'static str]) -> Unit {

@@ -1,5 +1,5 @@
-use super::model::History;
 use super::machine::{Machine, Way};
+use super::model::History;
 use super::{Real, bits, random, rng};
 use crate::Serial;
 use crate::attention::{AttentionParams, attention_workspace_bytes};
@@ -365,7 +365,14 @@ fn isolation<T: Real>(
         for c in &mut cache {
             poison_but(c, rows.clone());
         }
-        let again = run(setup, machine, &machine.ways()[0].1, &other, &mut cache, true);
+        let again = run(
+            setup,
+            machine,
+            &machine.ways()[0].1,
+            &other,
+            &mut cache,
+            true,
+        );
         assert_eq!(
             bits(&output[own.clone()]),
             bits(&again[own]),

@@ -7,7 +7,7 @@ use crate::cuda::{
 };
 use crate::{AttentionParams, ScanParams};
 use half::{bf16, f16};
-use ratplus_cuda_emulator as emulator;
+use ratplus_cuda_emulator::Order;
 use ratplus_graphs::ops::ElementType;
 use std::any::TypeId;
 use std::slice;
@@ -30,18 +30,18 @@ impl Schedule {
     ];
 
     fn set(self) {
-        let (order, seed, blocks) = match self {
-            Self::Forward => (emulator::Order::Forward, 0, 1),
-            Self::Reverse => (emulator::Order::Reverse, 0, 2),
-            Self::Random(seed, blocks) => (emulator::Order::Random, seed, blocks),
+        let (order, blocks) = match self {
+            Self::Forward => (Order::Forward, 1),
+            Self::Reverse => (Order::Reverse, 2),
+            Self::Random(seed, blocks) => (Order::Random(seed), blocks),
         };
-        emulator::configure(order, seed, blocks);
+        ratplus_cuda_emulator::load().unwrap().configure(order, blocks);
     }
 }
 
 /// The emulated device, current on this thread.
 pub(crate) fn device() -> &'static Device {
-    emulator::load().unwrap();
+    ratplus_cuda_emulator::load().unwrap();
     Device::open(0).unwrap()
 }
 
@@ -85,7 +85,7 @@ impl Buffers {
         if address != 0 {
             // SAFETY: the caller's contract; plain data.
             let bytes = unsafe { slice::from_raw_parts(from.cast::<u8>(), count * size_of::<T>()) };
-            self.held.last_mut().unwrap().upload(0, bytes).unwrap();
+            self.held.last_mut().unwrap().upload(bytes).unwrap();
         }
         address
     }
@@ -101,7 +101,7 @@ impl Buffers {
         // SAFETY: the caller's contract; plain data.
         let bytes = unsafe { slice::from_raw_parts_mut(to.cast::<u8>(), count * size_of::<T>()) };
         let memory = self.held.iter().find(|held| held.address() == address).unwrap();
-        memory.download(0, bytes).unwrap();
+        memory.download(bytes).unwrap();
     }
 }
 

@@ -5,7 +5,7 @@ use super::gpu::{self, Schedule};
 use super::{Real, pools};
 use crate::cuda::{AttentionMethod, ScanMethod};
 use crate::{AttentionParams, Isa, ParallelFor, ScanParams};
-use crate::{dilated_attention_on, isa, recurrence_scan_on};
+use crate::{dilated_attention_on, recurrence_scan_on};
 
 /// One implementation of the operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -71,7 +71,14 @@ fn reals<T: Real>(values: &[T]) -> Vec<f64> {
 
 /// Sequences of `batch` slots fed in random chunks; every chunk compared with the model, every
 /// pool and aliasing with the serial run.
-fn replay<T: Real>(machine: Machine, seed: u64, batch: usize, channels: usize, steps: usize, limit: f64) {
+fn replay<T: Real>(
+    machine: Machine,
+    seed: u64,
+    batch: usize,
+    channels: usize,
+    steps: usize,
+    limit: f64,
+) {
     let mut rng = rng(seed);
     let mut state = [(); 2].map(|()| vec![f32::NAN; batch * channels]);
     let mut history = vec![[vec![], vec![], vec![]]; batch];
@@ -192,7 +199,12 @@ fn replay<T: Real>(machine: Machine, seed: u64, batch: usize, channels: usize, s
 }
 
 /// Runs again with NaN in every slot but one: that one's bits stay.
-fn isolation<T: Real>(machine: Machine, call: &Call<T>, before: &[Vec<f32>; 2], after: &[Vec<f32>; 2]) {
+fn isolation<T: Real>(
+    machine: Machine,
+    call: &Call<T>,
+    before: &[Vec<f32>; 2],
+    after: &[Vec<f32>; 2],
+) {
     for slot in 0..call.batch {
         let (mut other, mut state) = (call.clone(), before.clone());
         let rows = call.row(slot, 0).start..call.row(slot, call.seq_len).start;
@@ -268,7 +280,12 @@ fn nearly_closed_gates_still_let_tokens_in() {
             gated_key: ones.clone(),
             gated_value: ones.clone(),
         };
-        call.run(machine, &machine.ways()[0].1, &mut [vec![0.0], vec![0.0]], true);
+        call.run(
+            machine,
+            &machine.ways()[0].1,
+            &mut [vec![0.0], vec![0.0]],
+            true,
+        );
         let expected = model::scan(&vec![vec![1.0]; tokens], &vec![vec![17.0]; tokens]);
         let (got, want) = (
             f64::from(call.gated_key[tokens - 1]),

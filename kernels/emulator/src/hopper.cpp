@@ -1,0 +1,203 @@
+// Warpgroup products and barriers in shared memory.
+//
+// Products are late: they read shared memory when they are waited for, and until then what they
+// add to is NaN.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "block.h"
+#include "conversions.h"
+#include "device_hopper_host.h"
+
+namespace ratplus::emulator {
+
+namespace {
+
+constexpr u32 GROUP_WARPS = 4;
+constexpr u32 GROUP_THREADS = GROUP_WARPS * WARP;
+
+// Fields of the matrix descriptor, PTX ISA.
+constexpr u64 SWIZZLE_128 = 1ull << 62;
+u32 start_of(u64 descriptor) { return static_cast<u32>(descriptor & 0x3fff) << 4; }
+u32 leading_of(u64 descriptor) { return static_cast<u32>(descriptor >> 16 & 0x3fff) << 4; }
+u32 stride_of(u64 descriptor) { return static_cast<u32>(descriptor >> 32 & 0x3fff) << 4; }
+
+// Barriers: arrivals still to come, arrivals of a phase, the phase's parity.
+constexpr u64 COUNT_MASK = 0xfffff;
+constexpr u32 EXPECTED_SHIFT = 20;
+constexpr u64 PHASE = 1ull << 63;
+
+Fiber& running() { return *static_cast<Fiber*>(current); }
+
+void check_barrier(const u64* barrier, Site site) {
+    const u64 offset = reinterpret_cast<u64>(barrier) - reinterpret_cast<u64>(current->shared);
+    if (offset % 8 != 0 || offset >= current->shared_bytes || current->shared_bytes - offset < 8) {
+        fault(Status::illegal_address, site, "a barrier at byte %lld of a shared memory of %u", static_cast<i64>(offset),
+              current->shared_bytes);
+    }
+}
+
+// The element at a byte of shared memory before the swizzle.
+float element(const Product& product, u32 byte) {
+    const u32 swizzled = byte ^ (byte >> 7 & 7) << 4;
+    u16 bits;
+    std::memcpy(&bits, current->shared + swizzled, sizeof bits);
+    return product.bf16 ? widen(bf16{bits}) : widen(f16{bits});
+}
+
+// The operand `b`: rows of `k`, or columns of it.
+float right(const Product& product, u32 k, u32 n) {
+    const u32 start = start_of(product.b);
+    if (product.columns) {
+        return element(product, start + n / 64 * leading_of(product.b) + k / 8 * stride_of(product.b) + k % 8 * 128 +
+                                    n % 64 * 2);
+    }
+    return element(product, start + n / 8 * stride_of(product.b) + n % 8 * 128 + k * 2);
+}
+
+// The operand `a`: this thread's two rows.
+float left(const Product& product, const u32 (&quad)[4][4], u32 half, u32 k) {
+    if (product.columns) {
+        // Word `half + k / 8 * 2` of the lane that has the pair of columns.
+        const u32 word = quad[k % 8 / 2][half + k / 8 * 2];
+        const u16 bits = static_cast<u16>(k % 2 == 0 ? word : word >> 16);
+        return product.bf16 ? widen(bf16{bits}) : widen(f16{bits});
+    }
+    const u32 row = current->index % GROUP_THREADS / WARP * 16 + current->index % WARP / 4 + 8 * half;
+    return element(product, start_of(product.a) + row / 8 * stride_of(product.a) + row % 8 * 128 + k * 2);
+}
+
+void compute(const PendingProduct& pending, float* sum) {
+    const Product& product = pending.product;
+    float a[2][16];
+    for (u32 half = 0; half < 2; ++half) {
+        for (u32 k = 0; k < 16; ++k) {
+            a[half][k] = left(product, pending.quad, half, k);
+        }
+    }
+    const u32 pair = current->index % 4 * 2;
+    for (u32 block = 0; block < product.width / 8; ++block) {
+        for (u32 i = 0; i < 2; ++i) {
+            for (u32 half = 0; half < 2; ++half) {
+                float& out = sum[4 * block + 2 * half + i];
+                float x = product.add ? out : 0.0f;
+                for (u32 k = 0; k < 16; ++k) {
+                    x += a[half][k] * right(product, k, block * 8 + pair + i);
+                }
+                out = x;
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void warpgroup_barrier(Site site) {
+    const Fiber& self = running();
+    const u32 group = self.index / GROUP_THREADS;
+    Meeting& meeting = self.owner->groups[group];
+    if (engine->arrive(meeting, group * GROUP_THREADS, GROUP_THREADS, Call::warpgroup_barrier, site)) {
+        engine->release(meeting, group * GROUP_THREADS, GROUP_THREADS);
+    }
+}
+
+void barrier_init(u64* barrier, u32 count, Site site) {
+    check_barrier(barrier, site);
+    *barrier = count | static_cast<u64>(count) << EXPECTED_SHIFT;
+}
+
+void barrier_arrive(u64* barrier, Site site) {
+    check_barrier(barrier, site);
+    if ((*barrier & COUNT_MASK) == 0) {
+        fault(Status::launch_failed, site, "more arrivals at a barrier than it was made for");
+    }
+    if ((--*barrier & COUNT_MASK) == 0) {
+        *barrier = (*barrier ^ PHASE) | (*barrier >> EXPECTED_SHIFT & COUNT_MASK);
+    }
+    note_progress();
+}
+
+void barrier_wait(u64* barrier, u32 parity, Site site) {
+    check_barrier(barrier, site);
+    while (*static_cast<volatile u64*>(barrier) >> 63 == parity) {
+        spin(site);
+    }
+}
+
+u64 tile_descriptor(const void* start, u32 leading, u32 stride, Site site) {
+    const u64 offset = reinterpret_cast<u64>(start) - reinterpret_cast<u64>(current->shared);
+    if (offset % 16 != 0 || offset >= current->shared_bytes || leading % 16 != 0 || stride % 16 != 0) {
+        fault(Status::misaligned_address, site, "a tile at byte %lld of shared memory, %u and %u bytes apart",
+              static_cast<i64>(offset), leading, stride);
+    }
+    return (offset >> 4 & 0x3fff) | static_cast<u64>(leading >> 4) << 16 | static_cast<u64>(stride >> 4) << 32 | SWIZZLE_128;
+}
+
+void product(const Product& product, const u32* fragment, Site site) {
+    Fiber& self = running();
+    PendingProduct pending{product, {}};
+    // Every lane of the warp is here; fragments of a row lie with four of them.
+    const u32 warp = self.index / WARP;
+    Exchange& e = self.owner->exchange[warp];
+    const u32 lane = self.index % WARP;
+    e.a[lane] = fragment;
+    const Call call = product.columns ? Call::product_columns : Call::product_rows;
+    Meeting& meeting = self.owner->warps[warp];
+    if (engine->arrive(meeting, warp * WARP, WARP, call, site)) {
+        for (u32 l = 0; product.columns && l < WARP; ++l) {
+            for (u32 other = 0; other < 4; ++other) {
+                std::memcpy(e.quad[l][other], e.a[l / 4 * 4 + other], sizeof e.quad[l][other]);
+            }
+        }
+        engine->release(meeting, warp * WARP, WARP);
+    }
+    std::memcpy(pending.quad, e.quad[lane], sizeof pending.quad);
+    auto& sums = self.pending_sums;
+    const auto found = std::find_if(sums.begin(), sums.end(), [&](const auto& sum) { return sum.at == product.sum; });
+    if (found == sums.end()) {
+        PendingSum sum{product.sum, product.width / 2, {}};
+        std::copy_n(product.sum, sum.count, sum.value);
+        std::fill_n(product.sum, sum.count, NAN);
+        sums.push_back(sum);
+    }
+    self.products.push_back(pending);
+}
+
+void products_commit() {
+    Fiber& self = running();
+    self.product_ends.push_back(self.products.size());
+}
+
+void products_wait(u32 pending) {
+    Fiber& self = running();
+    if (self.product_ends.size() <= pending) {
+        return;
+    }
+    const u64 groups = self.product_ends.size() - pending;
+    const u64 done = self.product_ends[groups - 1];
+    const auto sum_of = [&](const Product& product) {
+        return std::find_if(self.pending_sums.begin(), self.pending_sums.end(),
+                            [&](const auto& sum) { return sum.at == product.sum; });
+    };
+    for (u64 i = 0; i < done; ++i) {
+        compute(self.products[i], sum_of(self.products[i].product)->value);
+    }
+    self.products.erase(self.products.begin(), self.products.begin() + static_cast<i64>(done));
+    self.product_ends.erase(self.product_ends.begin(), self.product_ends.begin() + static_cast<i64>(groups));
+    for (u64& end : self.product_ends) {
+        end -= done;
+    }
+    const auto finished = [&](const PendingSum& sum) {
+        const bool used = std::any_of(self.products.begin(), self.products.end(),
+                                      [&](const PendingProduct& other) { return other.product.sum == sum.at; });
+        if (!used) {
+            std::copy_n(sum.value, sum.count, sum.at);
+        }
+        return !used;
+    };
+    auto& sums = self.pending_sums;
+    sums.erase(std::remove_if(sums.begin(), sums.end(), finished), sums.end());
+}
+
+}  // namespace ratplus::emulator
