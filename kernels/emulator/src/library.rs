@@ -27,7 +27,7 @@ unsafe impl Send for Library {}
 unsafe impl Sync for Library {}
 
 impl Library {
-    /// Loads the library for the rest of the process, its functions visible to all.
+    /// Loads the library for the rest of the process, under the names of the driver.
     ///
     /// # Errors
     /// The loader's message.
@@ -35,7 +35,7 @@ impl Library {
         let name = CString::new(path.as_os_str().as_bytes())
             .map_err(|error| format!("{}: {error}", path.display()))?;
         // SAFETY: `name` ends with a zero; the library's initialisers only chain up its kernels.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         if handle.is_null() {
             // SAFETY: dlopen failed on this thread, so dlerror has a message of its own.
             let message = unsafe { CStr::from_ptr(libc::dlerror()) };

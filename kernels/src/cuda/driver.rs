@@ -76,6 +76,9 @@ pub(super) struct Driver {
     pub call: Functions,
     /// CUDA version it is for: 1000 x major + 10 x minor.
     pub version: c_int,
+    /// Whether it is the emulator of kernels/emulator.
+    #[cfg(any(test, feature = "emulation"))]
+    pub emulator: bool,
 }
 
 impl Driver {
@@ -100,7 +103,13 @@ impl Driver {
         let call = call.map_err(|name| CudaError::DriverTooOld {
             found: format!("one without {name}"),
         })?;
-        let mut driver = Self { call, version: 0 };
+        let mut driver = Self {
+            call,
+            version: 0,
+            #[cfg(any(test, feature = "emulation"))]
+            // SAFETY: the symbol is only looked for.
+            emulator: unsafe { library.get::<fn()>(b"ratplusEmulatorConfigure\0") }.is_ok(),
+        };
         // SAFETY: the pointer is valid for the write; this call needs no initialised driver.
         let code = unsafe { (driver.call.cuDriverGetVersion)(&raw mut driver.version) };
         driver.check("cuDriverGetVersion", code)?;

@@ -127,6 +127,13 @@ impl Program {
                 found,
             });
         }
+        // The emulator has the kernels already. NVRTC would look for a driver, and crash over it.
+        #[cfg(any(test, feature = "emulation"))]
+        if self.driver.emulator {
+            return self
+                .load_code(image.source.as_bytes())
+                .map_err(|code| self.not_loaded(code));
+        }
         let embedded = match (image.embedded, TOOLKIT) {
             (Some(code), Some(toolkit)) => {
                 let version = toolkit.version;

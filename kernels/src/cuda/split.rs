@@ -35,7 +35,8 @@ mod tests {
 
     #[test]
     fn few_heads_are_split_until_they_fill_a_wave() {
-        assert_eq!(decode_splits(132, 16, 1 << 18), 42);
+        // 43 x 16 of 792.
+        assert_eq!(decode_splits(132, 16, 1 << 18), 43);
         assert_eq!(decode_splits(132, 1, 1 << 20), MAX_SPLITS);
     }
 
