@@ -97,6 +97,15 @@ impl Library {
         );
     }
 
+    /// Sets for the process whether the device reaches memory that the driver did not allocate,
+    /// as some systems with a GPU do. It does not where nothing was set.
+    pub fn set_pageable_memory(&self, reachable: bool) {
+        // SAFETY: the function's type in control.cpp.
+        let set: extern "C" fn(c_int) -> c_int =
+            unsafe { self.function(c"ratplusEmulatorSetPageableMemory") };
+        set(reachable.into());
+    }
+
     /// Names of the kernels.
     pub fn kernels(&self) -> Vec<String> {
         // SAFETY: the function's type in control.cpp.
