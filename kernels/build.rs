@@ -304,6 +304,12 @@ impl Nvcc {
                 unit.file, self.version, output.status
             ));
         }
+        for line in log
+            .lines()
+            .filter(|line| line.contains("arning") || line.contains("Loss"))
+        {
+            println!("cargo:warning={}: {line}", unit.file);
+        }
         write(&log_file, &log)?;
         write(&key_file, &key)?;
         Ok(Some(Built { image, log }))

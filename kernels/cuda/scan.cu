@@ -8,10 +8,11 @@
 //   before it. 10 bytes an element, the least possible.
 //
 // Tiles come in groups of GROUP_TILES. In the single pass a tile waits for the maps of the
-// tiles before it in its group, which depend on nothing, and for the state before the group,
-// which the last tile of the group before publishes: so the chain of waits has one link a group,
-// and every sum is formed in one order whatever the timing. Blocks take their tile by a ticket,
-// time slowest: who waits, waits for a block that already runs.
+// tiles before it in its group, which depend on nothing, and for the state before the group, which
+// the last tile of the group before publishes, and the slot's first tile for the first group. So
+// the chain of waits has one link a group, and every sum is formed in one order whatever the
+// timing. Blocks take their tile by a ticket, time slowest: who waits, waits for a block that
+// already runs.
 #include "gate.cuh"
 #include "slot.cuh"
 
@@ -415,6 +416,23 @@ RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
     const bool publishes =
         tile.index == first + GROUP_TILES - 1 && (group + 1) * GROUP_TILES * TILE_TOKENS < tile.lengths.tokens;
 
+    const i32 c = static_cast<i32>(thread_index());
+    const bool owns = c < SPAN && tile.block + c < p.channels;
+    if (tile.index == 0) {
+        // The incoming state goes through the first carry: it may be the memory of the new state,
+        // which the last tile writes as soon as it has what it waits for.
+        if (owns) {
+            const i64 at = static_cast<i64>(tile.slot) * p.channels + tile.block + c;
+            float* const to = p.carry + carry_at(p, tile.slot, 0) + tile.block + c;
+            to[0] = tile.lengths.past > 0 ? p.state_key[at] : 0.0f;
+            to[p.channels] = tile.lengths.past > 0 ? p.state_value[at] : 0.0f;
+            fence_device();
+        }
+        block_barrier();
+        if (c == 0) {
+            store_release(carry_flags, 1);
+        }
+    }
     tile.load(p);
     tile.reduce(shared);
     if (!tile.lives()) {
@@ -422,8 +440,6 @@ RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
         tile.pass_state(p);
         return;
     }
-    const i32 c = static_cast<i32>(thread_index());
-    const bool owns = c < SPAN && tile.block + c < p.channels;
     if (!publishes) {
         // The last tile's map has no reader.
         write_summary(p, tile, shared);
@@ -435,21 +451,14 @@ RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
     }
     if (c < tile.index - first) {
         wait_for(summary_flags + first + c);
-    } else if (c == GROUP_TILES && group > 0) {
+    } else if (c == GROUP_TILES && tile.index > 0) {
         wait_for(carry_flags + group);
     }
     block_barrier();
     if (owns) {
-        float key, value;
-        if (group > 0) {
-            const float* const from = p.carry + carry_at(p, tile.slot, group) + tile.block + c;
-            key = load_shared_by_blocks(from);
-            value = load_shared_by_blocks(from + p.channels);
-        } else {
-            const i64 at = static_cast<i64>(tile.slot) * p.channels + tile.block + c;
-            key = tile.lengths.past > 0 ? p.state_key[at] : 0.0f;
-            value = tile.lengths.past > 0 ? p.state_value[at] : 0.0f;
-        }
+        const float* const carried = p.carry + carry_at(p, tile.slot, group) + tile.block + c;
+        float key = load_shared_by_blocks(carried);
+        float value = load_shared_by_blocks(carried + p.channels);
         Affine maps[GROUP_TILES - 1];
         RATPLUS_UNROLL
         for (i32 i = 0; i < GROUP_TILES - 1; ++i) {

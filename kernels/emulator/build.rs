@@ -21,10 +21,14 @@ fn main() {
 fn build() -> Outcome<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=RATPLUS_EMULATOR_UCONTEXT");
+    if variable("CARGO_CFG_TARGET_OS")? != "linux" {
+        println!("cargo::warning=the CUDA emulator is left out: it needs Linux");
+        return Ok(());
+    }
     let compiler = Compiler::new()?;
-    let emulator = compiler.sources("src", "cpp")?;
-    let kernels = compiler.sources("../cuda", "cu")?;
-    let test_kernels = compiler.sources("tests", "cu")?;
+    let emulator = compiler.sources("kernels/emulator/src", "cpp")?;
+    let kernels = compiler.sources("kernels/cuda", "cu")?;
+    let test_kernels = compiler.sources("kernels/emulator/tests", "cu")?;
     let objects = compiler.compile(&[&emulator[..], &kernels, &test_kernels].concat())?;
     let (emulator, rest) = objects.split_at(emulator.len());
     let (kernels, test_kernels) = rest.split_at(kernels.len());
@@ -52,13 +56,19 @@ fn build() -> Outcome<()> {
 
 struct Compiler {
     tool: cc::Tool,
+    /// The workspace.
     root: PathBuf,
     out: PathBuf,
 }
 
 impl Compiler {
     fn new() -> Outcome<Self> {
-        let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+        let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
+        let root = package
+            .ancestors()
+            .nth(2)
+            .ok_or("the package is not two folders below the workspace")?
+            .to_owned();
         let out = PathBuf::from(variable("OUT_DIR")?);
         let mut build = cc::Build::new();
         build
@@ -69,9 +79,11 @@ impl Compiler {
             .pic(true)
             .warnings(true)
             .extra_warnings(true)
-            .cargo_metadata(false)
-            .include(root.join("src"))
-            .include(root.join("../cuda"))
+            .emit_rerun_if_env_changed(true)
+            .include(package.join("src"))
+            .include(root.join("kernels/cuda"))
+            // Messages name files from the workspace on.
+            .flag(format!("-fmacro-prefix-map={}/=", text(&root)?))
             .define("RATPLUS_EMULATION", None)
             .flag("-fvisibility=hidden")
             .flag("-fno-strict-aliasing")
@@ -96,7 +108,7 @@ impl Compiler {
         })
     }
 
-    /// The files of `folder` with `extension`, in order of their names.
+    /// The files of the workspace's `folder` with `extension`, in order of their names.
     fn sources(&self, folder: &str, extension: &str) -> Outcome<Vec<PathBuf>> {
         let folder = self.root.join(folder);
         println!("cargo::rerun-if-changed={}", text(&folder)?);
@@ -127,13 +139,8 @@ impl Compiler {
                     loop {
                         let next = queue.lock().ok().and_then(|mut queue| queue.next());
                         let Some((source, object)) = next else { break };
-                        let mut command = self.tool.to_command();
-                        command
-                            .args(["-x", "c++", "-c"])
-                            .arg(source)
-                            .arg("-o")
-                            .arg(object);
-                        if let (Err(error), Ok(mut failed)) = (execute(command), failed.lock()) {
+                        let compiled = self.compile_one(source, object);
+                        if let (Err(error), Ok(mut failed)) = (compiled, failed.lock()) {
                             failed.get_or_insert(error);
                         }
                     }
@@ -147,9 +154,32 @@ impl Compiler {
         }
     }
 
+    fn compile_one(&self, source: &Path, object: &Path) -> Outcome<()> {
+        let inputs = object.with_extension("d");
+        let made_by = object.with_extension("command");
+        let mut command = self.tool.to_command();
+        command
+            .args(["-x", "c++", "-MMD", "-MF"])
+            .arg(&inputs)
+            .arg("-c")
+            .arg(source)
+            .arg("-o")
+            .arg(object);
+        let line = format!("{command:?}");
+        if fs::read_to_string(&made_by).is_ok_and(|made_by| made_by == line)
+            && is_newer(object, &inputs)
+        {
+            return Ok(());
+        }
+        // Names the command of a whole object only.
+        fs::write(&made_by, "")?;
+        execute(command)?;
+        Ok(fs::write(&made_by, line)?)
+    }
+
     fn object(&self, source: &Path) -> Outcome<PathBuf> {
         let path = source.strip_prefix(&self.root).unwrap_or(source);
-        let name = text(path)?.replace(['/', '\\'], "-").replace("..", "up");
+        let name = text(path)?.replace(['/', '\\'], "-");
         Ok(self.out.join(format!("{name}.o")))
     }
 
@@ -186,6 +216,21 @@ fn has(feature: &str) -> bool {
         "movbe" => is_x86_feature_detected!("movbe"),
         _ => false,
     }
+}
+
+/// Whether `object` is newer than every file of the make rule in `inputs`.
+fn is_newer(object: &Path, inputs: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|data| data.modified());
+    let (Ok(made), Ok(rule)) = (modified(object), fs::read_to_string(inputs)) else {
+        return false;
+    };
+    // Spaces in names are escaped.
+    let rule = rule.replace("\\\n", " ").replace("\\ ", "\0");
+    let mut words = rule.split_whitespace();
+    words.next().is_some_and(|target| target.ends_with(':'))
+        && words.all(|word| {
+            modified(Path::new(&word.replace('\0', " "))).is_ok_and(|changed| changed < made)
+        })
 }
 
 /// Runs a compiler and passes its warnings on.

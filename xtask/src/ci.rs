@@ -1,6 +1,8 @@
 //! What every change has to pass.
 
 use crate::Outcome;
+use crate::resources;
+use crate::setup;
 use crate::step::{Steps, say};
 use crate::suite;
 use crate::workspace::Workspace;
@@ -11,6 +13,11 @@ use std::process::Command;
 pub fn run(workspace: &Workspace) -> Outcome {
     let steps = Steps::new(workspace);
     let mut failed = Vec::new();
+    // First, so that nothing is built twice: the kernels embed what the toolkit makes of them.
+    if let Err(error) = setup::run(workspace) {
+        say(&format!("    FAILED: {error}"));
+        failed.push("setup");
+    }
     for (title, arguments, environment) in [
         ("formatting", &["fmt", "--all", "--check"][..], None),
         (
@@ -37,6 +44,14 @@ pub fn run(workspace: &Workspace) -> Outcome {
         if !steps.try_run(title, &mut command)? {
             say(&format!("    FAILED: {title}"));
             failed.push(title);
+        }
+    }
+    match resources::run(workspace, true) {
+        Ok(true) => (),
+        Ok(false) => failed.push("cuda-resources"),
+        Err(error) => {
+            say(&format!("    FAILED: {error}"));
+            failed.push("cuda-resources");
         }
     }
     if !failed.is_empty() {

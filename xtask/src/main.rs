@@ -3,9 +3,11 @@
 mod ci;
 mod counts;
 mod demo;
+mod resources;
 mod setup;
 mod step;
 mod suite;
+mod toolkit;
 mod workspace;
 
 use std::process::ExitCode;
@@ -14,12 +16,16 @@ use workspace::Workspace;
 const HELP: &str = "\
 cargo xtask <command>
 
-  setup   Python environment with ONNX Runtime in the target directory (tests/python/requirements.txt)
-  demo    setup, build, then export, inspect, verify and generate with a small trained model
+  setup   into the target directory: a Python environment with ONNX Runtime
+          (tests/python/requirements.txt), and NVIDIA's compilers for the CUDA kernels
+  demo    the Python environment, build, then export, inspect, verify and generate with a small
+          trained model
   test    setup, build, then every Rust and Python test; ends with `N passed, N failed, N skipped`
-  ci      formatting, lints and documentation, then test
+  cuda-resources [--check]
+          writes docs/cuda-resources.md, registers and memory of every CUDA kernel, or compares it
+  ci      setup, formatting, lints, documentation and cuda-resources --check, then test
 
-Needs Rust, Python 3.11 or newer with pip, and a C compiler.
+Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
 Exit 0: done. Exit 1: a check or a test failed. Exit 2: bad input or environment.";
 
 /// What a command ends with: good or bad, or an error that kept it from finding out.
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
         ["setup"] => |workspace| setup::run(workspace).map(|()| true),
         ["demo"] => |workspace| demo::run(workspace).map(|()| true),
         ["test"] => suite::run,
+        ["cuda-resources"] => |workspace| resources::run(workspace, false),
+        ["cuda-resources", "--check"] => |workspace| resources::run(workspace, true),
         ["ci"] => ci::run,
         ["help" | "-h" | "--help"] => {
             println!("{HELP}");

@@ -1,6 +1,8 @@
-//! The Python environment: ONNX Runtime and what the Python tests import.
+//! What is installed into the target directory: the Python environment with ONNX Runtime and what
+//! the Python tests import, and the CUDA toolkit.
 
 use crate::step::{Error, Steps, say};
+use crate::toolkit;
 use crate::workspace::Workspace;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +16,14 @@ const OLDEST_PYTHON: (u32, u32) = (3, 11);
 const INSTALL_REMEDY: &str = "check the network (pip honours HTTPS_PROXY, PIP_INDEX_URL and \
     PIP_FIND_LINKS) and the disk, then run `cargo xtask setup` again";
 
-/// Makes the environment, or finds that it is there.
+/// Installs everything that is not there yet.
 pub fn run(workspace: &Workspace) -> Result<(), Error> {
+    python(workspace)?;
+    toolkit::run(workspace)
+}
+
+/// Makes the Python environment, or finds that it is there.
+pub fn python(workspace: &Workspace) -> Result<(), Error> {
     let steps = Steps::new(workspace);
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let version = python_version(&python)?;
@@ -63,7 +71,6 @@ const OTHER_RUNTIMES: [(&str, &[&str]); 4] = [
 /// had here (an old one has no wheel for a new Python) is said to be missing; its tests skip.
 pub fn other_runtimes(workspace: &Workspace) {
     let steps = Steps::new(workspace);
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     for (version, packages) in OTHER_RUNTIMES {
         let folder = workspace.target.join(format!("ort-{version}"));
         let stamp = folder.join(STAMP);
@@ -71,25 +78,37 @@ pub fn other_runtimes(workspace: &Workspace) {
         if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
             continue;
         }
-        let mut install = pip(workspace, &python);
-        install
-            .args([
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--upgrade",
-            ])
-            .args(["--only-binary=:all:", "--target"])
-            .arg(&folder)
-            .args(packages);
         let title = format!("setup: install ONNX Runtime {version} for its tests");
-        match steps.run_quiet(&title, &mut install, INSTALL_REMEDY) {
+        match install_into(workspace, &steps, &title, &folder, packages) {
             Ok(()) => {
                 let _ = std::fs::write(&stamp, wanted);
             }
             Err(error) => say(&format!("    not installed, its tests will skip: {error}")),
         }
     }
+}
+
+/// Installs packages into a folder of their own, with the environment's pip.
+pub fn install_into(
+    workspace: &Workspace,
+    steps: &Steps<'_>,
+    title: &str,
+    folder: &Path,
+    packages: &[&str],
+) -> Result<(), Error> {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let mut install = pip(workspace, &python);
+    install
+        .args([
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--upgrade",
+        ])
+        .args(["--only-binary=:all:", "--target"])
+        .arg(folder)
+        .args(packages);
+    steps.run_quiet(title, &mut install, INSTALL_REMEDY)
 }
 
 /// ONNX Runtime's library inside the environment, which the `ratplus` program loads.
@@ -156,7 +175,8 @@ fn python_version(python: &str) -> Result<String, Error> {
     }
 }
 
-fn runs(program: &Path) -> bool {
+/// Whether a program answers.
+pub fn runs(program: &Path) -> bool {
     let output = Command::new(program).arg("--version").output();
     output.is_ok_and(|output| output.status.success())
 }

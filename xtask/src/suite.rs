@@ -4,6 +4,7 @@ use crate::Outcome;
 use crate::counts::{CargoTest, Pytest, Totals};
 use crate::setup;
 use crate::step::{Error, Steps, say};
+use crate::toolkit;
 use crate::workspace::Workspace;
 use std::process::Command;
 
@@ -84,6 +85,14 @@ fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), Error
             "RATPLUS_ORT_LIBRARY",
             workspace.absolute(&workspace.ort_plugin()),
         )
-        .env("ORT_DYLIB_PATH", setup::ort_library(workspace)?);
+        .env("ORT_DYLIB_PATH", setup::ort_library(workspace)?)
+        .env(
+            "RATPLUS_CACHE_DIR",
+            workspace.absolute(&workspace.target.join("kernel-cache")),
+        );
+    let nvrtc = workspace.absolute(&toolkit::nvrtc_folder(workspace));
+    if nvrtc.is_dir() {
+        command.env("RATPLUS_NVRTC", nvrtc);
+    }
     Ok(())
 }

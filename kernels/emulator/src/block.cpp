@@ -15,9 +15,17 @@ namespace {
 
 // Rounds in which threads did nothing but spin before the launch counts as stuck.
 constexpr u32 IDLE_ROUNDS = 1000;
+// Looks of one thread, without a pause, before it counts as stuck.
+constexpr u32 LOOKS = 10000000;
 constexpr u32 NONE = ~0u;
 
 Fiber& running() { return *static_cast<Fiber*>(current); }
+
+// The lanes of the warp whose threads are below `end`.
+u32 lanes_of(u32 warp, u32 end) {
+    const u32 lanes = end - warp * WARP;
+    return lanes >= WARP ? ~0u : (1u << lanes) - 1;
+}
 
 void fiber_main() {
     engine->enter();
@@ -42,6 +50,7 @@ const char* name_of(Call call) {
         case Call::product_rows: return "Products::rows";
         case Call::product_columns: return "Products::columns";
         case Call::spin_pause: return "spin_pause";
+        case Call::copy_async16: return "copy_async16";
     }
     return "?";
 }
@@ -56,12 +65,14 @@ void fault(Status status, Site site, const char* format, ...) {
 }
 
 void note_progress() { engine->note_progress(); }
+void note_look(Site site) { engine->note_look(site); }
 void spin(Site site) { engine->spin(site); }
 
 void block_barrier(Site site) {
     const Fiber& self = running();
     Block& block = *self.owner;
     if (engine->arrive(block.barrier, 0, block.threads, Call::block_barrier, site)) {
+        engine->check_warps(block);
         engine->release(block.barrier, 0, block.threads);
     }
 }
@@ -109,32 +120,33 @@ Fiber* Engine::next() {
     Block& block = *blocks_[last_block_];
     const u32 warp = block.last_warp = choose(block.runnable_warps, block.last_warp);
     const u32 lane = choose(block.runnable[warp], NONE);
+    take(block, warp, lane);
+    return block.fibers[warp * WARP + lane].get();
+}
+
+void Engine::make_runnable(Block& block, u32 warp, u32 lanes) {
+    block.runnable[warp] |= lanes;
+    block.runnable_warps |= 1u << warp;
+    runnable_blocks_ |= 1u << block.slot;
+}
+
+// No longer runnable, as it runs.
+void Engine::take(Block& block, u32 warp, u32 lane) {
     block.runnable[warp] &= ~(1u << lane);
     if (block.runnable[warp] == 0) {
         block.runnable_warps &= ~(1u << warp);
         if (block.runnable_warps == 0) {
-            runnable_blocks_ &= ~(1u << last_block_);
+            runnable_blocks_ &= ~(1u << block.slot);
         }
     }
-    return block.fibers[warp * WARP + lane].get();
-}
-
-void Engine::make_runnable(Fiber& fiber) {
-    Block& block = *fiber.owner;
-    fiber.state = State::runnable;
-    block.runnable[fiber.index / WARP] |= 1u << fiber.index % WARP;
-    block.runnable_warps |= 1u << fiber.index / WARP;
-    runnable_blocks_ |= 1u << block.slot;
 }
 
 void Engine::wake_spinners() {
     for (u32 slot = 0; slot < resident_; ++slot) {
         Block& block = *blocks_[slot];
-        for (u32 i = 0; block.spinning > 0 && i < block.threads; ++i) {
-            if (block.fibers[i]->state == State::spinning) {
-                make_runnable(*block.fibers[i]);
-                --block.spinning;
-            }
+        for (; block.spinning_warps != 0; block.spinning_warps &= block.spinning_warps - 1) {
+            const u32 warp = static_cast<u32>(__builtin_ctz(block.spinning_warps));
+            make_runnable(block, warp, std::exchange(block.spinning[warp], 0));
         }
     }
 }
@@ -147,15 +159,22 @@ void Engine::suspend() {
         return;
     }
     current = other;
+    looks_ = 0;
     switch_context(self.context, other != nullptr ? other->context : main_);
+}
+
+void Engine::note_look(Site site) {
+    if (++looks_ > LOOKS) {
+        fault(Status::launch_failed, site, "the thread waits for another without spin_pause");
+    }
 }
 
 void Engine::spin(Site site) {
     Fiber& self = running();
-    self.state = State::spinning;
     self.call = Call::spin_pause;
     self.site = site;
-    ++self.owner->spinning;
+    self.owner->spinning[self.index / WARP] |= 1u << self.index % WARP;
+    self.owner->spinning_warps |= 1u << self.index / WARP;
     suspend();
 }
 
@@ -167,26 +186,37 @@ bool Engine::arrive(Meeting& meeting, u32 first, u32 members, Call call, Site si
         meeting.call = call;
         meeting.site = site;
     } else if (members <= WARP && (meeting.call != call || meeting.site.line != site.line)) {
-        fault(Status::launch_failed, site, "the warp of thread %u diverges: this thread is in %s, others are in %s (%s:%d)",
-              first, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
+        fault(Status::launch_failed, site, "the warp of threads %u to %u diverges: this one is in %s, others are in %s (%s:%d)",
+              first, first + members - 1, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
     }
     if (++meeting.arrived == members) {
         return true;
     }
-    self.state = State::waiting;
     suspend();
     return false;
 }
 
-void Engine::release(Meeting& meeting, u32 first, u32 members) {
-    Fiber& self = running();
-    meeting.arrived = 0;
-    for (u32 i = first; i < first + members; ++i) {
-        Fiber& fiber = *self.owner->fibers[i];
-        if (&fiber != &self) {
-            make_runnable(fiber);
+// All lanes of a warp have to be at the same barrier.
+void Engine::check_warps(const Block& block) const {
+    for (u32 i = 0; i < block.threads; ++i) {
+        const Fiber& lane = *block.fibers[i];
+        const Fiber& first = *block.fibers[i / WARP * WARP];
+        if (lane.site.line != first.site.line) {
+            fault(Status::launch_failed, lane.site, "a warp diverges: thread %u is at this block_barrier, thread %u is at %s:%d",
+                  lane.index, first.index, first.site.file, first.site.line);
         }
     }
+}
+
+void Engine::release(Meeting& meeting, u32 first, u32 members) {
+    const Fiber& self = running();
+    Block& block = *self.owner;
+    meeting.arrived = 0;
+    for (u32 warp = first / WARP; warp * WARP < first + members; ++warp) {
+        make_runnable(block, warp, lanes_of(warp, first + members));
+    }
+    // The caller runs already.
+    take(block, self.index / WARP, self.index % WARP);
 }
 
 // --- launches -------------------------------------------------------------------------------------
@@ -198,9 +228,8 @@ void Engine::begin(Block& block, u64 index) {
     block.coordinates[2] = static_cast<u32>(index / launch.grid[0] / launch.grid[1]);
     block.threads = block.live = launch.threads;
     block.barrier = Meeting{};
-    block.spinning = 0;
     block.last_warp = NONE;
-    block.runnable_warps = 0;
+    block.runnable_warps = block.spinning_warps = 0;
     u8* const shared = block.shared.reset(launch.shared_bytes);
     while (block.fibers.size() < launch.threads) {
         block.fibers.push_back(std::make_unique<Fiber>());
@@ -208,7 +237,7 @@ void Engine::begin(Block& block, u64 index) {
     for (u32 warp = 0; warp < MAX_WARPS; ++warp) {
         block.warps[warp] = Meeting{};
         block.groups[warp / 4] = Meeting{};
-        block.runnable[warp] = 0;
+        block.runnable[warp] = block.spinning[warp] = block.exited[warp] = 0;
     }
     for (u32 i = 0; i < launch.threads; ++i) {
         Fiber& fiber = *block.fibers[i];
@@ -229,11 +258,15 @@ void Engine::begin(Block& block, u64 index) {
         // The tops of the stacks fall into different sets of the processor's cache.
         const u32 colour = i * 320 % 4096;
         prepare(fiber.context, fiber.stack.bottom(), fiber.stack.top() - colour, fiber_main);
-        make_runnable(fiber);
+    }
+    for (u32 warp = 0; warp * WARP < launch.threads; ++warp) {
+        make_runnable(block, warp, lanes_of(warp, launch.threads));
     }
 }
 
 Status Engine::run(const Launch& launch, std::string& error) {
+    catch_traps();
+    spare_stack_.reserve();
     launch_ = &launch;
     random_state_ = (settings.seed + 1) * 0x9e3779b97f4a7c15ull | 1;
     const u64 count = static_cast<u64>(launch.grid[0]) * launch.grid[1] * launch.grid[2];
@@ -277,6 +310,7 @@ Status Engine::run(const Launch& launch, std::string& error) {
             break;
         }
         current = fiber;
+        looks_ = 0;
         switch_context(main_, fiber->context);
         current = nullptr;
         if (status_ != Status::success) {
@@ -315,12 +349,13 @@ void Engine::exit_thread() {
     if (!self.products.empty()) {
         fault(Status::launch_failed, self.site, "the thread exits before it waited for its products");
     }
-    self.state = State::exited;
     note_progress();
     Block& block = *self.owner;
+    block.exited[self.index / WARP] |= 1u << self.index % WARP;
     // A block that is done goes back to `run`.
     Fiber* const other = --block.live == 0 ? nullptr : next();
     current = other;
+    looks_ = 0;
     switch_context(self.context, other != nullptr ? other->context : main_);
     __builtin_unreachable();
 }
@@ -328,13 +363,33 @@ void Engine::exit_thread() {
 void Engine::fail(Status status, Site site, const char* message) {
     Fiber& self = running();
     status_ = status;
-    char where[256];
-    snprintf(where, sizeof where, "kernel %s, block (%u, %u, %u), thread %u, %s:%d: ", launch_->kernel->name, self.block[0],
-             self.block[1], self.block[2], self.index, site.file, site.line);
-    error_ = std::string(where) + message;
+    char where[512];
+    snprintf(where, sizeof where, "kernel %s, block (%u, %u, %u), thread %u", launch_->kernel->name, self.block[0],
+             self.block[1], self.block[2], self.index);
+    error_ = where;
+    if (site.file != nullptr) {
+        error_ += std::string(", ") + site.file + ":" + std::to_string(site.line);
+    }
+    error_ += std::string(": ") + message;
     current = nullptr;
     switch_context(self.context, main_);
     __builtin_unreachable();
+}
+
+std::string Engine::describe(u64 address) const {
+    for (u32 slot = 0; slot < resident_; ++slot) {
+        const Block& block = *blocks_[slot];
+        i64 offset;
+        if (block.shared.covers(address, offset)) {
+            return "byte " + std::to_string(offset) + " of a shared memory of " + std::to_string(launch_->shared_bytes);
+        }
+        for (u32 i = 0; i < block.threads; ++i) {
+            if (block.fibers[i]->stack.guards(reinterpret_cast<const void*>(address))) {
+                return "the end of the stack of thread " + std::to_string(i);
+            }
+        }
+    }
+    return {};
 }
 
 // Where every thread of the resident blocks stands.
@@ -349,15 +404,19 @@ std::string Engine::deadlock() const {
         snprintf(line, sizeof line, "\n  block (%u, %u, %u):", block.coordinates[0], block.coordinates[1],
                  block.coordinates[2]);
         text += line;
+        const auto exited = [&](u32 i) { return (block.exited[i / WARP] >> i % WARP & 1) != 0; };
         for (u32 first = 0; first < block.threads;) {
             const Fiber& fiber = *block.fibers[first];
+            const auto same = [&](u32 i) {
+                const Fiber& other = *block.fibers[i];
+                return exited(i) == exited(first) &&
+                       (exited(i) || (other.call == fiber.call && other.site.line == fiber.site.line));
+            };
             u32 last = first;
-            while (last + 1 < block.threads && block.fibers[last + 1]->state == fiber.state &&
-                   (fiber.state == State::exited || (block.fibers[last + 1]->call == fiber.call &&
-                                                     block.fibers[last + 1]->site.line == fiber.site.line))) {
+            while (last + 1 < block.threads && same(last + 1)) {
                 ++last;
             }
-            if (fiber.state == State::exited) {
+            if (exited(first)) {
                 snprintf(line, sizeof line, "\n    threads %u to %u have exited", first, last);
             } else {
                 snprintf(line, sizeof line, "\n    threads %u to %u wait in %s (%s:%d)", first, last, name_of(fiber.call),

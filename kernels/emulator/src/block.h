@@ -54,15 +54,12 @@ struct PendingSum {
     float value[64];
 };
 
-enum class State : u8 { runnable, waiting, spinning, exited };
-
 struct Block;
 
 struct Fiber : Thread {
     Block* owner;
     Context context;
     Stack stack;
-    State state;
     Call call;
     Site site;
     std::vector<Copy> copies;
@@ -107,6 +104,8 @@ public:
     u8* reset(u32 bytes);
     // The offset, from the start of shared memory, of a byte around it that was written.
     bool overwritten(i64& offset) const;
+    // Whether the address belongs here, guard pages included, and how far from the start.
+    bool covers(u64 address, i64& offset) const;
 
 private:
     u8* base_;
@@ -124,11 +123,14 @@ struct Block {
     Meeting warps[MAX_WARPS];
     Meeting groups[MAX_WARPS / 4];
     Exchange exchange[MAX_WARPS];
-    // Threads to run, by warp and lane; the warps that have any.
+    // Threads by warp and lane; those in none of the three run or wait.
     u32 runnable[MAX_WARPS];
+    u32 spinning[MAX_WARPS];
+    u32 exited[MAX_WARPS];
+    // Warps that have such threads.
     u32 runnable_warps;
+    u32 spinning_warps;
     u32 last_warp;
-    u32 spinning = 0;
     u32 slot;
     SharedMemory shared;
     std::vector<std::unique_ptr<Fiber>> fibers;
@@ -145,17 +147,24 @@ public:
     // For the running fiber:
     [[noreturn]] void fail(Status status, Site site, const char* message);
     void note_progress() { idle_rounds_ = 0; }
+    void note_look(Site site);
     void spin(Site site);
     // Joins a meeting of `members` threads from thread `first` on. True for the last to arrive,
     // who has to call `release`; for the others once that is done.
     bool arrive(Meeting& meeting, u32 first, u32 members, Call call, Site site);
     void release(Meeting& meeting, u32 first, u32 members);
+    void check_warps(const Block& block) const;
     [[noreturn]] void exit_thread();
     void enter() const { launch_->kernel->entry(launch_->params); }
+    // What the running block or thread has at `address`; empty where that is nothing.
+    std::string describe(u64 address) const;
+    // For a thread that trapped.
+    u8* spare_stack() const { return spare_stack_.top(); }
 
 private:
     void begin(Block& block, u64 index);
-    void make_runnable(Fiber& fiber);
+    void make_runnable(Block& block, u32 warp, u32 lanes);
+    void take(Block& block, u32 warp, u32 lane);
     void suspend();
     void wake_spinners();
     Fiber* next();
@@ -170,8 +179,11 @@ private:
     u32 last_block_ = 0;
     // Times that only spinning threads were left, since the last progress.
     u32 idle_rounds_ = 0;
+    // Looks of the running thread since its turn began.
+    u32 looks_ = 0;
     u64 random_state_ = 1;
     Context main_{};
+    Stack spare_stack_;
     Status status_ = Status::success;
     std::string error_;
 };
@@ -180,5 +192,8 @@ private:
 extern __thread Engine* engine __attribute__((tls_model("initial-exec")));
 
 const char* name_of(Call call);
+// Lets a trap in a kernel, such as an access to memory that is not there, end the launch instead of
+// the process. For the whole process, once; other traps go where they went before.
+void catch_traps();
 
 }  // namespace ratplus::emulator

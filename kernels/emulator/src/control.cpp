@@ -100,8 +100,31 @@ RATPLUS_API ratplusEmulatorSetPageableMemory(int reachable) {
 
 // Bytes of the kernel's parameters; -1 where there is no such kernel.
 RATPLUS_API ratplusEmulatorSizeof(const char* name) {
-    const Kernel* const kernel = name != nullptr ? find_kernel(name) : nullptr;
-    return kernel != nullptr ? static_cast<int>(kernel->params_bytes) : -1;
+    int bytes = -1;
+    guarded([&] {
+        const Kernel* const kernel = name != nullptr ? find_kernel(name) : nullptr;
+        bytes = kernel != nullptr ? static_cast<int>(kernel->params_bytes) : -1;
+        return SUCCESS;
+    });
+    return bytes;
+}
+
+// What `RATPLUS_KERNEL` says of kernel `index`; NOT_FOUND past the last.
+RATPLUS_API ratplusEmulatorKernel(unsigned index, const char** name, const char** source, unsigned* params_bytes,
+                                  unsigned* max_threads, unsigned* min_blocks) {
+    const Kernel* kernel = kernels();
+    for (; kernel != nullptr && index > 0; --index) {
+        kernel = kernel->next;
+    }
+    if (kernel == nullptr) {
+        return NOT_FOUND;
+    }
+    *name = kernel->name;
+    *source = kernel->source;
+    *params_bytes = kernel->params_bytes;
+    *max_threads = kernel->max_threads;
+    *min_blocks = kernel->min_blocks;
+    return SUCCESS;
 }
 
 // Launches of the kernel, of the calling thread or of the process; -1 where there is no such
@@ -120,15 +143,6 @@ extern "C" __attribute__((visibility("default"))) i64 ratplusEmulatorLaunches(co
         return SUCCESS;
     });
     return count;
-}
-
-// The name of kernel `index`; null past the last.
-extern "C" __attribute__((visibility("default"))) const char* ratplusEmulatorKernelName(unsigned index) {
-    const Kernel* kernel = kernels();
-    for (; kernel != nullptr && index > 0; --index) {
-        kernel = kernel->next;
-    }
-    return kernel != nullptr ? kernel->name : nullptr;
 }
 
 // Why the last call of this thread that said why failed; valid until the next. Empty where none

@@ -10,7 +10,7 @@
 #define RATPLUS_KERNEL_EXPANDED(name, PARAMS, max_threads, min_blocks)                                       \
     extern "C" void ratplus_kernel_##name(const PARAMS& p);                                                  \
     static const ::ratplus::emulator::Kernel ratplus_registered_##name(                                      \
-        #name, sizeof(PARAMS), max_threads, min_blocks,                                                      \
+        #name, __FILE__, sizeof(PARAMS), max_threads, min_blocks,                                                      \
         [](const void* params) { ratplus_kernel_##name(*static_cast<const PARAMS*>(params)); });             \
     extern "C" void ratplus_kernel_##name([[maybe_unused]] const PARAMS& p)
 
@@ -48,7 +48,10 @@ inline u32 atomic_increment(u32* address) {
     return __atomic_fetch_add(address, 1u, __ATOMIC_RELAXED);
 }
 inline void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline u32 load_acquire(const u32* address) { return __atomic_load_n(address, __ATOMIC_ACQUIRE); }
+inline u32 load_acquire(const u32* address, RATPLUS_SITE) {
+    emulator::note_look(site);
+    return __atomic_load_n(address, __ATOMIC_ACQUIRE);
+}
 inline void store_release(u32* address, u32 value) {
     emulator::note_progress();
     __atomic_store_n(address, value, __ATOMIC_RELEASE);

@@ -42,18 +42,16 @@ enum Result : int {
 
 using DevicePointer = u64;
 
-struct Module;
-
 // A kernel as a module's user sees it.
 struct Function {
     const Kernel* kernel;
-    const Module* module;
     // Above it a launch is refused.
     u32 max_shared_bytes = 48 << 10;
 };
 
 struct Module {
-    std::map<const Kernel*, std::unique_ptr<Function>> functions;
+    // Their handles.
+    std::map<const Kernel*, void*> functions;
 };
 
 // What a stream does, or a graph later.
@@ -120,9 +118,27 @@ struct PrimaryContext {
     bool alive = false;
 };
 
-// Handles that exist, by address.
+// Objects by their handles. No handle comes twice, so that one kept too long is noticed.
 template <typename T>
-using Handles = std::map<const void*, std::unique_ptr<T>>;
+class Handles {
+public:
+    void* add(std::unique_ptr<T> object) {
+        last_ += 16;
+        void* const handle = reinterpret_cast<void*>(last_);
+        objects_.emplace(handle, std::move(object));
+        return handle;
+    }
+    T* find(const void* handle) const {
+        const auto found = objects_.find(handle);
+        return found == objects_.end() ? nullptr : found->second.get();
+    }
+    bool remove(const void* handle) { return objects_.erase(handle) == 1; }
+    const std::map<const void*, std::unique_ptr<T>>& all() const { return objects_; }
+
+private:
+    std::map<const void*, std::unique_ptr<T>> objects_;
+    u64 last_ = 4096;
+};
 
 // The state of the process.
 struct Driver {
@@ -133,7 +149,7 @@ struct Driver {
     PrimaryContext context;
     std::map<u64, Allocation> allocations;
     Handles<Module> modules;
-    std::map<const void*, Function*> functions;
+    Handles<Function> functions;
     Handles<Stream> streams;
     Handles<Event> events;
     Handles<Graph> graphs;
@@ -166,6 +182,9 @@ Result check_context();
 Result check_unsafe();
 // The bytes from `address` on lie in one allocation.
 bool in_allocation(u64 address, u64 bytes);
+
+// The address in terms of the allocation it belongs to.
+std::string describe(u64 address);
 
 // Runs the operation, or records it where the stream captures.
 Result submit(void* stream, Operation operation);

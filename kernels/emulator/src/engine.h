@@ -8,11 +8,12 @@ namespace ratplus::emulator {
 struct Site {
     const char* file;
     int line;
-};
-#define RATPLUS_SITE \
-    ::ratplus::emulator::Site site = ::ratplus::emulator::Site { __builtin_FILE(), __builtin_LINE() }
 
-// What threads can wait at together.
+    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+#define RATPLUS_SITE ::ratplus::emulator::Site site = ::ratplus::emulator::Site::here()
+
+// What threads do with others, or later.
 enum class Call : u8 {
     none,
     block_barrier,
@@ -28,6 +29,7 @@ enum class Call : u8 {
     product_rows,
     product_columns,
     spin_pause,
+    copy_async16,
 };
 
 // Why a launch fails, in the driver's numbers.
@@ -55,6 +57,8 @@ extern __thread Thread* current __attribute__((tls_model("initial-exec")));
 [[noreturn]] void fault(Status status, Site site, const char* format, ...) __attribute__((format(printf, 3, 4)));
 // Something happened that another thread may spin for.
 void note_progress();
+// The thread looks at what another may write.
+void note_look(Site site);
 // To the other threads; returns after they had their turn.
 void spin(Site site);
 void block_barrier(Site site);
@@ -69,9 +73,11 @@ void copy_async_wait(u32 pending);
 // A kernel, chained up before main.
 struct Kernel {
     using Entry = void (*)(const void* params);
-    Kernel(const char* name, u32 params_bytes, u32 max_threads, u32 min_blocks, Entry entry);
+    Kernel(const char* name, const char* source, u32 params_bytes, u32 max_threads, u32 min_blocks, Entry entry);
 
     const char* name;
+    // The file it stands in.
+    const char* source;
     u32 params_bytes;
     u32 max_threads;
     u32 min_blocks;

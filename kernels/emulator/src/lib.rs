@@ -6,11 +6,14 @@
 //! machine without a GPU.
 //!
 //! A block's threads run in turns on the OS thread that launches it; everything is done when the
-//! launch returns. Misuse that a GPU passes over in silence fails the launch: see [`last_error`].
+//! launch returns. Misuse that a GPU passes over in silence fails the launch: see
+//! [`Library::last_error`]. On Linux only; elsewhere the crate is empty.
+
+#![cfg(target_os = "linux")]
 
 mod library;
 
-pub use library::{Library, Order};
+pub use library::{Kernel, Library, Order};
 
 use std::path::Path;
 use std::sync::OnceLock;

@@ -2,7 +2,8 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::ptr::null;
 
 /// The order in which threads and blocks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,21 @@ pub enum Order {
     Reverse,
     /// As the seed says.
     Random(u64),
+}
+
+/// What `RATPLUS_KERNEL` says of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kernel {
+    /// Its name in the module.
+    pub name: String,
+    /// The file it stands in.
+    pub source: PathBuf,
+    /// Bytes of its parameters.
+    pub params_bytes: usize,
+    /// Most threads of a block.
+    pub max_threads: u32,
+    /// Blocks that fit on a multiprocessor at a time.
+    pub min_blocks: u32,
 }
 
 /// A library with the emulator in it.
@@ -106,22 +122,46 @@ impl Library {
         set(reachable.into());
     }
 
-    /// Names of the kernels.
-    pub fn kernels(&self) -> Vec<String> {
+    /// The kernels, in order of their names.
+    pub fn kernels(&self) -> Vec<Kernel> {
         // SAFETY: the function's type in control.cpp.
-        let name: extern "C" fn(c_uint) -> *const c_char =
-            unsafe { self.function(c"ratplusEmulatorKernelName") };
-        let mut names: Vec<_> = (0..)
-            .map(|index| name(index))
-            .take_while(|name| !name.is_null())
-            .map(|name| {
-                // SAFETY: the name of a kernel is a literal of the library.
-                unsafe { CStr::from_ptr(name) }
+        let kernel: extern "C" fn(
+            c_uint,
+            &mut *const c_char,
+            &mut *const c_char,
+            &mut c_uint,
+            &mut c_uint,
+            &mut c_uint,
+        ) -> c_int = unsafe { self.function(c"ratplusEmulatorKernel") };
+        let text = |literal| {
+            // SAFETY: names and sources are literals of the library.
+            unsafe { CStr::from_ptr(literal) }
+                .to_string_lossy()
+                .into_owned()
+        };
+        let mut kernels: Vec<_> = (0..)
+            .map_while(|index| {
+                let (mut name, mut source) = (null(), null());
+                let (mut params_bytes, mut max_threads, mut min_blocks) = (0, 0, 0);
+                let result = kernel(
+                    index,
+                    &mut name,
+                    &mut source,
+                    &mut params_bytes,
+                    &mut max_threads,
+                    &mut min_blocks,
+                );
+                (result == 0).then(|| Kernel {
+                    name: text(name),
+                    source: PathBuf::from(text(source)),
+                    params_bytes: params_bytes as usize,
+                    max_threads,
+                    min_blocks,
+                })
             })
-            .map(|name| name.to_string_lossy().into_owned())
             .collect();
-        names.sort();
-        names
+        kernels.sort_by(|a, b| a.name.cmp(&b.name));
+        kernels
     }
 
     /// Bytes of the kernel's parameters; none where there is no such kernel.

@@ -1,7 +1,9 @@
 // The driver API: memory.
 #include <sys/mman.h>
 
+#include <cstdio>
 #include <cstring>
+#include <iterator>
 
 #include "driver.h"
 
@@ -12,6 +14,20 @@ namespace {
 constexpr u64 PAGE = 4096;
 constexpr u8 GARBAGE = 0xff;
 constexpr u8 CANARY = 0xa5;
+
+using Found = std::map<u64, Allocation>::value_type;
+
+// The allocation that has all of the bytes, or null; the driver is locked.
+const Found* find_allocation(u64 address, u64 bytes) {
+    Driver& d = driver();
+    const auto after = d.allocations.upper_bound(address);
+    if (after == d.allocations.begin()) {
+        return nullptr;
+    }
+    const Found& found = *std::prev(after);
+    const u64 offset = address - found.first;
+    return offset <= found.second.bytes && bytes <= found.second.bytes - offset ? &found : nullptr;
+}
 
 u64 rounded_up(u64 bytes, u64 unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -132,12 +148,21 @@ u64 number(const void* pointer) { return reinterpret_cast<u64>(pointer); }
 bool in_allocation(u64 address, u64 bytes) {
     Driver& d = driver();
     const std::lock_guard lock(d.mutex);
-    auto after = d.allocations.upper_bound(address);
-    if (after == d.allocations.begin()) {
-        return false;
+    return find_allocation(address, bytes) != nullptr;
+}
+
+std::string describe(u64 address) {
+    Driver& d = driver();
+    const std::lock_guard lock(d.mutex);
+    for (const auto& [start, allocation] : d.allocations) {
+        if (address - reinterpret_cast<u64>(allocation.base) < allocation.mapped) {
+            return "byte " + std::to_string(static_cast<i64>(address - start)) + " of an allocation of " +
+                   std::to_string(allocation.bytes) + " bytes";
+        }
     }
-    const auto& [start, allocation] = *--after;
-    return address - start <= allocation.bytes && bytes <= allocation.bytes - (address - start);
+    char text[64];
+    std::snprintf(text, sizeof text, "address 0x%llx, which is in no allocation", address);
+    return text;
 }
 
 RATPLUS_API cuMemAlloc_v2(DevicePointer* pointer, u64 bytes) {
@@ -216,12 +241,13 @@ RATPLUS_API cuPointerGetAttribute(void* data, int attribute, DevicePointer point
         if (const Result result = check_context(); result != SUCCESS) {
             return result;
         }
-        if (data == nullptr || !in_allocation(pointer, 1)) {
-            return INVALID_VALUE;
-        }
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        const auto& [start, allocation] = *--d.allocations.upper_bound(pointer);
+        const Found* const found = find_allocation(pointer, 1);
+        if (data == nullptr || found == nullptr) {
+            return INVALID_VALUE;
+        }
+        const auto& [start, allocation] = *found;
         switch (attribute) {
             // CONTEXT, MEMORY_TYPE (host 1, device 2), DEVICE_POINTER, HOST_POINTER, IS_MANAGED,
             // DEVICE_ORDINAL, RANGE_START_ADDR, RANGE_SIZE

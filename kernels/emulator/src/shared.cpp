@@ -66,6 +66,11 @@ bool SharedMemory::overwritten(i64& offset) const {
     return false;
 }
 
+bool SharedMemory::covers(u64 address, i64& offset) const {
+    offset = static_cast<i64>(address - reinterpret_cast<u64>(start_));
+    return address - reinterpret_cast<u64>(base_) < ROOM + 2 * PAGE;
+}
+
 void copy_async16(void* to, const void* from, bool valid, Site site) {
     Fiber& self = running();
     const u64 address = reinterpret_cast<u64>(to);
@@ -77,6 +82,8 @@ void copy_async16(void* to, const void* from, bool valid, Site site) {
         fault(Status::illegal_address, site, "copy_async16 to byte %lld of a shared memory of %u", static_cast<i64>(offset),
               self.shared_bytes);
     }
+    self.call = Call::copy_async16;
+    self.site = site;
     // The source has to be there now, even where it is not read.
     static_cast<void>(*static_cast<const volatile u8*>(from));
     std::memset(to, GARBAGE, 16);
@@ -97,6 +104,8 @@ void copy_async_wait(u32 pending) {
     const u64 done = self.group_ends[groups - 1];
     for (u64 i = 0; i < done; ++i) {
         const Copy& copy = self.copies[i];
+        self.call = Call::copy_async16;
+        self.site = copy.site;
         if (copy.valid) {
             std::memcpy(copy.to, copy.from, 16);
         } else {

@@ -13,19 +13,6 @@ namespace {
 // The null stream, the legacy one and the one per thread have no object.
 bool is_default(const void* stream) { return reinterpret_cast<u64>(stream) <= 2; }
 
-template <typename T>
-T* find(Handles<T>& handles, const void* handle) {
-    const auto found = handles.find(handle);
-    return found == handles.end() ? nullptr : found->second.get();
-}
-
-template <typename T>
-T* keep(Handles<T>& handles, std::unique_ptr<T> made) {
-    T* const handle = made.get();
-    handles.emplace(handle, std::move(made));
-    return handle;
-}
-
 double now() {
     timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
@@ -53,14 +40,14 @@ Result look_up(void* stream, std::shared_ptr<Capture>& capture) {
     Driver& d = driver();
     if (is_default(stream)) {
         // It waits for all streams but the non-blocking ones, also for those that capture.
-        for (const auto& [handle, other] : d.streams) {
+        for (const auto& [handle, other] : d.streams.all()) {
             if (!other->non_blocking && other->capture != nullptr && other->capture->thread == &thread_state()) {
                 return invalidate_captures(STREAM_CAPTURE_IMPLICIT);
             }
         }
         return SUCCESS;
     }
-    const Stream* const found = find(d.streams, stream);
+    const Stream* const found = d.streams.find(stream);
     if (found == nullptr) {
         return INVALID_HANDLE;
     }
@@ -139,7 +126,7 @@ RATPLUS_API cuStreamCreate(void** stream, unsigned flags) {
         made->non_blocking = flags == 1;
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        *stream = keep(d.streams, std::move(made));
+        *stream = d.streams.add(std::move(made));
         return SUCCESS;
     });
 }
@@ -148,7 +135,7 @@ RATPLUS_API cuStreamDestroy_v2(void* stream) {
     return guarded([&] {
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        return d.streams.erase(stream) == 1 ? SUCCESS : INVALID_HANDLE;
+        return d.streams.remove(stream) ? SUCCESS : INVALID_HANDLE;
     });
 }
 
@@ -176,7 +163,7 @@ RATPLUS_API cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
         }
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        const Event* const found = find(d.events, event);
+        const Event* const found = d.events.find(event);
         if (found == nullptr || flags > 1) {
             return found == nullptr ? INVALID_HANDLE : INVALID_VALUE;
         }
@@ -191,7 +178,7 @@ RATPLUS_API cuStreamWaitEvent(void* stream, void* event, unsigned flags) {
         if (joined == nullptr || is_default(stream) || (capture != nullptr && capture != joined)) {
             return STREAM_CAPTURE_UNMATCHED;
         }
-        find(d.streams, stream)->capture = joined;
+        d.streams.find(stream)->capture = joined;
         return SUCCESS;
     });
 }
@@ -209,7 +196,7 @@ RATPLUS_API cuStreamBeginCapture_v2(void* stream, int mode) {
         }
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        Stream* const found = find(d.streams, stream);
+        Stream* const found = d.streams.find(stream);
         if (found == nullptr || found->capture != nullptr) {
             return found == nullptr ? INVALID_HANDLE : INVALID_VALUE;
         }
@@ -236,7 +223,7 @@ RATPLUS_API cuStreamEndCapture(void* stream, void** graph) {
         *graph = nullptr;
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        Stream* const found = find(d.streams, stream);
+        Stream* const found = d.streams.find(stream);
         if (found == nullptr) {
             return is_default(stream) ? STREAM_CAPTURE_UNMATCHED : INVALID_HANDLE;
         }
@@ -247,7 +234,7 @@ RATPLUS_API cuStreamEndCapture(void* stream, void** graph) {
             return STREAM_CAPTURE_WRONG_THREAD;
         }
         const std::shared_ptr<Capture> capture = found->capture;
-        for (const auto& [handle, other] : d.streams) {
+        for (const auto& [handle, other] : d.streams.all()) {
             if (other->capture == capture) {
                 other->capture = nullptr;
                 other->origin = false;
@@ -256,7 +243,7 @@ RATPLUS_API cuStreamEndCapture(void* stream, void** graph) {
         if (capture->invalid) {
             return STREAM_CAPTURE_INVALIDATED;
         }
-        *graph = keep(d.graphs, std::make_unique<Graph>(std::move(capture->graph)));
+        *graph = d.graphs.add(std::make_unique<Graph>(std::move(capture->graph)));
         return SUCCESS;
     });
 }
@@ -291,11 +278,11 @@ RATPLUS_API cuGraphInstantiateWithFlags(void** executable, void* graph, u64 flag
         }
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        const Graph* const found = find(d.graphs, graph);
+        const Graph* const found = d.graphs.find(graph);
         if (found == nullptr) {
             return INVALID_VALUE;
         }
-        *executable = keep(d.executables, std::make_unique<Graph>(*found));
+        *executable = d.executables.add(std::make_unique<Graph>(*found));
         return SUCCESS;
     });
 }
@@ -306,7 +293,7 @@ RATPLUS_API cuGraphLaunch(void* executable, void* stream) {
         {
             Driver& d = driver();
             const std::lock_guard lock(d.mutex);
-            const Graph* const found = find(d.executables, executable);
+            const Graph* const found = d.executables.find(executable);
             if (found == nullptr) {
                 return INVALID_VALUE;
             }
@@ -325,7 +312,7 @@ RATPLUS_API cuGraphDestroy(void* graph) {
     return guarded([&] {
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        return d.graphs.erase(graph) == 1 ? SUCCESS : INVALID_VALUE;
+        return d.graphs.remove(graph) ? SUCCESS : INVALID_VALUE;
     });
 }
 
@@ -333,7 +320,7 @@ RATPLUS_API cuGraphExecDestroy(void* executable) {
     return guarded([&] {
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        return d.executables.erase(executable) == 1 ? SUCCESS : INVALID_VALUE;
+        return d.executables.remove(executable) ? SUCCESS : INVALID_VALUE;
     });
 }
 
@@ -351,7 +338,7 @@ RATPLUS_API cuEventCreate(void** event, unsigned flags) {
         made->timing = (flags & 2) == 0;
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        *event = keep(d.events, std::move(made));
+        *event = d.events.add(std::move(made));
         return SUCCESS;
     });
 }
@@ -363,7 +350,7 @@ RATPLUS_API cuEventRecord(void* event, void* stream) {
         }
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        Event* const found = find(d.events, event);
+        Event* const found = d.events.find(event);
         if (found == nullptr) {
             return INVALID_HANDLE;
         }
@@ -385,7 +372,7 @@ RATPLUS_API cuEventSynchronize(void* event) {
     return guarded([&] {
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        const Event* const found = find(d.events, event);
+        const Event* const found = d.events.find(event);
         return found == nullptr ? INVALID_HANDLE : found->captured ? CAPTURED_EVENT : SUCCESS;
     });
 }
@@ -396,8 +383,8 @@ RATPLUS_API cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
     return guarded([&] {
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        const Event* const first = find(d.events, start);
-        const Event* const last = find(d.events, end);
+        const Event* const first = d.events.find(start);
+        const Event* const last = d.events.find(end);
         if (milliseconds == nullptr) {
             return INVALID_VALUE;
         }
@@ -417,7 +404,7 @@ RATPLUS_API cuEventDestroy_v2(void* event) {
     return guarded([&] {
         Driver& d = driver();
         const std::lock_guard lock(d.mutex);
-        return d.events.erase(event) == 1 ? SUCCESS : INVALID_HANDLE;
+        return d.events.remove(event) ? SUCCESS : INVALID_HANDLE;
     });
 }
 

@@ -1,12 +1,16 @@
 //! Kernels that are right give the right results in every order.
 
+#![cfg(target_os = "linux")]
+
 mod common;
 
-use common::{Buffer, Device, SUCCESS, emulator};
+use common::{Buffer, Device, SUCCESS, call, emulator};
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_cuda_emulator::Order;
+use std::ffi::c_uint;
+use std::ptr::null_mut;
 
 /// Every order, with one block at a time and with more.
 fn in_every_order(mut check: impl FnMut()) {
@@ -106,6 +110,145 @@ fn blocks_wait_for_blocks() {
         );
         assert_eq!(output.read(), expected);
     });
+}
+
+#[repr(C)]
+struct Geometry {
+    output: u64,
+    host: u64,
+}
+
+#[test]
+fn blocks_know_where_they_are() {
+    let device = Device::new();
+    let (grid, threads) = ((2, 3, 4), 33);
+    let mut host: *mut u64 = null_mut();
+    let mut mapped = 0;
+    assert_eq!(
+        call!(cuMemHostAlloc(&mut host => &mut *mut u64, 8 => usize, 2 => c_uint)),
+        SUCCESS
+    );
+    assert_eq!(
+        call!(cuMemHostGetDevicePointer_v2(&mut mapped => &mut u64, host => *mut u64, 0 => c_uint)),
+        SUCCESS
+    );
+    in_every_order(|| {
+        let output = Buffer::<u32>::new(24 * threads * 6);
+        let params = Geometry {
+            output: output.address,
+            host: mapped,
+        };
+        // SAFETY: eight bytes of this thread.
+        unsafe { host.write(0) };
+        let null = null_mut();
+        assert_eq!(
+            device.launch_on(null, "test_geometry", grid, threads as u32, 0, &params),
+            SUCCESS
+        );
+        for (at, got) in output.read().chunks(6).enumerate() {
+            let (block, thread) = ((at / threads) as u32, (at % threads) as u32);
+            assert_eq!(got, [block % 2, block / 2 % 3, block / 6, 2, 33, thread]);
+        }
+        // SAFETY: as above.
+        assert_eq!(unsafe { host.read() }, 0x1234_5678_9abc_def0);
+    });
+    assert_eq!(call!(cuMemFreeHost(host => *mut u64)), SUCCESS);
+}
+
+#[repr(C)]
+struct Convert {
+    input: u64,
+    output: u64,
+    count: i32,
+}
+
+#[test]
+fn conversions_round_like_the_gpu() {
+    let device = Device::new();
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    // Every f16, what lies half way to the next and beside that; any bits.
+    let mut values: Vec<u32> = (0..=u16::MAX)
+        .flat_map(|bits| {
+            let exact = f16::from_bits(bits).to_f32().to_bits();
+            [0, 0xfff, 0x1000, 0x1001].map(|rest| exact.wrapping_add(rest))
+        })
+        .collect();
+    values.extend((0..100_000).map(|_| rng.random::<u32>()));
+    // The subnormals of f16, half way and beside.
+    for multiple in 0..2050_u32 {
+        let half = (multiple as f32 * 2.0_f32.powi(-25)).to_bits();
+        values.extend([half.wrapping_sub(1), half, half + 1]);
+    }
+    let input = Buffer::from(&values);
+    let output = Buffer::<u32>::new(3 * values.len());
+    let params = Convert {
+        input: input.address,
+        output: output.address,
+        count: values.len() as i32,
+    };
+    assert_eq!(device.launch("test_convert", 1, 32, 0, &params), SUCCESS);
+    for (bits, got) in values.iter().zip(output.read().chunks(3)) {
+        let value = f32::from_bits(*bits);
+        let (short, half) = if value.is_nan() {
+            (0x7fff, 0x7fff)
+        } else {
+            (
+                bf16::from_f32(value).to_bits(),
+                f16::from_f32(value).to_bits(),
+            )
+        };
+        let twice = |bits: u16| u32::from(bits) << 16 | u32::from(bits);
+        let wide = if value.is_nan() {
+            0x7fff_ffff
+        } else {
+            f16::from_bits(half).to_f32().to_bits()
+        };
+        assert_eq!(
+            got,
+            [twice(short), twice(half), wide],
+            "{value:e} ({bits:#010x})"
+        );
+    }
+}
+
+#[repr(C)]
+struct Arithmetic {
+    input: u64,
+    output: u64,
+    count: i32,
+}
+
+#[test]
+fn arithmetic() {
+    let device = Device::new();
+    let inf = f32::INFINITY;
+    // x, a, b; 2^x, a / b, 3 a + b
+    let cases: [([f32; 3], [f32; 3]); 7] = [
+        ([0.0, 1.0, 4.0], [1.0, 0.25, 7.0]),
+        ([-126.0, -1.0, 0.0], [f32::MIN_POSITIVE, -inf, -3.0]),
+        // No subnormal result.
+        ([-126.5, 1.0, 1e38], [0.0, 0.0, 1e38]),
+        ([-inf, inf, 1.0], [0.0, inf, inf]),
+        ([128.0, 5.0, inf], [inf, 0.0, inf]),
+        ([10.5, 1.0, 8e37], [2.0_f32.powf(10.5), 1.0 / 8e37, 8e37]),
+        // One rounding: 3 a is not an f32.
+        (
+            [1.0, 1.0 + f32::EPSILON, -3.0],
+            [2.0, -(1.0 + f32::EPSILON) / 3.0, 3.0 * f32::EPSILON],
+        ),
+    ];
+    let input: Vec<f32> = cases.iter().flat_map(|(input, _)| *input).collect();
+    let input = Buffer::from(&input);
+    let output = Buffer::<f32>::new(3 * cases.len());
+    let params = Arithmetic {
+        input: input.address,
+        output: output.address,
+        count: cases.len() as i32,
+    };
+    assert_eq!(device.launch("test_arithmetic", 1, 32, 0, &params), SUCCESS);
+    for ((case, expected), got) in cases.iter().zip(output.read().chunks(3)) {
+        assert_eq!(got, expected, "{case:?}");
+    }
 }
 
 #[repr(C)]

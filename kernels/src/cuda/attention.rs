@@ -75,6 +75,8 @@ pub enum AttentionMethod {
     Decode,
     /// Tiles of queries by `mma.sync`.
     Tiles,
+    /// Tiles of queries by `wgmma`, on GPUs of compute capability 9.0.
+    Hopper,
     /// A block a query, any head_dim up to 512.
     Any,
 }
@@ -84,6 +86,9 @@ const DECODE_WARPS: usize = 4;
 const TILE_QUERIES: usize = 128;
 const TILE_KEYS: usize = 64;
 const TILE_THREADS: u32 = 256;
+const HOPPER_KEYS: usize = 128;
+const HOPPER_STAGES: usize = 2;
+const HOPPER_THREADS: u32 = 384;
 const ANY_THREADS: u32 = 128;
 const ANY_WARPS: usize = 4;
 const UPDATE_THREADS: u32 = 128;
@@ -93,11 +98,17 @@ const UPDATE_ROWS: usize = 16;
 const MAX_POSITIONS: usize = 1 << 30;
 
 impl AttentionShape {
+    /// Whether the kernels for tiles of queries take it.
+    fn tiles(&self) -> bool {
+        matches!(self.head_dim, 64 | 128)
+            && matches!(self.element, ElementType::F16 | ElementType::BF16)
+    }
+
     /// The method of choice.
     pub fn method(&self) -> AttentionMethod {
-        match (self.head_dim, self.seq_len, self.element) {
-            (64 | 128, 1, _) => AttentionMethod::Decode,
-            (64 | 128, _, ElementType::F16 | ElementType::BF16) => AttentionMethod::Tiles,
+        match (self.head_dim, self.seq_len) {
+            (64 | 128, 1) => AttentionMethod::Decode,
+            _ if self.tiles() => AttentionMethod::Tiles,
             _ => AttentionMethod::Any,
         }
     }
@@ -161,7 +172,12 @@ impl AttentionPlan {
             expected: expected.into(),
             found,
         };
-        let fits = method == AttentionMethod::Any || method == shape.method();
+        let fits = match method {
+            AttentionMethod::Any => true,
+            // A unit that the device cannot run says so itself.
+            AttentionMethod::Tiles | AttentionMethod::Hopper => shape.tiles(),
+            AttentionMethod::Decode => shape.method() == method,
+        };
         if !fits {
             let found = format!("{method:?} for {shape:?}");
             return Err(unsupported("method", "one that takes the shape", found));
@@ -186,6 +202,8 @@ impl AttentionPlan {
             (AttentionMethod::Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
             (AttentionMethod::Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
             (AttentionMethod::Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
+            (AttentionMethod::Hopper, 64) => kernel_name!(element, "attention_hopper_", "_64"),
+            (AttentionMethod::Hopper, _) => kernel_name!(element, "attention_hopper_", "_128"),
             (AttentionMethod::Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
             (AttentionMethod::Any, _) => kernel_name!(element, "attention_any_", "_512"),
         };
@@ -495,6 +513,13 @@ impl AttentionPlan {
                 let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
                 let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
                 launch(main, tiles, TILE_THREADS, bytes)?;
+            }
+            AttentionMethod::Hopper => {
+                let rows = TILE_QUERIES + 2 * HOPPER_STAGES * HOPPER_KEYS;
+                let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
+                let barriers = 4 * HOPPER_STAGES * size_of::<u64>();
+                let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
+                launch(main, tiles, HOPPER_THREADS, bytes + barriers)?;
             }
             AttentionMethod::Any => {
                 let floats = 2 * ANY_WARPS + ANY_WARPS * head_dim;

@@ -27,7 +27,7 @@ impl DeviceMemory {
         })
     }
 
-    /// Where it starts; aligned to 256 bytes.
+    /// Where it starts; aligned for every type.
     pub fn address(&self) -> DevicePtr {
         self.address
     }

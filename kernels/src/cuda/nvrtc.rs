@@ -484,3 +484,5 @@ fn file_of(function: *const std::ffi::c_void) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::folder as installed;

@@ -10,6 +10,7 @@ use super::sources::{IMAGES, Image, TOOLKIT};
 use super::units::{UNITS, Unit};
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule};
 use std::ffi::CString;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -17,6 +18,8 @@ use std::time::Instant;
 pub(super) struct Program {
     driver: &'static Driver,
     capability: Capability,
+    /// Where compiled code is kept.
+    cache: Option<PathBuf>,
     state: Mutex<State>,
 }
 
@@ -40,6 +43,7 @@ impl Program {
         Self {
             driver,
             capability,
+            cache: cache::cache_folder(),
             state: Mutex::default(),
         }
     }
@@ -168,8 +172,12 @@ impl Program {
             nvrtc: Box::new(nvrtc),
         })?;
         let start = Instant::now();
-        let folder = cache::cache_folder();
-        let made = nvrtc.code(unit.file, image.source, self.capability, folder.as_deref())?;
+        let made = nvrtc.code(
+            unit.file,
+            image.source,
+            self.capability,
+            self.cache.as_deref(),
+        )?;
         let seconds = start.elapsed().as_secs_f64();
         let origin = match made.cache {
             CacheUse::Hit => "from the cache".into(),
@@ -200,5 +208,88 @@ impl Program {
     fn not_loaded(&self, code: u32) -> CudaError {
         let checked = self.driver.check("cuModuleLoadData", code);
         checked.expect_err("the code is not 0")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::Device;
+    use crate::cuda::nvrtc::installed;
+    use ratplus_cuda_emulator as emulator;
+
+    /// Of an emulated device, its context current.
+    fn program(capability: Capability) -> Program {
+        emulator::load().unwrap();
+        Device::open(0).unwrap();
+        Program::new(Driver::get().unwrap(), capability)
+    }
+
+    const NOTHING_EMBEDDED: Image = Image {
+        source: "extern \"C\" __global__ void kernel() {}",
+        embedded: None,
+    };
+
+    #[test]
+    fn what_is_not_embedded_is_compiled() {
+        crate::cuda::add_search_folder(installed());
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = program((9, 0));
+        program.cache = Some(folder.path().to_owned());
+        let mut log = Vec::new();
+        for expected in ["compiled in", "from the cache"] {
+            program
+                .load(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
+                .unwrap();
+            let line = log.last().unwrap();
+            for part in [UNITS[0].file, "this build embeds none", "sm_90a", expected] {
+                assert!(line.contains(part), "{part}: {line}");
+            }
+        }
+        program.cache = Some(folder.path().join("file/below"));
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        program
+            .load(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
+            .unwrap();
+        assert!(log.last().unwrap().contains("not kept ("), "{log:?}");
+    }
+
+    #[test]
+    fn units_for_other_devices_are_refused() {
+        let old = program((7, 5));
+        let error = old.load(&UNITS[0], &NOTHING_EMBEDDED, &mut Vec::new());
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.contains("expected a GPU of compute capability 8.0 or newer"),
+            "{text}"
+        );
+        assert!(text.contains("found 7.5"), "{text}");
+        let unit = Unit {
+            only: Some("90a"),
+            ..UNITS[0]
+        };
+        let unit = Box::leak(Box::new(unit));
+        let error = program((10, 0)).load(unit, &NOTHING_EMBEDDED, &mut Vec::new());
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains("capability 9.0, found 10.0"), "{text}");
+    }
+
+    #[test]
+    fn advice_comes_with_what_is_missing() {
+        let error = CudaError::NoCode {
+            unit: "scan.cu",
+            architecture: "9.0".into(),
+            embedded: "this build embeds none".into(),
+            nvrtc: Box::new(CudaError::NvrtcMissing {
+                looked: "no such file".into(),
+                package: "nvidia-cuda-nvrtc".into(),
+            }),
+        };
+        assert_eq!(
+            error.to_string(),
+            "scan.cu: no code for compute capability 9.0: this build embeds none, and NVRTC, \
+             which would compile it here, does not load (no such file); install it beside ONNX \
+             Runtime (`pip install nvidia-cuda-nvrtc`), or name its file in RATPLUS_NVRTC"
+        );
     }
 }

@@ -3,9 +3,10 @@
 
 use super::gpu::{self, Schedule};
 use super::{Real, pools};
-use crate::cuda::{AttentionMethod, ScanMethod};
+use crate::cuda::{AttentionMethod, AttentionShape, ScanMethod};
 use crate::{AttentionParams, Isa, ParallelFor, ScanParams};
 use crate::{dilated_attention_on, recurrence_scan_on};
+use ratplus_graphs::ops::ElementType;
 
 /// One implementation of the operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +33,56 @@ impl Machine {
         attention: None,
     };
 
-    /// Every CPU instruction set, and the GPU.
-    pub(crate) fn all() -> Vec<Self> {
-        let cpu = super::isas().into_iter().map(Self::Cpu);
-        cpu.chain([Self::GPU]).collect()
+    /// The CUDA kernels with this attention.
+    pub(crate) fn attending(method: AttentionMethod) -> Self {
+        Self::Gpu {
+            scan: None,
+            attention: Some(method),
+        }
+    }
+
+    /// The CUDA kernels with this scan.
+    pub(crate) fn scanning(method: ScanMethod) -> Self {
+        Self::Gpu {
+            scan: Some(method),
+            attention: None,
+        }
+    }
+
+    /// Every CPU instruction set.
+    pub(crate) fn cpus() -> Vec<Self> {
+        super::isas().into_iter().map(Self::Cpu).collect()
+    }
+
+    /// Whether the way number `index` is tried with outputs of their own and in place. The
+    /// emulator is slow: its ways take turns.
+    pub(crate) fn aliasings(self, index: usize) -> &'static [bool] {
+        match self {
+            Self::Cpu(_) => &[true, false],
+            Self::Gpu { .. } if index.is_multiple_of(2) => &[true],
+            Self::Gpu { .. } => &[false],
+        }
+    }
+
+    /// Whether the attention multiplies rounded queries and weights.
+    pub(crate) fn rounds_operands(
+        self,
+        element: ElementType,
+        head_dim: usize,
+        seq_len: usize,
+    ) -> bool {
+        let Self::Gpu { attention, .. } = self else {
+            return false;
+        };
+        let shape = AttentionShape {
+            element,
+            batch: 1,
+            seq_len,
+            head_dim,
+            scale: 1.0,
+        };
+        let method = attention.unwrap_or(shape.method());
+        matches!(method, AttentionMethod::Tiles | AttentionMethod::Hopper)
     }
 
     /// The ways to compare, the plainest first.

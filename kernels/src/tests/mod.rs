@@ -3,6 +3,8 @@
 
 mod attention;
 mod gpu;
+mod gpu_attention;
+mod gpu_scan;
 mod machine;
 mod model;
 mod scan;
@@ -59,6 +61,16 @@ real! {
 
 pub(crate) fn bits<T: Real>(values: &[T]) -> Vec<u32> {
     values.iter().map(|value| value.bits()).collect()
+}
+
+/// The same bits, or the first place where they differ.
+pub(crate) fn assert_bits<T: Real>(left: &[T], right: &[T], place: &str) {
+    assert_eq!(left.len(), right.len(), "{place}");
+    let differs = |(a, b): (&T, &T)| a.bits() != b.bits();
+    if let Some(at) = left.iter().zip(right).position(differs) {
+        let (a, b) = (left[at].real(), right[at].real());
+        panic!("{place}: element {at} is {a} and {b}");
+    }
 }
 
 pub(crate) fn rng(seed: u64) -> ChaCha8Rng {

@@ -66,7 +66,17 @@ impl History {
 
     /// The output at `position`.
     pub(crate) fn attend(&self, position: usize) -> Vec<f64> {
-        let query = &self.queries[position];
+        self.attend_with(position, |x| x)
+    }
+
+    /// The output at `position` with what tensor cores multiply rounded to `T`: the rotated query,
+    /// and the weights relative to the largest.
+    pub(crate) fn attend_rounded<T: Real>(&self, position: usize) -> Vec<f64> {
+        self.attend_with(position, |x| T::of(x).real())
+    }
+
+    fn attend_with(&self, position: usize, round: impl Fn(f64) -> f64) -> Vec<f64> {
+        let query: Vec<_> = self.queries[position].iter().map(|&x| round(x)).collect();
         let seen: Vec<usize> = (0..self.keys.len())
             .filter(|&key| self.pattern.visible(position, key))
             .collect();
@@ -83,7 +93,7 @@ impl History {
         let mut out = vec![0.0; query.len()];
         for (&key, weight) in seen.iter().zip(&weights) {
             for (out, v) in out.iter_mut().zip(&self.values[key]) {
-                *out += weight / total * v;
+                *out += round(*weight) / total * v;
             }
         }
         out

@@ -3,7 +3,7 @@
 #![allow(dead_code, unused_imports)] // each test file uses a part
 
 use ratplus_cuda_emulator::Library;
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -49,7 +49,7 @@ impl Device {
         assert_eq!(call!(cuCtxSetCurrent(context => *mut c_void)), SUCCESS);
         let mut module = null_mut();
         assert_eq!(
-            call!(cuModuleLoadData(&mut module => &mut *mut c_void, c"image" => &CStr)),
+            call!(cuModuleLoadData(&mut module => &mut *mut c_void, c"image".as_ptr() => *const c_char)),
             SUCCESS
         );
         Self { module }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::thread;
 
 /// The installed compiler's folder, below the target directory that this test runs from.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let program = std::env::current_exe().unwrap();
     let mut folders = program
         .ancestors()

@@ -1,0 +1,112 @@
+//! docs/cuda-resources.md: registers and memory of the CUDA kernels, as their compiler reports.
+
+use crate::Outcome;
+use crate::step::{Error, Steps, command_line, say};
+use crate::workspace::Workspace;
+use std::process::{Command, Stdio};
+
+const DOCUMENT: &str = "docs/cuda-resources.md";
+/// What begins the line that names the compiler.
+const COMPILER: &str = "Compiler: ";
+
+/// Writes the table, or compares it. False where it differs or a kernel spills.
+pub fn run(workspace: &Workspace, check: bool) -> Outcome {
+    let steps = Steps::new(workspace);
+    let mut cargo = Command::new("cargo");
+    cargo.args([
+        "run",
+        "--quiet",
+        "--release",
+        "-p",
+        "ratplus-kernels",
+        "--example",
+        "cuda_resources",
+    ]);
+    let (clean, new) = steps.timed("registers and memory of the CUDA kernels", || {
+        say(&format!("    $ {}", command_line(&cargo, &workspace.root)));
+        let output = cargo.stderr(Stdio::inherit()).output();
+        let output = output
+            .map_err(|error| Error::new(format!("`cargo` did not run: {error}"), "install Rust"))?;
+        match output.status.code() {
+            Some(code @ (0 | 1)) => Ok((
+                code == 0,
+                String::from_utf8_lossy(&output.stdout).into_owned(),
+            )),
+            _ => Err(Error::new(
+                "the figures of the CUDA kernels were not made (see above)",
+                "run `cargo xtask setup`, then this again",
+            )),
+        }
+    })?;
+    let old = std::fs::read_to_string(DOCUMENT).unwrap_or_default();
+    let same = match compare(&old, &new) {
+        Comparison::Same => true,
+        Comparison::OtherCompiler { old, new } if check => {
+            say(&format!(
+                "    SKIPPED: {DOCUMENT} has the figures of {old}, and this build is by {new}"
+            ));
+            true
+        }
+        _ if check => {
+            say(&format!(
+                "    {DOCUMENT} differs from this build; run `cargo xtask cuda-resources`, look \
+                 at the difference and commit it"
+            ));
+            false
+        }
+        _ => {
+            std::fs::write(DOCUMENT, &new).map_err(|error| {
+                Error::new(
+                    format!("{DOCUMENT}: {error}"),
+                    "free disk space or permissions",
+                )
+            })?;
+            say(&format!("    wrote {DOCUMENT}"));
+            true
+        }
+    };
+    Ok(same && clean)
+}
+
+/// How two tables differ.
+#[derive(Debug, PartialEq, Eq)]
+enum Comparison<'a> {
+    Same,
+    Different,
+    /// Figures of different compilers say nothing about each other.
+    OtherCompiler {
+        old: &'a str,
+        new: &'a str,
+    },
+}
+
+fn compare<'a>(old: &'a str, new: &'a str) -> Comparison<'a> {
+    let compiler = |text: &'a str| text.lines().find_map(|line| line.strip_prefix(COMPILER));
+    match (compiler(old), compiler(new)) {
+        _ if old == new => Comparison::Same,
+        (Some(old), Some(new)) if old != new => Comparison::OtherCompiler { old, new },
+        _ => Comparison::Different,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_one_compiler_are_compared() {
+        let table = "# A\n\nCompiler: nvcc 1\n\n| a | 1 |\n";
+        assert_eq!(compare(table, table), Comparison::Same);
+        assert_eq!(compare("", table), Comparison::Different);
+        assert_eq!(
+            compare(&table.replace("| 1", "| 2"), table),
+            Comparison::Different
+        );
+        let other = table.replace("nvcc 1", "nvcc 2");
+        let expected = Comparison::OtherCompiler {
+            old: "nvcc 2",
+            new: "nvcc 1",
+        };
+        assert_eq!(compare(&other, table), expected);
+    }
+}
