@@ -14,7 +14,9 @@ const JOBS: usize = 2;
 
 fn main() {
     if let Err(error) = build() {
-        println!("cargo::error=ratplus-cuda-emulator: {error}");
+        for line in error.to_string().lines() {
+            println!("cargo::error={line}");
+        }
     }
 }
 

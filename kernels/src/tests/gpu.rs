@@ -130,7 +130,7 @@ pub(crate) unsafe fn attention<T: Real>(
         head_dim: params.head_dim,
         scale: params.scale,
     };
-    let method = method.unwrap_or(shape.method());
+    let method = method.unwrap_or(shape.method(params.layout));
     let plan = AttentionPlan::with_method(device, shape, params.layout, method).unwrap();
     let chunk = params.batch * params.seq_len * params.layout.heads().len() * params.head_dim;
     let cache = params.batch * params.layout.rows() * params.head_dim;

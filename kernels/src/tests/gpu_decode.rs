@@ -257,7 +257,9 @@ fn lengths_that_do_not_fit_leave_their_slot_alone_and_are_reported() {
         (1, AttentionMethod::Any),
         (9, AttentionMethod::Any),
         (9, AttentionMethod::Tiles),
+        (9, AttentionMethod::SmallTiles),
         (9, AttentionMethod::Hopper),
+        (9, AttentionMethod::SmallHopper),
     ] {
         let shape = AttentionShape {
             element,
@@ -383,18 +385,13 @@ fn params_are_as_large_as_the_kernels() {
     let emulator = ratplus_cuda_emulator::load().unwrap();
     let mut kinds = [0; 2];
     for kernel in emulator.kernels() {
-        let scan = kernel.name.starts_with("ratplus_scan_");
+        let scan = kernel.starts_with("ratplus_scan_");
         let size = if scan {
             size_of::<crate::cuda::ScanParams>()
         } else {
             size_of::<crate::cuda::AttentionParams>()
         };
-        assert_eq!(
-            emulator.params_bytes(&kernel.name),
-            Some(size),
-            "{}",
-            kernel.name
-        );
+        assert_eq!(emulator.params_bytes(&kernel), Some(size), "{}", kernel);
         kinds[usize::from(scan)] += 1;
     }
     assert!(kinds.iter().all(|&count| count > 0), "{kinds:?}");
