@@ -46,7 +46,7 @@ def all_steps():
 SETS = {
     "correct": [f"correct-{group}" for group in GROUPS],
     "sanitize": [step for step in all_steps() if "check-" in step],
-    "bench": [f"bench-{part}" for part in PARTS],
+    "bench": ["limits"] + [f"bench-{part}" for part in PARTS],
     "peers": ["peers-scan", "peers-decode", "peers-prefill"],
     "first": ["info", "limits"] + [f"correct-{group}" for group in GROUPS] + [f"memcheck-{group}" for group in WATCHED],
     "all": all_steps(),

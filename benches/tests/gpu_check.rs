@@ -49,10 +49,16 @@ fn a_planted_error_is_found_in_every_comparison() {
     let output = gpu_check(&arguments).output().unwrap();
     let (out, err) = texts(&output);
     assert_eq!(output.status.code(), Some(1), "{out}{err}");
-    let lines: Vec<_> = out.lines().filter(|line| line.contains(" cases ")).collect();
+    let lines: Vec<_> = out
+        .lines()
+        .filter(|line| line.contains(" cases "))
+        .collect();
     assert!(lines.len() > 20, "{out}");
     assert!(lines.iter().all(|line| line.ends_with("WRONG")), "{out}");
-    assert!(err.starts_with("error: not as the reference: scan Serial f32, "), "{err}");
+    assert!(
+        err.starts_with("error: not as the reference: scan Serial f32, "),
+        "{err}"
+    );
     assert!(err.contains("--seed"), "{err}");
 }
 
@@ -135,7 +141,10 @@ fn one_command_runs_all_steps_and_says_what_failed() {
             .arg(&bundle)
             .arg("--out")
             .arg(&out)
-            .env("LD_LIBRARY_PATH", ratplus_cuda_emulator::library().parent().unwrap())
+            .env(
+                "LD_LIBRARY_PATH",
+                ratplus_cuda_emulator::library().parent().unwrap(),
+            )
             .output()
             .unwrap();
         let code = output.status.code();
@@ -163,7 +172,10 @@ fn one_command_runs_all_steps_and_says_what_failed() {
 
     let (code, text) = run("no-such-step");
     assert_eq!(code, Some(2), "{text}");
-    assert!(text.contains("no-such-step") && text.contains("bench-scan"), "{text}");
+    assert!(
+        text.contains("no-such-step") && text.contains("bench-scan"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -179,6 +191,7 @@ fn without_a_driver_there_is_one_message() {
         return;
     }
     assert_eq!(output.status.code(), Some(2), "{out}{err}");
+    assert!(out.starts_with("embedded: "), "{out}");
     assert_eq!(err.lines().count(), 1, "{err}");
     assert!(err.starts_with("error: no CUDA "), "{err}");
 }
@@ -186,7 +199,9 @@ fn without_a_driver_there_is_one_message() {
 #[test]
 fn scripts_are_python() {
     for script in ["check.py", "peers.py", "report.py"] {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu").join(script);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("gpu")
+            .join(script);
         let text = std::fs::read_to_string(&path).unwrap();
         let program = "import ast, sys; ast.parse(sys.stdin.read())";
         let mut child = Command::new(python())

@@ -8,9 +8,8 @@ use ratplus_kernels::cuda::{
     AttentionMethod, AttentionPlan, AttentionShape, Device, ScanPlan, ScanShape, toolkit,
 };
 
-/// Prints what is here, and loads every unit once.
-pub fn run(device: &'static Device) -> Result<(), Failure> {
-    println!("{}", line(device)?);
+/// Prints what this program carries.
+pub fn embedded() {
     match toolkit() {
         Some(toolkit) => println!(
             "embedded: code of nvcc {} for {:?}",
@@ -18,6 +17,11 @@ pub fn run(device: &'static Device) -> Result<(), Failure> {
         ),
         None => println!("embedded: none; NVRTC has to compile"),
     }
+}
+
+/// Prints what is here, and loads every unit once.
+pub fn run(device: &'static Device) -> Result<(), Failure> {
+    println!("{}", line(device)?);
     let scan = ScanShape {
         element: ElementType::BF16,
         batch: 1,

@@ -52,6 +52,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if matches!(arguments.command, Command::Info) {
+        info::embedded();
+    }
     let device =
         ratplus_kernels::cuda::Device::open(arguments.device).map_err(Failure::environment)?;
     match &arguments.command {

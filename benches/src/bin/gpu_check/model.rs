@@ -174,8 +174,8 @@ mod tests {
                 .collect::<Vec<f32>>()
         });
         let rows = |x: &[f32]| x.chunks(dim).map(<[f32]>::to_vec).collect::<Vec<_>>();
-        let turned = rows(&key).iter().enumerate().map(|(position, row)| {
-            let row = tables.rotate(row, position);
+        let turned = rows(&key).into_iter().enumerate().map(|(position, row)| {
+            let row = tables.rotate(&row, position);
             row.into_iter().map(|x| x as f32).collect()
         });
         let history = Rows(turned.collect(), rows(&val));
