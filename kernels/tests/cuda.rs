@@ -188,7 +188,7 @@ fn errors_of_kernels_come_out_once() {
 fn kernels(device: &Device) -> Vec<&'static str> {
     let hopper = device.limits().compute_capability == (9, 0);
     let kernels = emulator::load().unwrap().kernels().into_iter();
-    let names = kernels.map(|kernel| &*kernel.leak());
+    let names = kernels.map(|name| &*name.leak());
     names
         .filter(|name| hopper || !name.contains("_hopper_"))
         .collect()

@@ -6,6 +6,7 @@ are used.
 
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ GOLDEN = ROOT / "tests" / "golden"
 LOWERINGS = ["function", "inline", "none"]
 
 
-def _built(variable: str, default: str) -> Path:
+def built(variable: str, default: str) -> Path:
     path = Path(os.environ.get(variable, ROOT / "target" / "release" / default))
     if not path.is_file():
         pytest.fail(f"{variable}: {path} is not a file; run `cargo xtask test`", pytrace=False)
@@ -28,13 +29,56 @@ def _built(variable: str, default: str) -> Path:
 @pytest.fixture(scope="session")
 def ratplus_bin() -> Path:
     """The `ratplus` program."""
-    return _built("RATPLUS_BIN", "ratplus")
+    return built("RATPLUS_BIN", "ratplus")
 
 
 @pytest.fixture(scope="session")
 def ort_library() -> Path:
     """The custom-op library."""
-    return _built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
+    return built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
+
+
+def flavour(variable: str, name: str, features: str) -> Path:
+    """The custom-op library with features that only tests use: the one that `variable` names, or
+    built here."""
+    if variable in os.environ:
+        return built(variable, "")
+    if shutil.which("cargo") is None:
+        pytest.skip(f"cargo is not installed, and {variable} names no library built with {features}")
+    # A folder of their own: the release's would be left with this library. No code for GPUs:
+    # nothing runs it.
+    folder = ROOT / "target" / "flavours"
+    command = ["cargo", "build", "--release", "-p", "ratplus-onnxruntime", "--features", features]
+    command += ["--target-dir", str(folder)]
+    environment = os.environ | {"RATPLUS_NVCC": "none"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(command)}\nexit {done.returncode}\n{done.stderr}", pytrace=False)
+    library = folder / f"{name}.so"
+    temporary = library.with_suffix(".new")
+    shutil.copyfile(folder / "release" / "libratplus_ort.so", temporary)
+    return temporary.replace(library)
+
+
+@pytest.fixture(scope="session")
+def emulated_library() -> Path:
+    """The custom-op library whose CUDA operators stand for the CPU provider, on the emulator."""
+    return flavour("RATPLUS_ORT_EMULATED_LIBRARY", "emulated", "cuda-emulation,fault-injection")
+
+
+@dataclass(frozen=True)
+class Operators:
+    """A custom-op library, and whether its operators are those for CUDA."""
+
+    library: Path
+    cuda: bool
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda-emulated"])
+def operators(request) -> Operators:
+    """Both kinds of operators, run by the CPU provider."""
+    cuda = request.param != "cpu"
+    return Operators(request.getfixturevalue("emulated_library" if cuda else "ort_library"), cuda)
 
 
 @pytest.fixture(scope="session")

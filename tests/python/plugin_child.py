@@ -12,6 +12,7 @@ The last line is a JSON object.
 import gc
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def run(library, directory):
         outputs = session.run(names, load(model.with_suffix(".npz")))
         np.savez(model.with_suffix(".out.npz"), **dict(zip(names, outputs)))
         ran.append(model.stem)
-    return {"ran": ran}
+    maps = Path("/proc/self/maps").read_text()
+    return {"ran": ran, "cuda": sorted(set(re.findall(r"lib(?:cuda|nvrtc|cublas)[^/\s]*", maps)))}
 
 
 def cycles(library, model, inputs, count):

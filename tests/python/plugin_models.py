@@ -202,8 +202,9 @@ def rotate(x, cos, sin):
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
-def attention_reference(node, query, key, value, round_key=lambda key: key):
-    """Outputs of one sequence, [T, H*dh] in f64. `round_key` is applied to rotated keys."""
+def attention_reference(node, query, key, value, round_key=lambda key: key, round_operand=lambda x: x):
+    """Outputs of one sequence, [T, H*dh] in f64. `round_key` is applied to rotated keys,
+    `round_operand` to what matrix products take besides: rotated queries and weights."""
     length = len(query)
     tables = node.tables()
     cos, sin = (tables[name][:length].astype(np.float64) for name in ("cos", "sin"))
@@ -212,7 +213,7 @@ def attention_reference(node, query, key, value, round_key=lambda key: key):
         span = slice(head * node.head_dim, (head + 1) * node.head_dim)
         q, k = rotate(query[:, span], cos, sin), round_key(rotate(key[:, span], cos, sin))
         mask = np.array([[pattern.visible(i, j) for j in range(length)] for i in range(length)])
-        scores = np.where(mask, node.scale * (q @ k.T), -np.inf)
+        scores = np.where(mask, node.scale * (round_operand(q) @ k.T), -np.inf)
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        output[:, span] = weights / weights.sum(axis=1, keepdims=True) @ value[:, span]
+        output[:, span] = round_operand(weights / weights.sum(axis=1, keepdims=True)) @ value[:, span]
     return output

@@ -1,4 +1,5 @@
-"""The custom-op library in stock onnxruntime: numbers, in-place updates, determinism, threads."""
+"""The custom-op library in stock onnxruntime: numbers, in-place updates, determinism, threads. Its
+operators for CUDA take part on the emulator."""
 
 import re
 import threading
@@ -62,32 +63,35 @@ def random_attention(rng, **fields):
 
 @pytest.mark.parametrize("t", ALL_DTYPES)
 @pytest.mark.parametrize("seed", range(6))
-def test_attention_is_the_definition(ort_library, t, seed):
+def test_attention_is_the_definition(operators, t, seed):
     rng = np.random.default_rng(seed)
     node = random_attention(rng)
     nodes = per_length(node)
     lengths = [50, 1, int(rng.integers(2, 50))]
     sequences = random_sequences(rng, node, t, lengths)
-    replay = Replay(nodes, t, make_sessions(ort_library, nodes, t), in_place=False)
+    replay = Replay(nodes, t, make_sessions(operators.library, nodes, t), in_place=False)
     results = replay.feed(sequences, random_plan(rng, SEQ_LENS, lengths))
     dtype = numpy_type(t)
+    to_type = lambda x: x.astype(dtype).astype(np.float64)  # noqa: E731
+    # Tensor cores take every operand in the tensors' type.
+    rounding = {"round_key": to_type} | ({"round_operand": to_type} if operators.cuda else {})
     for slot in range(node.batch):
         tokens = [sequences[name][slot].astype(np.float64) for name in node.chunks]
         exact = attention_reference(node, *tokens)
-        rounded = attention_reference(node, *tokens, round_key=lambda k: k.astype(dtype).astype(np.float64))
+        rounded = attention_reference(node, *tokens, **rounding)
         naive = rounded.astype(dtype).astype(np.float64)
         assert_close(results["output"][slot], exact, naive, t, f"slot {slot} of {node}")
 
 
 @pytest.mark.parametrize("t", ALL_DTYPES)
 @pytest.mark.parametrize("seed", range(3))
-def test_scan_is_the_definition(ort_library, t, seed):
+def test_scan_is_the_definition(operators, t, seed):
     rng = np.random.default_rng(seed)
     node = Scan(batch=3, seq_len=1, channels=int(rng.choice([1, 7, 48])))
     nodes = per_length(node)
     lengths = [60, 1, int(rng.integers(2, 60))]
     sequences = random_sequences(rng, node, t, lengths)
-    replay = Replay(nodes, t, make_sessions(ort_library, nodes, t), in_place=bool(seed % 2))
+    replay = Replay(nodes, t, make_sessions(operators.library, nodes, t), in_place=bool(seed % 2))
     results = replay.feed(sequences, random_plan(rng, SEQ_LENS, lengths))
     dtype = numpy_type(t)
     for slot in range(node.batch):
@@ -97,7 +101,7 @@ def test_scan_is_the_definition(ort_library, t, seed):
             assert_close(results[name][slot], exact, naive, t, f"{name} of slot {slot}")
 
 
-def test_one_attribute_value_stands_for_all_heads(ort_library):
+def test_one_attribute_value_stands_for_all_heads(operators):
     rng = np.random.default_rng(1)
     node = Attention(2, 5, 8, 20, [Pattern(4, 2, 1)] * 3)
     sequences = random_sequences(rng, node, "f32", [20, 20])
@@ -105,21 +109,21 @@ def test_one_attribute_value_stands_for_all_heads(ort_library):
     results = []
     for uniform in (False, True):
         nodes = {5: replace(node, uniform=uniform)}
-        replay = Replay(nodes, "f32", make_sessions(ort_library, nodes, "f32"), in_place=False)
+        replay = Replay(nodes, "f32", make_sessions(operators.library, nodes, "f32"), in_place=False)
         results.append(replay.feed(sequences, plan)["output"])
     np.testing.assert_array_equal(results[0], results[1])
 
 
 @pytest.mark.parametrize("t", ALL_DTYPES)
 @pytest.mark.parametrize("make", [random_attention, lambda rng: Scan(3, 1, 40)], ids=["attention", "scan"])
-def test_one_buffer_for_past_and_present_is_two_bit_for_bit(ort_library, t, make):
+def test_one_buffer_for_past_and_present_is_two_bit_for_bit(operators, t, make):
     rng = np.random.default_rng(7)
     node = make(rng)
     nodes = per_length(node)
     lengths = [50, 23, 50]
     sequences = random_sequences(rng, node, t, lengths)
     plan = random_plan(rng, SEQ_LENS, lengths)
-    sessions = make_sessions(ort_library, nodes, t, threads=2)
+    sessions = make_sessions(operators.library, nodes, t, threads=2)
     runs = []
     for in_place in (False, True):
         replay = Replay(nodes, t, sessions, in_place)
@@ -136,7 +140,7 @@ def test_one_buffer_for_past_and_present_is_two_bit_for_bit(ort_library, t, make
 
 
 @pytest.mark.parametrize("t", ALL_DTYPES)
-def test_thread_counts_change_no_bit(ort_library, t):
+def test_thread_counts_change_no_bit(operators, t):
     rng = np.random.default_rng(3)
     lengths = [50, 49, 2]
     for node in (random_attention(rng, head_dim=16), Scan(3, 1, 300)):
@@ -145,17 +149,17 @@ def test_thread_counts_change_no_bit(ort_library, t):
         plan = random_plan(rng, SEQ_LENS, lengths)
         seen = set()
         for threads in (1, 2, 4):
-            replay = Replay(nodes, t, make_sessions(ort_library, nodes, t, threads), in_place=True)
+            replay = Replay(nodes, t, make_sessions(operators.library, nodes, t, threads), in_place=True)
             results = replay.feed(sequences, plan)
             parts = [a.tobytes() for arrays in results.values() for a in arrays]
             seen.add(b"".join(parts + [a.tobytes() for a in replay.state.values()]))
         assert len(seen) == 1, node
 
 
-def test_a_slot_does_not_see_the_others(ort_library):
+def test_a_slot_does_not_see_the_others(operators):
     rng = np.random.default_rng(5)
     node = random_attention(rng, seq_len=5)
-    session = make_session(ort_library, build_model(node, "f32"))
+    session = make_session(operators.library, build_model(node, "f32"))
     inputs = full_inputs(rng, node, "f32", past=[9, 20, 3], seq=[5, 0, 2])
     first = {name: garbage(*spec) for name, spec in node.outputs("f32").items()}
     run_bound(session, inputs, first)
@@ -180,14 +184,14 @@ def full_inputs(rng, node, t, past, seq):
 
 
 @pytest.mark.parametrize("t", ["f16", "bf16", "f32"])
-def test_a_node_between_others_agrees_with_a_bound_one(ort_library, t):
+def test_a_node_between_others_agrees_with_a_bound_one(operators, t):
     """Caches that are intermediate values: the planner may update them in place."""
     rng = np.random.default_rng(11)
     for node in (random_attention(rng, seq_len=5), Scan(3, 5, 24)):
         inputs = full_inputs(rng, node, t, past=[9, 20, 0], seq=[5, 1, 2])
         outputs = {name: garbage(*spec) for name, spec in node.outputs(t).items()}
-        run_bound(make_session(ort_library, build_model(node, t)), inputs, outputs)
-        session = make_session(ort_library, build_model(node, t, ModelOptions(casts=True)))
+        run_bound(make_session(operators.library, build_model(node, t)), inputs, outputs)
+        session = make_session(operators.library, build_model(node, t, ModelOptions(casts=True)))
         outer = {n: a if a.dtype == np.int64 else a.astype(np.float32) for n, a in inputs.items()}
         names = list(outputs)
         for name, array in zip(names, session.run(names, outer)):
@@ -195,28 +199,28 @@ def test_a_node_between_others_agrees_with_a_bound_one(ort_library, t):
             assert array.tobytes() == expected.tobytes(), f"{node.op}.{name}"
 
 
-def test_symbolic_dimensions_take_every_length(ort_library):
+def test_symbolic_dimensions_take_every_length(operators):
     rng = np.random.default_rng(2)
     node = random_attention(rng, head_dim=6)
     symbolic = {name: ("B", "L", node.heads * 6) for name in node.chunks}
     symbolic |= {name: ("B", node.rows(), 6) for name in node.states}
     symbolic |= {"past_length": ("B",), "seq_length": ("B",)}
-    session = make_session(ort_library, build_model(node, "f32", ModelOptions(shapes=symbolic)))
+    session = make_session(operators.library, build_model(node, "f32", ModelOptions(shapes=symbolic)))
     # More shapes than a node keeps plans for, and the first ones again.
     for seq_len in [1, 2, 3, 4, 5, 6, 7, 1, 7, 6]:
         fixed = replace(node, seq_len=seq_len)
         inputs = full_inputs(rng, fixed, "f32", past=[0, 30, 17], seq=[seq_len, 1, seq_len])
         names = list(fixed.outputs("f32"))
-        expected = make_session(ort_library, build_model(fixed, "f32")).run(names, inputs)
+        expected = make_session(operators.library, build_model(fixed, "f32")).run(names, inputs)
         for name, found, array in zip(names, session.run(names, inputs), expected):
             assert found.tobytes() == array.tobytes(), f"L {seq_len}: {name}"
 
 
-def test_two_sessions_and_one_options_object(ort_library):
+def test_two_sessions_and_one_options_object(operators):
     rng = np.random.default_rng(4)
     node = Scan(1, 3, 8)
     inputs = full_inputs(rng, node, "f32", [2], [3])
-    first, second = (make_session(ort_library, build_model(node, "f32")) for _ in range(2))
+    first, second = (make_session(operators.library, build_model(node, "f32")) for _ in range(2))
     results = [session.run(None, inputs) for session in (first, second, first)]
     del first
     results.append(second.run(None, inputs))
@@ -225,7 +229,7 @@ def test_two_sessions_and_one_options_object(ort_library):
 
 
 @pytest.mark.parametrize("config", [{}, {"session__disable_aot_function_inlining": "1"}])
-def test_the_kernel_wins_over_a_function_of_its_name(ort_library, config):
+def test_the_kernel_wins_over_a_function_of_its_name(operators, config):
     """The function returns garbage: zeros times the inputs."""
     node = Scan(1, 3, 8)
     names, made = list(node.inputs("f32")), list(node.outputs("f32"))
@@ -235,17 +239,19 @@ def test_the_kernel_wins_over_a_function_of_its_name(ort_library, config):
     )
     model = build_model(node, "f32", ModelOptions(functions=[function]))
     inputs = full_inputs(np.random.default_rng(8), node, "f32", [2], [3])
-    found = make_session(ort_library, model, **config).run(None, inputs)
-    plain = make_session(ort_library, build_model(node, "f32")).run(None, inputs)
+    found = make_session(operators.library, model, **config).run(None, inputs)
+    plain = make_session(operators.library, build_model(node, "f32")).run(None, inputs)
     assert np.abs(plain[0]).max() > 0.1
     assert [a.tobytes() for a in found] == [a.tobytes() for a in plain]
 
 
-def test_many_threads_share_a_session(ort_library):
-    """8 threads x 1000 runs, each with inputs of its own, and never another's result."""
+def test_many_threads_share_a_session(operators):
+    """8 threads x 1000 runs (100 on the emulator), each with inputs of its own, and never another's
+    result."""
+    runs = 100 if operators.cuda else 1000
     rng = np.random.default_rng(6)
     node = random_attention(rng, seq_len=3, head_dim=16)
-    session = make_session(ort_library, build_model(node, "f32"), threads=2)
+    session = make_session(operators.library, build_model(node, "f32"), threads=2)
     wrong, ran = [], []
 
     def work(seed):
@@ -254,7 +260,7 @@ def test_many_threads_share_a_session(ort_library):
         expected = b"".join(a.tobytes() for a in session.run(None, inputs))
         outputs = {name: garbage(*spec) for name, spec in node.outputs("f32").items()}
         binding = bind(session, inputs, outputs)
-        for run in range(1000):
+        for run in range(runs):
             session.run_with_iobinding(binding)
             if b"".join(a.tobytes() for a in outputs.values()) != expected:
                 wrong.append((seed, run))
@@ -265,4 +271,4 @@ def test_many_threads_share_a_session(ort_library):
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and ran == [1000] * 8
+    assert wrong == [] and ran == [runs] * 8

@@ -3,7 +3,6 @@ fork. Needs, where a test skips: `pip install --target target/ort-1.NN onnxrunti
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, flavour
 from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, build_model
 
 CHILD = Path(__file__).with_name("plugin_child.py")
@@ -73,16 +72,41 @@ def newest(ort_library, tmp_path_factory):
     return results(directory)
 
 
-@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
-def test_older_runtimes_compute_the_same_bytes(ort_library, newest, tmp_path, version):
-    packages = other_version(version)
-    directory = write_cases(tmp_path / "cases")
-    found, _ = child(ort_library, "run", directory, packages=packages)
+def assert_same_bytes(library, newest, directory, version):
+    write_cases(directory)
+    found, _ = child(library, "run", directory, packages=other_version(version))
     assert found["onnxruntime"].startswith(version + ".") and len(found.get("ran", [])) == 9, found
     for case, outputs in results(directory).items():
         assert outputs.keys() == newest[case].keys()
         for name, array in outputs.items():
             assert array.tobytes() == newest[case][name].tobytes(), f"{case}: {name}"
+
+
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+def test_older_runtimes_compute_the_same_bytes(ort_library, newest, tmp_path, version):
+    assert_same_bytes(ort_library, newest, tmp_path / "cases", version)
+
+
+@pytest.mark.parametrize("version", ["1.20", "1.24"])
+def test_older_runtimes_run_the_operators_for_cuda(emulated_library, tmp_path, version):
+    newest = write_cases(tmp_path / "newest")
+    child(emulated_library, "run", newest)
+    assert_same_bytes(emulated_library, results(newest), tmp_path / "cases", version)
+
+
+def test_operators_for_cuda_need_1_18(emulated_library, tmp_path):
+    write_case(tmp_path, "scan", NODES["scan"], "f32")
+    found, _ = child(emulated_library, "run", tmp_path, packages=other_version("1.17"))
+    assert "RecurrenceScan" in found.get("error", ""), found
+
+
+def test_the_cpu_loads_nothing_of_cuda(ort_library, emulated_library, tmp_path):
+    write_case(tmp_path, "scan", NODES["scan"], "f32")
+    for library, loaded in [(ort_library, []), (emulated_library, ["libcuda.so.1"])]:
+        found, _ = child(library, "run", tmp_path)
+        assert found["ran"] == ["scan"]
+        # The emulator goes by two names.
+        assert [name for name in found["cuda"] if name != "libcuda.so"] == loaded
 
 
 @pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
@@ -105,26 +129,28 @@ def test_a_runtime_too_old_is_refused_with_both_versions(ort_library, tmp_path):
 @pytest.fixture(scope="module")
 def fault_library():
     """The library built to panic on demand."""
-    if "RATPLUS_ORT_FAULT_LIBRARY" in os.environ:
-        return Path(os.environ["RATPLUS_ORT_FAULT_LIBRARY"])
-    if shutil.which("cargo") is None:
-        pytest.skip("cargo is not installed, and RATPLUS_ORT_FAULT_LIBRARY names no library built with fault-injection")
-    # A folder of its own: the same one would leave the panicking library in the release's place.
-    command = ["cargo", "build", "--release", "-p", "ratplus-onnxruntime", "--features", "fault-injection"]
-    subprocess.run([*command, "--target-dir", "target/fault"], cwd=ROOT, check=True, capture_output=True)
-    return ROOT / "target" / "fault" / "release" / "libratplus_ort.so"
+    return flavour("RATPLUS_ORT_FAULT_LIBRARY", "fault", "fault-injection")
 
 
-@pytest.mark.parametrize("version", [None, "1.17"])
-def test_a_panic_in_any_callback_is_an_error_and_the_process_goes_on(fault_library, tmp_path, version):
+PLACES = ["create", "compute", "task", "infer", "destroy"]
+
+
+@pytest.mark.parametrize(
+    "library, version, places",
+    [
+        ("fault_library", None, PLACES),
+        ("fault_library", "1.17", PLACES),
+        ("emulated_library", None, [*PLACES, "launched"]),
+    ],
+)
+def test_a_panic_in_any_callback_is_an_error_and_the_process_goes_on(request, tmp_path, library, version, places):
     packages = other_version(version) if version else None
     node = NODES["prefill"]
-    places = ["create", "compute", "task", "infer", "destroy"]
     for place in places:
         options = ModelOptions(attributes={"ratplus_fault": place})
         write_case(tmp_path, f"fault_{place}", node, "f32", options)
     write_case(tmp_path, "good", node, "f32")
-    found, stderr = child(fault_library, "faults", tmp_path, packages=packages)
+    found, stderr = child(request.getfixturevalue(library), "faults", tmp_path, packages=packages)
     for place in places:
         assert f"injected fault in {place}" in stderr
         message = found["messages"][f"fault_{place}"]
@@ -140,10 +166,16 @@ def test_the_release_library_has_no_faults(ort_library, tmp_path):
     assert found.get("ran") == ["calm"], found
 
 
-def test_loading_and_unloading_costs_no_memory(ort_library, tmp_path):
+def test_loading_and_unloading_costs_no_memory(operators, tmp_path):
     write_case(tmp_path, "case", NODES["prefill"], "f32")
-    found, _ = child(ort_library, "cycles", tmp_path / "case.onnx", tmp_path / "case.npz", 1000)
+    found, _ = child(operators.library, "cycles", tmp_path / "case.onnx", tmp_path / "case.npz", 1000)
     assert found["growth_kib"] < found["cycles"], f"1 KiB a cycle or more: {found}"
+
+
+def test_runs_for_cuda_cost_no_memory(emulated_library, tmp_path):
+    write_case(tmp_path, "case", NODES["prefill"], "f32")
+    found, _ = child(emulated_library, "soak", tmp_path / "case.onnx", tmp_path / "case.npz", 2_000)
+    assert found["growth_kib"] <= 1024, found
 
 
 @pytest.mark.parametrize("version", [None, "1.17"])

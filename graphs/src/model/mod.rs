@@ -5,9 +5,11 @@
 //! gate, activation and residual sum, while the arithmetic between roundings is f32: ONNX
 //! Runtime's CPU provider has no bf16 arithmetic.
 
+mod native;
 mod taps;
 mod weights;
 
+pub use native::native_products;
 pub use taps::{EMBEDDED, FINAL_NORM, Tap, taps};
 pub use weights::{ROTARY_TABLES, StoredTensor, WEIGHT_ALIGNMENT, Weight, rotary_row, storage};
 

@@ -78,6 +78,23 @@ void Engine::wake_spinners() {
     }
 }
 
+// One spinning thread of one block, where there is any, before the others have had their turn. No more
+// than one: those that can go on have to stay the most.
+void Engine::wake_one() {
+    const u32 bits = random();
+    Block& block = *blocks_[bits % resident_];
+    if (block.spinning_warps == 0) {
+        return;
+    }
+    const u32 warp = choose(block.spinning_warps, NONE, bits >> 8);
+    const u32 lane = choose(block.spinning[warp], NONE, bits >> 16);
+    block.spinning[warp] &= ~(1u << lane);
+    if (block.spinning[warp] == 0) {
+        block.spinning_warps &= ~(1u << warp);
+    }
+    make_runnable(block, warp, 1u << lane);
+}
+
 void Engine::note_look(Site site) {
     if (++looks_ > LOOKS) {
         fault(Status::launch_failed, site, "the thread waits for another without spin_pause");

@@ -167,6 +167,7 @@ private:
     void take(Block& block, u32 warp, u32 lane);
     void suspend();
     void wake_spinners();
+    void wake_one();
     Fiber* next();
     u32 choose(u32 mask, u32 last, u32 bits) const;
     u32 random();

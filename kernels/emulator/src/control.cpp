@@ -1,4 +1,5 @@
-// Names of errors, and the emulator's own controls. Settings are the calling thread's.
+// Names of errors, and the emulator's own controls. Settings are the calling thread's but where
+// they say otherwise.
 #include "driver.h"
 
 namespace ratplus::emulator {
@@ -100,6 +101,12 @@ RATPLUS_API ratplusEmulatorSetDevice(unsigned major, unsigned minor, unsigned mu
         t.multiprocessors = multiprocessors;
         return SUCCESS;
     });
+}
+
+// Of the process: whether the device reaches memory that the driver did not allocate.
+RATPLUS_API ratplusEmulatorSetPageableMemory(int reachable) {
+    driver().pageable_memory = reachable != 0;
+    return SUCCESS;
 }
 
 // Bytes of the kernel's parameters; -1 where there is no such kernel.

@@ -106,7 +106,7 @@ bool device_attribute(int attribute, int& value) {
         case 82: value = 65536; return true;
         case 83: value = 1; return true;
         case 84: value = 0; return true;
-        case 88:
+        case 88: value = driver().pageable_memory ? 1 : 0; return true;
         case 89: value = 0; return true;
         case 95: value = 1; return true;
         case 97: value = MAX_SHARED_BYTES; return true;

@@ -1,5 +1,6 @@
 // What the parts of the driver share. Types and numbers are those of the CUDA driver API.
 #pragma once
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -143,6 +144,8 @@ private:
 struct Driver {
     std::mutex mutex;
     bool initialized = false;
+    // Copies and fills may take memory that the driver did not allocate.
+    std::atomic<bool> pageable_memory = false;
     PrimaryContext context;
     std::map<u64, Allocation> allocations;
     Handles<Module> modules;

@@ -113,6 +113,15 @@ impl Library {
         );
     }
 
+    /// Sets for the process whether the device reaches memory that the driver did not allocate,
+    /// as some systems with a GPU do. It does not where nothing was set.
+    pub fn set_pageable_memory(&self, reachable: bool) {
+        // SAFETY: the function's type in control.cpp.
+        let set: extern "C" fn(c_int) -> c_int =
+            unsafe { self.function(c"ratplusEmulatorSetPageableMemory") };
+        set(reachable.into());
+    }
+
     /// Names of the kernels, in order.
     pub fn kernels(&self) -> Vec<String> {
         let mut names: Vec<_> = self.table().map(|kernel| kernel.name).collect();

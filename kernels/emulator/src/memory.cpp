@@ -101,12 +101,17 @@ Result free_allocation(u64 address, bool host) {
     return SUCCESS;
 }
 
+// Memory of the device; any that no allocation begins in as well, where that was allowed.
+bool reachable(u64 address, u64 bytes) {
+    return in_allocation(address, bytes) || (driver().pageable_memory && !in_allocation(address, 0));
+}
+
 // `to` and `from` are checked where they have to be the device's.
 Result copy(void* stream, u64 to, bool to_device, u64 from, bool from_device, u64 bytes) {
     if (bytes == 0) {
         return check_context();
     }
-    if (to == 0 || from == 0 || (to_device && !in_allocation(to, bytes)) || (from_device && !in_allocation(from, bytes))) {
+    if (to == 0 || from == 0 || (to_device && !reachable(to, bytes)) || (from_device && !reachable(from, bytes))) {
         return failed(INVALID_VALUE, "a copy of " + std::to_string(bytes) + " bytes does not lie in one allocation");
     }
     Operation operation{Operation::Kind::copy};
@@ -126,7 +131,7 @@ Result fill(void* stream, Operation::Kind kind, u64 to, u32 value, u64 count) {
     if (count == 0) {
         return check_context();
     }
-    if (!in_allocation(to, bytes) || (kind == Operation::Kind::fill32 && to % 4 != 0)) {
+    if (!reachable(to, bytes) || (kind == Operation::Kind::fill32 && to % 4 != 0)) {
         return failed(INVALID_VALUE, "a memset of " + std::to_string(bytes) + " bytes does not lie in one allocation");
     }
     Operation operation{kind};

@@ -43,10 +43,10 @@ inline u32 Engine::choose(u32 mask, u32 last, u32 bits) const {
 }
 
 // Takes a thread to run; null where there is none.
-inline Fiber* Engine::next() {
+__attribute__((always_inline)) inline Fiber* Engine::next() {
     const u32 bits = settings.order == Order::random ? random() : ~0u;
     if (bits >> 27 == 0) {
-        wake_spinners();
+        wake_one();
     }
     if (runnable_blocks_ == 0) {
         if (++idle_rounds_ > IDLE_ROUNDS) {

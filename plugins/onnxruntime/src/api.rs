@@ -47,19 +47,25 @@ unsafe impl Send for Api {}
 // SAFETY: as above.
 unsafe impl Sync for Api {}
 
+/// The same, as long as API 18 or longer: what CUDA kernels need beyond API 17.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Api18(Api);
+
 /// Reads one function of the table, without a reference to the whole: the table of an older
-/// runtime is shorter than the type. Only functions of API 17 compile.
+/// runtime is shorter than the type. Only functions that come before `$end` compile.
 macro_rules! function {
-    ($api:expr, $name:ident) => {{
+    ($api:expr, $name:ident) => {
+        function!($api, $name, SessionOptionsAppendExecutionProvider_VitisAI)
+    };
+    ($api:expr, $name:ident, $end:ident) => {{
         const {
             assert!(
-                offset_of!(OrtApi, $name)
-                    < offset_of!(OrtApi, SessionOptionsAppendExecutionProvider_VitisAI),
-                "newer than API 17"
+                offset_of!(OrtApi, $name) < offset_of!(OrtApi, $end),
+                "newer than the table is known to be"
             );
         }
         #[allow(unused_unsafe)] // Where the macro is used under `unsafe`.
-        // SAFETY: the table holds at least the functions of API 17.
+        // SAFETY: the table holds at least the functions of its API.
         let function = unsafe { (&raw const (*$api.0.as_ptr()).$name).read() };
         function
     }};
@@ -131,6 +137,12 @@ impl Api {
     }
 
     calls! {
+        /// The description of an allocator's memory, which the allocator keeps.
+        allocator_memory = AllocatorGetInfo(allocator: *const OrtAllocator, out: *mut *const OrtMemoryInfo);
+        /// The number of a device.
+        memory_device = MemoryInfoGetId(memory: *const OrtMemoryInfo, out: *mut c_int);
+        /// The stream a running node has to use.
+        context_stream = KernelContext_GetGPUComputeStream(context: *const OrtKernelContext, out: *mut *mut c_void);
         /// Makes a domain for custom operators.
         create_domain = CreateCustomOpDomain(name: *const c_char, out: *mut *mut OrtCustomOpDomain);
         /// Adds an operator to a domain; both live on.
@@ -187,6 +199,11 @@ impl Api {
         release_shape = ReleaseTensorTypeAndShapeInfo(OrtTensorTypeAndShapeInfo);
         release_memory = ReleaseMemoryInfo(OrtMemoryInfo);
         release_allocator = ReleaseAllocator(OrtAllocator);
+    }
+
+    /// The longer table, where this one was asked for at `level`.
+    pub fn api_18(self, level: u32) -> Option<Api18> {
+        (level >= 18).then_some(Api18(self))
     }
 
     /// A node's name; empty where it has none.
@@ -337,6 +354,55 @@ impl Api {
             data,
             shape: shape?,
         })
+    }
+}
+
+impl Api18 {
+    /// The part that API 17 has.
+    pub fn api(self) -> Api {
+        self.0
+    }
+
+    /// The allocator of the provider that runs a node, to be released.
+    ///
+    /// # Safety
+    /// `info` is live.
+    pub unsafe fn info_allocator(
+        self,
+        info: *const OrtKernelInfo,
+    ) -> Result<*mut OrtAllocator, Failure> {
+        let mut allocator = null_mut();
+        let get = function!(
+            self.0,
+            KernelInfoGetAllocator,
+            AddExternalInitializersFromMemory
+        );
+        // SAFETY: the caller's contract.
+        let status = unsafe { get(info, OrtMemType::OrtMemTypeDefault, &mut allocator) };
+        self.0.check(status).map(|()| allocator)
+    }
+
+    /// Device memory for what a running node puts into its stream. It goes back to the allocator
+    /// by [`Api::free`], as soon as the node returns: later nodes of that stream may use it then,
+    /// other streams wait.
+    ///
+    /// # Safety
+    /// `context` is a running node's that has a stream, and `memory` its provider's.
+    pub unsafe fn stream_memory(
+        self,
+        context: *const OrtKernelContext,
+        memory: *const OrtMemoryInfo,
+        bytes: usize,
+    ) -> Result<*mut c_void, Failure> {
+        let mut data = null_mut();
+        let get = function!(
+            self.0,
+            KernelContext_GetScratchBuffer,
+            AddExternalInitializersFromMemory
+        );
+        // SAFETY: the caller's contract.
+        let status = unsafe { get(context, memory, bytes, &mut data) };
+        self.0.check(status).map(|()| data)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `OrtCustomOp`s: one per operator and element type.
 
-use crate::api::Api;
+use crate::api::{Api, Api18};
+use crate::compute::EMULATED;
 use crate::guard;
 use crate::infer::infer;
 use crate::kernel::Kernel;
@@ -9,11 +10,21 @@ use ratplus_graphs::ops::{DOMAIN_VERSION, ElementType, Op, Port};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
+/// An execution provider that the operators are registered for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// ORT's threads.
+    Cpu,
+    /// `CUDAExecutionProvider`; what its kernels need of ORT came with API 18.
+    Cuda(Api18),
+}
+
 /// An operator as ORT knows it. ORT passes the address of `raw`, the first field, to callbacks.
 #[repr(C)]
 pub struct Descriptor {
     raw: OrtCustomOp,
     api: Api,
+    provider: Provider,
     op: Op,
     element: ElementType,
 }
@@ -25,7 +36,7 @@ unsafe impl Send for Descriptor {}
 
 impl Descriptor {
     /// The operator for a runtime whose table was asked for at `level`.
-    pub fn new(api: Api, level: u32, op: Op, element: ElementType) -> Self {
+    pub fn new(api: Api, level: u32, provider: Provider, op: Op, element: ElementType) -> Self {
         let aliases: Option<unsafe extern "system" fn(_, _) -> _> = match op {
             Op::RecurrenceScan => Some(scan_may_inplace),
             Op::DilatedAttention => Some(attention_may_inplace),
@@ -65,6 +76,7 @@ impl Descriptor {
         Self {
             raw,
             api,
+            provider,
             op,
             element,
         }
@@ -111,8 +123,12 @@ fn op_name(op: Op) -> &'static CStr {
 }
 
 /// Null stands for the CPU provider.
-unsafe extern "system" fn get_execution_provider_type(_: *const OrtCustomOp) -> *const c_char {
-    null()
+unsafe extern "system" fn get_execution_provider_type(op: *const OrtCustomOp) -> *const c_char {
+    // SAFETY: ORT passes back what it was given.
+    match unsafe { descriptor(op) }.provider {
+        Provider::Cuda(_) if !EMULATED => c"CUDAExecutionProvider".as_ptr(),
+        _ => null(),
+    }
 }
 
 unsafe extern "system" fn get_input_type(
@@ -178,12 +194,16 @@ unsafe extern "system" fn create_kernel(
 ) -> OrtStatusPtr {
     // SAFETY: ORT passes back what it was given.
     let Descriptor {
-        api, op, element, ..
+        api,
+        provider,
+        op,
+        element,
+        ..
     } = unsafe { descriptor(op) };
     guard::status(*api, || {
         // SAFETY: `info` is live during the call, and `kernel` writable.
         unsafe {
-            let made = Kernel::new(*api, *op, *element, info)?;
+            let made = Kernel::new(*api, *provider, *op, *element, info)?;
             kernel.write(Box::into_raw(Box::new(made)).cast());
         }
         Ok(())

@@ -3,7 +3,8 @@
 use crate::api::Api;
 use ort_sys::OrtKernelInfo;
 
-/// Where a node is to panic: `create`, `compute`, `task` (on ORT's threads), `destroy` or `infer`.
+/// Where a node is to panic: `create`, `compute`, `task` (on ORT's threads), `launched` (on a GPU,
+/// its work is under way), `destroy` or `infer`.
 pub struct Fault(String);
 
 impl Fault {

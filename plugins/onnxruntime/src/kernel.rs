@@ -1,9 +1,10 @@
 //! A node of a session: made once, run many times, from many threads.
 
 use crate::api::{Api, Failure, Tensor, TensorShape};
-use crate::compute::{self, Call};
+use crate::compute::{Call, Cpu, Cuda, Prepared, Processor};
+use crate::descriptor::Provider;
 use crate::plan::Plan;
-use ort_sys::{OrtAllocatorType, OrtKernelContext, OrtKernelInfo, OrtMemType, OrtMemoryInfo};
+use ort_sys::{OrtKernelContext, OrtKernelInfo};
 use ratplus_graphs::ops::{AttentionAttributes, DOMAIN, ElementType, Op, RawAttentionAttributes};
 use std::ffi::CStr;
 use std::ptr::null_mut;
@@ -21,111 +22,91 @@ const PLANS: usize = 4;
 /// One node.
 pub struct Kernel {
     api: Api,
-    node: String,
+    /// What messages call it.
+    name: String,
     op: Op,
     element: ElementType,
     attributes: Option<AttentionAttributes>,
     /// Filled from the first on. Shapes beyond these are planned anew at every run.
-    plans: [OnceLock<Plan>; PLANS],
-    /// CPU memory, as ORT describes it.
-    memory: *mut OrtMemoryInfo,
+    plans: [OnceLock<Prepared>; PLANS],
+    processor: Processor,
     #[cfg(feature = "fault-injection")]
     fault: crate::fault::Fault,
 }
-
-// SAFETY: `memory` is constant and only read.
-unsafe impl Send for Kernel {}
-// SAFETY: as above; plans are set once.
-unsafe impl Sync for Kernel {}
 
 impl Kernel {
     /// Reads the node's attributes, and checks its inputs' shapes as far as the model tells them.
     ///
     /// # Errors
-    /// Attributes or shapes that contradict the schema, all of them, with the node's name.
+    /// Attributes or shapes that contradict the schema, all of them, or a GPU that cannot be
+    /// used; with the node's name.
     ///
     /// # Safety
     /// `info` is the one ORT passes to `CreateKernelV2`.
     pub unsafe fn new(
         api: Api,
+        provider: Provider,
         op: Op,
         element: ElementType,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
         // SAFETY: the caller's contract.
         let node = unsafe { api.node_name(info) }.unwrap_or_default();
-        let attributes = match op {
-            Op::RecurrenceScan => Ok(None),
-            // SAFETY: as above.
-            Op::DilatedAttention => unsafe { attributes(api, info) }.map(Some),
-        };
-        let mut kernel = Self {
-            api,
-            node,
-            op,
-            element,
-            attributes: None,
-            plans: Default::default(),
-            memory: null_mut(),
-            // SAFETY: the caller's contract.
-            #[cfg(feature = "fault-injection")]
-            fault: unsafe { crate::fault::Fault::read(api, info) },
-        };
-        #[cfg(feature = "fault-injection")]
-        kernel.fault.trip("create");
-        let prepared = attributes.and_then(|attributes| {
-            kernel.attributes = attributes;
-            // SAFETY: the caller's contract.
-            unsafe { kernel.prepare(info) }
-        });
-        match prepared {
-            Ok(()) => Ok(kernel),
-            Err(failure) => Err(failure.prefixed(kernel.name())),
-        }
+        let name = format!("node {node:?} ({DOMAIN}.{op})");
+        // SAFETY: the caller's contract.
+        let made = unsafe { Self::named(api, provider, op, element, name.clone(), info) };
+        made.map_err(|failure| failure.prefixed(name))
     }
 
     /// # Safety
-    /// `info` is live.
-    unsafe fn prepare(&mut self, info: *const OrtKernelInfo) -> Result<(), Failure> {
-        let (mut inputs, mut outputs) = (0, 0);
+    /// As [`Kernel::new`].
+    unsafe fn named(
+        api: Api,
+        provider: Provider,
+        op: Op,
+        element: ElementType,
+        name: String,
+        info: *const OrtKernelInfo,
+    ) -> Result<Self, Failure> {
         // SAFETY: the caller's contract.
-        unsafe {
-            self.api.info_input_count(info, &mut inputs)?;
-            self.api.info_output_count(info, &mut outputs)?;
+        #[cfg(feature = "fault-injection")]
+        let fault = unsafe { crate::fault::Fault::read(api, info) };
+        #[cfg(feature = "fault-injection")]
+        fault.trip("create");
+        let attributes = match op {
+            Op::RecurrenceScan => None,
+            // SAFETY: as above.
+            Op::DilatedAttention => Some(unsafe { attributes(api, info)? }),
+        };
+        // SAFETY: as above.
+        let plan = unsafe { declared_plan(api, op, attributes.as_ref(), info)? };
+        let processor = match provider {
+            Provider::Cpu => Processor::Cpu(Cpu::new(api)?),
+            Provider::Cuda(api) => {
+                // SAFETY: as above.
+                Processor::Cuda(unsafe { Cuda::new(api, op, name.clone(), info)? })
+            }
+        };
+        let mut plans: [OnceLock<Prepared>; PLANS] = Default::default();
+        if let Some(plan) = plan {
+            plans[0] = OnceLock::from(processor.prepare(element, plan)?);
         }
-        let expected = (self.op.inputs().len(), self.op.outputs().len());
-        if (inputs, outputs) != expected {
-            return Err(Failure::invalid(format!(
-                "expected {} inputs and {} outputs, found {inputs} and {outputs}",
-                expected.0, expected.1
-            )));
-        }
-        // SAFETY: the caller's contract.
-        let declared = |index| unsafe { self.api.declared_input(info, index) };
-        // A type that cannot be had is as good as an unknown shape: every run checks.
-        let shapes: Result<Vec<_>, _> = (0..inputs).map(declared).collect();
-        if let Ok(shapes) = shapes
-            && shapes.iter().all(TensorShape::is_known)
-        {
-            let plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
-            self.plans[0] = OnceLock::from(plan);
-        }
-        let (arena, default) = (
-            OrtAllocatorType::OrtArenaAllocator,
-            OrtMemType::OrtMemTypeDefault,
-        );
-        // SAFETY: `memory` receives the description, which `drop` releases.
-        unsafe { self.api.cpu_memory(arena, default, &mut self.memory) }
+        Ok(Self {
+            api,
+            name,
+            op,
+            element,
+            attributes,
+            plans,
+            processor,
+            #[cfg(feature = "fault-injection")]
+            fault,
+        })
     }
 
     /// The runtime.
     pub fn api(&self) -> Api {
         self.api
-    }
-
-    /// What messages call this node.
-    fn name(&self) -> String {
-        format!("node {:?} ({DOMAIN}.{})", self.node, self.op)
     }
 
     /// Runs the node.
@@ -138,7 +119,7 @@ impl Kernel {
     /// `context` is the one ORT passes to `KernelComputeV2`.
     pub unsafe fn compute(&self, context: *mut OrtKernelContext) -> Result<(), Failure> {
         // SAFETY: the caller's contract.
-        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(self.name()))
+        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(&self.name))
     }
 
     /// # Safety
@@ -161,15 +142,16 @@ impl Kernel {
             }
         }
         let unkept;
-        let plan = match self.find_plan(inputs)? {
-            Ok(plan) => plan,
-            Err(plan) => {
-                unkept = plan;
+        let prepared = match self.find_plan(inputs)? {
+            Ok(prepared) => prepared,
+            Err(prepared) => {
+                unkept = prepared;
                 &unkept
             }
         };
+        let plan = &prepared.plan;
         // SAFETY: the plan was made for these shapes.
-        unsafe { compute::check_lengths(plan, inputs)? };
+        unsafe { self.processor.check(plan, inputs)? };
         let mut outputs = [Tensor::NONE; MAX_OUTPUTS];
         let outputs = &mut outputs[..plan.outputs.len()];
         for (index, (output, shape)) in outputs.iter_mut().zip(&plan.outputs).enumerate() {
@@ -191,10 +173,9 @@ impl Kernel {
         let call = Call {
             api: self.api,
             op: self.op,
+            element: self.element,
             context,
-            memory: self.memory,
             plan,
-            scale: self.attributes.as_ref().map_or(1.0, |a| a.scale),
             inputs,
             outputs,
             #[cfg(feature = "fault-injection")]
@@ -202,42 +183,36 @@ impl Kernel {
         };
         call.check_overlaps()?;
         // SAFETY: shapes and element types are the plan's, and nothing overlaps.
-        unsafe {
-            match self.element {
-                ElementType::F16 => call.run::<half::f16>(),
-                ElementType::BF16 => call.run::<half::bf16>(),
-                ElementType::F32 | ElementType::I64 => call.run::<f32>(),
-            }
-        }
+        unsafe { self.processor.run(&call, prepared) }
     }
 
     /// The plan for these shapes: one that is kept, else a new one.
     #[allow(clippy::result_large_err)] // Not an error: a plan to own.
-    fn find_plan(&self, inputs: &[Tensor]) -> Result<Result<&Plan, Plan>, Failure> {
-        let fits = |plan: &Plan| {
-            plan.inputs
-                .iter()
-                .eq(inputs.iter().map(|input| &input.shape))
+    fn find_plan(&self, inputs: &[Tensor]) -> Result<Result<&Prepared, Prepared>, Failure> {
+        let fits = |prepared: &&Prepared| {
+            let planned = prepared.plan.inputs.iter();
+            planned.eq(inputs.iter().map(|input| &input.shape))
         };
         let mut kept = self.plans.iter().map_while(OnceLock::get);
-        if let Some(plan) = kept.find(|plan| fits(plan)) {
-            return Ok(Ok(plan));
+        if let Some(prepared) = kept.find(fits) {
+            return Ok(Ok(prepared));
         }
         let shapes: Vec<_> = inputs.iter().map(|input| input.shape).collect();
         self.check_element(&shapes)?;
-        let mut plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
+        let plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
+        let mut prepared = self.processor.prepare(self.element, plan)?;
         for slot in &self.plans {
-            match slot.set(plan) {
+            match slot.set(prepared) {
                 Ok(()) => {
                     return slot
                         .get()
                         .map(Ok)
                         .ok_or_else(|| Failure::invalid("no plan"));
                 }
-                Err(back) => plan = back,
+                Err(back) => prepared = back,
             }
         }
-        Ok(Err(plan))
+        Ok(Err(prepared))
     }
 
     /// ORT picks the kernel by the declared types; this is against a feed of another type.
@@ -256,14 +231,48 @@ impl Kernel {
     }
 }
 
+#[cfg(feature = "fault-injection")]
 impl Drop for Kernel {
     fn drop(&mut self) {
-        if !self.memory.is_null() {
-            // SAFETY: it is ours.
-            unsafe { self.api.release_memory(self.memory) };
-        }
-        #[cfg(feature = "fault-injection")]
         self.fault.trip("destroy");
+    }
+}
+
+/// The plan for the shapes a node is declared with; `None` where the model leaves some open.
+///
+/// # Errors
+/// As [`Kernel::new`].
+///
+/// # Safety
+/// `info` is live.
+unsafe fn declared_plan(
+    api: Api,
+    op: Op,
+    attributes: Option<&AttentionAttributes>,
+    info: *const OrtKernelInfo,
+) -> Result<Option<Plan>, Failure> {
+    let (mut inputs, mut outputs) = (0, 0);
+    // SAFETY: the caller's contract.
+    unsafe {
+        api.info_input_count(info, &mut inputs)?;
+        api.info_output_count(info, &mut outputs)?;
+    }
+    let expected = (op.inputs().len(), op.outputs().len());
+    if (inputs, outputs) != expected {
+        return Err(Failure::invalid(format!(
+            "expected {} inputs and {} outputs, found {inputs} and {outputs}",
+            expected.0, expected.1
+        )));
+    }
+    // SAFETY: the caller's contract.
+    let declared = |index| unsafe { api.declared_input(info, index) };
+    // A type that cannot be had is as good as an unknown shape: every run checks.
+    let shapes: Result<Vec<_>, _> = (0..inputs).map(declared).collect();
+    match shapes {
+        Ok(shapes) if shapes.iter().all(TensorShape::is_known) => {
+            Plan::new(op, attributes, &shapes).map(Some)
+        }
+        _ => Ok(None),
     }
 }
 

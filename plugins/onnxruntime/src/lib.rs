@@ -1,10 +1,17 @@
 //! ONNX Runtime custom-op library of the operators of [`ratplus_graphs::ops::DOMAIN`] for the CPU
-//! provider, in f32, f16 and bf16.
+//! provider and the CUDA provider, in f32, f16 and bf16.
 //!
-//! One binary serves ONNX Runtime 1.17 and later. It links no runtime: every function comes from
-//! the table that [`RegisterCustomOps`] is given. From 1.18 on, the operators tell ORT's memory
-//! planner that the new cache and state may take the place of the old. A caller that binds one
-//! buffer to `past_*` and `present_*` gets an update in place in every version.
+//! One binary serves ONNX Runtime 1.17 and later, with CUDA from 1.18 on. It links no runtime:
+//! every function comes from the table that [`RegisterCustomOps`] is given. Nor does it link
+//! CUDA: the driver is loaded where the CUDA provider makes a node. From 1.18 on, the operators
+//! tell ORT's memory planner that the new cache and state may take the place of the old. A caller
+//! that binds one buffer to `past_*` and `present_*` gets an update in place in every version.
+//!
+//! On a GPU, lengths are in device memory, and a slot whose lengths do not fit counts as idle.
+//! The run that comes after the work fails then; where it is the last run or a replay of a CUDA
+//! graph, [`RatplusTakeDeviceError`] tells. The provider captures a graph by running the model
+//! more than once: where states are updated in place, every slot has to be idle (`seq_length` 0)
+//! in the first run on each thread.
 //!
 //! Load it with `SessionOptions.register_custom_ops_library(path)` in Python,
 //! `SessionOptions::RegisterCustomOpsLibrary` in C++.
@@ -12,6 +19,7 @@
 mod api;
 mod compute;
 mod descriptor;
+mod device_errors;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod guard;
@@ -23,6 +31,7 @@ mod registry;
 mod version;
 
 use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
+use std::ffi::c_char;
 
 /// Adds both operators to `options`; the entry point ORT looks up by name.
 ///
@@ -43,4 +52,33 @@ pub unsafe extern "C" fn RegisterCustomOps(
 ) -> OrtStatusPtr {
     // SAFETY: the caller's contract.
     unsafe { registry::register(options, base) }
+}
+
+/// Takes an error that a kernel has left on a GPU: lengths of a slot that do not fit, with the
+/// names of node and slot. To be asked once a run is complete on the GPU, as it is when ORT's
+/// `Run` returns; needed where nothing else tells, as after a replay of a CUDA graph.
+///
+/// Returns 0 where there is none. Otherwise returns the length of the message in bytes, writes
+/// as much of it to `text` as `capacity` has room for, ends it with a null byte, and forgets the
+/// error. May be called at any time and from any thread; loads nothing.
+///
+/// # Safety
+/// `text` points to `capacity` writable bytes; it may be null where `capacity` is 0, which loses
+/// the message.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)] // As ORT's.
+pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
+    let Ok(Some(message)) = guard::outcome(|| Ok(device_errors::take())) else {
+        return 0;
+    };
+    if let Some(room) = capacity.checked_sub(1) {
+        let written = message.floor_char_boundary(room);
+        // SAFETY: the caller's contract; at most `capacity` bytes are written.
+        unsafe {
+            text.cast::<u8>()
+                .copy_from_nonoverlapping(message.as_ptr(), written);
+            text.add(written).write(0);
+        }
+    }
+    message.len()
 }

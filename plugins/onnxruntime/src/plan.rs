@@ -20,7 +20,7 @@ pub struct Plan {
     pub seq_len: usize,
     /// `N`.
     pub channels: usize,
-    /// `dh`, and the rows of the cache; [`Op::DilatedAttention`] only.
+    /// [`Op::DilatedAttention`] only.
     pub attention: Option<AttentionPlan>,
 }
 
@@ -31,6 +31,8 @@ pub struct AttentionPlan {
     pub head_dim: usize,
     /// The cache rows, for sequences of up to `M` tokens.
     pub layout: CacheLayout,
+    /// Factor on the scores.
+    pub scale: f32,
 }
 
 impl Plan {
@@ -64,6 +66,7 @@ impl Plan {
             attention: attributes.map(|attributes| AttentionPlan {
                 head_dim: dim(3, 2),
                 layout: attributes.cache_layout(dim(7, 0)),
+                scale: attributes.scale,
             }),
         })
     }

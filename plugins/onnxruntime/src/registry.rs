@@ -1,7 +1,8 @@
 //! The domain, once per runtime of the process.
 
 use crate::api::{Api, Failure, create_status};
-use crate::descriptor::Descriptor;
+use crate::compute::EMULATED;
+use crate::descriptor::{Descriptor, Provider};
 use crate::guard;
 use crate::version::{OLDEST_API, api_level};
 use ort_sys::{
@@ -77,21 +78,26 @@ pub unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase)
     })
 }
 
-/// A domain with every operator in every element type.
+/// A domain with every operator in every element type for every provider. A runtime without one
+/// of the providers never makes its kernels.
 fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> {
     let name = CString::new(DOMAIN).map_err(|error| Failure::invalid(error.to_string()))?;
     let mut domain = null_mut();
     // SAFETY: the name is copied.
     unsafe { api.create_domain(name.as_ptr(), &mut domain)? };
-    for op in Op::ALL {
-        for element in ElementType::ACTIVATIONS {
-            let descriptor = Descriptor::new(api, level, op, element);
-            let descriptor: &'static Descriptor = Box::leak(Box::new(descriptor));
-            // SAFETY: both live on; on failure nobody else has the domain.
-            unsafe {
-                if let Err(failure) = api.domain_add(domain, descriptor.raw()) {
-                    api.release_domain(domain);
-                    return Err(failure);
+    let cpu = (!EMULATED).then_some(Provider::Cpu);
+    let cuda = api.api_18(level).map(Provider::Cuda);
+    for provider in cpu.into_iter().chain(cuda) {
+        for op in Op::ALL {
+            for element in ElementType::ACTIVATIONS {
+                let descriptor = Descriptor::new(api, level, provider, op, element);
+                let descriptor: &'static Descriptor = Box::leak(Box::new(descriptor));
+                // SAFETY: both live on; on failure nobody else has the domain.
+                unsafe {
+                    if let Err(failure) = api.domain_add(domain, descriptor.raw()) {
+                        api.release_domain(domain);
+                        return Err(failure);
+                    }
                 }
             }
         }

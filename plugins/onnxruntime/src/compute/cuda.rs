@@ -1,0 +1,260 @@
+//! Runs on a GPU, in the stream of ORT's CUDA provider.
+
+use super::workspace::Workspace;
+use super::{Call, PAST_LENGTH, SEQ_LENGTH};
+use crate::api::{Api18, Failure};
+use crate::device_errors::{self, NodeNumber};
+use crate::plan::Plan;
+use ort_sys::{OrtAllocator, OrtErrorCode, OrtKernelInfo, OrtMemoryInfo};
+use ratplus_graphs::ops::{ElementType, Op};
+use ratplus_kernels::cuda::{
+    AttentionPlan, AttentionShape, AttentionTensors, CudaError, Device, DevicePtr, ScanPlan,
+    ScanShape, ScanTensors, Stream,
+};
+use std::ptr::{null, null_mut};
+
+/// Whether the CUDA operators take the place of the CPU's and run in the emulator. For tests only.
+pub const EMULATED: bool = cfg!(feature = "cuda-emulation");
+
+/// A node on a GPU.
+pub struct Cuda {
+    arena: Arena,
+    device: &'static Device,
+    node: NodeNumber,
+}
+
+/// Launches for one set of shapes.
+pub enum Launch {
+    /// [`Op::RecurrenceScan`].
+    Scan(ScanPlan),
+    /// [`Op::DilatedAttention`].
+    Attention(AttentionPlan),
+}
+
+impl Cuda {
+    /// A node of the device that its provider uses. The CUDA driver is loaded here, where ORT has
+    /// not done so.
+    ///
+    /// # Errors
+    /// There is no driver or no such device.
+    ///
+    /// # Safety
+    /// `info` is the one ORT passes to `CreateKernelV2`.
+    pub unsafe fn new(
+        api: Api18,
+        op: Op,
+        name: String,
+        info: *const OrtKernelInfo,
+    ) -> Result<Self, Failure> {
+        #[cfg(feature = "cuda-emulation")]
+        ratplus_cuda_emulator::load()
+            .map_err(Failure::invalid)?
+            .set_pageable_memory(true);
+        // SAFETY: the caller's contract.
+        let (arena, ordinal) = unsafe { Arena::new(api, info)? };
+        let device = Device::open(ordinal).map_err(cuda_failure)?;
+        Ok(Self {
+            arena,
+            device,
+            node: device_errors::register(device, op, name),
+        })
+    }
+
+    /// Chooses and loads the kernels for the shapes of `plan`.
+    ///
+    /// # Errors
+    /// There are none for this device or these sizes.
+    pub fn prepare(&self, element: ElementType, plan: &Plan) -> Result<Launch, Failure> {
+        let (batch, seq_len) = (plan.batch, plan.seq_len);
+        match &plan.attention {
+            None => {
+                let shape = ScanShape {
+                    element,
+                    batch,
+                    seq_len,
+                    channels: plan.channels,
+                };
+                ScanPlan::new(self.device, shape).map(Launch::Scan)
+            }
+            Some(attention) => {
+                let shape = AttentionShape {
+                    element,
+                    batch,
+                    seq_len,
+                    head_dim: attention.head_dim,
+                    scale: attention.scale,
+                };
+                AttentionPlan::new(self.device, shape, &attention.layout).map(Launch::Attention)
+            }
+        }
+        .map_err(cuda_failure)
+    }
+
+    /// Stops a run where an earlier one left an error.
+    ///
+    /// # Errors
+    /// What that one found.
+    pub fn check_earlier(&self) -> Result<(), Failure> {
+        let Some(error) = self.device.error_flag().take() else {
+            return Ok(());
+        };
+        Err(Failure::invalid(format!(
+            "stopped: the GPU reports an error of an earlier run: {}",
+            device_errors::describe(error)
+        )))
+    }
+
+    /// Puts the node's work into the stream. Lengths are in device memory: kernels check them,
+    /// and what they find is reported by this run, by a later one or by
+    /// [`device_errors::take`](crate::device_errors::take), whichever comes after the work.
+    ///
+    /// # Errors
+    /// What ORT or the driver reports, and what kernels have found by now.
+    ///
+    /// # Safety
+    /// As [`Processor::run`](super::Processor::run), with `launch` made for the call's shapes.
+    pub unsafe fn run(&self, call: &Call<'_>, launch: &Launch) -> Result<(), Failure> {
+        if EMULATED {
+            // A GPU's provider has done it on its threads.
+            self.device.make_current().map_err(cuda_failure)?;
+        }
+        #[cfg(feature = "fault-injection")]
+        call.fault.trip("task");
+        let bytes = match launch {
+            Launch::Scan(plan) => plan.workspace_bytes(),
+            Launch::Attention(plan) => plan.workspace_bytes(),
+        };
+        let mut stream = null_mut();
+        // SAFETY: the context is the running node's, and the arena its provider's. Memory that
+        // goes back at the end is used by later work of the same stream only, and the emulator
+        // is done by then.
+        let workspace = unsafe {
+            if EMULATED {
+                Workspace::allocate(self.arena.api.api(), self.arena.allocator, bytes)?
+            } else {
+                call.api.context_stream(call.context, &mut stream)?;
+                self.arena.in_stream(call, bytes)?
+            }
+        };
+        let (memory, node) = (workspace.data.addr() as DevicePtr, self.node.get());
+        let stream = Stream(stream);
+        let launched = match launch {
+            // SAFETY: the caller's contract; the workspace has the plan's size, and its memory
+            // belongs to this stream.
+            Launch::Scan(plan) => unsafe { plan.launch(&scan_tensors(call), memory, node, stream) },
+            // SAFETY: as above.
+            Launch::Attention(plan) => unsafe {
+                plan.launch(&attention_tensors(call), memory, node, stream)
+            },
+        };
+        launched.map_err(cuda_failure)?;
+        #[cfg(feature = "fault-injection")]
+        call.fault.trip("launched");
+        match self.device.error_flag().take() {
+            None => Ok(()),
+            Some(error) => Err(Failure::invalid(format!(
+                "the GPU reports an error of this or an earlier run: {}",
+                device_errors::describe(error)
+            ))),
+        }
+    }
+}
+
+fn scan_tensors(call: &Call<'_>) -> ScanTensors {
+    ScanTensors {
+        key: input(call, 0),
+        value: input(call, 1),
+        gate: input(call, 2),
+        state_key: input(call, 3),
+        state_value: input(call, 4),
+        past_length: input(call, PAST_LENGTH),
+        seq_length: input(call, SEQ_LENGTH),
+        gated_key: output(call, 0),
+        gated_value: output(call, 1),
+        new_state_key: output(call, 2),
+        new_state_value: output(call, 3),
+    }
+}
+
+fn attention_tensors(call: &Call<'_>) -> AttentionTensors {
+    AttentionTensors {
+        query: input(call, 0),
+        key: input(call, 1),
+        value: input(call, 2),
+        past_key: input(call, 3),
+        past_value: input(call, 4),
+        past_length: input(call, PAST_LENGTH),
+        seq_length: input(call, SEQ_LENGTH),
+        cos: input(call, 7),
+        sin: input(call, 8),
+        output: output(call, 0),
+        present_key: output(call, 1),
+        present_value: output(call, 2),
+    }
+}
+
+fn input(call: &Call<'_>, index: usize) -> DevicePtr {
+    call.inputs[index].data.addr() as DevicePtr
+}
+
+fn output(call: &Call<'_>, index: usize) -> DevicePtr {
+    call.outputs[index].data.addr() as DevicePtr
+}
+
+fn cuda_failure(error: CudaError) -> Failure {
+    let code = match error {
+        CudaError::Unsupported { .. } => OrtErrorCode::ORT_INVALID_ARGUMENT,
+        _ => OrtErrorCode::ORT_EP_FAIL,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// The memory of a node's provider.
+struct Arena {
+    api: Api18,
+    allocator: *mut OrtAllocator,
+    /// The allocator's.
+    memory: *const OrtMemoryInfo,
+}
+
+// SAFETY: ORT's allocators may be used from any thread, and `memory` is constant.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// The arena, and the number of its device.
+    ///
+    /// # Safety
+    /// `info` is live.
+    unsafe fn new(api: Api18, info: *const OrtKernelInfo) -> Result<(Self, i32), Failure> {
+        let mut arena = Self {
+            api,
+            // SAFETY: the caller's contract; `drop` releases it.
+            allocator: unsafe { api.info_allocator(info)? },
+            memory: null(),
+        };
+        let mut ordinal = 0;
+        // SAFETY: the allocator is live and keeps its description.
+        unsafe {
+            let api = api.api();
+            api.allocator_memory(arena.allocator, &mut arena.memory)?;
+            api.memory_device(arena.memory, &mut ordinal)?;
+        }
+        Ok((arena, ordinal))
+    }
+
+    /// # Safety
+    /// `call` is a running node's of this arena's provider, which has a stream.
+    unsafe fn in_stream(&self, call: &Call<'_>, bytes: usize) -> Result<Workspace, Failure> {
+        // SAFETY: the caller's contract.
+        unsafe { Workspace::in_stream(self.api, call.context, self.memory, self.allocator, bytes) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the allocator is ours.
+        unsafe { self.api.api().release_allocator(self.allocator) };
+    }
+}

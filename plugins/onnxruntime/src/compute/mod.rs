@@ -1,0 +1,205 @@
+//! One run of a node, on the processor that its provider stands for.
+
+mod cpu;
+mod cuda;
+mod workspace;
+
+pub use cpu::Cpu;
+pub use cuda::{Cuda, EMULATED};
+
+use crate::api::{Api, Failure, Tensor};
+use crate::plan::Plan;
+use ort_sys::OrtKernelContext;
+use ratplus_graphs::ops::{ElementType, Op};
+use std::ops::Range;
+
+/// Place of `past_length` among both operators' inputs.
+const PAST_LENGTH: usize = 5;
+/// Place of `seq_length` among both operators' inputs.
+const SEQ_LENGTH: usize = 6;
+
+/// Where a node runs, and what that takes for the node's whole life.
+pub enum Processor {
+    /// ORT's threads.
+    Cpu(Cpu),
+    /// A GPU.
+    Cuda(Cuda),
+}
+
+/// A plan and, on a GPU, its launches.
+pub struct Prepared {
+    /// What the shapes decide.
+    pub plan: Plan,
+    launch: Option<cuda::Launch>,
+}
+
+impl Processor {
+    /// Gets ready for runs of these shapes.
+    ///
+    /// # Errors
+    /// The GPU has no kernels for them.
+    pub fn prepare(&self, element: ElementType, plan: Plan) -> Result<Prepared, Failure> {
+        let launch = match self {
+            Self::Cpu(_) => None,
+            Self::Cuda(cuda) => Some(cuda.prepare(element, &plan)?),
+        };
+        Ok(Prepared { plan, launch })
+    }
+
+    /// What can be known before any output is had: on the CPU, lengths that do not fit; on a GPU,
+    /// those that an earlier run has found.
+    ///
+    /// # Errors
+    /// The first slot whose lengths do not fit.
+    ///
+    /// # Safety
+    /// `inputs` have the shapes and types of `plan`.
+    pub unsafe fn check(&self, plan: &Plan, inputs: &[Tensor]) -> Result<(), Failure> {
+        match self {
+            // SAFETY: the caller's contract.
+            Self::Cpu(_) => unsafe { cpu::check_lengths(plan, inputs) },
+            Self::Cuda(cuda) => cuda.check_earlier(),
+        }
+    }
+
+    /// Computes the outputs. A GPU may still be at it afterwards.
+    ///
+    /// # Errors
+    /// What ORT or the driver reports, and lengths that do not fit.
+    ///
+    /// # Safety
+    /// Inputs and outputs are live on this processor, with the shapes of `prepared`, made for
+    /// this processor, and the element type `T` of `call`; [`Call::check_overlaps`] has passed.
+    pub unsafe fn run(&self, call: &Call<'_>, prepared: &Prepared) -> Result<(), Failure> {
+        match (self, &prepared.launch) {
+            // SAFETY: the caller's contract.
+            (Self::Cuda(cuda), Some(launch)) => unsafe { cuda.run(call, launch) },
+            (Self::Cuda(_), None) => Err(Failure::invalid("a plan made for another processor")),
+            // SAFETY: as above.
+            (Self::Cpu(cpu), _) => unsafe { cpu.run(call) },
+        }
+    }
+}
+
+/// Everything one run needs.
+pub struct Call<'a> {
+    /// The runtime.
+    pub api: Api,
+    /// The operator.
+    pub op: Op,
+    /// `T`.
+    pub element: ElementType,
+    /// The running node.
+    pub context: *const OrtKernelContext,
+    /// Made for the shapes of `inputs`.
+    pub plan: &'a Plan,
+    /// In the schema's order.
+    pub inputs: &'a [Tensor],
+    /// In the schema's order.
+    pub outputs: &'a [Tensor],
+    /// Where to panic.
+    #[cfg(feature = "fault-injection")]
+    pub fault: &'a crate::fault::Fault,
+}
+
+impl Call<'_> {
+    /// Checks that an output shares memory only with the input it replaces, and then exactly.
+    ///
+    /// # Errors
+    /// Two tensors that overlap.
+    pub fn check_overlaps(&self) -> Result<(), Failure> {
+        let (inputs, outputs) = (self.op.inputs(), self.op.outputs());
+        for (o, output) in self.outputs.iter().enumerate() {
+            let bytes = span(output);
+            for (i, input) in self.inputs.iter().enumerate() {
+                let replaces = self.op.aliases().contains(&(i, o));
+                if overlap(&bytes, &span(input)) && !(replaces && input.data == output.data) {
+                    return Err(overlap_failure(outputs[o].name, inputs[i].name, replaces));
+                }
+            }
+            for (other, earlier) in self.outputs[..o].iter().enumerate() {
+                if overlap(&bytes, &span(earlier)) {
+                    return Err(overlap_failure(outputs[o].name, outputs[other].name, false));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Addresses a tensor takes up.
+fn span(tensor: &Tensor) -> Range<usize> {
+    let start = tensor.data.addr();
+    let size = ElementType::from_onnx(tensor.shape.element).map_or(0, ElementType::size);
+    let elements: usize = tensor
+        .shape
+        .dims()
+        .iter()
+        .map(|&dim| dim as usize)
+        .product();
+    start..start + elements * size
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    !a.is_empty() && !b.is_empty() && a.start < b.end && b.start < a.end
+}
+
+fn overlap_failure(output: &str, other: &str, replaces: bool) -> Failure {
+    let expected = if replaces {
+        "to be the same buffer or two that do not overlap"
+    } else {
+        "two buffers that do not overlap"
+    };
+    Failure::invalid(format!(
+        "{output} and {other}: expected {expected}, found a partial or wrong overlap: check what \
+         is bound to the session's inputs and outputs"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_where_the_schema_has_them() {
+        let names = |op: Op| -> (Vec<_>, Vec<_>) {
+            (
+                op.inputs().iter().map(|port| port.name).collect(),
+                op.outputs().iter().map(|port| port.name).collect(),
+            )
+        };
+        for op in Op::ALL {
+            assert_eq!(names(op).0[PAST_LENGTH], "past_length");
+            assert_eq!(names(op).0[SEQ_LENGTH], "seq_length");
+        }
+        let (inputs, outputs) = names(Op::RecurrenceScan);
+        assert_eq!(
+            inputs[..5],
+            ["key", "value", "gate", "state_key", "state_value"]
+        );
+        assert_eq!(
+            outputs,
+            [
+                "gated_key",
+                "gated_value",
+                "new_state_key",
+                "new_state_value"
+            ]
+        );
+        let (inputs, outputs) = names(Op::DilatedAttention);
+        assert_eq!(
+            inputs[..5],
+            ["query", "key", "value", "past_key", "past_value"]
+        );
+        assert_eq!(inputs[7..], ["cos", "sin"]);
+        assert_eq!(outputs, ["output", "present_key", "present_value"]);
+    }
+
+    #[test]
+    fn only_bytes_in_common_overlap() {
+        assert!(overlap(&(0..4), &(3..5)));
+        assert!(overlap(&(0..4), &(1..2)));
+        assert!(!overlap(&(0..4), &(4..5)));
+        assert!(!overlap(&(2..2), &(0..4)));
+    }
+}
