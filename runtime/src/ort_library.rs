@@ -15,7 +15,7 @@ pub const OLDEST_VERSION: (u32, u32) = (1, 17);
 
 const ORT_FILE: &str = "libonnxruntime.so";
 const OPERATORS_FILE: &str = "libratplus_ort.so";
-const ORT_ADVICE: &str = "install it (`pip install onnxruntime`) and set ORT_DYLIB_PATH to the \
+const ORT_ADVICE: &str = "install it (`pip install onnxruntime`, or onnxruntime-gpu for ort-cuda) and set ORT_DYLIB_PATH to the \
                           libonnxruntime.so in its onnxruntime/capi folder";
 const OPERATORS_ADVICE: &str = "build it (`cargo build --release -p ratplus-onnxruntime`) and put it \
                                 next to the executable, or set RATPLUS_ORT_LIBRARY to its path";

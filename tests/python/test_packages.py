@@ -119,6 +119,21 @@ def test_shared_buffers_match_separate_ones(package, f32_tolerance, case, route)
         assert np.array_equal(to_bytes(shared.states[name]), to_bytes(state)), name
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("case", ["head_hybrid", "d16_w20_i4", "head_dim_128"])
+def test_operators_for_cuda_match_golden(export_case, emulated_library, f32_tolerance, case, dtype):
+    golden = golden_case(case).golden()
+    tokens = golden["tokens"]
+    engine = Package(export_case(case, dtype=dtype), emulated_library)
+    length = tokens.shape[1]
+    plans = [[(64, 64), *padded(length - 64 - 10, 7), *chunked(10, (1,))], padded(length, 64)]
+    limit = {"f32": f32_tolerance, "f16": 8 * 2**-11, "bf16": 8 * 2**-8}[dtype]
+    for plan, step in zip(plans, [engine.step, engine.step_in_place]):
+        engine.reset()
+        logits = engine.run(tokens, plan, step)
+        assert relative_error(logits[:, golden["positions"]], golden["logits"]) <= limit
+
+
 @pytest.mark.parametrize("route", ROUTES, ids=ROUTE_IDS)
 @pytest.mark.parametrize("case", ["head_hybrid", "streaming"])
 def test_sequences_have_their_own_lengths(package, f32_tolerance, case, route):

@@ -9,7 +9,11 @@ use ort_sys::{
     OrtApi, OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr,
 };
 use ratplus_graphs::ops::{DOMAIN, ElementType, Op};
-use std::ffi::{CStr, CString};
+use ratplus_kernels::cuda::add_search_folders_around;
+use std::ffi::{CStr, CString, OsStr, c_void};
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
@@ -64,6 +68,10 @@ pub unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase)
         let domain = match known {
             Some(domain) => domain,
             None => {
+                // A GPU without code in this library needs NVRTC: a Python package beside ORT's.
+                if let Some(file) = file_of(base.cast()) {
+                    add_search_folders_around(&file);
+                }
                 let domain = make_domain(api, level)?;
                 runtimes.push(Runtime {
                     api,
@@ -76,6 +84,20 @@ pub unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase)
         // SAFETY: `options` is the caller's; the domain is never released.
         unsafe { api.add_domain(options, domain) }
     })
+}
+
+/// The file that `address` was loaded from.
+fn file_of(address: *const c_void) -> Option<PathBuf> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: `info` is valid for writes; `dladdr` only compares `address` with what is loaded,
+    // and `dli_fname` is a C string where it returns non-zero.
+    unsafe {
+        if libc::dladdr(address, info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        let name = info.assume_init().dli_fname;
+        (!name.is_null()).then(|| OsStr::from_bytes(CStr::from_ptr(name).to_bytes()).into())
+    }
 }
 
 /// A domain with every operator in every element type for every provider. A runtime without one

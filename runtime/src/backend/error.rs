@@ -1,6 +1,7 @@
 use super::BackendKind;
 use crate::ort_library::LibraryError;
 use ratplus_graphs::ops::LengthError;
+use ratplus_kernels::cuda::CudaError;
 use ratplus_tract::TractError;
 
 /// Why a session was not opened, or a step not run.
@@ -43,6 +44,24 @@ pub enum BackendError {
         /// Function of its C interface.
         call: &'static str,
         /// Its words.
+        message: String,
+    },
+    /// The GPU failed.
+    #[error("{file}: {what}: {source}")]
+    Cuda {
+        /// The engine, or what else was in work.
+        file: String,
+        /// What failed.
+        what: &'static str,
+        /// The driver's words.
+        source: Box<CudaError>,
+    },
+    /// A kernel on the GPU found lengths that do not fit.
+    #[error("{file}: {message}")]
+    Device {
+        /// The engine.
+        file: String,
+        /// The node, the slot, and what was expected.
         message: String,
     },
     /// tract failed.

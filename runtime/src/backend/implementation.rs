@@ -1,5 +1,6 @@
 //! Which code ran each custom node, as seen in a profile of a real run.
 
+use super::ort::cuda;
 use super::{BackendError, BackendKind};
 use ratplus_graphs::manifest::Engine;
 use ratplus_graphs::onnx::ModelProto;
@@ -166,15 +167,21 @@ impl EngineImplementations {
                 ));
                 continue;
             };
-            let wanted = match kind {
-                BackendKind::OrtCpu => matches!(implementation, Implementation::Kernel { .. }),
-                _ => implementation == Implementation::FunctionBody,
+            let wanted = match (kind, &implementation) {
+                (BackendKind::OrtCuda, Implementation::Kernel { provider }) => {
+                    provider == cuda::PROVIDER
+                }
+                (BackendKind::OrtCpu, Implementation::Kernel { .. }) => true,
+                (BackendKind::OrtCpu | BackendKind::OrtCuda, _) => false,
+                (_, implementation) => *implementation == Implementation::FunctionBody,
             };
             if !wanted {
                 problems.push(format!(
                     "node `{node}` ({op_type}): expected {}, but the {implementation} ran",
                     match kind {
                         BackendKind::OrtCpu => "a kernel of the RAT+ operator library",
+                        BackendKind::OrtCuda =>
+                            "a CUDA kernel of the RAT+ operator library (ONNX Runtime 1.18 or later)",
                         _ => "the function body",
                     }
                 ));
@@ -184,6 +191,9 @@ impl EngineImplementations {
                 op_type: op_type.into(),
                 implementation,
             });
+        }
+        if kind == BackendKind::OrtCuda {
+            problems.extend(elsewhere(&runs, model));
         }
         if problems.is_empty() {
             Ok(Self {
@@ -199,6 +209,32 @@ impl EngineImplementations {
             })
         }
     }
+}
+
+/// Standard nodes that did not run on the GPU, and copies to or from it that ONNX Runtime put in
+/// between: the fallback to the CPU is turned off, so there are none.
+fn elsewhere(runs: &[(&str, &Arguments)], model: &ModelProto) -> Vec<String> {
+    let found: BTreeSet<_> = runs
+        .iter()
+        .filter(|(_, args)| args.provider != cuda::PROVIDER || args.op_name.starts_with("Memcpy"))
+        .filter(|(name, _)| !custom_nodes(model).any(|(node, _)| node == *name))
+        .map(|(name, args)| format!("`{name}` ({}, {})", args.op_name, args.provider))
+        .collect();
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let shown: Vec<_> = found.iter().take(8).map(String::as_str).collect();
+    vec![format!(
+        "{} standard nodes: expected {}, but elsewhere ran {}{}",
+        found.len(),
+        cuda::PROVIDER,
+        shown.join(", "),
+        if found.len() > shown.len() {
+            ", ..."
+        } else {
+            ""
+        }
+    )]
 }
 
 /// How often the function of `op_type` was inlined: the nodes of one instance share a number, and
@@ -255,10 +291,20 @@ mod tests {
     }
 
     fn read(kind: BackendKind, events: &[(&str, &str)]) -> Result<Vec<Implementation>, String> {
+        read_on("CPU", kind, events)
+    }
+
+    /// Events whose nodes ran on `provider`, or on the one before a colon.
+    fn read_on(
+        provider: &str,
+        kind: BackendKind,
+        events: &[(&str, &str)],
+    ) -> Result<Vec<Implementation>, String> {
         let (engine, model) = engine();
         let event = |(name, op): &(&str, &str)| {
+            let (provider, op) = op.split_once(':').unwrap_or((provider, op));
             serde_json::json!({"cat": "Node", "name": format!("{name}_kernel_time"), "ts": 1,
-                "args": {"op_name": op, "provider": "CPU", "node_index": "3"}})
+                "args": {"op_name": op, "provider": provider, "node_index": "3"}})
         };
         let other = serde_json::json!({"cat": "Session", "name": "a_kernel_time", "args": {}});
         let events: Vec<_> = events.iter().map(event).chain([other]).collect();
@@ -294,6 +340,41 @@ mod tests {
             read(BackendKind::OrtFallback, &bodies).unwrap(),
             [body.clone(), body]
         );
+    }
+
+    #[test]
+    fn everything_of_ort_cuda_runs_on_the_gpu() {
+        let gpu = cuda::PROVIDER;
+        let read = |events: &[_]| read_on(gpu, BackendKind::OrtCuda, events);
+        let kernels = [("a", "Scan"), ("b", "Scan"), ("other", "Gemm")];
+        let kernel = Implementation::Kernel {
+            provider: gpu.into(),
+        };
+        assert_eq!(read(&kernels).unwrap(), [kernel.clone(), kernel]);
+        let error = read(&[("a", "Other:Scan"), ("b", "Scan")]).unwrap_err();
+        assert!(
+            error.contains("`a`") && error.contains("kernel (Other) ran"),
+            "{error}"
+        );
+        assert!(!error.contains("standard nodes"), "{error}");
+        for (name, op) in [("rows", "Other:Gather"), ("to_host", "MemcpyToHost")] {
+            let error = read(&[kernels[0], kernels[1], (name, op)]).unwrap_err();
+            let expected =
+                format!("1 standard nodes: expected {gpu}, but elsewhere ran `{name}` (");
+            assert!(error.contains(&expected), "{error}");
+        }
+        let names: Vec<_> = (0..12).map(|node| format!("node{node}")).collect();
+        let mut events = vec![kernels[0], kernels[1]];
+        events.extend(names.iter().map(|name| (name.as_str(), "Other:Cast")));
+        let error = read(&events).unwrap_err();
+        assert!(error.contains("12 standard nodes"), "{error}");
+        assert_eq!(error.matches("(Cast, Other)").count(), 8, "{error}");
+        // The function's nodes are no CUDA kernel.
+        let error = read(&[
+            ("_inlfunc_Scan_mul_1", "Mul"),
+            ("_inlfunc_Scan_token_7_mul_1", "Mul"),
+        ]);
+        assert!(error.unwrap_err().contains("a CUDA kernel"));
     }
 
     #[test]

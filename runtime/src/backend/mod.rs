@@ -18,6 +18,8 @@ use std::str::FromStr;
 pub enum BackendKind {
     /// `ort-cpu`: ONNX Runtime with the library of RAT+ operators.
     OrtCpu,
+    /// `ort-cuda`: ONNX Runtime with the library of RAT+ operators, on an NVIDIA GPU.
+    OrtCuda,
     /// `ort-fallback`: ONNX Runtime without it; the model's own functions run.
     OrtFallback,
     /// `tract`: the reference.
@@ -26,12 +28,13 @@ pub enum BackendKind {
 
 impl BackendKind {
     /// Every backend of this build.
-    pub const ALL: [Self; 3] = [Self::OrtCpu, Self::OrtFallback, Self::Tract];
+    pub const ALL: [Self; 4] = [Self::OrtCpu, Self::OrtCuda, Self::OrtFallback, Self::Tract];
 
     /// Name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::OrtCpu => "ort-cpu",
+            Self::OrtCuda => "ort-cuda",
             Self::OrtFallback => "ort-fallback",
             Self::Tract => "tract",
         }
@@ -45,11 +48,7 @@ impl fmt::Display for BackendKind {
 }
 
 /// Backends that `ratplus` has names for, and why this crate cannot open a session with them.
-const OTHER: [(&str, &str); 3] = [
-    (
-        "ort-cuda",
-        "this build has no CUDA kernels for ONNX Runtime; use `ort-cpu`",
-    ),
+const OTHER: [(&str, &str); 2] = [
     (
         "tensorrt",
         "this build does not drive TensorRT engines; use `ort-cpu`",
@@ -90,11 +89,7 @@ mod tests {
         for kind in BackendKind::ALL {
             assert_eq!(kind.to_string().parse::<BackendKind>().unwrap(), kind);
         }
-        for (name, part) in [
-            ("ort-cuda", "CUDA"),
-            ("tensorrt", "TensorRT"),
-            ("cpu", "ort-cpu, "),
-        ] {
+        for (name, part) in [("tensorrt", "TensorRT"), ("cpu", "ort-cpu, ")] {
             let error = name.parse::<BackendKind>().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(part), "{error}");
         }

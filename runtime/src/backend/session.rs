@@ -20,6 +20,11 @@ pub struct SessionOptions {
     /// tract only: leave out every rounding to f16 or bf16 between operators, so that an f32 run of
     /// the package's weights can judge its roundings.
     pub without_rounding: bool,
+    /// ort-cuda only: number of the GPU.
+    pub device: i32,
+    /// ort-cuda only: launch the decode engine's kernels one by one instead of replaying a CUDA
+    /// graph. The numbers are the same.
+    pub without_cuda_graph: bool,
     /// Static lengths to open; `None` is all of the package.
     pub engines: Option<Vec<usize>>,
     /// Where ONNX Runtime is; see [`crate::ort_library`].
@@ -53,6 +58,8 @@ pub(super) struct Plan {
     pub taps: Vec<Vec<(String, TensorType)>>,
     pub threads: Option<usize>,
     pub without_rounding: bool,
+    pub device: i32,
+    pub without_cuda_graph: bool,
     pub onnxruntime: Option<PathBuf>,
     pub operators: Option<PathBuf>,
 }
@@ -90,7 +97,7 @@ impl Session {
     ) -> Result<Self, BackendError> {
         let plan = plan(package, kind, options)?;
         let driver = match kind {
-            BackendKind::OrtCpu | BackendKind::OrtFallback => {
+            BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback => {
                 Driver::Ort(OrtDriver::open(package, &plan)?)
             }
             BackendKind::Tract => Driver::Tract(TractDriver::open(package, &plan)?),
@@ -296,6 +303,14 @@ fn plan(
                     .into(),
         });
     }
+    if kind == BackendKind::OrtCuda && manifest.fallback == Fallback::Inline {
+        return Err(BackendError::Unavailable {
+            backend: kind.to_string(),
+            reason: "the package has standard operators only, and no nodes for the CUDA kernels; \
+                     export it with `--fallback function`"
+                .into(),
+        });
+    }
     if options.threads == Some(0) {
         return Err(BackendError::Option {
             option: "threads",
@@ -361,6 +376,8 @@ fn plan(
         taps,
         threads: options.threads,
         without_rounding: options.without_rounding,
+        device: options.device,
+        without_cuda_graph: options.without_cuda_graph,
         onnxruntime: options.onnxruntime.clone(),
         operators: options.operators.clone(),
     })

@@ -11,6 +11,7 @@ use ort_sys::{
     OrtMemType, OrtMemoryInfo, OrtStatusPtr, OrtValue,
 };
 use ratplus_graphs::ops::{ElementType, TensorType};
+use ratplus_kernels::cuda::DeviceMemory;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
 use std::ptr::null_mut;
@@ -35,6 +36,9 @@ impl OrtError {
     }
 }
 
+/// Whether what is for a GPU runs on the CPU, in the emulator: for tests only.
+pub(crate) const EMULATED: bool = cfg!(feature = "cuda-emulation");
+
 /// The API that is asked for; every later release offers it too.
 const API: u32 = 17;
 
@@ -43,11 +47,10 @@ pub(crate) struct Api {
     pub(super) table: *const OrtApi,
     minor: u32,
     pub(super) env: *mut OrtEnv,
-    cpu: *mut OrtMemoryInfo,
 }
 
-// SAFETY: the table is constant; the environment and the memory description are documented as
-// usable from any thread.
+// SAFETY: the table is constant; the environment is documented as usable from any
+// thread.
 unsafe impl Send for Api {}
 // SAFETY: as above.
 unsafe impl Sync for Api {}
@@ -121,18 +124,12 @@ impl Api {
             table,
             minor,
             env: null_mut(),
-            cpu: null_mut(),
         };
         // Failures arrive as statuses; nothing is logged to standard error as well.
         let level = OrtLoggingLevel::ORT_LOGGING_LEVEL_FATAL;
-        let (mut env, mut cpu) = (null_mut(), null_mut());
+        let mut env = null_mut();
         call!(api, CreateEnv(level, c"ratplus".as_ptr(), &mut env))?;
-        let (kind, memory) = (
-            OrtAllocatorType::OrtDeviceAllocator,
-            OrtMemType::OrtMemTypeDefault,
-        );
-        call!(api, CreateCpuMemoryInfo(kind, memory, &mut cpu))?;
-        Ok(Self { env, cpu, ..api })
+        Ok(Self { env, ..api })
     }
 
     pub(super) fn check(&self, call: &'static str, status: OrtStatusPtr) -> Result<(), OrtError> {
@@ -177,7 +174,15 @@ pub(crate) struct Value {
     api: &'static Api,
     pub(super) value: *mut OrtValue,
     pub(super) buffers: Option<Arc<[Buffer]>>,
-    _map: Option<Arc<Mmap>>,
+    _kept: Option<Constant>,
+}
+
+/// Constant memory that a value keeps alive.
+enum Constant {
+    /// Of a file.
+    Map { _map: Arc<Mmap> },
+    /// Of a GPU.
+    Device { _memory: Arc<DeviceMemory> },
 }
 
 // SAFETY: the value is owned and its memory is kept alive by the `Arc`s.
@@ -195,19 +200,19 @@ fn element(dtype: ElementType) -> ONNXTensorElementDataType {
 }
 
 impl Value {
-    /// A tensor at the start of buffer `index`.
+    /// A tensor at byte `offset` of buffer `index`.
     pub fn of_buffer(
         api: &'static Api,
         memory: &Memory,
         index: usize,
+        offset: usize,
         tensor: &TensorType,
     ) -> Result<Self, OrtError> {
         let buffer = &memory.shared()[index];
-        if tensor.bytes() > buffer.bytes() {
-            let message = format!("{tensor} does not fit a buffer of {} bytes", buffer.bytes());
-            return Err(OrtError::new("CreateTensorWithDataAsOrtValue", message));
-        }
-        let mut value = Self::over(api, buffer.address(), tensor)?;
+        check_bounds(offset, tensor, buffer.bytes())?;
+        let info = MemoryInfo::new(api, memory.device())?;
+        let address = buffer.address().wrapping_add(offset);
+        let mut value = Self::over(api, &info, address, tensor)?;
         value.buffers = Some(memory.shared().clone());
         Ok(value)
     }
@@ -219,27 +224,44 @@ impl Value {
         offset: usize,
         tensor: &TensorType,
     ) -> Result<Self, OrtError> {
-        let end = offset.checked_add(tensor.bytes());
-        let Some(bytes) = end.and_then(|end| map.get(offset..end)) else {
-            let message = format!(
-                "{tensor} at {offset} lies outside the map of {} bytes",
-                map.len()
-            );
-            return Err(OrtError::new("CreateTensorWithDataAsOrtValue", message));
-        };
+        check_bounds(offset, tensor, map.len())?;
         // The runtime only reads initializers; the map is read-only and would fault otherwise.
-        let mut value = Self::over(api, bytes.as_ptr().cast_mut(), tensor)?;
-        value._map = Some(map.clone());
+        let address = map.as_ptr().cast_mut().wrapping_add(offset);
+        let mut value = Self::over(api, &MemoryInfo::new(api, None)?, address, tensor)?;
+        value._kept = Some(Constant::Map { _map: map.clone() });
         Ok(value)
     }
 
-    fn over(api: &'static Api, data: *mut u8, tensor: &TensorType) -> Result<Self, OrtError> {
+    /// A constant tensor at `offset` of memory of GPU number `ordinal`.
+    pub fn of_device(
+        api: &'static Api,
+        memory: &Arc<DeviceMemory>,
+        ordinal: i32,
+        offset: usize,
+        tensor: &TensorType,
+    ) -> Result<Self, OrtError> {
+        check_bounds(offset, tensor, memory.bytes())?;
+        let address = std::ptr::without_provenance_mut(memory.address() as usize + offset);
+        let info = MemoryInfo::new(api, Some(ordinal))?;
+        let mut value = Self::over(api, &info, address, tensor)?;
+        value._kept = Some(Constant::Device {
+            _memory: memory.clone(),
+        });
+        Ok(value)
+    }
+
+    fn over(
+        api: &'static Api,
+        info: &MemoryInfo,
+        data: *mut u8,
+        tensor: &TensorType,
+    ) -> Result<Self, OrtError> {
         let shape: Vec<_> = tensor.shape.iter().map(|&size| size as i64).collect();
         let mut value = null_mut();
         call!(
             api,
             CreateTensorWithDataAsOrtValue(
-                api.cpu,
+                info.info,
                 data.cast::<c_void>(),
                 tensor.bytes(),
                 shape.as_ptr(),
@@ -252,8 +274,48 @@ impl Value {
             api,
             value,
             buffers: None,
-            _map: None,
+            _kept: None,
         })
+    }
+}
+
+fn check_bounds(offset: usize, tensor: &TensorType, bytes: usize) -> Result<(), OrtError> {
+    let end = offset.checked_add(tensor.bytes());
+    if end.is_some_and(|end| end <= bytes) {
+        return Ok(());
+    }
+    let message = format!("{tensor} at {offset} does not fit in {bytes} bytes");
+    Err(OrtError::new("CreateTensorWithDataAsOrtValue", message))
+}
+
+/// A description of where memory is; values copy it.
+struct MemoryInfo {
+    api: &'static Api,
+    info: *mut OrtMemoryInfo,
+}
+
+impl MemoryInfo {
+    /// The host's, or that of the GPU with this number.
+    fn new(api: &'static Api, device: Option<i32>) -> Result<Self, OrtError> {
+        let mut info = null_mut();
+        let (kind, memory) = (
+            OrtAllocatorType::OrtDeviceAllocator,
+            OrtMemType::OrtMemTypeDefault,
+        );
+        match device {
+            Some(ordinal) if !EMULATED => call!(
+                api,
+                CreateMemoryInfo(c"Cuda".as_ptr(), kind, ordinal, memory, &mut info)
+            )?,
+            _ => call!(api, CreateCpuMemoryInfo(kind, memory, &mut info))?,
+        }
+        Ok(Self { api, info })
+    }
+}
+
+impl Drop for MemoryInfo {
+    fn drop(&mut self) {
+        release!(self.api, ReleaseMemoryInfo(self.info));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Memory that Rust and an engine both see.
 
 use memmap2::Mmap;
+use ratplus_kernels::cuda::{CudaError, Device, DeviceMemory, PinnedMemory};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fs::File;
 use std::ptr::NonNull;
@@ -25,19 +26,19 @@ impl Plain for f32 {}
 impl Plain for i64 {}
 impl Plain for u16 {}
 
-/// One zero-filled allocation.
-pub(super) struct Buffer {
+/// One zero-filled allocation on the host.
+pub(super) struct HostMemory {
     data: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: a buffer owns its bytes like a `Vec<u8>`.
-unsafe impl Send for Buffer {}
-// SAFETY: `&Buffer` gives no access to the bytes outside this module's `Memory`, which follows
-// the borrow rules.
-unsafe impl Sync for Buffer {}
+// SAFETY: the memory is owned like a `Vec<u8>`.
+unsafe impl Send for HostMemory {}
+// SAFETY: `&HostMemory` gives no access to the bytes outside this module's `Memory`, which
+// follows the borrow rules.
+unsafe impl Sync for HostMemory {}
 
-impl Buffer {
+impl HostMemory {
     fn layout(bytes: usize) -> Layout {
         // An empty tensor still has an address of its own.
         let size = bytes.max(1).next_multiple_of(ALIGNMENT);
@@ -53,20 +54,55 @@ impl Buffer {
             _ => handle_alloc_error(layout),
         }
     }
-
-    pub(super) fn address(&self) -> *mut u8 {
-        self.data.as_ptr()
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
-impl Drop for Buffer {
+impl Drop for HostMemory {
     fn drop(&mut self) {
         // SAFETY: allocated by `new` with the same layout.
         unsafe { dealloc(self.data.as_ptr(), Self::layout(self.bytes)) }
+    }
+}
+
+/// Who needs to see a buffer of an engine on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Visible {
+    /// The engine alone.
+    ToEngine,
+    /// The host as well: it has a copy.
+    ToBoth,
+}
+
+/// One allocation.
+pub(super) enum Buffer {
+    /// Host and engine see the same memory.
+    Host(HostMemory),
+    /// The engine's memory, and the host's copy where there is one.
+    Device(DeviceMemory, Option<PinnedMemory>),
+}
+
+impl Buffer {
+    /// What the engine is given.
+    pub fn address(&self) -> *mut u8 {
+        match self {
+            Self::Host(memory) => memory.data.as_ptr(),
+            Self::Device(memory, _) => std::ptr::without_provenance_mut(memory.address() as usize),
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(memory) => memory.bytes,
+            Self::Device(memory, _) => memory.bytes(),
+        }
+    }
+
+    /// The first byte that the host may look at.
+    fn on_host(&self) -> *mut u8 {
+        match self {
+            Self::Host(memory) => memory.data.as_ptr(),
+            Self::Device(_, Some(copy)) => copy.as_ptr(),
+            Self::Device(_, None) => unreachable!("the host asks for what only the engine sees"),
+        }
     }
 }
 
@@ -74,41 +110,91 @@ impl Drop for Buffer {
 /// [`OrtSession::run`](super::OrtSession::run), which borrows the set mutably.
 pub(crate) struct Memory {
     buffers: Arc<[Buffer]>,
+    /// Number of the GPU that has them.
+    device: Option<i32>,
 }
 
 impl Memory {
     /// Zero-filled buffers of these sizes in bytes.
     pub fn new(sizes: impl IntoIterator<Item = usize>) -> Self {
+        let buffer = |bytes| Buffer::Host(HostMemory::new(bytes));
         Self {
-            buffers: sizes.into_iter().map(Buffer::new).collect(),
+            buffers: sizes.into_iter().map(buffer).collect(),
+            device: None,
         }
+    }
+
+    /// Buffers of these sizes in bytes on GPU number `ordinal`, which is `device`.
+    pub fn on_device(
+        device: &'static Device,
+        ordinal: i32,
+        sizes: impl IntoIterator<Item = (usize, Visible)>,
+    ) -> Result<Self, CudaError> {
+        let buffer = |(bytes, visible)| {
+            let copy = (visible == Visible::ToBoth).then(|| device.allocate_pinned(bytes));
+            Ok(Buffer::Device(device.allocate(bytes)?, copy.transpose()?))
+        };
+        let buffers = sizes.into_iter().map(buffer);
+        Ok(Self {
+            buffers: buffers.collect::<Result<_, CudaError>>()?,
+            device: Some(ordinal),
+        })
     }
 
     pub(super) fn shared(&self) -> &Arc<[Buffer]> {
         &self.buffers
     }
 
-    /// The first `count` numbers of buffer `index`.
-    pub fn slice<T: Plain>(&self, index: usize, count: usize) -> &[T] {
-        let buffer = &self.buffers[index];
-        assert!(
-            count * size_of::<T>() <= buffer.bytes,
-            "a buffer is read within its bounds"
-        );
-        // SAFETY: in bounds, aligned to 64, initialized (zeros, or numbers), any bits are a
-        // `Plain`; writes need `&mut self`.
-        unsafe { std::slice::from_raw_parts(buffer.address().cast::<T>(), count) }
+    pub(super) fn device(&self) -> Option<i32> {
+        self.device
     }
 
-    /// The first `count` numbers of buffer `index`, to write.
-    pub fn slice_mut<T: Plain>(&mut self, index: usize, count: usize) -> &mut [T] {
+    /// Gives the engine what the host has written to a buffer.
+    pub fn upload(&mut self, index: usize) -> Result<(), CudaError> {
+        match &self.buffers[index] {
+            Buffer::Device(memory, Some(copy)) => memory.upload(copy.as_slice()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the host what the engine has written to a buffer. The engine's run is complete.
+    pub fn download(&mut self, index: usize) -> Result<(), CudaError> {
+        let Buffer::Device(memory, Some(copy)) = &self.buffers[index] else {
+            return Ok(());
+        };
+        // SAFETY: `bytes` bytes from the start of the copy are the host's; `&mut self` is the only
+        // access to them.
+        let copy = unsafe { std::slice::from_raw_parts_mut(copy.as_ptr(), copy.bytes()) };
+        memory.download(copy)
+    }
+
+    /// `count` numbers from byte `offset` of buffer `index` on.
+    fn numbers<T: Plain>(&self, index: usize, offset: usize, count: usize) -> *mut T {
         let buffer = &self.buffers[index];
+        let end = count
+            .checked_mul(size_of::<T>())
+            .and_then(|bytes| bytes.checked_add(offset));
         assert!(
-            count * size_of::<T>() <= buffer.bytes,
-            "a buffer is written within its bounds"
+            end.is_some_and(|end| end <= buffer.bytes()) && offset.is_multiple_of(ALIGNMENT),
+            "numbers lie in their buffer, aligned"
         );
+        // SAFETY: in bounds.
+        unsafe { buffer.on_host().add(offset) }.cast()
+    }
+
+    /// `count` numbers from byte `offset` of buffer `index` on, as the host has them.
+    pub fn slice<T: Plain>(&self, index: usize, offset: usize, count: usize) -> &[T] {
+        let start = self.numbers(index, offset, count);
+        // SAFETY: in bounds, aligned, initialized (zeros, or numbers), any bits are a `Plain`;
+        // writes need `&mut self`.
+        unsafe { std::slice::from_raw_parts(start, count) }
+    }
+
+    /// The same, to write.
+    pub fn slice_mut<T: Plain>(&mut self, index: usize, offset: usize, count: usize) -> &mut [T] {
+        let start = self.numbers(index, offset, count);
         // SAFETY: as in `slice`; `&mut self` is the only access to the bytes, because values that
         // share the allocation use them only while a run borrows `self` mutably.
-        unsafe { std::slice::from_raw_parts_mut(buffer.address().cast::<T>(), count) }
+        unsafe { std::slice::from_raw_parts_mut(start, count) }
     }
 }

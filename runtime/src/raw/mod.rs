@@ -3,11 +3,13 @@
 
 #[macro_use]
 mod api;
+mod device_errors;
 mod dylib;
 mod memory;
 mod session;
 
-pub(crate) use api::{Api, OrtError, Value};
+pub(crate) use api::{Api, EMULATED, OrtError, Value};
+pub(crate) use device_errors::DeviceErrors;
 pub(crate) use dylib::Dylib;
-pub(crate) use memory::{Memory, map_file};
+pub(crate) use memory::{Memory, Plain, Visible, map_file};
 pub(crate) use session::{Binding, Builder, OrtSession, Prepacked};

@@ -1,9 +1,11 @@
 //! Sessions and what they are bound to.
 
-use super::api::{Api, OrtError, Value, c_string};
+use super::api::{Api, EMULATED, OrtError, Value, c_string};
 use super::memory::{Buffer, Memory};
-use ort_sys::{OrtIoBinding, OrtPrepackedWeightsContainer, OrtSessionOptions};
-use std::ffi::CStr;
+use ort_sys::{
+    OrtCUDAProviderOptionsV2, OrtIoBinding, OrtPrepackedWeightsContainer, OrtSessionOptions,
+};
+use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
@@ -77,6 +79,39 @@ impl Builder {
         Ok(self)
     }
 
+    /// Runs every node on GPU number `ordinal`: what that cannot run is an error, not the CPU's.
+    /// With `graph`, a run is recorded and replayed from then on; until then, and in the first
+    /// run of every other thread, the model runs more than once.
+    pub fn cuda(self, ordinal: i32, graph: bool) -> Result<Self, OrtError> {
+        if EMULATED {
+            return Ok(self);
+        }
+        let api = self.api;
+        let options = CudaOptions::new(api)?;
+        let pairs = cuda_options(ordinal, graph);
+        let keys = pairs.each_ref().map(|(key, _)| key.as_ptr());
+        let values = pairs.each_ref().map(|(_, value)| value.as_ptr());
+        let (keys, values, count) = (keys.as_ptr(), values.as_ptr(), pairs.len());
+        call!(
+            api,
+            UpdateCUDAProviderOptions(options.options, keys, values, count)
+        )?;
+        call!(
+            api,
+            SessionOptionsAppendExecutionProvider_CUDA_V2(self.options, options.options)
+        )?;
+        self.config(c"session.disable_cpu_ep_fallback", c"1")?
+            .config(c"session.use_device_allocator_for_initializers", c"1")
+    }
+
+    fn config(self, key: &CStr, value: &CStr) -> Result<Self, OrtError> {
+        call!(
+            self.api,
+            AddSessionConfigEntry(self.options, key.as_ptr(), value.as_ptr())
+        )?;
+        Ok(self)
+    }
+
     /// Loads a custom-op library and lets it register its operators.
     pub fn register(self, library: &Path) -> Result<Self, OrtError> {
         let call = "RegisterCustomOpsLibrary_V2";
@@ -103,11 +138,7 @@ impl Builder {
     pub fn external_data_folder(self, folder: &Path) -> Result<Self, OrtError> {
         let key = c"session.model_external_initializers_file_folder_path";
         let folder = c_string("AddSessionConfigEntry", folder.as_os_str().as_bytes())?;
-        call!(
-            self.api,
-            AddSessionConfigEntry(self.options, key.as_ptr(), folder.as_ptr())
-        )?;
-        Ok(self)
+        self.config(key, &folder)
     }
 
     /// Shares packed weights with other sessions.
@@ -176,6 +207,41 @@ impl Drop for Builder {
     fn drop(&mut self) {
         release!(self.api, ReleaseSessionOptions(self.options));
     }
+}
+
+/// Options of the CUDA provider.
+struct CudaOptions {
+    api: &'static Api,
+    options: *mut OrtCUDAProviderOptionsV2,
+}
+
+impl CudaOptions {
+    fn new(api: &'static Api) -> Result<Self, OrtError> {
+        let mut options = null_mut();
+        call!(api, CreateCUDAProviderOptions(&mut options))?;
+        Ok(Self { api, options })
+    }
+}
+
+impl Drop for CudaOptions {
+    fn drop(&mut self) {
+        release!(self.api, ReleaseCUDAProviderOptions(self.options));
+    }
+}
+
+/// The CUDA provider's options by name.
+fn cuda_options(ordinal: i32, graph: bool) -> [(&'static CStr, CString); 5] {
+    let number = |value: i32| CString::new(value.to_string()).unwrap_or_default();
+    [
+        (c"device_id", number(ordinal)),
+        (c"enable_cuda_graph", number(graph.into())),
+        // Products of f32 values keep f32's precision.
+        (c"use_tf32", number(0)),
+        // The arena grows by what is asked for, not by powers of two.
+        (c"arena_extend_strategy", c"kSameAsRequested".to_owned()),
+        // Copies wait for the work before them.
+        (c"do_copy_in_default_stream", number(1)),
+    ]
 }
 
 /// A built engine.
@@ -296,5 +362,30 @@ impl Binding {
 impl Drop for Binding {
     fn drop(&mut self) {
         release!(self.api, ReleaseIoBinding(self.binding));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_cuda_provider() {
+        let texts = |ordinal, graph| {
+            cuda_options(ordinal, graph).map(|(key, value)| {
+                format!("{}={}", key.to_string_lossy(), value.to_string_lossy())
+            })
+        };
+        assert_eq!(
+            texts(3, true),
+            [
+                "device_id=3",
+                "enable_cuda_graph=1",
+                "use_tf32=0",
+                "arena_extend_strategy=kSameAsRequested",
+                "do_copy_in_default_stream=1",
+            ]
+        );
+        assert_eq!(texts(0, false)[1], "enable_cuda_graph=0");
     }
 }

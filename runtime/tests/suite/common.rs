@@ -215,12 +215,18 @@ pub fn backends(fallback: Fallback) -> Vec<BackendKind> {
             }
             match ort_library::operators(None) {
                 Err(error) if fallback != Fallback::Inline => eprintln!("SKIPPED ort-cpu: {error}"),
-                _ => kinds.push(BackendKind::OrtCpu),
+                // The emulated library has no kernels for the CPU.
+                _ if !EMULATED => kinds.push(BackendKind::OrtCpu),
+                _ if fallback != Fallback::Inline => kinds.push(BackendKind::OrtCuda),
+                _ => {}
             }
         }
     }
     kinds
 }
+
+/// Whether ort-cuda runs in the emulator, with the library of RAT+ operators built for that.
+pub const EMULATED: bool = cfg!(feature = "cuda-emulation");
 
 pub fn open(fixture: &Fixture, kind: BackendKind) -> Session {
     let options = SessionOptions {

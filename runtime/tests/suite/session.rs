@@ -319,7 +319,7 @@ fn what_ran_is_what_was_asked_for() {
                 assert_eq!(engine.nodes.len(), if inline { 0 } else { 4 });
                 for node in &engine.nodes {
                     let expected = match kind {
-                        BackendKind::OrtCpu => Implementation::Kernel {
+                        BackendKind::OrtCpu | BackendKind::OrtCuda => Implementation::Kernel {
                             provider: "CPUExecutionProvider".into(),
                         },
                         BackendKind::OrtFallback => Implementation::FunctionBody,
@@ -330,7 +330,8 @@ fn what_ran_is_what_was_asked_for() {
             }
             let manifest = fixture.package.manifest();
             assert_eq!(session.state_bytes(), manifest.state_bytes);
-            let in_place = kind == BackendKind::OrtCpu && fallback != Fallback::Inline;
+            let kernels = [BackendKind::OrtCpu, BackendKind::OrtCuda].contains(&kind);
+            let in_place = kernels && fallback != Fallback::Inline;
             assert!(
                 session
                     .state_buffers()

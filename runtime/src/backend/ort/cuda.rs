@@ -1,0 +1,210 @@
+//! What ONNX Runtime on a GPU needs beside the CPU's.
+
+use crate::backend::{BackendError, BackendKind};
+use crate::ort_library::OnnxRuntime;
+use crate::package::Package;
+use crate::raw::{Api, DeviceErrors, Dylib, EMULATED, Value};
+use ratplus_graphs::manifest::WEIGHTS_FILE;
+use ratplus_kernels::cuda::{CudaError, Device};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Provider that has to run every node.
+pub(in crate::backend) const PROVIDER: &str = if EMULATED {
+    "CPUExecutionProvider"
+} else {
+    "CUDAExecutionProvider"
+};
+
+/// A GPU, and how its kernels report errors.
+pub(super) struct Gpu {
+    pub device: &'static Device,
+    pub ordinal: i32,
+    pub errors: DeviceErrors,
+}
+
+impl Gpu {
+    /// The GPU with this number.
+    ///
+    /// # Errors
+    /// Everything that this machine lacks for it.
+    pub fn open(
+        ordinal: i32,
+        runtime: &OnnxRuntime,
+        api: &Api,
+        operators: &Path,
+    ) -> Result<Self, BackendError> {
+        let unavailable = |reason| BackendError::Unavailable {
+            backend: BackendKind::OrtCuda.to_string(),
+            reason,
+        };
+        #[cfg(feature = "cuda-emulation")]
+        ratplus_cuda_emulator::load()
+            .map_err(&unavailable)?
+            .set_pageable_memory(true);
+        let mut problems = Vec::new();
+        let (path, version) = (runtime.path.display(), &runtime.version);
+        if !runtime.providers.iter().any(|name| name == PROVIDER) {
+            problems.push(format!(
+                "ONNX Runtime {version} at `{path}`: expected the provider {PROVIDER}, found {}; \
+                 install the build for CUDA in a Python environment without the other \
+                 (`pip install \"onnxruntime-gpu[cuda,cudnn]\"`) and set ORT_DYLIB_PATH to the \
+                 libonnxruntime.so in its onnxruntime/capi folder",
+                runtime.providers.join(", ")
+            ));
+        } else if !api.memory_models_have_external_data() {
+            problems.push(format!(
+                "ONNX Runtime at `{path}`: expected version 1.21 or later, found {version}; upgrade \
+                 it (`pip install --upgrade onnxruntime-gpu`)"
+            ));
+        }
+        let device = Device::open(ordinal).map_err(|error| problems.push(error.to_string()));
+        let errors = DeviceErrors::of(operators).map_err(|reason| {
+            problems.push(format!(
+                "the RAT+ operator library `{}`: {reason}; build it again (`cargo build --release \
+                 -p ratplus-onnxruntime`)",
+                operators.display()
+            ));
+        });
+        match (device, errors) {
+            (Ok(device), Ok(errors)) if problems.is_empty() => {
+                if !EMULATED {
+                    load_cuda_libraries(&runtime.path);
+                }
+                Ok(Self {
+                    device,
+                    ordinal,
+                    errors,
+                })
+            }
+            _ => Err(unavailable(problems.join("\n  "))),
+        }
+    }
+
+    /// Every stored tensor in the GPU's memory, in one copy that all engines use.
+    pub fn upload_weights<'a>(
+        &self,
+        api: &'static Api,
+        package: &'a Package,
+    ) -> Result<Vec<(&'a str, Arc<Value>)>, BackendError> {
+        let bytes = package.weights();
+        let failed = |source| cuda_error(WEIGHTS_FILE, "copying the weights to the GPU", source);
+        let memory = self.device.allocate(bytes.len()).map_err(failed)?;
+        memory.upload(bytes).map_err(failed)?;
+        // A copy from memory that is not pinned returns early.
+        self.device.synchronize().map_err(failed)?;
+        let memory = Arc::new(memory);
+        let stored = package.stored_tensors().iter();
+        stored
+            .map(|stored| {
+                let offset = stored.offset as usize;
+                let value = Value::of_device(api, &memory, self.ordinal, offset, &stored.tensor);
+                Ok((stored.name.as_str(), Arc::new(value?)))
+            })
+            .collect::<Result<_, _>>()
+            .map_err(|error| super::ort_error(WEIGHTS_FILE, error))
+    }
+
+    /// Waits for the GPU; an error if a kernel has left one.
+    pub fn finish(&self, file: &str) -> Result<(), BackendError> {
+        let waited = self.device.synchronize();
+        waited.map_err(|source| cuda_error(file, "waiting for the run", source))?;
+        match self.errors.take() {
+            None => Ok(()),
+            Some(message) => Err(BackendError::Device {
+                file: file.into(),
+                message,
+            }),
+        }
+    }
+}
+
+pub(super) fn cuda_error(file: &str, what: &'static str, source: CudaError) -> BackendError {
+    BackendError::Cuda {
+        file: file.into(),
+        what,
+        source: Box::new(source),
+    }
+}
+
+/// Libraries that ONNX Runtime's CUDA provider is linked with or loads, each after those it needs.
+const LIBRARIES: [&str; 9] = [
+    "libcudart.so.",
+    "libnvrtc.so.",
+    "libnvJitLink.so.",
+    "libcublasLt.so.",
+    "libcublas.so.",
+    "libcurand.so.",
+    "libcufft.so.",
+    "libcudnn.so.",
+    "libcudnn_graph.so.",
+];
+
+/// Loads the CUDA libraries of NVIDIA's Python packages beside the one of ONNX Runtime, which the
+/// system's loader knows nothing of. Libraries that it does know come first. Where one is
+/// missing, ONNX Runtime says so.
+fn load_cuda_libraries(onnxruntime: &Path) {
+    for file in cuda_libraries(onnxruntime) {
+        let name = file.file_name().map(Path::new).unwrap_or(&file);
+        if Dylib::open(name).is_err() {
+            let _ = Dylib::open(&file);
+        }
+    }
+}
+
+/// Files of [`LIBRARIES`] in `nvidia/*/lib` of the site-packages folder that holds
+/// `onnxruntime/capi/libonnxruntime.so`.
+fn cuda_libraries(onnxruntime: &Path) -> Vec<PathBuf> {
+    let Some(packages) = onnxruntime.ancestors().nth(3) else {
+        return Vec::new();
+    };
+    let list = |folder: &Path| {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+    };
+    let files: Vec<_> = list(&packages.join("nvidia"))
+        .iter()
+        .flat_map(|package| list(&package.join("lib")))
+        .collect();
+    let of = |start: &&str| {
+        let start = *start;
+        let files = files.iter().filter(move |file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let version = name.strip_prefix(start);
+            version.is_some_and(|v| !v.is_empty() && v.bytes().all(|b| b.is_ascii_digit()))
+        });
+        files.cloned().collect::<Vec<_>>()
+    };
+    LIBRARIES.iter().flat_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuda_libraries_are_found_beside_onnxruntime_in_the_order_they_need() {
+        let root = tempfile::tempdir().unwrap();
+        let touch = |name: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let ort = touch("onnxruntime/capi/libonnxruntime.so.1.31.1");
+        let blas = touch("nvidia/cu13/lib/libcublas.so.13");
+        let blas_lt = touch("nvidia/cu13/lib/libcublasLt.so.13");
+        let runtime = touch("nvidia/cu13/lib/libcudart.so.13");
+        let dnn = touch("nvidia/cudnn/lib/libcudnn.so.9");
+        touch("nvidia/cudnn/lib/libcudnn.so.9.1.0-notes");
+        touch("nvidia/cu13/lib/libnvblas.so.13");
+        touch("nvidia/cu13/include/cuda.h");
+        assert_eq!(cuda_libraries(&ort), [runtime, blas_lt, blas, dnn]);
+        assert_eq!(
+            cuda_libraries(Path::new("libonnxruntime.so")),
+            [""; 0].map(PathBuf::from)
+        );
+    }
+}

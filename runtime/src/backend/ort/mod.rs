@@ -1,0 +1,401 @@
+//! ONNX Runtime, on the CPU and on a GPU.
+
+pub(super) mod cuda;
+mod layout;
+
+use super::session::Plan;
+use super::{BackendError, BackendKind, EngineImplementations};
+use crate::ort_library;
+use crate::package::Package;
+use crate::raw::{Api, Binding, Builder, EMULATED, Memory, OrtError, OrtSession, Prepacked, Value};
+use cuda::{Gpu, cuda_error};
+use half::{bf16, f16};
+use layout::{Field, Layout};
+use prost::Message;
+use ratplus_graphs::manifest::{
+    Engine as EngineInfo, Fallback, INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, WEIGHTS_FILE,
+    state_tensors,
+};
+use ratplus_graphs::model::{add_outputs, native_products};
+use ratplus_graphs::onnx::ModelProto;
+use ratplus_graphs::ops::ElementType;
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+
+struct Engine {
+    file: String,
+    /// Reading side 0 or side 1; one where the update is in place. Dropped before the session.
+    bindings: Vec<Binding>,
+    session: OrtSession,
+    /// Threads that have recorded their CUDA graph; `None` where there is none to record.
+    recorded: Option<Vec<ThreadId>>,
+}
+
+pub(super) struct OrtDriver {
+    engines: Vec<Engine>,
+    layout: Layout,
+    memory: Memory,
+    /// The side that holds the current state.
+    side: usize,
+    in_place: bool,
+    gpu: Option<Gpu>,
+    implementations: Vec<EngineImplementations>,
+}
+
+/// What all sessions of a package share.
+struct Shared<'a> {
+    api: &'static Api,
+    package: &'a Package,
+    plan: &'a Plan,
+    operators: Option<PathBuf>,
+    weights: Vec<(&'a str, Arc<Value>)>,
+    prepacked: Option<Arc<Prepacked>>,
+    /// One per field.
+    values: Vec<Arc<Value>>,
+}
+
+impl OrtDriver {
+    pub fn open(package: &Package, plan: &Plan) -> Result<Self, BackendError> {
+        let library = |source| BackendError::Library {
+            backend: plan.kind,
+            source,
+        };
+        let (runtime, api) = ort_library::load(plan.onnxruntime.as_deref()).map_err(library)?;
+        let custom = plan.manifest.fallback != Fallback::Inline;
+        let kernels = custom && plan.kind != BackendKind::OrtFallback;
+        let operators = kernels
+            .then(|| ort_library::operators(plan.operators.as_deref()).map_err(library))
+            .transpose()?;
+        let gpu = match &operators {
+            Some(operators) if plan.kind == BackendKind::OrtCuda => {
+                Some(Gpu::open(plan.device, &runtime, api, operators)?)
+            }
+            _ => None,
+        };
+        let failed = |error: OrtError| ort_error(WEIGHTS_FILE, error);
+        let layout = Layout::new(plan, kernels);
+        let (memory, weights, prepacked) = match &gpu {
+            None => (
+                Memory::new(layout.buffers.iter().map(|(bytes, _)| *bytes)),
+                map_weights(api, package).map_err(failed)?,
+                Some(Arc::new(Prepacked::new(api).map_err(failed)?)),
+            ),
+            Some(gpu) => {
+                let buffers = layout.buffers.iter().copied();
+                let memory = Memory::on_device(gpu.device, gpu.ordinal, buffers);
+                let failed = |error| cuda_error("the sequences", "allocating their state", error);
+                let memory = memory.map_err(failed)?;
+                (memory, gpu.upload_weights(api, package)?, None)
+            }
+        };
+        let fields = layout.fields.iter();
+        let values = fields
+            .map(|field| {
+                let Field {
+                    tensor,
+                    buffer,
+                    offset,
+                } = field;
+                Value::of_buffer(api, &memory, *buffer, *offset, tensor).map(Arc::new)
+            })
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        let shared = Shared {
+            api,
+            package,
+            plan,
+            operators,
+            weights,
+            prepacked,
+            values,
+        };
+        let mut driver = Self {
+            engines: Vec::new(),
+            layout,
+            memory,
+            side: 0,
+            in_place: kernels,
+            gpu,
+            implementations: Vec::new(),
+        };
+        for position in 0..plan.engines.len() {
+            driver.add_engine(&shared, position)?;
+        }
+        Ok(driver)
+    }
+
+    /// Builds the engine at `position` of the plan, binds it and runs it once on idle slots.
+    fn add_engine(&mut self, shared: &Shared<'_>, position: usize) -> Result<(), BackendError> {
+        let Shared { package, plan, .. } = *shared;
+        let index = plan.engines[position];
+        let Some((info, model)) = package.engines().nth(index) else {
+            return Err(BackendError::Unavailable {
+                backend: plan.kind.to_string(),
+                reason: format!("the package has no engine {index}"),
+            });
+        };
+        let profile_error = |error: &dyn std::fmt::Display| BackendError::Profile {
+            file: info.file.clone(),
+            message: error.to_string(),
+        };
+        let failed = |error| ort_error(&info.file, error);
+        let folder = tempfile::Builder::new()
+            .prefix("ratplus-profile-")
+            .tempdir()
+            .map_err(|error| profile_error(&error))?;
+        let profile = folder.path().join("run");
+        let graph = self.gpu.is_some() && info.seq_len == 1 && !plan.without_cuda_graph;
+        let session = self.build(shared, position, info, model, &profile, graph)?;
+        let sides: &[usize] = if self.in_place { &[0] } else { &[0, 1] };
+        let bindings = sides
+            .iter()
+            .map(|&side| self.bind(&session, shared, position, side))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        self.engines.push(Engine {
+            file: info.file.clone(),
+            bindings,
+            session,
+            recorded: graph.then(Vec::new),
+        });
+        self.run_idle(position)?;
+        let engine = &self.engines[position];
+        let file = engine.session.end_profiling().map_err(failed)?;
+        let profile = std::fs::read(file).map_err(|error| profile_error(&error))?;
+        let seen = EngineImplementations::from_profile(plan.kind, info, model, &profile)?;
+        self.implementations.push(seen);
+        Ok(())
+    }
+
+    /// The session of an engine, with everything that it shares with the others.
+    fn build(
+        &self,
+        shared: &Shared<'_>,
+        position: usize,
+        info: &EngineInfo,
+        model: &ModelProto,
+        profile: &Path,
+        graph: bool,
+    ) -> Result<OrtSession, BackendError> {
+        let Shared { package, plan, .. } = *shared;
+        let failed = |error| ort_error(&info.file, error);
+        let mut builder = Builder::new(shared.api)
+            .and_then(|builder| builder.threads(plan.threads.unwrap_or(0)))
+            .and_then(|builder| builder.profile(profile))
+            .map_err(failed)?;
+        if let Some(prepacked) = &shared.prepacked {
+            builder = builder.prepacked(prepacked.clone());
+        }
+        if let Some(gpu) = &self.gpu {
+            builder = builder.cuda(gpu.ordinal, graph).map_err(failed)?;
+        }
+        if let Some(operators) = &shared.operators {
+            builder = builder.register(operators).map_err(failed)?;
+        }
+        // Weights in place and, on the CPU, one packed copy for all engines; without either, every
+        // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
+        for (name, value) in &shared.weights {
+            builder = builder.initializer(name, value.clone()).map_err(failed)?;
+        }
+        let weights = package.weights_path();
+        if shared.api.memory_models_have_external_data()
+            && let (Some(folder), Some(name)) = (weights.parent(), weights.file_name())
+        {
+            let mut model = model.clone();
+            add_outputs(&mut model, &plan.taps[position]);
+            // The CPU, where the emulator's products run, has none in bf16.
+            let dtype = plan.manifest.dtype;
+            if self.gpu.is_some() && !(EMULATED && dtype == ElementType::BF16) {
+                native_products(&mut model);
+            }
+            locate_weights(&mut model, &name.to_string_lossy());
+            builder
+                .external_data_folder(folder)
+                .and_then(|builder| builder.build(&model.encode_to_vec()))
+        } else if plan.taps[position].is_empty() {
+            builder.build_from_file(&package.dir().join(&info.file))
+        } else {
+            return Err(BackendError::Unavailable {
+                backend: plan.kind.to_string(),
+                reason: "extra outputs need ONNX Runtime 1.21 or later".into(),
+            });
+        }
+        .map_err(failed)
+    }
+
+    fn bind(
+        &self,
+        session: &OrtSession,
+        shared: &Shared<'_>,
+        position: usize,
+        side: usize,
+    ) -> Result<Binding, OrtError> {
+        let Shared { plan, values, .. } = shared;
+        let layout = &self.layout;
+        let inputs = layout.inputs[position];
+        let mut binding = Binding::new(session)?;
+        binding.input(INPUT_IDS, &values[inputs.input_ids])?;
+        binding.input(PAST_LENGTH, &values[inputs.past_length])?;
+        binding.input(SEQ_LENGTH, &values[inputs.seq_length])?;
+        binding.output(LOGITS, &values[layout.logits[position]])?;
+        let names = state_tensors(&plan.manifest.model, &plan.manifest.shape());
+        for ((past, present, _), sides) in names.iter().zip(&layout.states) {
+            binding.input(past, &values[sides[side]])?;
+            binding.output(present, &values[sides[1 - side]])?;
+        }
+        for ((name, _), &tap) in plan.taps[position].iter().zip(&layout.taps[position]) {
+            binding.output(name, &values[tap])?;
+        }
+        Ok(binding)
+    }
+
+    pub fn implementations(&self) -> &[EngineImplementations] {
+        &self.implementations
+    }
+
+    pub fn in_place(&self) -> bool {
+        self.in_place
+    }
+
+    pub fn state_bytes(&self, index: usize) -> usize {
+        let [first, _] = self.layout.states[index];
+        self.layout.fields[first].tensor.bytes()
+    }
+
+    pub fn run(
+        &mut self,
+        engine: usize,
+        input_ids: &[i64],
+        past_length: &[i64],
+        seq_length: &[i64],
+    ) -> Result<(), BackendError> {
+        // A graph is recorded by running the model more than once, which only idle slots bear.
+        let thread = thread::current().id();
+        let recorded = self.engines[engine].recorded.as_ref();
+        if recorded.is_some_and(|threads| !threads.contains(&thread)) {
+            self.run_idle(engine)?;
+        }
+        self.run_once(engine, input_ids, past_length, seq_length)?;
+        let outputs = [self.layout.logits[engine]];
+        let outputs = outputs.iter().chain(&self.layout.taps[engine]);
+        for &field in outputs {
+            let copied = self.memory.download(self.layout.fields[field].buffer);
+            let file = &self.engines[engine].file;
+            copied.map_err(|error| cuda_error(file, "copying results from the GPU", error))?;
+        }
+        Ok(())
+    }
+
+    /// A run that leaves every state as it is, whatever runs it.
+    fn run_idle(&mut self, engine: usize) -> Result<(), BackendError> {
+        let inputs = self.layout.inputs[engine];
+        let zeros = |field: usize| vec![0; self.layout.fields[field].tensor.elements()];
+        let (ids, lengths) = (zeros(inputs.input_ids), zeros(inputs.seq_length));
+        self.run_once(engine, &ids, &lengths, &lengths)?;
+        if let Some(threads) = &mut self.engines[engine].recorded {
+            threads.push(thread::current().id());
+        }
+        Ok(())
+    }
+
+    fn run_once(
+        &mut self,
+        engine: usize,
+        input_ids: &[i64],
+        past_length: &[i64],
+        seq_length: &[i64],
+    ) -> Result<(), BackendError> {
+        let inputs = self.layout.inputs[engine];
+        for (field, data) in [
+            (inputs.input_ids, input_ids),
+            (inputs.past_length, past_length),
+            (inputs.seq_length, seq_length),
+        ] {
+            let Field { buffer, offset, .. } = self.layout.fields[field];
+            self.memory
+                .slice_mut(buffer, offset, data.len())
+                .copy_from_slice(data);
+        }
+        let Engine {
+            file,
+            bindings,
+            session,
+            ..
+        } = &self.engines[engine];
+        self.memory
+            .upload(inputs.buffer)
+            .map_err(|error| cuda_error(file, "copying tokens to the GPU", error))?;
+        let binding = &bindings[if self.in_place { 0 } else { self.side }];
+        let ran = session.run(binding, &mut self.memory);
+        let finished = self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.finish(file));
+        ran.map_err(|error| ort_error(file, error))?;
+        finished?;
+        self.side = 1 - self.side;
+        Ok(())
+    }
+
+    fn numbers<T: crate::raw::Plain>(&self, field: usize) -> &[T] {
+        let Field {
+            tensor,
+            buffer,
+            offset,
+        } = &self.layout.fields[field];
+        self.memory.slice(*buffer, *offset, tensor.elements())
+    }
+
+    pub fn logits(&self, engine: usize) -> &[f32] {
+        self.numbers(self.layout.logits[engine])
+    }
+
+    pub fn tap(&self, engine: usize, tap: usize) -> Cow<'_, [f32]> {
+        let field = self.layout.taps[engine][tap];
+        let widen = |convert: fn(u16) -> f32| {
+            let bits = self.numbers::<u16>(field);
+            Cow::Owned(bits.iter().map(|&bits| convert(bits)).collect())
+        };
+        match self.layout.fields[field].tensor.dtype {
+            ElementType::F16 => widen(|bits| f16::from_bits(bits).to_f32()),
+            ElementType::BF16 => widen(|bits| bf16::from_bits(bits).to_f32()),
+            _ => Cow::Borrowed(self.numbers(field)),
+        }
+    }
+}
+
+/// Every stored tensor as it lies in the file.
+fn map_weights<'a>(
+    api: &'static Api,
+    package: &'a Package,
+) -> Result<Vec<(&'a str, Arc<Value>)>, OrtError> {
+    let stored = package.stored_tensors().iter();
+    stored
+        .map(|stored| {
+            let offset = stored.offset as usize;
+            let value = Value::of_map(api, package.weights_map(), offset, &stored.tensor)?;
+            Ok((stored.name.as_str(), Arc::new(value)))
+        })
+        .collect()
+}
+
+/// Names the weights by their real file: in a model hub's cache it is another than the package's,
+/// and ONNX Runtime refuses links that lead out of the folder it was given.
+fn locate_weights(model: &mut ModelProto, name: &str) {
+    let tensors = model
+        .graph
+        .iter_mut()
+        .flat_map(|graph| &mut graph.initializer);
+    for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
+        if entry.key == "location" {
+            entry.value = name.into();
+        }
+    }
+}
+
+fn ort_error(file: &str, error: OrtError) -> BackendError {
+    BackendError::Ort {
+        file: file.into(),
+        call: error.call,
+        message: error.message,
+    }
+}

@@ -1,0 +1,36 @@
+//! What the library of RAT+ operators knows of errors on GPUs.
+
+use super::dylib::Dylib;
+use std::ffi::{CStr, c_char, c_void};
+use std::path::Path;
+
+type TakeDeviceError = unsafe extern "C" fn(*mut c_char, usize) -> usize;
+
+/// The library's function that takes an error.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceErrors(TakeDeviceError);
+
+impl DeviceErrors {
+    /// The function of `library`, which a session has loaded or will.
+    pub fn of(library: &Path) -> Result<Self, String> {
+        let symbol = Dylib::open(library)?.symbol(c"RatplusTakeDeviceError");
+        if symbol.is_null() {
+            return Err(
+                "it exports no RatplusTakeDeviceError: it was built before ort-cuda".into(),
+            );
+        }
+        // SAFETY: the function has had this signature since there is one of its name, and the
+        // library is never unloaded.
+        let take = unsafe { std::mem::transmute::<*mut c_void, TakeDeviceError>(symbol) };
+        Ok(Self(take))
+    }
+
+    /// The error that a kernel has left, once: names of the node and the slot.
+    pub fn take(self) -> Option<String> {
+        let mut text = [0u8; 2048];
+        // SAFETY: there is room for as many bytes; the library ends them with a null.
+        let length = unsafe { (self.0)(text.as_mut_ptr().cast(), text.len()) };
+        let text = CStr::from_bytes_until_nul(&text).unwrap_or_default();
+        (length > 0).then(|| text.to_string_lossy().into_owned())
+    }
+}
