@@ -163,7 +163,10 @@ impl Nvcc {
                 None => return Ok(None),
             },
         };
-        println!("cargo:rerun-if-changed={}", program.display());
+        // A name that PATH resolves is no file that cargo could watch.
+        if program.is_file() {
+            println!("cargo:rerun-if-changed={}", program.display());
+        }
         let ask = |argument: &str| {
             let output = Command::new(&program).arg(argument).output();
             let output = output.map_err(|error| format!("{}: {error}", program.display()))?;

@@ -1,7 +1,8 @@
 // Attention of a chunk of tokens in f16 and bf16 on sm_90a, with wgmma.
 //
-// What is computed is what attention_prefill.cu computes, in the same order of keys. A block has
-// three warpgroups: one copies tiles of keys and values, two have 64 queries each. The product of
+// What is computed is what attention_prefill.cu computes, in the same order of keys. One warpgroup
+// of a block copies tiles of keys and values, the others have 64 queries each: two of them for many
+// keys, one for few, of which a multiprocessor holds two blocks. The product of
 // a tile's keys runs while the tile before it meets its values, and the softmax of one runs
 // beside the other's product. Copies are asynchronous copies of sixteen bytes rather than tensor
 // maps: rows come from the cache, from the ring in two runs, and from the chunk, and rows that are
@@ -11,22 +12,27 @@
 
 namespace ratplus {
 
-constexpr i32 HOPPER_QUERIES = 128;
-constexpr i32 HOPPER_KEYS = 128;
 constexpr i32 GROUP_THREADS = 128;
 constexpr i32 GROUP_QUERIES = 64;
-constexpr i32 CONSUMERS = HOPPER_QUERIES / GROUP_QUERIES;
 constexpr i32 STAGES = 2;
 
-// Shared memory, in order: queries, keys, values, the queries' own scores, barriers.
-template <i32 DIM>
-struct HopperLayout {
-    static constexpr i32 TILE = HOPPER_KEYS * DIM;
-    static constexpr i32 KEYS_AT = HOPPER_QUERIES * DIM * 2;
+// A block: its warpgroups of queries, the keys of a tile, and the registers of its threads.
+template <i32 DIM_, i32 CONSUMERS_, i32 KEYS_>
+struct Shape {
+    static constexpr i32 DIM = DIM_;
+    static constexpr i32 CONSUMERS = CONSUMERS_;
+    static constexpr i32 KEYS = KEYS_;
+    static constexpr i32 QUERIES = CONSUMERS * GROUP_QUERIES;
+    static constexpr i32 THREADS = (1 + CONSUMERS) * GROUP_THREADS;
+    static constexpr u32 COPY_REGISTERS = 40;
+    static constexpr u32 QUERY_REGISTERS = CONSUMERS == 2 ? 232 : 216;
+    // Elements of a tile of keys.
+    static constexpr i32 TILE = KEYS * DIM;
+    // Shared memory, in order: queries, keys, values, the queries' own scores, barriers.
+    static constexpr i32 KEYS_AT = QUERIES * DIM * 2;
     static constexpr i32 VALUES_AT = KEYS_AT + STAGES * TILE * 2;
     static constexpr i32 SCORES_AT = VALUES_AT + STAGES * TILE * 2;
-    static constexpr i32 BARRIERS_AT = SCORES_AT + HOPPER_QUERIES * 4;
-    static constexpr i32 BYTES = BARRIERS_AT + 4 * STAGES * 8;
+    static constexpr i32 BARRIERS_AT = SCORES_AT + QUERIES * 4;
 };
 
 // Where chunk `chunk` of row `row` is in a matrix of `rows` rows that is cut into tiles of 64 columns.
@@ -49,7 +55,7 @@ struct Pipeline {
 };
 
 // Copies the keys or the values of a tile and ends the group of copies.
-template <typename T, i32 DIM>
+template <typename T, i32 DIM, i32 KEYS>
 RATPLUS_DEVICE void copy_rows(const HeadPattern& head, const HeadTensors<T>& at, const KeyTile& tile, i32 past,
                               bool keys, T* to) {
     constexpr i32 CHUNKS = DIM / 8;
@@ -57,26 +63,26 @@ RATPLUS_DEVICE void copy_rows(const HeadPattern& head, const HeadTensors<T>& at,
     const i32 thread = static_cast<i32>(thread_index()) % GROUP_THREADS;
     const i32 chunk = thread % CHUNKS;
     RATPLUS_UNROLL_4
-    for (i32 first = 0; first < HOPPER_KEYS; first += STEP) {
+    for (i32 first = 0; first < KEYS; first += STEP) {
         const i32 row = first + thread / CHUNKS;
         const bool there = row < tile.count;
         const KeyRow<T> from = key_row<T, DIM>(head, at, tile, there ? row : 0, past);
-        copy_async16(to + swizzled(HOPPER_KEYS, row, chunk), (keys ? from.key : from.value) + chunk * 8, there);
+        copy_async16(to + swizzled(KEYS, row, chunk), (keys ? from.key : from.value) + chunk * 8, there);
     }
     copy_async_commit();
 }
 
 // The copying warpgroup. Keys run one tile ahead of values: keys 0, keys 1, values 0, keys 2, ...
-template <typename T, i32 DIM>
-RATPLUS_DEVICE void produce(const HeadPattern& head, const HeadTensors<T>& at, const KeyTiles<HOPPER_KEYS>& tiles,
+template <typename T, typename S>
+RATPLUS_DEVICE void produce(const HeadPattern& head, const HeadTensors<T>& at, const KeyTiles<S::KEYS>& tiles,
                             i32 past, T* keys, T* values, const Pipeline& pipeline) {
-    constexpr i32 TILE = HopperLayout<DIM>::TILE;
     u64* pending = nullptr;
     const auto copy = [&](bool key, i32 index) {
         const i32 stage = index % STAGES;
         // Its first use finds the stage empty: that is the phase before the first.
         barrier_wait((key ? pipeline.key_empty : pipeline.value_empty) + stage, (index / STAGES & 1) ^ 1);
-        copy_rows<T, DIM>(head, at, tiles.tile(index), past, key, (key ? keys : values) + stage * TILE);
+        copy_rows<T, S::DIM, S::KEYS>(head, at, tiles.tile(index), past, key,
+                                      (key ? keys : values) + stage * S::TILE);
         if (pending != nullptr) {
             copy_async_wait<1>();
             fence_for_products();
@@ -98,10 +104,10 @@ RATPLUS_DEVICE void produce(const HeadPattern& head, const HeadTensors<T>& at, c
 }
 
 // One warpgroup of queries.
-template <typename T, i32 DIM>
+template <typename T, typename S>
 struct Consumer {
-    static constexpr i32 KEYS = HOPPER_KEYS;
-    static constexpr i32 TILE = HopperLayout<DIM>::TILE;
+    static constexpr i32 KEYS = S::KEYS;
+    static constexpr i32 DIM = S::DIM;
     float top[2];
     float total[2];
     float keep[2];
@@ -116,7 +122,7 @@ struct Consumer {
         RATPLUS_UNROLL
         for (i32 k = 0; k < DIM / 16; ++k) {
             const i32 tile = k / 4;
-            Products<T>::rows(score, rows_descriptor(queries + tile * HOPPER_QUERIES * TILE_ROW, k % 4),
+            Products<T>::rows(score, rows_descriptor(queries + tile * S::QUERIES * TILE_ROW, k % 4),
                               rows_descriptor(keys + tile * KEYS * TILE_ROW, k % 4), k > 0);
         }
         products_commit();
@@ -200,60 +206,60 @@ struct Consumer {
     }
 };
 
-template <typename T, i32 DIM>
+template <typename T, typename S>
 RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
-    using Layout = HopperLayout<DIM>;
+    constexpr i32 DIM = S::DIM;
+    constexpr i32 QUERIES = S::QUERIES;
     constexpr i32 COLUMNS = DIM / 8;
-    constexpr i32 TILE = Layout::TILE;
     const u32 slot = block_z();
     const HeadPattern head = p.heads[block_y()];
-    const Slot s = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
+    const Slot lengths = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
     const HeadTensors<T> at(p, slot, block_y());
     // The last tile sees the most keys: it goes first.
-    const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * HOPPER_QUERIES;
-    const i32 rows = minimum(HOPPER_QUERIES, p.lengths.seq_len - token);
-    const i32 count = minimum(rows, s.tokens - token);
+    const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * QUERIES;
+    const i32 rows = minimum(QUERIES, p.lengths.seq_len - token);
+    const i32 count = minimum(rows, lengths.tokens - token);
     const i32 thread = static_cast<i32>(thread_index());
     if (count <= 0) {
-        for (i32 i = thread; i < rows * COLUMNS; i += (1 + CONSUMERS) * GROUP_THREADS) {
+        for (i32 i = thread; i < rows * COLUMNS; i += S::THREADS) {
             store16(at.output + (token + i / COLUMNS) * at.token_stride + i % COLUMNS * 8, Vec16{});
         }
         return;
     }
-    const i32 past = static_cast<i32>(s.past);
+    const i32 past = static_cast<i32>(lengths.past);
     const i32 first = past + token;
-    const KeyTiles<HOPPER_KEYS> tiles(head, first, count);
+    const KeyTiles<S::KEYS> tiles(head, first, count);
     u8* const shared = shared_memory();
     T* const queries = reinterpret_cast<T*>(shared);
-    T* const keys = reinterpret_cast<T*>(shared + Layout::KEYS_AT);
-    T* const values = reinterpret_cast<T*>(shared + Layout::VALUES_AT);
-    const Pipeline pipeline(shared + Layout::BARRIERS_AT);
+    T* const keys = reinterpret_cast<T*>(shared + S::KEYS_AT);
+    T* const values = reinterpret_cast<T*>(shared + S::VALUES_AT);
+    const Pipeline pipeline(shared + S::BARRIERS_AT);
     if (thread == 0) {
         for (i32 i = 0; i < STAGES; ++i) {
             barrier_init(pipeline.key_full + i, GROUP_THREADS);
             barrier_init(pipeline.value_full + i, GROUP_THREADS);
-            barrier_init(pipeline.key_empty + i, CONSUMERS * 4);
-            barrier_init(pipeline.value_empty + i, CONSUMERS * 4);
+            barrier_init(pipeline.key_empty + i, S::CONSUMERS * 4);
+            barrier_init(pipeline.value_empty + i, S::CONSUMERS * 4);
         }
         fence_for_products();
     }
     block_barrier();
     const i32 group = thread / GROUP_THREADS;
-    if (group == CONSUMERS) {
-        lower_registers<40>();
+    if (group == S::CONSUMERS) {
+        lower_registers<S::COPY_REGISTERS>();
         if (tiles.tiles > 0) {
-            produce<T, DIM>(head, at, tiles, past, keys, values, pipeline);
+            produce<T, S>(head, at, tiles, past, keys, values, pipeline);
         }
         return;
     }
-    raise_registers<232>();
+    raise_registers<S::QUERY_REGISTERS>();
     const i32 lane = thread % static_cast<i32>(WARP);
     const i32 own_first = group * GROUP_QUERIES;
-    float* const scores = reinterpret_cast<float*>(shared + Layout::SCORES_AT) + own_first;
+    float* const scores = reinterpret_cast<float*>(shared + S::SCORES_AT) + own_first;
     {
         // This warpgroup's rows of the queries' tiles.
         const i32 own = minimum(maximum(count - own_first, 0), GROUP_QUERIES);
-        const auto place = [&](i32 row, i32 chunk) { return swizzled(HOPPER_QUERIES, own_first + row, chunk); };
+        const auto place = [&](i32 row, i32 chunk) { return swizzled(QUERIES, own_first + row, chunk); };
         load_queries<T, DIM>(p, at, token + own_first, past, GROUP_QUERIES, own, thread % GROUP_THREADS,
                              GROUP_THREADS, queries, scores, place);
     }
@@ -265,7 +271,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
     const i32 column = lane % 4 * 2;
     const T* const own_queries = queries + own_first * TILE_ROW;
     const float scale = score_scale(p);
-    Consumer<T, DIM> c;
+    Consumer<T, S> c;
     RATPLUS_UNROLL
     for (i32 half = 0; half < 2; ++half) {
         c.top[half] = scores[row + 8 * half];
@@ -281,7 +287,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
     }
     const auto finish = [&](i32 index) {
         const KeyTile tile = tiles.tile(index);
-        if (!all_visible<HOPPER_KEYS>(head, tile, first, first + count - 1)) {
+        if (!all_visible<S::KEYS>(head, tile, first, first + count - 1)) {
             c.mask(head, tile, first + own_first + row, column);
         }
         c.softmax(scale);
@@ -307,9 +313,9 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
             const i32 stage = index % STAGES;
             const i32 before = (index - 1) % STAGES;
             barrier_wait(pipeline.key_full + stage, parity(index));
-            c.multiply_keys(own_queries, keys + stage * TILE);
+            c.multiply_keys(own_queries, keys + stage * S::TILE);
             barrier_wait(pipeline.value_full + before, parity(index - 1));
-            c.multiply_values(values + before * TILE);
+            c.multiply_values(values + before * S::TILE);
             products_wait<1>();
             products_touch(c.score);
             release(pipeline.key_empty + stage);
@@ -322,13 +328,13 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
         }
         const i32 last = tiles.tiles - 1;
         barrier_wait(pipeline.value_full + last % STAGES, parity(last));
-        c.multiply_values(values + last % STAGES * TILE);
+        c.multiply_values(values + last % STAGES * S::TILE);
         products_wait<0>();
         products_touch(c.sum);
     }
 
-    // Through this warp's own rows of the queries, which no product reads any more.
-    warp_barrier();
+    // Through this warp's own rows of the queries, once no warp's product reads them.
+    warpgroup_barrier(static_cast<u32>(1 + group));
     RATPLUS_UNROLL
     for (i32 half = 0; half < 2; ++half) {
         float all = c.total[half];
@@ -337,7 +343,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
         const float share = divide(1.0f, all);
         RATPLUS_UNROLL
         for (i32 n = 0; n < COLUMNS; ++n) {
-            T* const to = queries + swizzled(HOPPER_QUERIES, own_first + row + 8 * half, n) + column;
+            T* const to = queries + swizzled(QUERIES, own_first + row + 8 * half, n) + column;
             *reinterpret_cast<u32*>(to) =
                 pack2<T>(c.sum[4 * n + 2 * half] * share, c.sum[4 * n + 2 * half + 1] * share);
         }
@@ -348,7 +354,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
         const i32 own = own_first + base + i / COLUMNS;
         const i32 chunk = i % COLUMNS;
         if (own < rows) {
-            const Vec16 out = own < count ? load16(queries + swizzled(HOPPER_QUERIES, own, chunk)) : Vec16{};
+            const Vec16 out = own < count ? load16(queries + swizzled(QUERIES, own, chunk)) : Vec16{};
             store16(at.output + (token + own) * at.token_stride + chunk * 8, out);
         }
     }
@@ -356,13 +362,15 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p) {
 
 }  // namespace ratplus
 
-#define RATPLUS_HOPPER(T, name)                                                              \
-    RATPLUS_KERNEL(ratplus_attention_hopper_##name##_64, ratplus::AttentionParams, 384, 1) { \
-        ratplus::attention_hopper<T, 64>(p);                                                 \
-    }                                                                                        \
-    RATPLUS_KERNEL(ratplus_attention_hopper_##name##_128, ratplus::AttentionParams, 384, 1) {\
-        ratplus::attention_hopper<T, 128>(p);                                                \
+#define RATPLUS_HOPPER(T, name, dim)                                                                  \
+    RATPLUS_KERNEL(ratplus_attention_hopper_##name##_##dim, ratplus::AttentionParams, 384, 1) {        \
+        ratplus::attention_hopper<T, ratplus::Shape<dim, 2, 128>>(p);                                 \
+    }                                                                                                 \
+    RATPLUS_KERNEL(ratplus_attention_hopper_short_##name##_##dim, ratplus::AttentionParams, 256, 2) {  \
+        ratplus::attention_hopper<T, ratplus::Shape<dim, 1, 64>>(p);                                  \
     }
 
-RATPLUS_HOPPER(ratplus::bf16, bf16)
-RATPLUS_HOPPER(ratplus::f16, f16)
+RATPLUS_HOPPER(ratplus::bf16, bf16, 64)
+RATPLUS_HOPPER(ratplus::bf16, bf16, 128)
+RATPLUS_HOPPER(ratplus::f16, f16, 64)
+RATPLUS_HOPPER(ratplus::f16, f16, 128)

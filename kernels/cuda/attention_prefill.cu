@@ -1,6 +1,7 @@
 // Attention of a chunk of tokens in f16 and bf16, with mma.sync (sm_80 and later).
 //
-// A block has QUERIES queries of one head, sixteen a warp. One online softmax: it starts from each
+// A block has sixteen queries a warp, of one head. For many keys it has eight warps, for few keys
+// four: then a multiprocessor holds two blocks, and one computes while the other starts or ends. One online softmax: it starts from each
 // query's own key, whose score is a row product, so that no row is ever empty and no diagonal tile
 // is computed for a head without a window; then come the packed keys, initial and dilated, which
 // are consecutive cache rows; then the band of the window. Masks are computed on the tiles that
@@ -10,20 +11,13 @@
 
 namespace ratplus {
 
-constexpr i32 PREFILL_WARPS = 8;
-constexpr i32 PREFILL_THREADS = PREFILL_WARPS * static_cast<i32>(WARP);
-constexpr i32 PREFILL_QUERIES = PREFILL_WARPS * 16;
 constexpr i32 PREFILL_KEYS = 64;
 
-// The queries, two tiles of keys and of values, the queries' own scores.
-template <i32 DIM>
-constexpr i32 PREFILL_SHARED_BYTES = (PREFILL_QUERIES + 4 * PREFILL_KEYS) * DIM * 2 + PREFILL_QUERIES * 4;
-
-template <typename T, i32 DIM>
+template <typename T, i32 DIM, i32 THREADS>
 RATPLUS_DEVICE void copy_tile(const HeadPattern& head, const HeadTensors<T>& at, const KeyTile& tile, i32 past,
                               T* keys, T* values) {
     constexpr i32 CHUNKS = DIM / 8;
-    constexpr i32 STEP = PREFILL_THREADS / CHUNKS;
+    constexpr i32 STEP = THREADS / CHUNKS;
     const i32 chunk = static_cast<i32>(thread_index()) % CHUNKS;
     RATPLUS_UNROLL
     for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
@@ -37,8 +31,10 @@ RATPLUS_DEVICE void copy_tile(const HeadPattern& head, const HeadTensors<T>& at,
     copy_async_commit();
 }
 
-template <typename T, i32 DIM>
+template <typename T, i32 DIM, i32 WARPS>
 RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
+    constexpr i32 THREADS = WARPS * static_cast<i32>(WARP);
+    constexpr i32 QUERIES = WARPS * 16;
     constexpr i32 KEYS = PREFILL_KEYS;
     constexpr i32 COLUMNS = DIM / 8;
     const u32 slot = block_z();
@@ -46,12 +42,12 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
     const Slot s = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
     const HeadTensors<T> at(p, slot, block_y());
     // The last tile sees the most keys: it goes first.
-    const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * PREFILL_QUERIES;
-    const i32 rows = minimum(PREFILL_QUERIES, p.lengths.seq_len - token);
+    const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * QUERIES;
+    const i32 rows = minimum(QUERIES, p.lengths.seq_len - token);
     const i32 count = minimum(rows, s.tokens - token);
     const i32 thread = static_cast<i32>(thread_index());
     if (count <= 0) {
-        for (i32 i = thread; i < rows * COLUMNS; i += PREFILL_THREADS) {
+        for (i32 i = thread; i < rows * COLUMNS; i += THREADS) {
             store16(at.output + (token + i / COLUMNS) * at.token_stride + i % COLUMNS * 8, Vec16{});
         }
         return;
@@ -60,15 +56,16 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
     const i32 first = past + token;
     const KeyTiles<KEYS> tiles(head, first, count);
 
+    // The queries, two tiles of keys and of values, the queries' own scores.
     T* const queries = reinterpret_cast<T*>(shared_memory());
-    T* const keys = queries + PREFILL_QUERIES * DIM;
+    T* const keys = queries + QUERIES * DIM;
     T* const values = keys + 2 * KEYS * DIM;
     float* const self_scores = reinterpret_cast<float*>(values + 2 * KEYS * DIM);
     if (tiles.tiles > 0) {
-        copy_tile<T, DIM>(head, at, tiles.tile(0), past, keys, values);
+        copy_tile<T, DIM, THREADS>(head, at, tiles.tile(0), past, keys, values);
     }
     const auto place = [](i32 row, i32 chunk) { return chunk_at<DIM>(row, chunk); };
-    load_queries<T, DIM>(p, at, token, past, PREFILL_QUERIES, count, thread, PREFILL_THREADS, queries, self_scores,
+    load_queries<T, DIM>(p, at, token, past, QUERIES, count, thread, THREADS, queries, self_scores,
                          place);
     block_barrier();
 
@@ -78,11 +75,6 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
     const i32 base = thread / static_cast<i32>(WARP) * 16;
     const i32 row = base + lane / 4;
     const i32 column = lane % 4 * 2;
-    u32 query[DIM / 16][4];
-    RATPLUS_UNROLL
-    for (i32 k = 0; k < DIM / 16; ++k) {
-        load_blocks(query[k], queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
-    }
     float top[2], total[2];
     float sum[COLUMNS][4];
     RATPLUS_UNROLL
@@ -108,7 +100,7 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
         block_barrier();
         if (index + 1 < tiles.tiles) {
             const i32 other = (1 - stage) * KEYS * DIM;
-            copy_tile<T, DIM>(head, at, tiles.tile(index + 1), past, keys + other, values + other);
+            copy_tile<T, DIM, THREADS>(head, at, tiles.tile(index + 1), past, keys + other, values + other);
         }
         float score[KEYS / 8][4];
         RATPLUS_UNROLL
@@ -120,12 +112,15 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
         }
         RATPLUS_UNROLL
         for (i32 k = 0; k < DIM / 16; ++k) {
+            // Again for every tile: there are no registers to keep them in.
+            u32 query[4];
+            load_blocks(query, queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; n += 2) {
                 u32 block[4];
                 load_blocks(block, key + chunk_at<DIM>(n * 8 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-                multiply_blocks<T>(score[n], query[k], block[0], block[1]);
-                multiply_blocks<T>(score[n + 1], query[k], block[2], block[3]);
+                multiply_blocks<T>(score[n], query, block[0], block[1]);
+                multiply_blocks<T>(score[n + 1], query, block[2], block[3]);
             }
         }
         const KeyTile tile = tiles.tile(index);
@@ -185,7 +180,8 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
         }
     }
 
-    // Through this warp's own rows of the queries, whose fragments are in registers.
+    // Through this warp's own rows of the queries, which it does not read any more.
+    warp_barrier();
     RATPLUS_UNROLL
     for (i32 half = 0; half < 2; ++half) {
         float all = total[half];
@@ -212,13 +208,15 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p) {
 
 }  // namespace ratplus
 
-#define RATPLUS_PREFILL(T, name)                                                              \
-    RATPLUS_KERNEL(ratplus_attention_prefill_##name##_64, ratplus::AttentionParams, 256, 1) { \
-        ratplus::attention_prefill<T, 64>(p);                                                 \
-    }                                                                                         \
-    RATPLUS_KERNEL(ratplus_attention_prefill_##name##_128, ratplus::AttentionParams, 256, 1) {\
-        ratplus::attention_prefill<T, 128>(p);                                                \
+#define RATPLUS_PREFILL(T, name, dim)                                                                 \
+    RATPLUS_KERNEL(ratplus_attention_prefill_##name##_##dim, ratplus::AttentionParams, 256, 1) {       \
+        ratplus::attention_prefill<T, dim, 8>(p);                                                     \
+    }                                                                                                 \
+    RATPLUS_KERNEL(ratplus_attention_prefill_short_##name##_##dim, ratplus::AttentionParams, 128, 2) { \
+        ratplus::attention_prefill<T, dim, 4>(p);                                                     \
     }
 
-RATPLUS_PREFILL(ratplus::bf16, bf16)
-RATPLUS_PREFILL(ratplus::f16, f16)
+RATPLUS_PREFILL(ratplus::bf16, bf16, 64)
+RATPLUS_PREFILL(ratplus::bf16, bf16, 128)
+RATPLUS_PREFILL(ratplus::f16, f16, 64)
+RATPLUS_PREFILL(ratplus::f16, f16, 128)

@@ -32,9 +32,7 @@ RATPLUS_DEVICE void barrier_wait(u64* barrier, u32 parity) {
         ".reg .pred done;\n"
         "again:\n"
         "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra.uni ready;\n"
-        "bra.uni again;\n"
-        "ready:\n"
+        "@!done bra again;\n"
         "}" ::"r"(shared_address(barrier)),
         "r"(parity)
         : "memory");

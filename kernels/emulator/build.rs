@@ -14,7 +14,9 @@ const JOBS: usize = 2;
 
 fn main() {
     if let Err(error) = build() {
-        println!("cargo::error=ratplus-cuda-emulator: {error}");
+        for line in error.to_string().lines() {
+            println!("cargo::error={line}");
+        }
     }
 }
 
@@ -77,6 +79,7 @@ impl Compiler {
             .opt_level(2)
             .debug(true)
             .pic(true)
+            .force_frame_pointer(false)
             .warnings(true)
             .extra_warnings(true)
             .emit_rerun_if_env_changed(true)

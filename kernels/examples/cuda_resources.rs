@@ -1,7 +1,7 @@
 //! Prints docs/cuda-resources.md: what every embedded CUDA kernel needs. `cargo xtask
 //! cuda-resources` runs it. Exit 1: a kernel spills. Exit 2: nothing is embedded.
 
-use ratplus_kernels::cuda::{Resources, resources, toolkit};
+use ratplus_kernels::cuda::{Resources, launch_blocks, resources, toolkit};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -51,23 +51,26 @@ fn document(version: &str, architectures: &[&str], lines: &[Resources]) -> Strin
          \n\
          Compiler: nvcc {version}\n\
          \n\
-         Registers of a thread, for each kernel and architecture. Static shared memory of a \
-         block, stack and\n\
-         spilled registers stand beside them where there are any; the kernels ask for their \
-         shared memory at\n\
-         launch, and `cargo xtask ci` fails where a kernel spills. Written by `cargo xtask \
+         Shared memory of a block as it is launched (for the largest head_dim that a kernel \
+         takes), and registers of a\n\
+         thread on each architecture. Static shared memory, stack and spilled registers stand \
+         beside them where there\n\
+         are any, and `cargo xtask ci` fails where a kernel spills. Written by `cargo xtask \
          cuda-resources`.\n\
          \n\
-         | kernel |"
+         | kernel | shared |"
     );
+    let blocks = launch_blocks();
     for name in architectures {
         text += &format!(" sm_{name} |");
     }
-    text += "\n| --- |";
+    text += "\n| --- | --: |";
     text += &" --: |".repeat(architectures.len());
     text += "\n";
     for (kernel, by_architecture) in kernels {
-        text += &format!("| `{kernel}` |");
+        let block = blocks.iter().find(|block| block.kernel == kernel);
+        let shared = block.map_or(0, |block| block.shared_bytes);
+        text += &format!("| `{kernel}` | {shared} |");
         for name in architectures {
             let cell = by_architecture.get(name).map(|line| cell(line));
             text += &format!(" {} |", cell.unwrap_or_else(|| "-".into()));

@@ -1,5 +1,6 @@
 //! `cargo xtask <command>`: setup, demo, test and ci, from a fresh clone on.
 
+mod bundle;
 mod ci;
 mod counts;
 mod demo;
@@ -23,6 +24,9 @@ cargo xtask <command>
   test    setup, build, then every Rust and Python test; ends with `N passed, N failed, N skipped`
   cuda-resources [--check]
           writes docs/cuda-resources.md, registers and memory of every CUDA kernel, or compares it
+  gpu-bundle
+          into target/gpu-bundle: what checks and measures the kernels on a machine with a GPU
+          (docs/gpu.md)
   ci      setup, formatting, lints, documentation and cuda-resources --check, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         ["test"] => suite::run,
         ["cuda-resources"] => |workspace| resources::run(workspace, false),
         ["cuda-resources", "--check"] => |workspace| resources::run(workspace, true),
+        ["gpu-bundle"] => |workspace| bundle::run(workspace).map(|()| true),
         ["ci"] => ci::run,
         ["help" | "-h" | "--help"] => {
             println!("{HELP}");

@@ -1,10 +1,10 @@
-#include "block.h"
-
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <numeric>
 #include <utility>
+
+#include "schedule.h"
 
 namespace ratplus::emulator {
 
@@ -13,19 +13,8 @@ __thread Engine* engine = nullptr;
 
 namespace {
 
-// Rounds in which threads did nothing but spin before the launch counts as stuck.
-constexpr u32 IDLE_ROUNDS = 1000;
 // Looks of one thread, without a pause, before it counts as stuck.
 constexpr u32 LOOKS = 10000000;
-constexpr u32 NONE = ~0u;
-
-Fiber& running() { return *static_cast<Fiber*>(current); }
-
-// The lanes of the warp whose threads are below `end`.
-u32 lanes_of(u32 warp, u32 end) {
-    const u32 lanes = end - warp * WARP;
-    return lanes >= WARP ? ~0u : (1u << lanes) - 1;
-}
 
 void fiber_main() {
     engine->enter();
@@ -79,68 +68,6 @@ void block_barrier(Site site) {
 
 // --- order ----------------------------------------------------------------------------------------
 
-u64 Engine::random() {
-    random_state_ ^= random_state_ >> 12;
-    random_state_ ^= random_state_ << 25;
-    random_state_ ^= random_state_ >> 27;
-    return random_state_ * 0x2545f4914f6cdd1dull >> 32;
-}
-
-// One of the set bits. Random order mostly stays with the `last` choice, so that some threads
-// run far ahead of others.
-u32 Engine::choose(u32 mask, u32 last) {
-    switch (settings.order) {
-        case Order::forward: return static_cast<u32>(__builtin_ctz(mask));
-        case Order::reverse: return 31u - static_cast<u32>(__builtin_clz(mask));
-        case Order::random: break;
-    }
-    if (last != NONE && (mask >> last & 1) != 0 && random() % 8 != 0) {
-        return last;
-    }
-    const u32 turn = random() % 32;
-    const u32 turned = turn == 0 ? mask : mask >> turn | mask << (32 - turn);
-    return (static_cast<u32>(__builtin_ctz(turned)) + turn) % 32;
-}
-
-// Takes a thread to run; null where there is none.
-Fiber* Engine::next() {
-    if (settings.order == Order::random && random() % 32 == 0) {
-        wake_spinners();
-    }
-    if (runnable_blocks_ == 0) {
-        if (++idle_rounds_ > IDLE_ROUNDS) {
-            return nullptr;
-        }
-        wake_spinners();
-        if (runnable_blocks_ == 0) {
-            return nullptr;
-        }
-    }
-    last_block_ = choose(runnable_blocks_, last_block_);
-    Block& block = *blocks_[last_block_];
-    const u32 warp = block.last_warp = choose(block.runnable_warps, block.last_warp);
-    const u32 lane = choose(block.runnable[warp], NONE);
-    take(block, warp, lane);
-    return block.fibers[warp * WARP + lane].get();
-}
-
-void Engine::make_runnable(Block& block, u32 warp, u32 lanes) {
-    block.runnable[warp] |= lanes;
-    block.runnable_warps |= 1u << warp;
-    runnable_blocks_ |= 1u << block.slot;
-}
-
-// No longer runnable, as it runs.
-void Engine::take(Block& block, u32 warp, u32 lane) {
-    block.runnable[warp] &= ~(1u << lane);
-    if (block.runnable[warp] == 0) {
-        block.runnable_warps &= ~(1u << warp);
-        if (block.runnable_warps == 0) {
-            runnable_blocks_ &= ~(1u << block.slot);
-        }
-    }
-}
-
 void Engine::wake_spinners() {
     for (u32 slot = 0; slot < resident_; ++slot) {
         Block& block = *blocks_[slot];
@@ -151,16 +78,21 @@ void Engine::wake_spinners() {
     }
 }
 
-// From the running fiber to another, or to `run` where there is none.
-void Engine::suspend() {
-    Fiber& self = running();
-    Fiber* const other = next();
-    if (other == &self) {
+// One spinning thread of one block, where there is any, before the others have had their turn. No more
+// than one: those that can go on have to stay the most.
+void Engine::wake_one() {
+    const u32 bits = random();
+    Block& block = *blocks_[bits % resident_];
+    if (block.spinning_warps == 0) {
         return;
     }
-    current = other;
-    looks_ = 0;
-    switch_context(self.context, other != nullptr ? other->context : main_);
+    const u32 warp = choose(block.spinning_warps, NONE, bits >> 8);
+    const u32 lane = choose(block.spinning[warp], NONE, bits >> 16);
+    block.spinning[warp] &= ~(1u << lane);
+    if (block.spinning[warp] == 0) {
+        block.spinning_warps &= ~(1u << warp);
+    }
+    make_runnable(block, warp, 1u << lane);
 }
 
 void Engine::note_look(Site site) {
@@ -178,22 +110,9 @@ void Engine::spin(Site site) {
     suspend();
 }
 
-bool Engine::arrive(Meeting& meeting, u32 first, u32 members, Call call, Site site) {
-    Fiber& self = running();
-    self.call = call;
-    self.site = site;
-    if (meeting.arrived == 0) {
-        meeting.call = call;
-        meeting.site = site;
-    } else if (members <= WARP && (meeting.call != call || meeting.site.line != site.line)) {
-        fault(Status::launch_failed, site, "the warp of threads %u to %u diverges: this one is in %s, others are in %s (%s:%d)",
-              first, first + members - 1, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
-    }
-    if (++meeting.arrived == members) {
-        return true;
-    }
-    suspend();
-    return false;
+void Engine::diverge(const Meeting& meeting, u32 first, u32 members, Call call, Site site) {
+    fault(Status::launch_failed, site, "the warp of threads %u to %u diverges: this one is in %s, others are in %s (%s:%d)",
+          first, first + members - 1, name_of(call), name_of(meeting.call), meeting.site.file, meeting.site.line);
 }
 
 // All lanes of a warp have to be at the same barrier.
@@ -206,17 +125,6 @@ void Engine::check_warps(const Block& block) const {
                   lane.index, first.index, first.site.file, first.site.line);
         }
     }
-}
-
-void Engine::release(Meeting& meeting, u32 first, u32 members) {
-    const Fiber& self = running();
-    Block& block = *self.owner;
-    meeting.arrived = 0;
-    for (u32 warp = first / WARP; warp * WARP < first + members; ++warp) {
-        make_runnable(block, warp, lanes_of(warp, first + members));
-    }
-    // The caller runs already.
-    take(block, self.index / WARP, self.index % WARP);
 }
 
 // --- launches -------------------------------------------------------------------------------------

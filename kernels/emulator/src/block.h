@@ -167,9 +167,11 @@ private:
     void take(Block& block, u32 warp, u32 lane);
     void suspend();
     void wake_spinners();
+    void wake_one();
     Fiber* next();
-    u32 choose(u32 mask, u32 last);
-    u64 random();
+    u32 choose(u32 mask, u32 last, u32 bits) const;
+    u32 random();
+    [[noreturn]] void diverge(const Meeting& meeting, u32 first, u32 members, Call call, Site site);
     std::string deadlock() const;
 
     const Launch* launch_ = nullptr;

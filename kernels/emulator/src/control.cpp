@@ -68,6 +68,17 @@ RATPLUS_API cuGetErrorString(int result, const char** text) {
     return name != nullptr && text != nullptr ? SUCCESS : INVALID_VALUE;
 }
 
+// Tables of undocumented functions; each begins with its bytes. NVRTC asks for one wherever it
+// finds a driver and takes it to be there: it gets one without functions.
+RATPLUS_API cuGetExportTable(const void** table, const void* id) {
+    static constexpr u64 EMPTY = sizeof EMPTY;
+    if (table == nullptr || id == nullptr) {
+        return INVALID_VALUE;
+    }
+    *table = &EMPTY;
+    return SUCCESS;
+}
+
 // 0 forward, 1 reverse, 2 random; 1 to 4 resident blocks.
 RATPLUS_API ratplusEmulatorConfigure(int order, u64 seed, unsigned resident_blocks) {
     return guarded([&] {

@@ -17,19 +17,16 @@ inline u32 to_bits(float value) {
 
 inline float widen(float value) { return value; }
 inline float widen(bf16 value) { return from_bits(static_cast<u32>(value.bits) << 16); }
+// Without branches, so that loops of it are vector code.
 inline float widen(f16 value) {
     const u32 sign = static_cast<u32>(value.bits & 0x8000u) << 16;
-    const u32 exponent = value.bits >> 10 & 0x1fu;
-    const u32 fraction = value.bits & 0x3ffu;
-    if (exponent == 0x1f) {
-        return fraction != 0 ? from_bits(0x7fffffffu) : from_bits(sign | 0x7f800000u);
-    }
-    if (exponent == 0) {
-        // A multiple of 2^-24; the product is exact.
-        const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-        return from_bits(sign | to_bits(magnitude));
-    }
-    return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+    const u32 rest = static_cast<u32>(value.bits & 0x7fffu) << 13;
+    constexpr u32 INFINITE = 0x1fu << 23;
+    const u32 not_finite = 0u - static_cast<u32>(rest >= INFINITE);
+    const u32 not_number = 0u - static_cast<u32>(rest > INFINITE);
+    // The exponents' biases differ by 112; the product is exact, that of a subnormal too.
+    const u32 scaled = to_bits(from_bits(rest) * 0x1p112f);
+    return from_bits((sign & ~not_number) | scaled | (not_finite & 0x7f800000u) | (not_number & 0x7fffffffu));
 }
 
 // Rounds to nearest even. Every NaN becomes 0x7fff.

@@ -42,8 +42,6 @@ void prepare(Context& context, u8* bottom, u8* top, void (*entry)()) {
     makecontext(&context, entry, 0);
 }
 
-void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
-
 #else
 
 // rdi: where the stack pointer goes, rsi: the one to go on with. The callee-saved registers lie
@@ -72,7 +70,6 @@ ratplus_emulator_switch:
     ret
 .size ratplus_emulator_switch, .-ratplus_emulator_switch
 )");
-extern "C" void ratplus_emulator_switch(void** from, void* to);
 
 void prepare(Context& context, u8*, u8* top, void (*entry)()) {
     // As if `entry` had been called: the six registers, its address, a return address of zero.
@@ -84,8 +81,6 @@ void prepare(Context& context, u8*, u8* top, void (*entry)()) {
     words[7] = nullptr;
     context.stack_pointer = words;
 }
-
-void switch_context(Context& from, Context& to) { ratplus_emulator_switch(&from.stack_pointer, to.stack_pointer); }
 
 #endif
 

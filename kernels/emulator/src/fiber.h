@@ -42,6 +42,11 @@ struct Context {
 // of 16; `bottom` is its other end.
 void prepare(Context& context, u8* bottom, u8* top, void (*entry)());
 // Saves the running context in `from` and resumes `to`.
-void switch_context(Context& from, Context& to);
+#if defined(RATPLUS_UCONTEXT)
+inline void switch_context(Context& from, Context& to) { swapcontext(&from, &to); }
+#else
+extern "C" __attribute__((visibility("hidden"))) void ratplus_emulator_switch(void** from, void* to);
+inline void switch_context(Context& from, Context& to) { ratplus_emulator_switch(&from.stack_pointer, to.stack_pointer); }
+#endif
 
 }  // namespace ratplus::emulator

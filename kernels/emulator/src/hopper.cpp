@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "block.h"
 #include "conversions.h"
 #include "device_hopper_host.h"
+#include "schedule.h"
 
 namespace ratplus::emulator {
 
@@ -28,8 +28,6 @@ constexpr u64 COUNT_MASK = 0xfffff;
 constexpr u32 EXPECTED_SHIFT = 20;
 constexpr u64 PHASE = 1ull << 63;
 
-Fiber& running() { return *static_cast<Fiber*>(current); }
-
 void check_barrier(const u64* barrier, Site site) {
     const u64 offset = reinterpret_cast<u64>(barrier) - reinterpret_cast<u64>(current->shared);
     if (offset % 8 != 0 || offset >= current->shared_bytes || current->shared_bytes - offset < 8) {
@@ -38,55 +36,79 @@ void check_barrier(const u64* barrier, Site site) {
     }
 }
 
-// The element at a byte of shared memory before the swizzle.
-float element(const Product& product, u32 byte) {
-    const u32 swizzled = byte ^ (byte >> 7 & 7) << 4;
-    u16 bits;
-    std::memcpy(&bits, current->shared + swizzled, sizeof bits);
-    return product.bf16 ? widen(bf16{bits}) : widen(f16{bits});
-}
+// Sixteen bytes, or part of them, at a byte of shared memory before the swizzle.
+const u8* unswizzled(u32 byte) { return current->shared + (byte ^ (byte >> 7 & 7) << 4); }
 
-// The operand `b`: rows of `k`, or columns of it.
-float right(const Product& product, u32 k, u32 n) {
-    const u32 start = start_of(product.b);
-    if (product.columns) {
-        return element(product, start + n / 64 * leading_of(product.b) + k / 8 * stride_of(product.b) + k % 8 * 128 +
-                                    n % 64 * 2);
-    }
-    return element(product, start + n / 8 * stride_of(product.b) + n % 8 * 128 + k * 2);
-}
-
-// The operand `a`: this thread's two rows.
-float left(const Product& product, const u32 (&quad)[4][4], u32 half, u32 k) {
-    if (product.columns) {
-        // Word `half + k / 8 * 2` of the lane that has the pair of columns.
-        const u32 word = quad[k % 8 / 2][half + k / 8 * 2];
-        const u16 bits = static_cast<u16>(k % 2 == 0 ? word : word >> 16);
-        return product.bf16 ? widen(bf16{bits}) : widen(f16{bits});
-    }
+// The operand `a`: this thread's row of the first eight or the second.
+template <typename T>
+void left(const Product& product, const u32 (&quad)[4][4], u32 half, T (&a)[16]) {
     const u32 row = current->index % GROUP_THREADS / WARP * 16 + current->index % WARP / 4 + 8 * half;
-    return element(product, start_of(product.a) + row / 8 * stride_of(product.a) + row % 8 * 128 + k * 2);
+    const u32 start = start_of(product.a) + row / 8 * stride_of(product.a) + row % 8 * 128;
+    for (u32 k = 0; k < 16; k += 2) {
+        // Word `half + k / 8 * 2` of the lane that has the pair of columns.
+        const void* const pair = product.columns ? reinterpret_cast<const u8*>(&quad[k % 8 / 2][half + k / 8 * 2])
+                                                 : unswizzled(start + k * 2);
+        std::memcpy(a + k, pair, 2 * sizeof(T));
+    }
 }
 
-void compute(const PendingProduct& pending, float* sum) {
-    const Product& product = pending.product;
-    float a[2][16];
-    for (u32 half = 0; half < 2; ++half) {
+// Most columns of a thread: two of each eight.
+constexpr u32 MAX_COLUMNS = 32;
+
+// The operand `b`: this thread's columns.
+template <typename T>
+void right(const Product& product, T (&b)[16][MAX_COLUMNS]) {
+    const u32 start = start_of(product.b);
+    const u32 stride = stride_of(product.b);
+    const u32 pair = current->index % 4 * 2;
+    if (product.columns) {
         for (u32 k = 0; k < 16; ++k) {
-            a[half][k] = left(product, pending.quad, half, k);
+            for (u32 n = pair; n < product.width; n += 8) {
+                const u32 byte = start + n / 64 * leading_of(product.b) + k / 8 * stride + k % 8 * 128 + n % 64 * 2;
+                std::memcpy(&b[k][n / 8 * 2], unswizzled(byte), 2 * sizeof(T));
+            }
+        }
+        return;
+    }
+    for (u32 column = 0; column < product.width / 4; ++column) {
+        const u32 n = column / 2 * 8 + pair + column % 2;
+        for (u32 k = 0; k < 16; k += 8) {
+            T row[8];
+            std::memcpy(row, unswizzled(start + n / 8 * stride + n % 8 * 128 + k * 2), sizeof row);
+            for (u32 i = 0; i < 8; ++i) {
+                b[k + i][column] = row[i];
+            }
         }
     }
-    const u32 pair = current->index % 4 * 2;
-    for (u32 block = 0; block < product.width / 8; ++block) {
-        for (u32 i = 0; i < 2; ++i) {
-            for (u32 half = 0; half < 2; ++half) {
-                float& out = sum[4 * block + 2 * half + i];
-                float x = product.add ? out : 0.0f;
-                for (u32 k = 0; k < 16; ++k) {
-                    x += a[half][k] * right(product, k, block * 8 + pair + i);
-                }
-                out = x;
+}
+
+// Of columns that the product does not have, the results are not used.
+template <typename T>
+void compute(const PendingProduct& pending, float* sum) {
+    const Product& product = pending.product;
+    const u32 columns = product.width / 4;
+    T narrow_b[16][MAX_COLUMNS] = {};
+    right(product, narrow_b);
+    float b[16][MAX_COLUMNS];
+    for (u32 k = 0; k < 16; ++k) {
+        for (u32 column = 0; column < MAX_COLUMNS; ++column) {
+            b[k][column] = widen(narrow_b[k][column]);
+        }
+    }
+    for (u32 half = 0; half < 2; ++half) {
+        T a[16];
+        left(product, pending.quad, half, a);
+        float row[MAX_COLUMNS] = {};
+        for (u32 column = 0; product.add && column < columns; ++column) {
+            row[column] = sum[column / 2 * 4 + 2 * half + column % 2];
+        }
+        for (u32 k = 0; k < 16; ++k) {
+            for (u32 column = 0; column < MAX_COLUMNS; ++column) {
+                row[column] += widen(a[k]) * b[k][column];
             }
+        }
+        for (u32 column = 0; column < columns; ++column) {
+            sum[column / 2 * 4 + 2 * half + column % 2] = row[column];
         }
     }
 }
@@ -181,7 +203,13 @@ void products_wait(u32 pending) {
                             [&](const auto& sum) { return sum.at == product.sum; });
     };
     for (u64 i = 0; i < done; ++i) {
-        compute(self.products[i], sum_of(self.products[i].product)->value);
+        const PendingProduct& next = self.products[i];
+        float* const sum = sum_of(next.product)->value;
+        if (next.product.bf16) {
+            compute<bf16>(next, sum);
+        } else {
+            compute<f16>(next, sum);
+        }
     }
     self.products.erase(self.products.begin(), self.products.begin() + static_cast<i64>(done));
     self.product_ends.erase(self.product_ends.begin(), self.product_ends.begin() + static_cast<i64>(groups));

@@ -122,8 +122,19 @@ impl Library {
         set(reachable.into());
     }
 
-    /// The kernels, in order of their names.
-    pub fn kernels(&self) -> Vec<Kernel> {
+    /// Names of the kernels, in order.
+    pub fn kernels(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.table().map(|kernel| kernel.name).collect();
+        names.sort();
+        names
+    }
+
+    /// What the kernel's source says of it; none where there is no such kernel.
+    pub fn kernel(&self, name: &str) -> Option<Kernel> {
+        self.table().find(|kernel| kernel.name == name)
+    }
+
+    fn table(&self) -> impl Iterator<Item = Kernel> {
         // SAFETY: the function's type in control.cpp.
         let kernel: extern "C" fn(
             c_uint,
@@ -139,29 +150,25 @@ impl Library {
                 .to_string_lossy()
                 .into_owned()
         };
-        let mut kernels: Vec<_> = (0..)
-            .map_while(|index| {
-                let (mut name, mut source) = (null(), null());
-                let (mut params_bytes, mut max_threads, mut min_blocks) = (0, 0, 0);
-                let result = kernel(
-                    index,
-                    &mut name,
-                    &mut source,
-                    &mut params_bytes,
-                    &mut max_threads,
-                    &mut min_blocks,
-                );
-                (result == 0).then(|| Kernel {
-                    name: text(name),
-                    source: PathBuf::from(text(source)),
-                    params_bytes: params_bytes as usize,
-                    max_threads,
-                    min_blocks,
-                })
+        (0..).map_while(move |index| {
+            let (mut name, mut source) = (null(), null());
+            let (mut params_bytes, mut max_threads, mut min_blocks) = (0, 0, 0);
+            let result = kernel(
+                index,
+                &mut name,
+                &mut source,
+                &mut params_bytes,
+                &mut max_threads,
+                &mut min_blocks,
+            );
+            (result == 0).then(|| Kernel {
+                name: text(name),
+                source: PathBuf::from(text(source)),
+                params_bytes: params_bytes as usize,
+                max_threads,
+                min_blocks,
             })
-            .collect();
-        kernels.sort_by(|a, b| a.name.cmp(&b.name));
-        kernels
+        })
     }
 
     /// Bytes of the kernel's parameters; none where there is no such kernel.

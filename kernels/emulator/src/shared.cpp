@@ -4,7 +4,7 @@
 #include <cstring>
 #include <new>
 
-#include "block.h"
+#include "schedule.h"
 
 namespace ratplus::emulator {
 
@@ -17,8 +17,6 @@ constexpr u32 CANARY_BYTES = 1024;
 constexpr u8 CANARY = 0xa5;
 constexpr u8 GARBAGE = 0xff;
 static_assert(ROOM >= MAX_SHARED_BYTES + CANARY_BYTES);
-
-Fiber& running() { return *static_cast<Fiber*>(current); }
 
 }  // namespace
 

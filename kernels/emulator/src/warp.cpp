@@ -1,8 +1,8 @@
 // What the lanes of a warp do together.
 #include <cstring>
 
-#include "block.h"
 #include "conversions.h"
+#include "schedule.h"
 
 namespace ratplus::emulator {
 
@@ -32,9 +32,16 @@ u32 source(Call call, u32 lane, u32 operand) {
     }
 }
 
+// The compiler keeps these apart from the functions that most lanes only pass through.
+__attribute__((noinline)) void exchange_values(Exchange& e, Call call) {
+    for (u32 l = 0; l < WARP; ++l) {
+        e.result[l] = e.value[source(call, l, e.operand[l])];
+    }
+}
+
 // Lane l's row l / 4 of each of the four blocks, columns 2 (l % 4) and the next; rows and
 // columns swapped where `transposed`.
-void distribute_blocks(Exchange& e, bool transposed) {
+__attribute__((noinline)) void distribute_blocks(Exchange& e, bool transposed) {
     for (u32 i = 0; i < 4; ++i) {
         u16 block[8][8];
         for (u32 row = 0; row < 8; ++row) {
@@ -52,25 +59,30 @@ void distribute_blocks(Exchange& e, bool transposed) {
 
 // The fragments of mma.m16n8k16 put together, multiplied and taken apart.
 template <typename T>
-void multiply(Exchange& e) {
-    float a[16][16];
-    float b[16][8];
+__attribute__((noinline)) void multiply(Exchange& e) {
+    T narrow_a[16][16];
+    T narrow_b[16][8];
     float c[16][8];
-    const auto low = [](u32 word) { return widen(T{static_cast<u16>(word)}); };
-    const auto high = [](u32 word) { return widen(T{static_cast<u16>(word >> 16)}); };
     for (u32 l = 0; l < WARP; ++l) {
         const u32 group = l / 4;
         const u32 pair = l % 4 * 2;
         for (u32 i = 0; i < 4; ++i) {
-            const u32 row = group + i % 2 * 8;
-            const u32 column = pair + i / 2 * 8;
-            a[row][column] = low(e.a[l][i]);
-            a[row][column + 1] = high(e.a[l][i]);
+            std::memcpy(&narrow_a[group + i % 2 * 8][pair + i / 2 * 8], &e.a[l][i], sizeof(u32));
         }
         for (u32 i = 0; i < 2; ++i) {
-            b[pair + i * 8][group] = low(e.b[l][i]);
-            b[pair + i * 8 + 1][group] = high(e.b[l][i]);
+            narrow_b[pair + i * 8][group] = T{static_cast<u16>(e.b[l][i])};
+            narrow_b[pair + i * 8 + 1][group] = T{static_cast<u16>(e.b[l][i] >> 16)};
             std::memcpy(&c[group + i * 8][pair], e.c[l] + 2 * i, 2 * sizeof(float));
+        }
+    }
+    float a[16][16];
+    float b[16][8];
+    for (u32 k = 0; k < 16; ++k) {
+        for (u32 i = 0; i < 16; ++i) {
+            a[k][i] = widen(narrow_a[k][i]);
+        }
+        for (u32 i = 0; i < 8; ++i) {
+            b[k][i] = widen(narrow_b[k][i]);
         }
     }
     for (u32 row = 0; row < 16; ++row) {
@@ -102,9 +114,7 @@ u32 exchange(Call call, u32 value, u32 operand, Site site) {
     e.value[self.number] = value;
     e.operand[self.number] = operand;
     if (engine->arrive(self.meeting, self.first, WARP, call, site)) {
-        for (u32 l = 0; l < WARP; ++l) {
-            e.result[l] = e.value[source(call, l, e.operand[l])];
-        }
+        exchange_values(e, call);
         engine->release(self.meeting, self.first, WARP);
     }
     return e.result[self.number];

@@ -66,6 +66,19 @@ fn the_device() {
     assert_eq!(unsafe { CStr::from_ptr(text) }, c"CUDA_ERROR_INVALID_VALUE");
 }
 
+/// NVRTC reads a table's size, its first word, before any entry.
+#[test]
+fn tables_of_undocumented_functions_are_empty() {
+    let mut table: *const u64 = std::ptr::null();
+    let id = [0_u8; 16];
+    assert_eq!(
+        call!(cuGetExportTable(&mut table => &mut *const u64, &id => &[u8; 16])),
+        SUCCESS
+    );
+    // SAFETY: a table has at least its size.
+    assert_eq!(unsafe { table.read() }, 8);
+}
+
 #[test]
 fn a_context_is_needed() {
     let mut address = 0;
@@ -123,11 +136,8 @@ fn functions_come_from_modules() {
         ],
         [2, 16, 32, 5, 0]
     );
-    let kernels = emulator().kernels();
-    let sum = kernels
-        .iter()
-        .find(|kernel| kernel.name == "test_sum")
-        .unwrap();
+    assert!(emulator().kernels().contains(&"test_sum".into()));
+    let sum = emulator().kernel("test_sum").unwrap();
     assert_eq!(
         sum.source,
         std::path::Path::new("kernels/emulator/tests/exchange.cu")
@@ -136,6 +146,7 @@ fn functions_come_from_modules() {
         (sum.params_bytes, sum.max_threads, sum.min_blocks),
         (24, 1024, 1)
     );
+    assert_eq!(emulator().kernel("test_nothing"), None);
     assert_eq!(emulator().params_bytes("test_nothing"), None);
     assert_eq!(emulator().launches("test_nothing"), None);
     // A function goes with its module.

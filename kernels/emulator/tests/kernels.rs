@@ -4,26 +4,12 @@
 
 mod common;
 
-use common::{Buffer, Device, SUCCESS, call, emulator};
+use common::{Buffer, Device, SUCCESS, call, emulator, in_every_order};
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_cuda_emulator::Order;
 use std::ffi::c_uint;
 use std::ptr::null_mut;
-
-/// Every order, with one block at a time and with more.
-fn in_every_order(mut check: impl FnMut()) {
-    for order in [Order::Forward, Order::Reverse]
-        .into_iter()
-        .chain((0..6).map(Order::Random))
-    {
-        for resident in 1..=4 {
-            emulator().configure(order, resident);
-            check();
-        }
-    }
-}
 
 #[repr(C)]
 struct Sum {

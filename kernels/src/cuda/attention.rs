@@ -1,27 +1,12 @@
 //! `DilatedAttention` on a GPU.
 
 use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
+use super::method::{AttentionBlock, AttentionMethod, AttentionShape, kernel, most_rows};
 use super::params::{AttentionParams, HeadPattern, Lengths, MAX_LAUNCH_HEADS};
 use super::split::{MAX_SPLITS, decode_splits};
 use super::workspace::Workspace;
 use super::{CudaError, Device, DevicePtr, Function, Stream};
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
-use ratplus_graphs::ops::ElementType;
-
-/// Sizes and the scale of one call; the cache's layout comes beside it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionShape {
-    /// `T`: f32, f16 or bf16.
-    pub element: ElementType,
-    /// `B`.
-    pub batch: usize,
-    /// `L`.
-    pub seq_len: usize,
-    /// `dh`, an even number.
-    pub head_dim: usize,
-    /// Factor on the scores.
-    pub scale: f32,
-}
 
 /// Device addresses of the tensors, dense and row-major; aligned to 16 bytes.
 #[derive(Clone, Copy, Debug)]
@@ -68,51 +53,11 @@ pub struct GateTensors {
     pub new_state_value: DevicePtr,
 }
 
-/// Which kernels compute an attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttentionMethod {
-    /// One launch for one token a sequence.
-    Decode,
-    /// Tiles of queries by `mma.sync`.
-    Tiles,
-    /// Tiles of queries by `wgmma`, on GPUs of compute capability 9.0.
-    Hopper,
-    /// A block a query, any head_dim up to 512.
-    Any,
-}
-
-const DECODE_THREADS: u32 = 128;
-const DECODE_WARPS: usize = 4;
-const TILE_QUERIES: usize = 128;
-const TILE_KEYS: usize = 64;
-const TILE_THREADS: u32 = 256;
-const HOPPER_KEYS: usize = 128;
-const HOPPER_STAGES: usize = 2;
-const HOPPER_THREADS: u32 = 384;
-const ANY_THREADS: u32 = 128;
-const ANY_WARPS: usize = 4;
 const UPDATE_THREADS: u32 = 128;
 /// Rows that a block of the update kernels has.
 const UPDATE_ROWS: usize = 16;
 /// Positions are counted in 32 bits, with room for sums.
 const MAX_POSITIONS: usize = 1 << 30;
-
-impl AttentionShape {
-    /// Whether the kernels for tiles of queries take it.
-    fn tiles(&self) -> bool {
-        matches!(self.head_dim, 64 | 128)
-            && matches!(self.element, ElementType::F16 | ElementType::BF16)
-    }
-
-    /// The method of choice.
-    pub fn method(&self) -> AttentionMethod {
-        match (self.head_dim, self.seq_len) {
-            (64 | 128, 1) => AttentionMethod::Decode,
-            _ if self.tiles() => AttentionMethod::Tiles,
-            _ => AttentionMethod::Any,
-        }
-    }
-}
 
 /// An attention of one shape on one device.
 #[derive(Debug)]
@@ -120,6 +65,7 @@ pub struct AttentionPlan {
     device: &'static Device,
     shape: AttentionShape,
     method: AttentionMethod,
+    block: AttentionBlock,
     kernels: Kernels,
     /// Bytes of one side of the cache.
     cache_bytes: usize,
@@ -154,7 +100,7 @@ impl AttentionPlan {
         shape: AttentionShape,
         layout: &CacheLayout,
     ) -> Result<Self, CudaError> {
-        Self::with_method(device, shape, layout, shape.method())
+        Self::with_method(device, shape, layout, shape.method(layout))
     }
 
     /// A plan with another method, for comparisons.
@@ -174,9 +120,9 @@ impl AttentionPlan {
         };
         let fits = match method {
             AttentionMethod::Any => true,
+            AttentionMethod::Decode => shape.method(layout) == method,
             // A unit that the device cannot run says so itself.
-            AttentionMethod::Tiles | AttentionMethod::Hopper => shape.tiles(),
-            AttentionMethod::Decode => shape.method() == method,
+            _ => shape.has_tiles(),
         };
         if !fits {
             let found = format!("{method:?} for {shape:?}");
@@ -197,16 +143,7 @@ impl AttentionPlan {
             let found = layout.max_seq_len().to_string();
             return Err(unsupported("max_seq_len", "at most 2^30", found));
         }
-        let name = match (method, head_dim) {
-            (AttentionMethod::Decode, 64) => kernel_name!(element, "attention_decode_", "_64"),
-            (AttentionMethod::Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
-            (AttentionMethod::Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
-            (AttentionMethod::Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
-            (AttentionMethod::Hopper, 64) => kernel_name!(element, "attention_hopper_", "_64"),
-            (AttentionMethod::Hopper, _) => kernel_name!(element, "attention_hopper_", "_128"),
-            (AttentionMethod::Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
-            (AttentionMethod::Any, _) => kernel_name!(element, "attention_any_", "_512"),
-        };
+        let name = kernel(method, element, head_dim);
         let update = match method {
             AttentionMethod::Decode => None,
             _ => Some([
@@ -225,13 +162,8 @@ impl AttentionPlan {
         let multiprocessors = device.limits().multiprocessors as usize;
         let splits = match method {
             AttentionMethod::Decode => {
-                let rows = layout
-                    .heads()
-                    .iter()
-                    .map(|head| head.rows)
-                    .max()
-                    .unwrap_or(0);
-                decode_splits(multiprocessors, batch * layout.heads().len(), rows)
+                let heads = batch * layout.heads().len();
+                decode_splits(multiprocessors, heads, most_rows(layout))
             }
             _ => 1,
         };
@@ -281,6 +213,7 @@ impl AttentionPlan {
             device,
             shape,
             method,
+            block: AttentionBlock::new(method, head_dim),
             kernels: Kernels {
                 main: device.function(name)?,
                 update,
@@ -471,12 +404,7 @@ impl AttentionPlan {
         params: &AttentionParams,
         stream: Stream,
     ) -> Result<(), CudaError> {
-        let AttentionShape {
-            batch,
-            seq_len,
-            head_dim,
-            ..
-        } = self.shape;
+        let AttentionShape { batch, seq_len, .. } = self.shape;
         let grid = |x: u32| [x, params.launch_heads as u32, batch as u32];
         let launch = |kernel: &Function, x: u32, block: u32, shared_bytes: usize| {
             let shared_bytes = shared_bytes as u32;
@@ -486,7 +414,6 @@ impl AttentionPlan {
                     .launch(*kernel, grid(x), block, shared_bytes, params, stream)
             }
         };
-        let float = size_of::<f32>();
         let [keep, ring] = match &self.kernels.update {
             None => [None; 2],
             Some([keep, ring]) => [Some(keep), Some(ring)],
@@ -494,38 +421,24 @@ impl AttentionPlan {
         if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
             launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
         }
-        let main = &self.kernels.main;
-        match self.method {
-            AttentionMethod::Decode => {
-                if params.splits > 1 {
-                    let bytes = batch * params.launch_heads as usize * size_of::<u32>();
-                    // SAFETY: a part of the workspace.
-                    unsafe {
-                        self.device
-                            .memset_zero_async(params.arrived, bytes, stream)?
-                    };
-                }
-                let floats = 2 * DECODE_WARPS + (DECODE_WARPS + 4) * head_dim;
-                launch(main, params.splits as u32, DECODE_THREADS, floats * float)?;
-            }
-            AttentionMethod::Tiles => {
-                let rows = TILE_QUERIES + 4 * TILE_KEYS;
-                let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
-                let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
-                launch(main, tiles, TILE_THREADS, bytes)?;
-            }
-            AttentionMethod::Hopper => {
-                let rows = TILE_QUERIES + 2 * HOPPER_STAGES * HOPPER_KEYS;
-                let bytes = rows * head_dim * self.shape.element.size() + TILE_QUERIES * float;
-                let barriers = 4 * HOPPER_STAGES * size_of::<u64>();
-                let tiles = seq_len.div_ceil(TILE_QUERIES) as u32;
-                launch(main, tiles, HOPPER_THREADS, bytes + barriers)?;
-            }
-            AttentionMethod::Any => {
-                let floats = 2 * ANY_WARPS + ANY_WARPS * head_dim;
-                launch(main, seq_len as u32, ANY_THREADS, floats * float)?;
-            }
+        if params.splits > 1 {
+            let bytes = batch * params.launch_heads as usize * size_of::<u32>();
+            // SAFETY: a part of the workspace.
+            unsafe {
+                self.device
+                    .memset_zero_async(params.arrived, bytes, stream)?
+            };
         }
+        let AttentionBlock {
+            queries,
+            threads,
+            shared_bytes,
+        } = self.block;
+        let blocks = match self.method {
+            AttentionMethod::Decode => params.splits as u32,
+            _ => seq_len.div_ceil(queries) as u32,
+        };
+        launch(&self.kernels.main, blocks, threads, shared_bytes)?;
         if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
             launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
         }
@@ -569,3 +482,21 @@ fn blocks(heads: &[HeadCache], rows: impl Fn(&HeadCache) -> usize) -> u32 {
 }
 
 const _: () = assert!(MAX_SPLITS <= 65535, "splits are blocks along x");
+
+#[cfg(test)]
+mod tests {
+    use super::super::constants::constant;
+    use super::super::split::SHARE_ROWS;
+    use super::*;
+
+    #[test]
+    fn sizes_are_those_of_the_kernels() {
+        let decode = include_str!("../../cuda/attention_decode.cu");
+        assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
+        let update = include_str!("../../cuda/attention_update.cu");
+        let lanes = constant(update, "ROW_LANES");
+        assert_eq!(UPDATE_ROWS * lanes, UPDATE_THREADS as usize);
+        let params = include_str!("../../cuda/params.h");
+        assert_eq!(MAX_LAUNCH_HEADS, constant(params, "MAX_LAUNCH_HEADS"));
+    }
+}

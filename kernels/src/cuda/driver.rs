@@ -10,7 +10,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::sync::OnceLock;
 
-const LIBRARY: &str = "libcuda.so.1";
+pub(super) const LIBRARY: &str = "libcuda.so.1";
 /// CUDA 12.0, as the driver writes it.
 const OLDEST: c_int = 12000;
 
@@ -91,7 +91,8 @@ impl Driver {
             .map_err(Clone::clone)
     }
 
-    fn load(name: &'static str) -> Result<Self, CudaError> {
+    /// Loads and initialises the driver of that file name.
+    pub fn load(name: &'static str) -> Result<Self, CudaError> {
         // SAFETY: this soname is the CUDA driver's; its initialisers are what loading it means.
         let library = unsafe { library::open(Path::new(name)) };
         let library = library.map_err(|message| CudaError::DriverMissing {

@@ -21,6 +21,7 @@ pub struct DeviceError {
 
 /// Eight bytes that kernels write and the host reads, without any call to the driver: the place
 /// that `Lengths::error` points to. The last error written wins.
+#[derive(Debug)]
 pub struct ErrorFlag {
     host: *mut u64,
     device: DevicePtr,

@@ -7,6 +7,7 @@ use super::{DevicePtr, Stream};
 use std::ffi::c_void;
 
 /// Memory of a device, freed when dropped.
+#[derive(Debug)]
 pub struct DeviceMemory {
     device: &'static Device,
     address: DevicePtr,
@@ -80,6 +81,7 @@ impl Drop for DeviceMemory {
 }
 
 /// Host memory that stays in place and that every device can read and write, freed when dropped.
+#[derive(Debug)]
 pub struct PinnedMemory {
     device: &'static Device,
     start: *mut u8,

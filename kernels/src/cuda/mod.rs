@@ -8,6 +8,8 @@
 mod architecture;
 mod attention;
 mod cache;
+#[cfg(test)]
+mod constants;
 mod device;
 mod driver;
 mod error;
@@ -15,6 +17,7 @@ mod flag;
 mod library;
 mod limits;
 mod memory;
+mod method;
 mod nvrtc;
 mod params;
 mod program;
@@ -25,15 +28,16 @@ mod stream;
 mod units;
 mod workspace;
 
-pub use attention::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, GateTensors,
-};
+pub use attention::{AttentionPlan, AttentionTensors, GateTensors};
 pub use cache::cache_folder;
 pub use device::{Device, DeviceLimits, Function, KernelParams};
 pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
+pub use method::{AttentionMethod, AttentionShape, LaunchBlock, launch_blocks};
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
+#[cfg(test)]
+pub(crate) use params::{AttentionParams, ScanParams};
 pub use scan::{ScanMethod, ScanPlan, ScanShape, ScanTensors};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};

@@ -1,5 +1,9 @@
 //! NVRTC, the compiler as a library, found when it is needed.
 
+mod search;
+
+pub use search::{add_search_folder, add_search_folders_around};
+
 use super::architecture::{Capability, Target, capability_text};
 use super::cache;
 use super::driver::Driver;
@@ -7,6 +11,7 @@ use super::error::CudaError;
 use super::library::{self, function_table};
 use super::sources::HEADERS;
 use cudarc::nvrtc::sys::nvrtcProgram;
+use search::Search;
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -32,38 +37,6 @@ function_table! {
         fn nvrtcGetPTXSize(nvrtcProgram, *mut usize);
         fn nvrtcGetPTX(nvrtcProgram, *mut c_char);
     }
-}
-
-/// Names a file, or a folder with one.
-const VARIABLE: &str = "RATPLUS_NVRTC";
-
-/// Major versions that are looked for, unless the driver has another wish.
-const MAJORS: [u32; 2] = [13, 12];
-
-/// Where Python packages have it, below site-packages.
-const IN_SITE_PACKAGES: [&str; 2] = ["nvidia/cu13/lib", "nvidia/cuda_nvrtc/lib"];
-
-static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-
-/// Adds a folder where NVRTC is looked for from now on: one that holds it, or a Python
-/// site-packages folder with NVIDIA's packages.
-pub fn add_search_folder(folder: impl Into<PathBuf>) {
-    let folder = folder.into();
-    let mut folders = FOLDERS.lock().unwrap_or_else(PoisonError::into_inner);
-    if !folders.contains(&folder) {
-        folders.push(folder);
-    }
-}
-
-/// Adds the folder of a library that uses the kernels, and those around it, one of which is
-/// site-packages where the library is of a Python package: libonnxruntime is
-/// `onnxruntime/capi/libonnxruntime.so` there.
-pub fn add_search_folders_around(library: &Path) {
-    library
-        .ancestors()
-        .skip(1)
-        .take(3)
-        .for_each(add_search_folder);
 }
 
 /// NVRTC as the kernels of this process use it.
@@ -389,82 +362,6 @@ impl Drop for Program<'_> {
             // SAFETY: the program is destroyed once.
             unsafe { (self.call.nvrtcDestroyProgram)(&raw mut self.raw) };
         }
-    }
-}
-
-/// Where the compiler is looked for.
-struct Search {
-    /// The file or folder of [`VARIABLE`]: nothing else is looked at then.
-    named: Option<PathBuf>,
-    /// Names of the file, best first.
-    names: Vec<String>,
-    folders: Vec<PathBuf>,
-}
-
-impl Search {
-    /// Folders of toolkits, of packages and of this program, after the loader's own.
-    fn of_process(preferred: Option<u32>) -> Self {
-        let majors = preferred.filter(|major| !MAJORS.contains(major));
-        let mut majors: Vec<u32> = majors.into_iter().chain(MAJORS).collect();
-        majors.sort_by_key(|major| Some(*major) != preferred);
-        let names = majors.iter().map(|major| format!("libnvrtc.so.{major}"));
-
-        let toolkits = ["CUDA_HOME", "CUDA_PATH"].map(std::env::var_os);
-        let toolkits = toolkits.into_iter().flatten();
-        let mut folders: Vec<_> = toolkits
-            .map(|root| PathBuf::from(root).join("lib64"))
-            .collect();
-        for folder in FOLDERS
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
-            folders.push(folder.clone());
-            folders.extend(IN_SITE_PACKAGES.map(|below| folder.join(below)));
-        }
-        let program = std::env::current_exe().ok();
-        folders.extend(
-            program
-                .as_deref()
-                .and_then(Path::parent)
-                .map(Path::to_owned),
-        );
-        let named = std::env::var_os(VARIABLE).filter(|value| !value.is_empty());
-        Self {
-            named: named.map(PathBuf::from),
-            names: names.collect(),
-            folders,
-        }
-    }
-
-    fn find(&self) -> Result<Nvrtc, String> {
-        let in_folder = |folder: &PathBuf| {
-            let files: Vec<_> = self.names.iter().map(|name| folder.join(name)).collect();
-            files.into_iter().filter(|file| file.exists())
-        };
-        if let Some(named) = &self.named {
-            let file = in_folder(named).next().unwrap_or_else(|| named.clone());
-            let failed = |error| format!("{VARIABLE} names {}: {error}", named.display());
-            return Nvrtc::load(&file).map_err(failed);
-        }
-        let loaders = self.names.iter().map(PathBuf::from);
-        let mut problems = Vec::new();
-        for file in loaders.chain(self.folders.iter().flat_map(in_folder)) {
-            match Nvrtc::load(&file) {
-                Ok(nvrtc) => return Ok(nvrtc),
-                Err(problem) => problems.push(problem),
-            }
-        }
-        let folders = self
-            .folders
-            .iter()
-            .map(|folder| folder.display().to_string());
-        let folders: Vec<_> = folders.collect();
-        Err(format!(
-            "{}; looked for in the loader's path and in {}",
-            problems.join("; "),
-            folders.join(", ")
-        ))
     }
 }
 

@@ -6,7 +6,7 @@ use super::device::Function;
 use super::driver::Driver;
 use super::error::CudaError;
 use super::nvrtc::{CacheUse, Nvrtc};
-use super::sources::{IMAGES, Image, TOOLKIT};
+use super::sources::{IMAGES, Image, TOOLKIT, Toolkit};
 use super::units::{UNITS, Unit};
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule};
 use std::ffi::CString;
@@ -116,29 +116,40 @@ impl Program {
         self.driver.check("cuFuncSetAttribute", code)
     }
 
-    /// Loads a unit: what is embedded, else what NVRTC makes of it.
+    /// Loads a unit, if the device is one that it is for.
     fn load(
         &self,
         unit: &'static Unit,
         image: &Image,
         log: &mut Vec<String>,
     ) -> Result<CUmodule, CudaError> {
-        let found = capability_text(self.capability);
         if let Some(expected) = architecture::lacking(unit, self.capability) {
             return Err(CudaError::WrongArchitecture {
                 unit: unit.file,
                 expected,
-                found,
+                found: capability_text(self.capability),
             });
         }
-        // The emulator has the kernels already. NVRTC would look for a driver, and crash over it.
+        // The emulator has the kernels already: no compiler is needed.
         #[cfg(any(test, feature = "emulation"))]
         if self.driver.emulator {
+            log.push(format!("{}: the emulator's", unit.file));
             return self
                 .load_code(image.source.as_bytes())
                 .map_err(|code| self.not_loaded(code));
         }
-        let embedded = match (image.embedded, TOOLKIT) {
+        self.load_image(unit, image, TOOLKIT, log)
+    }
+
+    /// Loads what is embedded, else what NVRTC makes of it.
+    fn load_image(
+        &self,
+        unit: &'static Unit,
+        image: &Image,
+        toolkit: Option<Toolkit>,
+        log: &mut Vec<String>,
+    ) -> Result<CUmodule, CudaError> {
+        let embedded = match (image.embedded, toolkit) {
             (Some(code), Some(toolkit)) => {
                 let version = toolkit.version;
                 if architecture::covers(unit, toolkit.architectures, self.capability) {
@@ -158,8 +169,8 @@ impl Program {
                     }
                 } else {
                     format!(
-                        "nvcc {version} embedded code for {:?}",
-                        toolkit.architectures
+                        "the embedded code is for sm_{}",
+                        toolkit.architectures.join(", sm_")
                     )
                 }
             }
@@ -167,7 +178,7 @@ impl Program {
         };
         let nvrtc = Nvrtc::for_driver().map_err(|nvrtc| CudaError::NoCode {
             unit: unit.file,
-            architecture: found,
+            architecture: capability_text(self.capability),
             embedded: embedded.clone(),
             nvrtc: Box::new(nvrtc),
         })?;
@@ -215,8 +226,10 @@ impl Program {
 mod tests {
     use super::*;
     use crate::cuda::Device;
+    use crate::cuda::driver::LIBRARY;
     use crate::cuda::nvrtc::installed;
     use ratplus_cuda_emulator as emulator;
+    use std::ffi::c_void;
 
     /// Of an emulated device, its context current.
     fn program(capability: Capability) -> Program {
@@ -239,7 +252,7 @@ mod tests {
         let mut log = Vec::new();
         for expected in ["compiled in", "from the cache"] {
             program
-                .load(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
+                .load_image(&UNITS[0], &NOTHING_EMBEDDED, None, &mut log)
                 .unwrap();
             let line = log.last().unwrap();
             for part in [UNITS[0].file, "this build embeds none", "sm_90a", expected] {
@@ -249,9 +262,84 @@ mod tests {
         program.cache = Some(folder.path().join("file/below"));
         std::fs::write(folder.path().join("file"), "").unwrap();
         program
-            .load(&UNITS[0], &NOTHING_EMBEDDED, &mut log)
+            .load_image(&UNITS[0], &NOTHING_EMBEDDED, None, &mut log)
             .unwrap();
         assert!(log.last().unwrap().contains("not kept ("), "{log:?}");
+    }
+
+    /// Code that the driver of [`picky`] refuses with CUDA_ERROR_UNSUPPORTED_PTX_VERSION, and such
+    /// that it refuses with CUDA_ERROR_OUT_OF_MEMORY.
+    const TOO_NEW: &[u8] = b"too new";
+    const TOO_LARGE: &[u8] = b"too large";
+
+    /// A `cuModuleLoadData` with opinions.
+    unsafe extern "C" fn picky_load(module: *mut CUmodule, image: *const c_void) -> u32 {
+        // SAFETY: the test hands in nothing shorter than `TOO_NEW`, and a valid pointer.
+        unsafe {
+            *module = std::ptr::dangling_mut();
+            match std::slice::from_raw_parts(image.cast::<u8>(), TOO_NEW.len()) {
+                TOO_NEW => 222,
+                start if TOO_LARGE.starts_with(start) => 2,
+                _ => 0,
+            }
+        }
+    }
+
+    #[test]
+    fn code_that_the_driver_does_not_take_is_compiled() {
+        crate::cuda::add_search_folder(installed());
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = program((8, 6));
+        program.cache = Some(folder.path().to_owned());
+        let mut driver = Driver::load(LIBRARY).unwrap();
+        driver.call.cuModuleLoadData = picky_load;
+        program.driver = Box::leak(Box::new(driver));
+        let toolkit = Some(Toolkit {
+            version: "99.9",
+            architectures: &["80"],
+        });
+        let load = |embedded| {
+            let image = Image {
+                embedded: Some(embedded),
+                ..NOTHING_EMBEDDED
+            };
+            let mut log = Vec::new();
+            let module = program.load_image(&UNITS[0], &image, toolkit, &mut log);
+            module.map(|_| log.concat())
+        };
+        let log = load(b"just right").unwrap();
+        assert_eq!(
+            log,
+            format!("{}: embedded code of nvcc 99.9", UNITS[0].file)
+        );
+        let log = load(TOO_NEW).unwrap();
+        for part in [
+            "nvcc 99.9 does not load (",
+            "code of NVRTC",
+            "sm_86, compiled in",
+        ] {
+            assert!(log.contains(part), "{part}: {log}");
+        }
+        let error = load(TOO_LARGE).unwrap_err();
+        let expected = "cuModuleLoadData failed: CUDA_ERROR_OUT_OF_MEMORY (2)";
+        assert!(error.to_string().starts_with(expected), "{error}");
+
+        // Code for another device is not even tried.
+        program.capability = (12, 0);
+        let image = Image {
+            embedded: Some(TOO_LARGE),
+            ..NOTHING_EMBEDDED
+        };
+        let only = Box::leak(Box::new(Unit {
+            only: Some("120"),
+            ..UNITS[0]
+        }));
+        let mut log = Vec::new();
+        program.load_image(only, &image, toolkit, &mut log).unwrap();
+        assert!(
+            log[0].contains("the embedded code is for sm_80;"),
+            "{log:?}"
+        );
     }
 
     #[test]

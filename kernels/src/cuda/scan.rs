@@ -1,6 +1,7 @@
 //! `RecurrenceScan` on a GPU.
 
 use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
+use super::method::LaunchBlock;
 use super::params::{Lengths, ScanParams};
 use super::workspace::Workspace;
 use super::{CudaError, Device, DevicePtr, Function, Stream};
@@ -364,8 +365,34 @@ impl ScanPlan {
     }
 }
 
+/// The blocks of the tiled kernels.
+pub(super) fn launch_blocks() -> Vec<LaunchBlock> {
+    let elements = ElementType::ACTIVATIONS.into_iter();
+    let blocks = elements.flat_map(|element| {
+        let shape = ScanShape {
+            element,
+            batch: 1,
+            seq_len: 1,
+            channels: 1,
+        };
+        let shared_bytes = Tiling::new(&shape, ScanMethod::SinglePass).shared_bytes as usize;
+        [
+            kernel_name!(element, "scan_summary_"),
+            kernel_name!(element, "scan_replay_"),
+            kernel_name!(element, "scan_single_pass_"),
+        ]
+        .map(|kernel| LaunchBlock {
+            kernel,
+            threads: TILE_THREADS,
+            shared_bytes,
+        })
+    });
+    blocks.collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::constants::constant;
     use super::*;
 
     #[test]
@@ -399,5 +426,17 @@ mod tests {
         assert_eq!((tiling.tiles, tiling.groups, tiling.blocks), (9, 2, 2));
         assert_eq!(tiling.flags(3), 1 + 3 * 2 * (2 + 9));
         assert_eq!(Tiling::new(&shape, ScanMethod::ThreeLaunches).groups, 9);
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_kernels() {
+        let constant = |name| constant(include_str!("../../cuda/scan.cu"), name);
+        assert_eq!(GROUP_TILES, constant("GROUP_TILES"));
+        assert_eq!(TILE_CHANNEL_THREADS, constant("CHANNEL_THREADS"));
+        let threads = constant("TIME_THREADS") * TILE_CHANNEL_THREADS;
+        assert_eq!(TILE_THREADS as usize, threads);
+        assert_eq!(TILE_WARPS, threads / 32);
+        let tokens = constant("THREAD_TOKENS") * constant("TIME_THREADS");
+        assert_eq!(TILE_TOKENS, tokens);
     }
 }

@@ -20,6 +20,7 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 /// A stream that does not wait for the legacy default stream, destroyed when dropped.
+#[derive(Debug)]
 pub struct OwnedStream {
     device: &'static Device,
     raw: CUstream,
@@ -76,6 +77,7 @@ impl Drop for OwnedStream {
 }
 
 /// A recording under way; dropped, it is thrown away.
+#[derive(Debug)]
 pub struct Capture<'a> {
     stream: &'a OwnedStream,
     open: bool,
@@ -125,6 +127,7 @@ impl Drop for Capture<'_> {
 }
 
 /// Recorded work that can run again and again, destroyed when dropped.
+#[derive(Debug)]
 pub struct Graph {
     device: &'static Device,
     recorded: CUgraph,
@@ -163,6 +166,7 @@ impl Drop for Graph {
 }
 
 /// A mark in a stream that knows when it was passed, destroyed when dropped.
+#[derive(Debug)]
 pub struct Event {
     device: &'static Device,
     raw: CUevent,

@@ -286,7 +286,8 @@ fn check_outputs<T: Real>(
             // Values are up to 2. Besides the rounding of the result, a rotated key may round
             // to the other neighbour when f32 and f64 differ by a hair.
             let mut tolerance = 2e-5 + if T::UNIT > 1e-6 { T::UNIT } else { 0.0 };
-            if machine.rounds_operands(element::<T>(), setup.head_dim, chunk.seq_len) {
+            if machine.rounds_operands(&setup.layout, element::<T>(), setup.head_dim, chunk.seq_len)
+            {
                 let naive = head.attend_rounded::<T>(past + t);
                 let errors = naive.iter().zip(&want).map(|(a, b)| (a - b).abs());
                 tolerance += 2.0 * errors.fold(0.0, f64::max);

@@ -24,7 +24,7 @@ pub(crate) enum Schedule {
 impl Schedule {
     pub(crate) const ALL: [Self; 3] = [Self::Forward, Self::Reverse, Self::Random(2, 4)];
 
-    fn set(self) {
+    pub(crate) fn set(self) {
         let (order, blocks) = match self {
             Self::Forward => (Order::Forward, 1),
             Self::Reverse => (Order::Reverse, 2),
@@ -87,6 +87,19 @@ impl Buffers {
         address
     }
 
+    /// Overwrites what is at an address of these.
+    pub(crate) fn write<T: Copy>(&self, address: DevicePtr, values: &[T]) {
+        // SAFETY: plain data.
+        let bytes =
+            unsafe { slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) };
+        self.memory(address).upload(bytes).unwrap();
+    }
+
+    fn memory(&self, address: DevicePtr) -> &DeviceMemory {
+        let found = self.held.iter().find(|held| held.address() == address);
+        found.unwrap()
+    }
+
     /// Copies `count` elements back.
     ///
     /// # Safety
@@ -97,12 +110,7 @@ impl Buffers {
         }
         // SAFETY: the caller's contract; plain data.
         let bytes = unsafe { slice::from_raw_parts_mut(to.cast::<u8>(), count * size_of::<T>()) };
-        let memory = self
-            .held
-            .iter()
-            .find(|held| held.address() == address)
-            .unwrap();
-        memory.download(bytes).unwrap();
+        self.memory(address).download(bytes).unwrap();
     }
 }
 
@@ -122,7 +130,7 @@ pub(crate) unsafe fn attention<T: Real>(
         head_dim: params.head_dim,
         scale: params.scale,
     };
-    let method = method.unwrap_or(shape.method());
+    let method = method.unwrap_or(shape.method(params.layout));
     let plan = AttentionPlan::with_method(device, shape, params.layout, method).unwrap();
     let chunk = params.batch * params.seq_len * params.layout.heads().len() * params.head_dim;
     let cache = params.batch * params.layout.rows() * params.head_dim;

@@ -7,7 +7,12 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use ratplus_graphs::pattern::Pattern;
 
-const TILES: [AttentionMethod; 2] = [AttentionMethod::Tiles, AttentionMethod::Hopper];
+const TILES: [AttentionMethod; 4] = [
+    AttentionMethod::Tiles,
+    AttentionMethod::SmallTiles,
+    AttentionMethod::Hopper,
+    AttentionMethod::SmallHopper,
+];
 
 /// Ten dilations, ends of the ranges of windows and initial tokens, and some between.
 fn small_patterns() -> impl Iterator<Item = Vec<Pattern>> {

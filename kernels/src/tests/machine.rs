@@ -6,6 +6,7 @@ use super::{Real, pools};
 use crate::cuda::{AttentionMethod, AttentionShape, ScanMethod};
 use crate::{AttentionParams, Isa, ParallelFor, ScanParams};
 use crate::{dilated_attention_on, recurrence_scan_on};
+use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::ElementType;
 
 /// One implementation of the operators.
@@ -67,6 +68,7 @@ impl Machine {
     /// Whether the attention multiplies rounded queries and weights.
     pub(crate) fn rounds_operands(
         self,
+        layout: &CacheLayout,
         element: ElementType,
         head_dim: usize,
         seq_len: usize,
@@ -81,8 +83,10 @@ impl Machine {
             head_dim,
             scale: 1.0,
         };
-        let method = attention.unwrap_or(shape.method());
-        matches!(method, AttentionMethod::Tiles | AttentionMethod::Hopper)
+        !matches!(
+            attention.unwrap_or(shape.method(layout)),
+            AttentionMethod::Decode | AttentionMethod::Any
+        )
     }
 
     /// The ways to compare, the plainest first.

@@ -4,6 +4,7 @@
 mod attention;
 mod gpu;
 mod gpu_attention;
+mod gpu_decode;
 mod gpu_scan;
 mod machine;
 mod model;
@@ -57,10 +58,6 @@ real! {
     f32, 24, |x| x as f32;
     f16, 11, f16::from_f64;
     bf16, 8, bf16::from_f64;
-}
-
-pub(crate) fn bits<T: Real>(values: &[T]) -> Vec<u32> {
-    values.iter().map(|value| value.bits()).collect()
 }
 
 /// The same bits, or the first place where they differ.

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, unused_imports)] // each test file uses a part
 
-use ratplus_cuda_emulator::Library;
+use ratplus_cuda_emulator::{Library, Order};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::path::Path;
 use std::ptr::null_mut;
@@ -32,6 +32,19 @@ pub const INVALID_VALUE: c_int = 1;
 pub const ILLEGAL_ADDRESS: c_int = 700;
 pub const MISALIGNED_ADDRESS: c_int = 716;
 pub const LAUNCH_FAILED: c_int = 719;
+
+/// Every order, with one block at a time and with more.
+pub fn in_every_order(mut check: impl FnMut()) {
+    for order in [Order::Forward, Order::Reverse]
+        .into_iter()
+        .chain((0..6).map(Order::Random))
+    {
+        for resident in 1..=4 {
+            emulator().configure(order, resident);
+            check();
+        }
+    }
+}
 
 /// A thread with a current context and a loaded module.
 pub struct Device {

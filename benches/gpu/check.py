@@ -1,0 +1,297 @@
+#!/usr/bin/env python3
+"""Checks and measures the CUDA kernels on a machine with a GPU: one command over built binaries.
+
+Runs the chosen steps one after the other, each under a time limit of its own. A step that fails
+does not stop the next. Everything is written below --out: results.json (what benches/gpu/report.py
+reads), log.txt (what the steps printed) and summary.txt, which is also printed last.
+
+Exit 0: every step ran and was right. Exit 1: a step failed. Exit 2: bad arguments.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+GROUPS = ["scan", "decode", "tiles", "hopper", "any", "steps", "flags", "large"]
+PARTS = ["scan", "decode", "prefill-tiles", "prefill-hopper"]
+# For memcheck all; the others watch what blocks and threads share.
+WATCHED = ["scan", "decode", "tiles", "hopper", "any", "flags"]
+SUMMARY_CHARACTERS = 10_500
+
+# Seconds that a step may take.
+LIMITS = {"info": 60, "limits": 120, "correct": 240, "sanitize": 150, "bench": 240, "peers": 300, "ort": 200}
+
+
+def all_steps():
+    """Every step in the order in which they run; the limits first, as bench uses them."""
+    steps = ["info", "limits"]
+    steps += [f"correct-{group}" for group in GROUPS]
+    steps += [f"memcheck-{group}" for group in WATCHED]
+    steps += [f"racecheck-{group}" for group in WATCHED]
+    steps += [f"initcheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
+    steps += [f"synccheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
+    steps += [f"bench-{part}" for part in PARTS]
+    steps += ["peers-scan", "peers-decode", "peers-prefill", "ort"]
+    return steps
+
+
+# What is typed for several steps.
+SETS = {
+    "correct": [f"correct-{group}" for group in GROUPS],
+    "sanitize": [step for step in all_steps() if "check-" in step],
+    "bench": ["limits"] + [f"bench-{part}" for part in PARTS],
+    "peers": ["peers-scan", "peers-decode", "peers-prefill"],
+    "first": ["info", "limits"] + [f"correct-{group}" for group in GROUPS] + [f"memcheck-{group}" for group in WATCHED],
+    "all": all_steps(),
+}
+
+
+class Run:
+    """One invocation: where things are, and what came out so far."""
+
+    def __init__(self, options):
+        self.bundle = options.bundle.resolve()
+        self.out = options.out.resolve()
+        self.tiny = options.tiny
+        self.deadline = time.monotonic() + options.seconds
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work = self.out / "parts"
+        self.results = {
+            "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "commit": commit(self.bundle),
+            "command": "python3 " + " ".join(sys.argv),
+            "driver": driver(),
+            "steps": {},
+            "device": None,
+            "limits": {},
+            "rows": [],
+            "peers": [],
+        }
+        self.log = (self.out / "log.txt").open("w")
+        self.save()
+
+    def save(self):
+        """Keeps what there is, should the next step be the last."""
+        text = json.dumps(self.results, indent=1)
+        (self.out / "results.json").write_text(text + "\n")
+        self.log.flush()
+
+    def command(self, step):
+        """The command line of a step, and its limit in seconds; a reason instead where it cannot run."""
+        check = str(self.bundle / "gpu_check")
+        kind, _, what = step.partition("-")
+        if kind == "info":
+            return [check, "info"], LIMITS["info"]
+        if kind == "correct":
+            quick = ["--quick"] if self.tiny else []
+            return [check, "correct", "--only", what, *quick], LIMITS["correct"]
+        if kind.endswith("check"):
+            sanitizer = find_sanitizer()
+            if sanitizer is None:
+                return "compute-sanitizer is not here", 0
+            tool = [sanitizer, "--tool", kind, "--error-exitcode", "9", "--print-limit", "20"]
+            return [*tool, check, "correct", "--quick", "--only", what], LIMITS["sanitize"]
+        if kind == "bench":
+            command = [check, "bench", "--only", what, "--json", str(self.part(step))]
+            if "gemm_tflops" in self.results["limits"]:
+                command += ["--gemm-tflops", f"{self.results['limits']['gemm_tflops']:.1f}"]
+            if self.tiny:
+                command.append("--tiny")
+            return command, LIMITS["bench"]
+        if kind in ("limits", "peers"):
+            command = [sys.executable, str(HERE / "peers.py"), "--only", what or kind, "--json", str(self.part(step))]
+            return command, LIMITS[kind]
+        script = HERE / "ort_cuda_check.py"
+        if not script.is_file():
+            return f"{script.name} is not here", 0
+        return [sys.executable, str(script)], LIMITS["ort"]
+
+    def part(self, step):
+        """The file that a step writes."""
+        self.work.mkdir(exist_ok=True)
+        return self.work / f"{step}.json"
+
+    def step(self, step):
+        """Runs one step and takes in what it wrote."""
+        command, limit = self.command(step)
+        if isinstance(command, str):
+            self.results["steps"][step] = {"verdict": "skipped", "why": command, "seconds": 0.0, "tail": ""}
+            self.save()
+            return
+        left = self.deadline - time.monotonic()
+        if left < 5:
+            why = "no time left in this run"
+            self.results["steps"][step] = {"verdict": "skipped", "why": why, "seconds": 0.0, "tail": ""}
+            self.save()
+            return
+        limit = min(limit, left)
+        print(f"==> {step}: {' '.join(command)}", flush=True)
+        start = time.monotonic()
+        verdict, output = execute(command, limit)
+        seconds = time.monotonic() - start
+        self.log.write(f"\n==> {step}: {' '.join(command)}\n{output}\n    {verdict}, {seconds:.1f} s\n")
+        self.results["steps"][step] = {
+            "verdict": verdict,
+            "why": "",
+            "seconds": round(seconds, 1),
+            "tail": output[-6000:],
+        }
+        self.take(step)
+        self.save()
+
+    def take(self, step):
+        """Adds the rows that a step wrote, be it that it did not end."""
+        path = self.work / f"{step}.json"
+        if not path.is_file():
+            return
+        try:
+            part = json.loads(path.read_text())
+        except ValueError as error:
+            self.results["steps"][step]["verdict"] += f"; {path.name}: {error}"
+            return
+        self.results["device"] = part.get("device") or self.results["device"]
+        self.results["limits"].update(measured(step, part.get("limits", {})))
+        self.results["rows"] += part.get("rows", [])
+        self.results["peers"] += part.get("peers", [])
+
+    def failures(self):
+        """Steps that were not right."""
+        steps = self.results["steps"].items()
+        return [name for name, step in steps if step["verdict"] not in ("ok", "skipped")]
+
+
+def measured(step, limits):
+    """Of the limits that a part names, those that it measured itself."""
+    own = "copy_tb_s" if step.startswith("bench") else "gemm_tflops"
+    kept = {own: limits[own]} if own in limits else {}
+    if "peer_copy_tb_s" in limits:
+        kept["peer_copy_tb_s"] = limits["peer_copy_tb_s"]
+    return kept
+
+
+def execute(command, limit):
+    """Runs a command in a process group of its own; how it ended and what it printed."""
+    try:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        )
+    except OSError as error:
+        return f"did not start: {error}", ""
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        output, _ = process.communicate()
+        return f"stopped after {limit:.0f} s", output
+    return ("ok" if process.returncode == 0 else f"exit {process.returncode}"), output
+
+
+def find_sanitizer():
+    """The sanitizer on the path, or where toolkits put it."""
+    places = ["/usr/local/cuda/bin/compute-sanitizer", "/usr/local/cuda/compute-sanitizer/compute-sanitizer"]
+    return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+
+
+def commit(bundle):
+    """What the bundle was built from."""
+    path = bundle / "commit.txt"
+    return path.read_text().strip() if path.is_file() else "unknown"
+
+
+def driver():
+    """The driver's version, as its own tool prints it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return found.stdout.strip().splitlines()[0] if found.returncode == 0 and found.stdout.strip() else "unknown"
+
+
+def shape(row):
+    """A row's shape in few characters."""
+    pattern = row.get("pattern")
+    text = f"{row['batch']}x{row['seq_len']}"
+    return text + (f" D{pattern[0]}W{pattern[1]}" if pattern else f" N{row['heads'] * row['head_dim']}")
+
+
+def summary(results):
+    """Steps, wrong lines, then the figures, as far as they fit."""
+    lines = [f"{results['date']}, commit {results['commit']}, driver {results['driver']}, limits {results['limits']}"]
+    failed = []
+    for name, step in results["steps"].items():
+        lines.append(f"{name:24} {step['verdict']}{': ' + step['why'] if step['why'] else ''} ({step['seconds']} s)")
+        if step["verdict"] not in ("ok", "skipped"):
+            failed.append(name)
+    for name in failed:
+        tail = results["steps"][name]["tail"].splitlines()
+        wrong = [line for line in tail if "WRONG" in line or "rror" in line][:6] or tail[-4:]
+        lines += [f"--- {name}", *(line[:300] for line in wrong)]
+    rows = []
+    for row in results["rows"]:
+        name = f"{row['operator']} {row['method']} {shape(row)}"
+        if row["head_dim"] == 64:
+            name += " dh64"
+        if "median_ms" in row:
+            rows.append(f"{name}: {row['median_ms']:.4g} ms, {row['ratio']:.2f}x")
+    for row in results["peers"]:
+        found = f"{row['median_ms']:.4g} ms" if "median_ms" in row else row.get("failed", "?")[:60]
+        rows.append(f"{row['peer']} {shape(row)}: {found}")
+    text = "\n".join(lines)[: SUMMARY_CHARACTERS - 400]
+    left_out = 0
+    for row in rows:
+        if len(text) + len(row) + 60 > SUMMARY_CHARACTERS:
+            left_out += 1
+        else:
+            text += "\n" + row
+    return text + (f"\n{left_out} more rows in results.json" if left_out else "")
+
+
+def parse(arguments):
+    """The options, with the steps spelled out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default_out = os.environ.get("OUT", "target/gpu-results")
+    parser.add_argument("--steps", default="all", help="steps or sets of them, comma-separated; see --list")
+    parser.add_argument("--list", action="store_true", help="print every step and set")
+    parser.add_argument("--bundle", type=Path, default=HERE, help="folder with gpu_check")
+    parser.add_argument("--out", type=Path, default=Path(default_out))
+    parser.add_argument("--seconds", type=float, default=570, help="for all steps together")
+    parser.add_argument("--tiny", action="store_true", help="shapes that a CPU can do")
+    options = parser.parse_args(arguments)
+    wanted = []
+    for name in options.steps.split(","):
+        if name not in SETS and name not in all_steps():
+            known = ", ".join([*SETS, *all_steps()])
+            parser.error(f"--steps: expected some of {known}; found `{name}`")
+        wanted += SETS.get(name, [name])
+    options.steps = list(dict.fromkeys(wanted))
+    return options
+
+
+def main(arguments):
+    """Runs the steps; the exit code."""
+    options = parse(arguments)
+    if options.list:
+        for name, steps in SETS.items():
+            print(f"{name}: {', '.join(steps)}")
+        return 0
+    run = Run(options)
+    for step in options.steps:
+        run.step(step)
+    run.log.close()
+    shutil.rmtree(run.work, ignore_errors=True)
+    text = summary(run.results)
+    (run.out / "summary.txt").write_text(text + "\n")
+    print(text)
+    return 1 if run.failures() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

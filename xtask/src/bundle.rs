@@ -1,0 +1,181 @@
+//! What a machine with a GPU needs to check and measure the kernels: binaries and scripts in one
+//! folder.
+
+use crate::setup;
+use crate::step::{Error, Steps, say};
+use crate::workspace::Workspace;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Below the target directory, which git ignores.
+const FOLDER: &str = "gpu-bundle";
+const SCRIPTS: &str = "benches/gpu";
+/// Bytes of all files together; what travels to such a machine is limited.
+const MOST_BYTES: u64 = 50 << 20;
+/// Sets of steps of benches/gpu/check.py, each of at most ten minutes.
+const RUNS: [(&str, &str); 4] = [
+    ("first", "every kernel against the reference, memcheck"),
+    ("bench", "our times"),
+    ("peers", "PyTorch's times"),
+    ("sanitize", "racecheck, initcheck, synccheck"),
+];
+
+/// Builds and copies everything, and says what to type on the other machine.
+pub fn run(workspace: &Workspace) -> Result<(), Error> {
+    let steps = Steps::new(workspace);
+    setup::run(workspace)?;
+    let mut build = Command::new("cargo");
+    build.args(["build", "--release"]);
+    build.args(["-p", "ratplus-benches", "-p", "ratplus"]);
+    build.args(["-p", "ratplus-onnxruntime"]);
+    steps.run(
+        "build gpu_check, the ratplus command and the ONNX Runtime library",
+        &mut build,
+        "mend what the compiler says above, then run it again",
+    )?;
+    let check = workspace.release.join("gpu_check");
+    embeds_code(&check)?;
+
+    let folder = workspace.target.join(FOLDER);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).map_err(|error| unwritable(&folder, &error))?;
+    }
+    std::fs::create_dir_all(&folder).map_err(|error| unwritable(&folder, &error))?;
+    for binary in [check, workspace.program(), workspace.ort_plugin()] {
+        strip(&steps, &binary, &folder)?;
+    }
+    for script in scripts()? {
+        let to = folder.join(script.file_name().unwrap_or_default());
+        std::fs::copy(&script, &to).map_err(|error| unwritable(&to, &error))?;
+    }
+    let commit = folder.join("commit.txt");
+    std::fs::write(&commit, commit_name()).map_err(|error| unwritable(&commit, &error))?;
+
+    let total = list(&folder)?;
+    if total > MOST_BYTES {
+        return Err(Error::new(
+            format!(
+                "{}: expected at most {} bytes in all, found {total}",
+                folder.display(),
+                MOST_BYTES
+            ),
+            "leave something out, in xtask/src/bundle.rs",
+        ));
+    }
+    say(&format!(
+        "\nCarry {0} to the machine with the GPU; there, from the checkout's root:",
+        folder.display()
+    ));
+    for (name, what) in RUNS {
+        say(&format!(
+            "    python3 {}/check.py --steps {name:9} # {what}",
+            folder.display()
+        ));
+    }
+    say("and here, with the results.json of each:");
+    say("    python3 benches/gpu/report.py FILE...");
+    Ok(())
+}
+
+/// The other machine need not have NVRTC.
+fn embeds_code(check: &Path) -> Result<(), Error> {
+    let remedy = "run `cargo xtask setup` (it installs nvcc), then this again";
+    let output = Command::new(check).arg("info").output().map_err(|error| {
+        Error::new(format!("{}: did not run: {error}", check.display()), remedy)
+    })?;
+    // Without a driver it ends with an error, after this line.
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().find(|line| line.starts_with("embedded: ")) {
+        Some(line) if line.contains("nvcc") => {
+            say(&format!("    {line}"));
+            Ok(())
+        }
+        found => Err(Error::new(
+            format!(
+                "{}: expected the code of the CUDA kernels in it, found `{}`",
+                check.display(),
+                found.unwrap_or_default()
+            ),
+            remedy,
+        )),
+    }
+}
+
+/// Copies a binary without its symbols.
+fn strip(steps: &Steps<'_>, binary: &Path, folder: &Path) -> Result<(), Error> {
+    let name = binary.file_name().unwrap_or_default();
+    let mut strip = Command::new("strip");
+    strip
+        .args(["--strip-unneeded", "-o"])
+        .arg(folder.join(name))
+        .arg(binary);
+    steps.run_quiet(
+        &format!("copy {}", name.to_string_lossy()),
+        &mut strip,
+        "install binutils (Debian: apt install binutils)",
+    )
+}
+
+/// The Python files of benches/gpu.
+fn scripts() -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(SCRIPTS).map_err(|error| {
+        Error::new(
+            format!("{SCRIPTS}: {error}"),
+            "restore the folder from the repository",
+        )
+    })?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut scripts: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|extension| extension == "py"))
+        .collect();
+    scripts.sort();
+    Ok(scripts)
+}
+
+/// What the binaries were built from.
+fn commit_name() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).output().ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then_some(text)
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else {
+        return "unknown".into();
+    };
+    match git(&["status", "--porcelain", "--untracked-files=no"]) {
+        Some(changes) if changes.is_empty() => commit,
+        _ => format!("{commit} with changes"),
+    }
+}
+
+/// Prints every file's size; their sum.
+fn list(folder: &Path) -> Result<u64, Error> {
+    let entries = std::fs::read_dir(folder).map_err(|error| unwritable(folder, &error))?;
+    let sized = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len())));
+    let mut files: Vec<_> = sized.collect();
+    files.sort();
+    let mut total = 0;
+    for (path, bytes) in &files {
+        say(&format!(
+            "    {:9.3} MB  {}",
+            megabytes(*bytes),
+            path.display()
+        ));
+        total += bytes;
+    }
+    say(&format!("    {:9.3} MB  in all", megabytes(total)));
+    Ok(total)
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(
+        format!("{}: {error}", path.display()),
+        "free disk space or permissions, then run it again",
+    )
+}
