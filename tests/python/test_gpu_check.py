@@ -17,7 +17,7 @@ def check(*arguments):
 
 @pytest.fixture(scope="module")
 def package(export):
-    return export(case="d16_w20_i4", batch=3, max_seq_len=40, dtype="bf16", logits="last")
+    return export(case="d16_w20_i4", batch=3, max_seq_len=40, prefill_lengths=(7,), dtype="bf16", logits="last")
 
 
 @pytest.mark.parametrize("steps", [100])
