@@ -58,8 +58,8 @@ after it, the scan's floor plus the attention's. `x` is the time over the floor.
 
 PEERS = """\
 `official` is the composition of the released code as `benches/gpu/peers.py` builds it: RecurrenceScan by a compiled
-`associative_scan` in f32, FlexAttention compiled, its block mask built in every forward; `flex` is that FlexAttention
-alone, without its mask; `slots` is SDPA over the dilated keys alone, which is less than the operator.
+`associative_scan` in f32, FlexAttention compiled, its block mask built in every forward, in one call where the released
+code makes two and merges them; `flex` is that FlexAttention alone, without its mask; `slots` is SDPA over the dilated keys alone, which is less than the operator.
 """
 
 

@@ -88,7 +88,7 @@ mod tests {
             let bytes = encode(element, &values);
             assert_eq!(bytes.len(), 100 * element.size());
             assert_eq!(decode(element, &bytes), values);
-            assert!(decode(element, &vec![0xff; 16]).iter().all(|x| x.is_nan()));
+            assert!(decode(element, &[0xff; 16]).iter().all(|x| x.is_nan()));
             let rounded = f64::from(round(element)(1.0 / 3.0));
             assert!((rounded * 3.0 - 1.0).abs() <= unit(element));
         }
