@@ -37,8 +37,9 @@ struct HeadTensors {
 };
 
 // x rotated: the pair (low, high) is `half` channels apart.
-RATPLUS_DEVICE float rotate_low(float low, float high, float cos, float sin) { return low * cos - high * sin; }
-RATPLUS_DEVICE float rotate_high(float low, float high, float cos, float sin) { return high * cos + low * sin; }
+// Roundings are spelled out: every kernel that rotates a key makes the same bits of it.
+RATPLUS_DEVICE float rotate_low(float low, float high, float cos, float sin) { return fma(low, cos, -(high * sin)); }
+RATPLUS_DEVICE float rotate_high(float low, float high, float cos, float sin) { return fma(high, cos, low * sin); }
 
 // The eight or four pairs of channels from `d` on, `half` apart, of the row at `from`.
 template <typename T>
