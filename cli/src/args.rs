@@ -193,7 +193,7 @@ pub struct LibraryArgs {
 pub struct VerifyArgs {
     /// The package
     pub dir: PathBuf,
-    /// Backends to run [default: all present]
+    /// Backends to run: ort-cpu, ort-cuda, ort-fallback, tract [default: all present]
     #[arg(long, value_name = "B", value_delimiter = ',')]
     pub backend: Vec<String>,
     /// What backends are compared with where there is no golden file
@@ -254,7 +254,7 @@ pub struct GenerateArgs {
     /// Stop at these tokens too; the tokenizer's end of text always stops
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub stop_tokens: Vec<u32>,
-    /// Engine to run
+    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback or tract
     #[arg(long, default_value = "ort-cpu")]
     pub backend: String,
     /// Print speed and implementations on standard error

@@ -364,7 +364,7 @@ fn prompts_that_cannot_run_are_refused() {
         generate(&["--prompt", &long]),
         generate(&["--prompt", "And", "--temperature", "-1"]),
         generate(&["--prompt", "And", "--top-p", "1.5"]),
-        generate(&["--prompt", "And", "--backend", "ort-cuda"]),
+        generate(&["--prompt", "And", "--backend", "tensorrt"]),
         generate(&["--prompt", "And", "--backend", "abacus"]),
         generate(&["--prompt", "And", "--stop-tokens", "2048"]),
     ];
@@ -405,9 +405,42 @@ fn a_missing_runtime_is_one_clear_message() {
     let (stdout, stderr) = texts(&output);
     assert!(output.status.success(), "{stderr}");
     assert!(
-        stdout.contains("2 backends skipped") && stdout.contains("skipped      ort-cpu"),
+        stdout.contains("3 backends skipped") && stdout.contains("skipped      ort-cpu"),
         "{stdout}"
     );
+}
+
+#[test]
+fn ort_cuda_without_what_it_needs_is_refused() {
+    let scratch = Scratch::new();
+    let case = case("kjv_d16w64i4");
+    let tokenizer = case.file("tokenizer.json");
+    let flags = ["--prefill-lengths", "8", "--tokenizer"];
+    let flags = [&flags[..], &[tokenizer.to_str().unwrap()]].concat();
+    let package = scratch.export(&case, "package", &flags);
+    let (doctor, _) = texts(&run(["doctor", "--json"]));
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&doctor).unwrap();
+    let ready = findings
+        .iter()
+        .find(|finding| finding["name"] == "ort-cuda");
+    if ready.unwrap()["found"] == true {
+        eprintln!("SKIPPED refusals of ort-cuda: this machine has what it needs");
+        return;
+    }
+    for command in [&["verify"][..], &["generate", "--prompt", "And"]] {
+        let mut args: Vec<OsString> = command.iter().map(OsString::from).collect();
+        args.extend([
+            "--backend".into(),
+            "ort-cuda".into(),
+            package.clone().into(),
+        ]);
+        let text = scratch.refused(args);
+        assert!(text.contains("backend `ort-cuda`: "), "{text}");
+        assert!(
+            text.contains("onnxruntime-gpu") || text.contains("NVIDIA's driver"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

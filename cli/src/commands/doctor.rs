@@ -73,6 +73,16 @@ fn findings(args: &DoctorArgs) -> Vec<Finding> {
     findings.push(backend("ort-cpu", both, "ONNX Runtime and the custom ops"));
     findings.push(backend("ort-fallback", runtime.is_ok(), "ONNX Runtime"));
     findings.push(backend("tract", true, ""));
+    let provider = runtime.as_ref().is_ok_and(|runtime| {
+        let mut providers = runtime.providers.iter();
+        providers.any(|name| name == "CUDAExecutionProvider")
+    });
+    findings.push(backend(
+        "ort-cuda",
+        both && provider && Device::describe(0).is_ok(),
+        "the custom ops, ONNX Runtime with CUDAExecutionProvider (`pip install \
+         \"onnxruntime-gpu[cuda,cudnn]\"`) and a CUDA device",
+    ));
     findings.extend(cuda_findings(
         runtime.as_ref().ok().map(|found| &*found.path),
     ));
