@@ -3,7 +3,7 @@
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{Api, DeviceErrors, Dylib, EMULATED, Value};
+use crate::raw::{Api, Builder, DeviceErrors, Dylib, EMULATED, Value};
 use ratplus_graphs::manifest::WEIGHTS_FILE;
 use ratplus_kernels::cuda::{CudaError, Device};
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ impl Gpu {
     pub fn open(
         ordinal: i32,
         runtime: &OnnxRuntime,
-        api: &Api,
+        api: &'static Api,
         operators: &Path,
     ) -> Result<Self, BackendError> {
         let unavailable = |reason| BackendError::Unavailable {
@@ -66,19 +66,26 @@ impl Gpu {
                 operators.display()
             ));
         });
-        match (device, errors) {
-            (Ok(device), Ok(errors)) if problems.is_empty() => {
-                if !EMULATED {
-                    load_cuda_libraries(&runtime.path);
-                }
-                Ok(Self {
-                    device,
-                    ordinal,
-                    errors,
-                })
-            }
-            _ => Err(unavailable(problems.join("\n  "))),
+        let (Ok(device), Ok(errors), true) = (device, errors, problems.is_empty()) else {
+            return Err(unavailable(problems.join("\n  ")));
+        };
+        if !EMULATED {
+            load_cuda_libraries(&runtime.path);
         }
+        // Loads the provider, and the libraries that it is linked with.
+        if let Err(error) = Builder::new(api).and_then(|builder| builder.cuda(ordinal, false)) {
+            return Err(unavailable(format!(
+                "ONNX Runtime {version} at `{path}` has the provider {PROVIDER} but cannot use it: \
+                 {}; install the CUDA libraries that it was built for (`pip install \
+                 \"onnxruntime-gpu[cuda,cudnn]\"`)",
+                error.message
+            )));
+        }
+        Ok(Self {
+            device,
+            ordinal,
+            errors,
+        })
     }
 
     /// Every stored tensor in the GPU's memory, in one copy that all engines use.
