@@ -19,6 +19,6 @@ def test_the_suite_of_the_runtime_runs_ort_cuda_on_the_emulator(emulated_library
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
-    passed = re.search(r"test result: ok\. (\d+) passed; 0 failed", output)
-    assert passed and int(passed[1]) >= 30, output
-    assert "SKIPPED ort-cuda" not in output
+    for test in ["session::any_chunking_is_one_pass", "emulated::a_session_may_change_threads_between_steps"]:
+        assert f"test {test} ... ok" in re.sub(r"\n(?!test )", "", output), output
+    assert "SKIPPED" not in output, output

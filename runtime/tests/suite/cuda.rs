@@ -1,12 +1,10 @@
-//! ort-cuda: refused with what is missing, and, in the emulator, what only a GPU's driver does.
+//! ort-cuda is refused with everything that is missing.
 
-use crate::common::{EMULATED, Fixture, MAX_SEQ_LEN, Options, fixture, tokens};
-use ratplus_graphs::manifest::{Fallback, LogitsMode};
-use ratplus_graphs::ops::ElementType;
+use crate::common::{EMULATED, Fixture, Options, fixture};
+use ratplus_graphs::manifest::Fallback;
 use ratplus_kernels::cuda::Device;
 use ratplus_runtime::backend::{BackendError, BackendKind, Session, SessionOptions};
 use ratplus_runtime::ort_library;
-use ratplus_runtime::verify::{VerifyOptions, verify};
 
 fn refusal(fixture: &Fixture, options: &SessionOptions) -> Option<String> {
     match Session::open(&fixture.package, BackendKind::OrtCuda, options) {
@@ -73,77 +71,4 @@ fn a_library_of_operators_without_the_report_of_errors_is_refused() {
         found.contains(&runtime.path.display().to_string()),
         "{found}"
     );
-}
-
-/// Logits of every step of a prompt, the last token's, decoded in slot 1.
-fn decode(session: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
-    let step = |session: &mut Session, &token: &u32| {
-        let step = session.run(1, &[7, token.into()], &[0, 1]).unwrap();
-        let logits = step.last_logits(1).unwrap();
-        logits.iter().map(|value| value.to_bits()).collect()
-    };
-    prompt.iter().map(|token| step(session, token)).collect()
-}
-
-fn open(fixture: &Fixture, without_cuda_graph: bool) -> Option<Session> {
-    if !EMULATED {
-        eprintln!("SKIPPED ort-cuda: needs a GPU, or feature cuda-emulation");
-        return None;
-    }
-    let options = SessionOptions {
-        without_cuda_graph,
-        ..SessionOptions::default()
-    };
-    let session = Session::open(&fixture.package, BackendKind::OrtCuda, &options);
-    Some(session.unwrap_or_else(|error| panic!("{error}")))
-}
-
-#[test]
-fn a_session_may_change_threads_between_steps() {
-    let fixture = fixture(Options::default());
-    let prompt = tokens(11, 20);
-    let (Some(mut session), Some(mut eager)) = (open(&fixture, false), open(&fixture, true)) else {
-        return;
-    };
-    let expected = decode(&mut eager, &prompt);
-    let mut found = decode(&mut session, &prompt[..6]);
-    // Every thread records a graph of its own, which no state may feel.
-    for range in [6..12, 12..20] {
-        let session = &mut session;
-        let decoded = std::thread::scope(|scope| {
-            let run = scope.spawn(|| decode(session, &prompt[range]));
-            run.join().unwrap()
-        });
-        found.extend(decoded);
-    }
-    assert_eq!(found, expected);
-}
-
-#[test]
-fn products_in_the_package_type_are_within_the_tolerance() {
-    for dtype in [ElementType::F32, ElementType::F16] {
-        let fixture = fixture(Options {
-            dtype,
-            logits: LogitsMode::All,
-            ..Options::default()
-        });
-        if open(&fixture, false).is_none() {
-            return;
-        }
-        let options = VerifyOptions {
-            backends: vec![BackendKind::Tract, BackendKind::OrtCuda],
-            chunks: Vec::new(),
-            session: SessionOptions::default(),
-            tokens: MAX_SEQ_LEN,
-            seed: 5,
-        };
-        let report = verify(&fixture.package, None, &options, &mut |_| {}).unwrap();
-        for row in &report.rows {
-            println!(
-                "{dtype} {} {}: {:e} of {:e}",
-                row.backend, row.route, row.max_error, row.tolerance
-            );
-        }
-        assert!(report.passed, "{dtype}");
-    }
 }

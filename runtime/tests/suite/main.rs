@@ -2,6 +2,8 @@
 
 mod common;
 mod cuda;
+#[cfg(feature = "cuda-emulation")]
+mod emulated;
 mod generate;
 mod package;
 mod session;
