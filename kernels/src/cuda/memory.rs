@@ -56,7 +56,13 @@ impl DeviceMemory {
         let call = self.device.driver.call.cuMemcpyHtoD_v2;
         // SAFETY: `from` is readable, and the device memory holds as many bytes.
         let code = unsafe { call(self.address, from.as_ptr().cast(), from.len()) };
-        self.device.driver.check("cuMemcpyHtoD", code)
+        self.device.driver.check("cuMemcpyHtoD", code)?;
+        // From pageable memory the call may return once the bytes are staged, and streams that do
+        // not block do not wait for the stream of the copy.
+        let call = self.device.driver.call.cuStreamSynchronize;
+        // SAFETY: the null stream is the one that the copy ran in.
+        let code = unsafe { call(std::ptr::null_mut()) };
+        self.device.driver.check("cuStreamSynchronize", code)
     }
 
     /// Reads its first bytes and waits for that. Does not wait for streams of the caller's.
