@@ -108,10 +108,11 @@ class Run:
         if kind in ("limits", "peers"):
             command = [sys.executable, str(HERE / "peers.py"), "--only", what or kind, "--json", str(self.part(step))]
             return command, LIMITS[kind]
-        script = HERE / "ort_cuda_check.py"
-        if not script.is_file():
-            return f"{script.name} is not here", 0
-        return [sys.executable, str(script)], LIMITS["ort"]
+        package, library = self.bundle / "package", self.bundle / "libratplus_ort.so"
+        missing = next((path.name for path in (package, library) if not path.exists()), None)
+        if missing or not has_cuda_provider():
+            return f"{missing} is not in the bundle" if missing else "onnxruntime-gpu is not installed", 0
+        return [sys.executable, str(HERE / "ort_cuda_check.py"), str(package), "--library", str(library)], LIMITS["ort"]
 
     def part(self, step):
         """The file that a step writes."""
@@ -197,6 +198,12 @@ def find_sanitizer():
     """The sanitizer on the path, or where toolkits put it."""
     places = ["/usr/local/cuda/bin/compute-sanitizer", "/usr/local/cuda/compute-sanitizer/compute-sanitizer"]
     return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+
+
+def has_cuda_provider():
+    """Whether this Python's ONNX Runtime was built for CUDA."""
+    script = "import onnxruntime as o; raise SystemExit('CUDAExecutionProvider' not in o.get_available_providers())"
+    return subprocess.run([sys.executable, "-c", script], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def commit(bundle):

@@ -37,6 +37,7 @@ python3 target/gpu-bundle/check.py --steps first      # every kernel against the
 python3 target/gpu-bundle/check.py --steps bench      # our times
 python3 target/gpu-bundle/check.py --steps peers      # PyTorch's times
 python3 target/gpu-bundle/check.py --steps sanitize   # racecheck, initcheck, synccheck
+python3 target/gpu-bundle/check.py --steps ort        # captured against eager, under onnxruntime-gpu
 ```
 
 Each writes `results.json`, `log.txt` and `summary.txt` below `--out` (default: `$OUT`, else `target/gpu-results`).

@@ -1,8 +1,8 @@
 //! What a machine with a GPU needs to check and measure the kernels: binaries and scripts in one
 //! folder.
 
-use crate::setup;
 use crate::step::{Error, Steps, say};
+use crate::toolkit;
 use crate::workspace::Workspace;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,20 +10,26 @@ use std::process::Command;
 /// Below the target directory, which git ignores.
 const FOLDER: &str = "gpu-bundle";
 const SCRIPTS: &str = "benches/gpu";
+/// What the package for the `ort` step is made of.
+const CHECKPOINT: &str = "tests/golden/kjv_d16w64i4";
 /// Bytes of all files together; what travels to such a machine is limited.
-const MOST_BYTES: u64 = 50 << 20;
+const MOST_BYTES: u64 = 60 << 20;
 /// Sets of steps of benches/gpu/check.py, each of at most ten minutes.
-const RUNS: [(&str, &str); 4] = [
+const RUNS: [(&str, &str); 5] = [
     ("first", "every kernel against the reference, memcheck"),
     ("bench", "our times"),
     ("peers", "PyTorch's times"),
     ("sanitize", "racecheck, initcheck, synccheck"),
+    (
+        "ort",
+        "captured against eager under onnxruntime-gpu, where it is installed",
+    ),
 ];
 
 /// Builds and copies everything, and says what to type on the other machine.
 pub fn run(workspace: &Workspace) -> Result<(), Error> {
     let steps = Steps::new(workspace);
-    setup::run(workspace)?;
+    toolkit::run(workspace)?;
     let mut build = Command::new("cargo");
     build.args(["build", "--release"]);
     build.args(["-p", "ratplus-benches", "-p", "ratplus"]);
@@ -48,6 +54,7 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
         let to = folder.join(script.file_name().unwrap_or_default());
         std::fs::copy(&script, &to).map_err(|error| unwritable(&to, &error))?;
     }
+    package(workspace, &steps, &folder.join("package"))?;
     let commit = folder.join("commit.txt");
     std::fs::write(&commit, commit_name()).map_err(|error| unwritable(&commit, &error))?;
 
@@ -116,6 +123,24 @@ fn strip(steps: &Steps<'_>, binary: &Path, folder: &Path) -> Result<(), Error> {
     )
 }
 
+/// A small trained model, for decoding under ONNX Runtime.
+fn package(workspace: &Workspace, steps: &Steps<'_>, folder: &Path) -> Result<(), Error> {
+    let mut export = Command::new(workspace.program());
+    export
+        .arg("export")
+        .arg(format!("{CHECKPOINT}/model.pth"))
+        .arg("--config")
+        .arg(format!("{CHECKPOINT}/config.json"))
+        .args(["--dtype", "bf16", "--batch", "4", "--max-seq-len", "1024"])
+        .args(["--prefill-lengths", "64", "-o"])
+        .arg(folder);
+    steps.run_quiet(
+        "export the package of the `ort` step",
+        &mut export,
+        "read its message above",
+    )
+}
+
 /// The Python files of benches/gpu.
 fn scripts() -> Result<Vec<PathBuf>, Error> {
     let entries = std::fs::read_dir(SCRIPTS).map_err(|error| {
@@ -150,20 +175,26 @@ fn commit_name() -> String {
 
 /// Prints every file's size; their sum.
 fn list(folder: &Path) -> Result<u64, Error> {
-    let entries = std::fs::read_dir(folder).map_err(|error| unwritable(folder, &error))?;
-    let sized = entries
-        .flatten()
-        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len())));
-    let mut files: Vec<_> = sized.collect();
+    let mut folders = vec![folder.to_owned()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder).map_err(|error| unwritable(&folder, &error))?;
+        for entry in entries.flatten() {
+            match entry.metadata() {
+                Ok(data) if data.is_dir() => folders.push(entry.path()),
+                Ok(data) => files.push((entry.path(), data.len())),
+                Err(error) => return Err(unwritable(&entry.path(), &error)),
+            }
+        }
+    }
     files.sort();
-    let mut total = 0;
+    let total = files.iter().map(|(_, bytes)| bytes).sum();
     for (path, bytes) in &files {
         say(&format!(
             "    {:9.3} MB  {}",
             megabytes(*bytes),
             path.display()
         ));
-        total += bytes;
     }
     say(&format!("    {:9.3} MB  in all", megabytes(total)));
     Ok(total)
