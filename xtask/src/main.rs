@@ -8,6 +8,7 @@ mod resources;
 mod setup;
 mod step;
 mod suite;
+mod tensorrt;
 mod toolkit;
 mod workspace;
 
@@ -18,7 +19,8 @@ const HELP: &str = "\
 cargo xtask <command>
 
   setup   into the target directory: a Python environment with ONNX Runtime
-          (tests/python/requirements.txt), and NVIDIA's compilers for the CUDA kernels
+          (tests/python/requirements.txt), NVIDIA's compilers for the CUDA kernels, and
+          TensorRT's headers
   demo    the Python environment, build, then export, inspect, verify and generate with a small
           trained model
   test    setup, build, then every Rust and Python test; ends with `N passed, N failed, N skipped`

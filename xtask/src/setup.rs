@@ -1,7 +1,8 @@
 //! What is installed into the target directory: the Python environment with ONNX Runtime and what
-//! the Python tests import, and the CUDA toolkit.
+//! the Python tests import, the CUDA toolkit, and TensorRT's headers.
 
 use crate::step::{Error, Steps, say};
+use crate::tensorrt;
 use crate::toolkit;
 use crate::workspace::Workspace;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,8 @@ const INSTALL_REMEDY: &str = "check the network (pip honours HTTPS_PROXY, PIP_IN
 /// Installs everything that is not there yet.
 pub fn run(workspace: &Workspace) -> Result<(), Error> {
     python(workspace)?;
-    toolkit::run(workspace)
+    toolkit::run(workspace)?;
+    tensorrt::headers(workspace)
 }
 
 /// Makes the Python environment, or finds that it is there.

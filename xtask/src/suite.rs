@@ -4,6 +4,7 @@ use crate::Outcome;
 use crate::counts::{CargoTest, Pytest, Totals};
 use crate::setup;
 use crate::step::{Error, Steps, say};
+use crate::tensorrt;
 use crate::toolkit;
 use crate::workspace::Workspace;
 use std::process::Command;
@@ -36,6 +37,7 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
     let steps = Steps::new(workspace);
     setup::run(workspace)?;
     setup::other_runtimes(workspace);
+    tensorrt::libraries(workspace);
     let remedy = "mend what the compiler says above, then run it again";
     // Tests among the targets: the same features, so that the test run compiles nothing twice.
     let mut build = Command::new("cargo");
