@@ -11,9 +11,9 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 
 /// No operator has more inputs.
-const MAX_INPUTS: usize = 9;
+pub const MAX_INPUTS: usize = 9;
 /// No operator has more outputs.
-const MAX_OUTPUTS: usize = 4;
+pub const MAX_OUTPUTS: usize = 4;
 
 /// Input shapes a node keeps plans for. A node of a static model has one; one that alternates
 /// between prefill chunks and decode has one per chunk length.
@@ -89,7 +89,7 @@ impl Kernel {
         };
         let mut plans: [OnceLock<Prepared>; PLANS] = Default::default();
         if let Some(plan) = plan {
-            plans[0] = OnceLock::from(processor.prepare(element, plan)?);
+            plans[0] = OnceLock::from(processor.prepare(plan)?);
         }
         Ok(Self {
             api,
@@ -200,7 +200,7 @@ impl Kernel {
         let shapes: Vec<_> = inputs.iter().map(|input| input.shape).collect();
         self.check_element(&shapes)?;
         let plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
-        let mut prepared = self.processor.prepare(self.element, plan)?;
+        let mut prepared = self.processor.prepare(plan)?;
         for slot in &self.plans {
             match slot.set(prepared) {
                 Ok(()) => {

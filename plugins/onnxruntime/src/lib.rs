@@ -19,7 +19,6 @@
 mod api;
 mod compute;
 mod descriptor;
-mod device_errors;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod guard;
@@ -31,6 +30,7 @@ mod registry;
 mod version;
 
 use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
+use ratplus_kernels::cuda::take_device_error;
 use std::ffi::c_char;
 
 /// Adds both operators to `options`; the entry point ORT looks up by name.
@@ -68,7 +68,7 @@ pub unsafe extern "C" fn RegisterCustomOps(
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)] // As ORT's.
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
-    let Ok(Some(message)) = guard::outcome(|| Ok(device_errors::take())) else {
+    let Ok(Some(message)) = guard::outcome(|| Ok(take_device_error())) else {
         return 0;
     };
     if let Some(room) = capacity.checked_sub(1) {

@@ -12,6 +12,10 @@ use ratplus_graphs::ops::{
 pub struct Plan {
     /// The inputs this plan is for.
     pub inputs: Vec<TensorShape>,
+    /// The same, as the schema's functions take them.
+    pub types: Vec<TensorType>,
+    /// [`Op::DilatedAttention`] only.
+    pub attributes: Option<AttentionAttributes>,
     /// The outputs they make.
     pub outputs: Vec<TensorShape>,
     /// `B`.
@@ -56,6 +60,7 @@ impl Plan {
         let dim = |port: usize, axis: usize| types[port].shape[axis];
         Ok(Self {
             inputs: inputs.to_vec(),
+            attributes: attributes.cloned(),
             outputs: outputs
                 .iter()
                 .map(|output| TensorShape::new(output.dtype, &output.shape))
@@ -68,6 +73,7 @@ impl Plan {
                 layout: attributes.cache_layout(dim(7, 0)),
                 scale: attributes.scale,
             }),
+            types,
         })
     }
 }

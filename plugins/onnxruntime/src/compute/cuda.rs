@@ -1,15 +1,15 @@
 //! Runs on a GPU, in the stream of ORT's CUDA provider.
 
+use super::Call;
 use super::workspace::Workspace;
-use super::{Call, PAST_LENGTH, SEQ_LENGTH};
-use crate::api::{Api18, Failure};
-use crate::device_errors::{self, NodeNumber};
+use crate::api::{Api18, Failure, Tensor};
+use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 use crate::plan::Plan;
 use ort_sys::{OrtAllocator, OrtErrorCode, OrtKernelInfo, OrtMemoryInfo};
-use ratplus_graphs::ops::{ElementType, Op};
+use ratplus_graphs::ops::Op;
 use ratplus_kernels::cuda::{
-    AttentionPlan, AttentionShape, AttentionTensors, CudaError, Device, DevicePtr, ScanPlan,
-    ScanShape, ScanTensors, Stream,
+    CudaError, Device, DevicePtr, NodeNumber, OperatorPlan, PlanError, Stream,
+    describe_device_error, register_node,
 };
 use std::ptr::{null, null_mut};
 
@@ -21,14 +21,6 @@ pub struct Cuda {
     arena: Arena,
     device: &'static Device,
     node: NodeNumber,
-}
-
-/// Launches for one set of shapes.
-pub enum Launch {
-    /// [`Op::RecurrenceScan`].
-    Scan(ScanPlan),
-    /// [`Op::DilatedAttention`].
-    Attention(AttentionPlan),
 }
 
 impl Cuda {
@@ -56,7 +48,7 @@ impl Cuda {
         Ok(Self {
             arena,
             device,
-            node: device_errors::register(device, op, name),
+            node: register_node(device, op, name),
         })
     }
 
@@ -64,30 +56,12 @@ impl Cuda {
     ///
     /// # Errors
     /// There are none for this device or these sizes.
-    pub fn prepare(&self, element: ElementType, plan: &Plan) -> Result<Launch, Failure> {
-        let (batch, seq_len) = (plan.batch, plan.seq_len);
-        match &plan.attention {
-            None => {
-                let shape = ScanShape {
-                    element,
-                    batch,
-                    seq_len,
-                    channels: plan.channels,
-                };
-                ScanPlan::new(self.device, shape).map(Launch::Scan)
-            }
-            Some(attention) => {
-                let shape = AttentionShape {
-                    element,
-                    batch,
-                    seq_len,
-                    head_dim: attention.head_dim,
-                    scale: attention.scale,
-                };
-                AttentionPlan::new(self.device, shape, &attention.layout).map(Launch::Attention)
-            }
-        }
-        .map_err(cuda_failure)
+    pub fn prepare(&self, plan: &Plan) -> Result<OperatorPlan, Failure> {
+        let made = OperatorPlan::new(self.device, plan.attributes.as_ref(), &plan.types);
+        made.map_err(|error| match error {
+            PlanError::Schema(errors) => Failure::invalid(errors.to_string()),
+            PlanError::Cuda(error) => cuda_failure(error),
+        })
     }
 
     /// Stops a run where an earlier one left an error.
@@ -100,30 +74,27 @@ impl Cuda {
         };
         Err(Failure::invalid(format!(
             "stopped: the GPU reports an error of an earlier run: {}",
-            device_errors::describe(error)
+            describe_device_error(error)
         )))
     }
 
     /// Puts the node's work into the stream. Lengths are in device memory: kernels check them,
     /// and what they find is reported by this run, by a later one or by
-    /// [`device_errors::take`](crate::device_errors::take), whichever comes after the work.
+    /// [`RatplusTakeDeviceError`](crate::RatplusTakeDeviceError), whichever comes after the work.
     ///
     /// # Errors
     /// What ORT or the driver reports, and what kernels have found by now.
     ///
     /// # Safety
     /// As [`Processor::run`](super::Processor::run), with `launch` made for the call's shapes.
-    pub unsafe fn run(&self, call: &Call<'_>, launch: &Launch) -> Result<(), Failure> {
+    pub unsafe fn run(&self, call: &Call<'_>, launch: &OperatorPlan) -> Result<(), Failure> {
         if EMULATED {
             // A GPU's provider has done it on its threads.
             self.device.make_current().map_err(cuda_failure)?;
         }
         #[cfg(feature = "fault-injection")]
         call.fault.trip("task");
-        let bytes = match launch {
-            Launch::Scan(plan) => plan.workspace_bytes(),
-            Launch::Attention(plan) => plan.workspace_bytes(),
-        };
+        let bytes = launch.workspace_bytes();
         let mut stream = null_mut();
         // SAFETY: the context is the running node's, and the arena its provider's. Memory that
         // goes back at the end is used by later work of the same stream only, and the emulator
@@ -138,15 +109,23 @@ impl Cuda {
         };
         let (memory, node) = (workspace.data.addr() as DevicePtr, self.node.get());
         let stream = Stream(stream);
-        let launched = match launch {
-            // SAFETY: the caller's contract; the workspace has the plan's size, and its memory
-            // belongs to this stream.
-            Launch::Scan(plan) => unsafe { plan.launch(&scan_tensors(call), memory, node, stream) },
-            // SAFETY: as above.
-            Launch::Attention(plan) => unsafe {
-                plan.launch(&attention_tensors(call), memory, node, stream)
-            },
-        };
+        let address = |tensor: &Tensor| tensor.data.addr() as DevicePtr;
+        let (mut inputs, mut outputs) = ([0; MAX_INPUTS], [0; MAX_OUTPUTS]);
+        let (inputs, outputs) = (
+            &mut inputs[..call.inputs.len()],
+            &mut outputs[..call.outputs.len()],
+        );
+        inputs
+            .iter_mut()
+            .zip(call.inputs)
+            .for_each(|(to, tensor)| *to = address(tensor));
+        outputs
+            .iter_mut()
+            .zip(call.outputs)
+            .for_each(|(to, tensor)| *to = address(tensor));
+        // SAFETY: the caller's contract; the workspace has the plan's size, and its memory
+        // belongs to this stream.
+        let launched = unsafe { launch.launch(inputs, outputs, memory, node, stream) };
         launched.map_err(cuda_failure)?;
         #[cfg(feature = "fault-injection")]
         call.fault.trip("launched");
@@ -154,51 +133,10 @@ impl Cuda {
             None => Ok(()),
             Some(error) => Err(Failure::invalid(format!(
                 "the GPU reports an error of this or an earlier run: {}",
-                device_errors::describe(error)
+                describe_device_error(error)
             ))),
         }
     }
-}
-
-fn scan_tensors(call: &Call<'_>) -> ScanTensors {
-    ScanTensors {
-        key: input(call, 0),
-        value: input(call, 1),
-        gate: input(call, 2),
-        state_key: input(call, 3),
-        state_value: input(call, 4),
-        past_length: input(call, PAST_LENGTH),
-        seq_length: input(call, SEQ_LENGTH),
-        gated_key: output(call, 0),
-        gated_value: output(call, 1),
-        new_state_key: output(call, 2),
-        new_state_value: output(call, 3),
-    }
-}
-
-fn attention_tensors(call: &Call<'_>) -> AttentionTensors {
-    AttentionTensors {
-        query: input(call, 0),
-        key: input(call, 1),
-        value: input(call, 2),
-        past_key: input(call, 3),
-        past_value: input(call, 4),
-        past_length: input(call, PAST_LENGTH),
-        seq_length: input(call, SEQ_LENGTH),
-        cos: input(call, 7),
-        sin: input(call, 8),
-        output: output(call, 0),
-        present_key: output(call, 1),
-        present_value: output(call, 2),
-    }
-}
-
-fn input(call: &Call<'_>, index: usize) -> DevicePtr {
-    call.inputs[index].data.addr() as DevicePtr
-}
-
-fn output(call: &Call<'_>, index: usize) -> DevicePtr {
-    call.outputs[index].data.addr() as DevicePtr
 }
 
 fn cuda_failure(error: CudaError) -> Failure {

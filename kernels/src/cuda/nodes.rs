@@ -1,7 +1,7 @@
 //! Errors that kernels find on a GPU while they run, told with the names of their nodes.
 
+use super::{Device, DeviceError};
 use ratplus_graphs::ops::Op;
-use ratplus_kernels::cuda::{Device, DeviceError};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -43,8 +43,8 @@ impl Drop for NodeNumber {
     }
 }
 
-/// A number for a node on `device`, where [`take`] looks from now on.
-pub fn register(device: &'static Device, op: Op, name: String) -> NodeNumber {
+/// A number for a node on `device`, where [`take_device_error`] looks from now on.
+pub fn register_node(device: &'static Device, op: Op, name: String) -> NodeNumber {
     let mut registry = registry();
     if !registry
         .devices
@@ -85,13 +85,14 @@ impl Registry {
     }
 }
 
-/// What happened, with the node's name.
-pub fn describe(error: DeviceError) -> String {
+/// What happened, with the name that the node was [registered](register_node) by.
+pub fn describe_device_error(error: DeviceError) -> String {
     registry().describe(error)
 }
 
-/// An error that a kernel has left on any device of this library, once. Loads nothing.
-pub fn take() -> Option<String> {
+/// An error that a kernel has left on any device with a [registered](register_node) node, once.
+/// Loads nothing.
+pub fn take_device_error() -> Option<String> {
     let registry = registry();
     let mut flags = registry.devices.iter().map(|device| device.error_flag());
     let error = flags.find_map(|flag| flag.take())?;
@@ -131,6 +132,6 @@ mod tests {
 
     #[test]
     fn without_a_device_there_is_no_error() {
-        assert_eq!(take(), None);
+        assert_eq!(take_device_error(), None);
     }
 }
