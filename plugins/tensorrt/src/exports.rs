@@ -1,0 +1,408 @@
+//! What the library exports, and what its C++ classes call.
+#![allow(non_snake_case)] // TensorRT's names.
+
+use crate::abi::{Field, Operator, Tensor};
+use crate::guard::guarded;
+use crate::host;
+use crate::node::{MAX_TENSORS, Node, describe};
+use crate::operator::operator;
+use ratplus_graphs::ops::Op;
+use ratplus_kernels::cuda::take_device_error;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{null, null_mut};
+use std::slice;
+
+#[cfg(tensorrt)]
+unsafe extern "C" {
+    fn ratplus_trt_creators(calls: *const Calls, count: *mut i32) -> *const *mut c_void;
+}
+
+/// Without TensorRT's headers at build time there are no creators.
+///
+/// # Safety
+/// `count` is writable.
+#[cfg(not(tensorrt))]
+unsafe fn ratplus_trt_creators(_calls: *const Calls, count: *mut i32) -> *const *mut c_void {
+    // SAFETY: the caller's contract.
+    unsafe { *count = 0 };
+    null()
+}
+
+/// `IPluginCreatorInterface* const*` of both operators; how many, in `count`.
+///
+/// # Safety
+/// `count` is writable.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getCreators(count: *mut i32) -> *const *mut c_void {
+    guarded(
+        || "getCreators".into(),
+        null(),
+        || {
+            // A registry that asks registers what it gets, with this library as the owner.
+            // SAFETY: the creators live as long as the process.
+            unsafe { host::deregister(&creators()) };
+            // SAFETY: the caller's contract.
+            Ok(unsafe { ratplus_trt_creators(&raw const CALLS, count) })
+        },
+    )
+}
+
+/// Takes where to find the loggers of the host that calls.
+///
+/// # Safety
+/// `finder` is null or an `nvinfer1::ILoggerFinder` that lives as long as its library.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn setLoggerFinder(finder: *mut c_void) {
+    guarded(
+        || "setLoggerFinder".into(),
+        (),
+        || {
+            // SAFETY: the caller's contract.
+            unsafe { host::set_logger_finder(finder) };
+            Ok(())
+        },
+    );
+}
+
+/// Takes an error that a kernel has left on a GPU: lengths of a slot that do not fit, with the
+/// names of layer and slot. To be asked once a run is complete on the GPU; needed where nothing
+/// else tells, as after a replay of a CUDA graph.
+///
+/// Returns 0 where there is none. Otherwise returns the length of the message in bytes, writes
+/// as much of it to `text` as `capacity` has room for, ends it with a null byte, and forgets the
+/// error. May be called at any time and from any thread; loads nothing.
+///
+/// # Safety
+/// `text` points to `capacity` writable bytes; it may be null where `capacity` is 0, which loses
+/// the message.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
+    let taken = guarded(
+        || "RatplusTakeDeviceError".into(),
+        None,
+        || Ok(take_device_error()),
+    );
+    let Some(message) = taken else {
+        return 0;
+    };
+    if let Some(room) = capacity.checked_sub(1) {
+        let written = message.floor_char_boundary(room);
+        // SAFETY: the caller's contract; at most `capacity` bytes are written.
+        unsafe {
+            text.cast::<u8>()
+                .copy_from_nonoverlapping(message.as_ptr(), written);
+            text.add(written).write(0);
+        }
+    }
+    message.len()
+}
+
+/// Runs when the library is loaded.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static ON_LOAD: extern "C" fn() = on_load;
+
+extern "C" fn on_load() {
+    guarded(
+        || "registering the plugins".into(),
+        (),
+        || {
+            // SAFETY: the creators live as long as the process.
+            unsafe { host::register(&creators()) };
+            Ok(())
+        },
+    );
+}
+
+fn creators() -> Vec<host::Creator> {
+    let mut count = 0;
+    // SAFETY: the count is writable, and the list as long as it says.
+    let objects = unsafe {
+        let list = ratplus_trt_creators(&raw const CALLS, &raw mut count);
+        slice_of(list, count)
+    };
+    let described = (0..).zip(objects).filter_map(|(index, &object)| {
+        let described = operator(index)?;
+        // SAFETY: the texts end with null bytes and are never freed.
+        let text = |text| unsafe { CStr::from_ptr(text) };
+        Some(host::Creator {
+            object,
+            name: text(described.name),
+            version: text(described.version),
+            domain: text(described.domain),
+        })
+    });
+    described.collect()
+}
+
+/// # Safety
+/// `count` values from `start` are readable for `'a`, where `start` is not null.
+unsafe fn slice_of<'a, T>(start: *const T, count: i32) -> &'a [T] {
+    match usize::try_from(count) {
+        // SAFETY: the caller's contract.
+        Ok(count) if !start.is_null() => unsafe { slice::from_raw_parts(start, count) },
+        _ => &[],
+    }
+}
+
+fn op(index: i32) -> Result<Op, String> {
+    let found = usize::try_from(index)
+        .ok()
+        .and_then(|index| Op::ALL.get(index));
+    found.copied().ok_or_else(|| format!("no operator {index}"))
+}
+
+/// What the C++ classes call; `Calls` of `cpp/abi.h`.
+#[repr(C)]
+struct Calls {
+    operators: i32,
+    describe: extern "C" fn(i32) -> *const Operator,
+    create: unsafe extern "C" fn(i32, *const c_char, *const Field, i32) -> *mut Node,
+    clone: unsafe extern "C" fn(*const Node) -> *mut Node,
+    destroy: unsafe extern "C" fn(*mut Node),
+    output_types: unsafe extern "C" fn(*const Node, *const i32, i32, *mut i32, i32) -> i32,
+    check: unsafe extern "C" fn(*const Node, *const Tensor, i32, *const Tensor, i32, i32) -> i32,
+    supports: unsafe extern "C" fn(*const Node, i32, *const Tensor, i32) -> bool,
+    workspace: unsafe extern "C" fn(*const Node, *const Tensor, i32) -> usize,
+    prepare: unsafe extern "C" fn(*mut Node, *const Tensor, i32) -> i32,
+    enqueue: unsafe extern "C" fn(
+        *mut Node,
+        *const Tensor,
+        *const *const c_void,
+        *const *mut c_void,
+        *mut c_void,
+        *mut c_void,
+    ) -> i32,
+    fields: unsafe extern "C" fn(*mut Node, *mut i32) -> *const Field,
+    identity: unsafe extern "C" fn(*const Node) -> *const c_char,
+}
+
+static CALLS: Calls = Calls {
+    operators: Op::ALL.len() as i32,
+    describe: describe_operator,
+    create,
+    clone,
+    destroy,
+    output_types,
+    check,
+    supports,
+    workspace,
+    prepare,
+    enqueue,
+    fields,
+    identity,
+};
+
+extern "C" fn describe_operator(index: i32) -> *const Operator {
+    guarded(
+        || "describing an operator".into(),
+        null(),
+        || Ok(operator(index).map_or(null(), std::ptr::from_ref)),
+    )
+}
+
+/// # Safety
+/// `name` is null or ends with a null byte; `count` fields are readable.
+unsafe extern "C" fn create(
+    index: i32,
+    name: *const c_char,
+    fields: *const Field,
+    count: i32,
+) -> *mut Node {
+    let name = if name.is_null() {
+        String::new()
+    } else {
+        // SAFETY: the caller's contract.
+        unsafe { CStr::from_ptr(name) }
+            .to_string_lossy()
+            .into_owned()
+    };
+    let who = || op(index).map_or_else(|_| name.clone(), |op| describe(op, &name));
+    guarded(who, null_mut(), || {
+        #[cfg(feature = "fault-injection")]
+        assert!(!name.contains("fault:create"), "asked for");
+        // SAFETY: the caller's contract.
+        let node = unsafe { Node::new(op(index)?, name.clone(), slice_of(fields, count))? };
+        Ok(Box::into_raw(Box::new(node)))
+    })
+}
+
+/// # Safety
+/// `node` is live.
+unsafe extern "C" fn clone(node: *const Node) -> *mut Node {
+    // SAFETY: the caller's contract.
+    let node = unsafe { &*node };
+    guarded(
+        || node.describe(),
+        null_mut(),
+        || Ok(Box::into_raw(Box::new(node.copy()))),
+    )
+}
+
+/// # Safety
+/// `node` came from [`create`] or [`clone`] and is not used again.
+unsafe extern "C" fn destroy(node: *mut Node) {
+    guarded(
+        || "freeing a plugin".into(),
+        (),
+        || {
+            // SAFETY: the caller's contract.
+            drop(unsafe { Box::from_raw(node) });
+            Ok(())
+        },
+    );
+}
+
+/// # Safety
+/// `node` is live, `inputs` readable and `outputs` writable.
+unsafe extern "C" fn output_types(
+    node: *const Node,
+    inputs: *const i32,
+    input_count: i32,
+    outputs: *mut i32,
+    output_count: i32,
+) -> i32 {
+    // SAFETY: the caller's contract.
+    let (node, inputs) = unsafe { (&*node, slice_of(inputs, input_count)) };
+    guarded(
+        || node.describe(),
+        -1,
+        || {
+            let mut found = [0; MAX_TENSORS];
+            let count = usize::try_from(output_count).unwrap_or(0).min(MAX_TENSORS);
+            node.output_types(inputs, &mut found[..count])?;
+            // SAFETY: the caller's contract.
+            unsafe { outputs.copy_from_nonoverlapping(found.as_ptr(), count) };
+            Ok(0)
+        },
+    )
+}
+
+/// # Safety
+/// `node` is live; `inputs` and, where not null, `outputs` are readable.
+unsafe extern "C" fn check(
+    node: *const Node,
+    inputs: *const Tensor,
+    input_count: i32,
+    outputs: *const Tensor,
+    output_count: i32,
+    typed: i32,
+) -> i32 {
+    // SAFETY: the caller's contract.
+    let (node, inputs) = unsafe { (&*node, slice_of(inputs, input_count)) };
+    // SAFETY: as above.
+    let found = (!outputs.is_null()).then(|| unsafe { slice_of(outputs, output_count) });
+    guarded(
+        || node.describe(),
+        -1,
+        || {
+            if found.is_none() && usize::try_from(output_count) != Ok(node.counts().1) {
+                return Err(format!(
+                    "expected {} outputs, found {output_count}",
+                    node.counts().1
+                ));
+            }
+            node.check(inputs, found, typed != 0).map(|()| 0)
+        },
+    )
+}
+
+/// # Safety
+/// `node` is live and `tensors` readable.
+unsafe extern "C" fn supports(
+    node: *const Node,
+    position: i32,
+    tensors: *const Tensor,
+    count: i32,
+) -> bool {
+    // SAFETY: the caller's contract.
+    let (node, tensors) = unsafe { (&*node, slice_of(tensors, count)) };
+    guarded(
+        || node.describe(),
+        false,
+        || Ok(usize::try_from(position).is_ok_and(|position| node.supports(position, tensors))),
+    )
+}
+
+/// # Safety
+/// `node` is live and `inputs` readable.
+unsafe extern "C" fn workspace(node: *const Node, inputs: *const Tensor, count: i32) -> usize {
+    // SAFETY: the caller's contract.
+    let (node, inputs) = unsafe { (&*node, slice_of(inputs, count)) };
+    // A size cannot be refused. What is missing is had when the layer is prepared.
+    match guarded(|| node.describe(), Ok(0), || Ok(node.workspace(inputs))) {
+        Ok(bytes) => bytes,
+        Err(message) => {
+            host::log(
+                host::WARNING,
+                &format!("{}: size of the workspace: {message}", node.describe()),
+            );
+            0
+        }
+    }
+}
+
+/// # Safety
+/// `node` is live and nobody else's; `inputs` is readable.
+unsafe extern "C" fn prepare(node: *mut Node, inputs: *const Tensor, count: i32) -> i32 {
+    // SAFETY: the caller's contract.
+    let (node, inputs) = unsafe { (&mut *node, slice_of(inputs, count)) };
+    let who = node.describe();
+    guarded(|| who.clone(), -1, || node.prepare(inputs).map(|()| 0))
+}
+
+/// # Safety
+/// `node` is live and nobody else's; descriptions and addresses are as many as the operator's
+/// inputs and outputs; else as [`Node::enqueue`].
+unsafe extern "C" fn enqueue(
+    node: *mut Node,
+    descriptions: *const Tensor,
+    inputs: *const *const c_void,
+    outputs: *const *mut c_void,
+    workspace: *mut c_void,
+    stream: *mut c_void,
+) -> i32 {
+    // SAFETY: the caller's contract.
+    let node = unsafe { &mut *node };
+    let (input_count, output_count) = node.counts();
+    let done = guarded(
+        || "a plugin's work".into(),
+        Ok(-1),
+        || {
+            // SAFETY: the caller's contract.
+            Ok(unsafe {
+                let descriptions = slice::from_raw_parts(descriptions, input_count);
+                let inputs = slice::from_raw_parts(inputs, input_count);
+                let outputs = slice::from_raw_parts(outputs, output_count);
+                node.enqueue(descriptions, inputs, outputs, workspace, stream)
+            }
+            .map(|()| 0))
+        },
+    );
+    guarded(|| node.describe(), -1, || done)
+}
+
+/// # Safety
+/// `node` is live and nobody else's; `count` is writable.
+unsafe extern "C" fn fields(node: *mut Node, count: *mut i32) -> *const Field {
+    // SAFETY: the caller's contract.
+    let node = unsafe { &mut *node };
+    let fields = guarded(
+        || "storing a plugin".into(),
+        (null(), 0),
+        || {
+            let fields = node.fields();
+            Ok((fields.as_ptr(), fields.len() as i32))
+        },
+    );
+    // SAFETY: the caller's contract.
+    unsafe { *count = fields.1 };
+    fields.0
+}
+
+/// # Safety
+/// `node` is live.
+unsafe extern "C" fn identity(node: *const Node) -> *const c_char {
+    // SAFETY: the caller's contract.
+    unsafe { &*node }.identity().as_ptr()
+}

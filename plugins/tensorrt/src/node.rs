@@ -1,0 +1,397 @@
+//! The state of one plugin object.
+
+use crate::abi::{Field, LINEAR, Tensor, data_type, element};
+use crate::fields::{self, Settings, Stored};
+use ratplus_graphs::ops::{
+    DOMAIN, ElementType, Op, PortType, TensorType, infer_dilated_attention, infer_recurrence_scan,
+};
+use ratplus_kernels::cuda::{
+    CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream,
+    describe_device_error, register_node,
+};
+use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A plugin object's state. TensorRT makes one for the network, copies it for the engine, and
+/// again for every execution context, which alone prepares and runs its copy.
+pub struct Node {
+    op: Op,
+    /// The layer's, as TensorRT told it.
+    name: String,
+    settings: Settings,
+    /// The attributes in words.
+    identity: CString,
+    /// Bytes that TensorRT was told to set aside.
+    workspace: AtomicUsize,
+    stored: Stored,
+    run: Option<Run>,
+}
+
+/// What runs one set of shapes on one device.
+struct Run {
+    device: &'static Device,
+    number: NodeNumber,
+    inputs: Vec<Tensor>,
+    plan: OperatorPlan,
+    /// Where TensorRT was told less than the plan needs: a plan made on another GPU.
+    own_workspace: Option<DeviceMemory>,
+}
+
+impl Node {
+    /// A new node.
+    ///
+    /// # Errors
+    /// Every field that is wrong.
+    ///
+    /// # Safety
+    /// As [`fields::parse`].
+    pub unsafe fn new(op: Op, name: String, fields: &[Field]) -> Result<Self, String> {
+        // SAFETY: the caller's contract.
+        let settings = unsafe { fields::parse(op, fields)? };
+        Ok(Self::of(op, name, settings))
+    }
+
+    fn of(op: Op, name: String, settings: Settings) -> Self {
+        let identity = match &settings.attributes {
+            None => op.to_string(),
+            Some(attributes) => format!("{op} {:?}", attributes.to_raw()),
+        };
+        let identity = format!("ratplus {} {identity}", fields::VERSION);
+        Self {
+            op,
+            name,
+            identity: CString::new(identity).unwrap_or_default(),
+            workspace: AtomicUsize::new(settings.workspace),
+            stored: Stored::default(),
+            settings,
+            run: None,
+        }
+    }
+
+    /// The same node, not prepared for any shape.
+    pub fn copy(&self) -> Self {
+        let settings = Settings {
+            workspace: self.workspace.load(Ordering::Relaxed),
+            ..self.settings.clone()
+        };
+        Self::of(self.op, self.name.clone(), settings)
+    }
+
+    /// What messages call it.
+    pub fn describe(&self) -> String {
+        describe(self.op, &self.name)
+    }
+
+    /// The attributes in words.
+    pub fn identity(&self) -> &CString {
+        &self.identity
+    }
+
+    /// What [`Node::new`] makes the same node of.
+    pub fn fields(&mut self) -> &[Field] {
+        let settings = Settings {
+            workspace: self.workspace.load(Ordering::Relaxed),
+            ..self.settings.clone()
+        };
+        self.stored = Stored::new(&settings);
+        self.stored.fields()
+    }
+
+    /// `nvinfer1::DataType` of every output.
+    ///
+    /// # Errors
+    /// Numbers of tensors or types that are not the schema's.
+    pub fn output_types(&self, inputs: &[i32], outputs: &mut [i32]) -> Result<(), String> {
+        self.check_counts(inputs.len(), outputs.len())?;
+        let ports = self.op.inputs().iter().zip(inputs);
+        let mut errors = Vec::new();
+        for (port, &code) in ports {
+            if !fits(port.dtype, code, inputs[0]) {
+                let expected = expected_type(port.dtype, inputs[0]);
+                errors.push(format!(
+                    "{}: expected {expected}, found {}",
+                    port.name,
+                    type_name(code)
+                ));
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors.join("; "));
+        }
+        for (to, port) in outputs.iter_mut().zip(self.op.outputs()) {
+            *to = match port.dtype {
+                PortType::T => inputs[0],
+                other => data_type(other.resolve(ElementType::F32)),
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether the tensor at `position` of inputs and outputs may have its type and format, those
+    /// before it having theirs.
+    pub fn supports(&self, position: usize, tensors: &[Tensor]) -> bool {
+        let mut ports = self.op.inputs().iter().chain(self.op.outputs());
+        let (Some(port), Some(tensor)) = (ports.nth(position), tensors.get(position)) else {
+            return false;
+        };
+        tensor.format == LINEAR && fits(port.dtype, tensor.dtype, tensors[0].dtype)
+    }
+
+    /// Compares tensors with the schema, as far as they are known. Without types, the numbers of
+    /// tensors and the shapes only.
+    ///
+    /// # Errors
+    /// Every contradiction.
+    pub fn check(
+        &self,
+        inputs: &[Tensor],
+        outputs: Option<&[Tensor]>,
+        typed: bool,
+    ) -> Result<(), String> {
+        self.check_counts(
+            inputs.len(),
+            outputs.map_or(self.op.outputs().len(), <[Tensor]>::len),
+        )?;
+        let mut errors = Vec::new();
+        let ports = self.op.inputs().iter().chain(self.op.outputs());
+        let tensors = inputs.iter().chain(outputs.unwrap_or_default());
+        for (port, tensor) in ports.zip(tensors) {
+            if typed && tensor.format != LINEAR {
+                errors.push(format!(
+                    "{}: expected the linear format, found {}",
+                    port.name, tensor.format
+                ));
+            }
+            if tensor.dims().len() != port.axes.len() {
+                errors.push(format!(
+                    "{}: expected {} dimensions, found {}",
+                    port.name,
+                    port.axes.len(),
+                    tensor.rank
+                ));
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors.join("; "));
+        }
+        if !inputs.iter().all(Tensor::is_known) {
+            return Ok(());
+        }
+        let inferred = self.infer(&self.types(inputs, typed)?)?;
+        let found = self.op.outputs().iter().zip(outputs.unwrap_or_default());
+        for ((port, tensor), expected) in found.zip(&inferred) {
+            let shape: Vec<_> = expected.shape.iter().map(|&dim| dim as i64).collect();
+            if tensor.is_known() && tensor.dims() != shape {
+                let found = tensor.dims();
+                errors.push(format!(
+                    "{}: expected {shape:?}, found {found:?}",
+                    port.name
+                ));
+            }
+            if typed && tensor.dtype != data_type(expected.dtype) {
+                let found = type_name(tensor.dtype);
+                errors.push(format!(
+                    "{}: expected {}, found {found}",
+                    port.name, expected.dtype
+                ));
+            }
+        }
+        if errors.is_empty() {
+            Ok(())
+        } else {
+            Err(errors.join("; "))
+        }
+    }
+
+    /// The inputs as the schema's functions take them; types of its own where they do not count.
+    fn types(&self, inputs: &[Tensor], typed: bool) -> Result<Vec<TensorType>, String> {
+        let ports = self.op.inputs().iter().zip(inputs);
+        ports
+            .map(|(port, tensor)| {
+                let mut tensor = *tensor;
+                if !typed {
+                    tensor.dtype = data_type(port.dtype.resolve(ElementType::F32));
+                }
+                tensor.known().ok_or_else(|| {
+                    let found = type_name(tensor.dtype);
+                    let dims = tensor.dims();
+                    format!("{}: expected f32, f16, bf16 or i64 elements of a known shape, found {found}{dims:?}", port.name)
+                })
+            })
+            .collect()
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        match &self.settings.attributes {
+            None => infer_recurrence_scan(inputs),
+            Some(attributes) => infer_dilated_attention(attributes, inputs),
+        }
+        .map_err(|errors| errors.errors.join("; "))
+    }
+
+    fn check_counts(&self, inputs: usize, outputs: usize) -> Result<(), String> {
+        let expected = (self.op.inputs().len(), self.op.outputs().len());
+        if (inputs, outputs) == expected {
+            return Ok(());
+        }
+        Err(format!(
+            "expected {} inputs and {} outputs, found {inputs} and {outputs}",
+            expected.0, expected.1
+        ))
+    }
+
+    /// Bytes of workspace for these inputs on the current device.
+    ///
+    /// # Errors
+    /// Inputs that contradict the schema; no device, or one without kernels for them.
+    pub fn workspace(&self, inputs: &[Tensor]) -> Result<usize, String> {
+        let types = self.types(inputs, true)?;
+        let bytes = self.plan(device()?, &types)?.workspace_bytes();
+        self.workspace.store(bytes, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn plan(&self, device: &'static Device, inputs: &[TensorType]) -> Result<OperatorPlan, String> {
+        OperatorPlan::new(device, self.settings.attributes.as_ref(), inputs)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Gets ready to run inputs of these shapes on the current device. Loads kernels: not allowed
+    /// while a stream is captured.
+    ///
+    /// # Errors
+    /// As [`workspace`](Self::workspace).
+    pub fn prepare(&mut self, inputs: &[Tensor]) -> Result<(), String> {
+        if self.is_ready(inputs)? {
+            return Ok(());
+        }
+        let types = self.types(inputs, true)?;
+        let device = device()?;
+        let plan = self.plan(device, &types)?;
+        let bytes = plan.workspace_bytes();
+        let own_workspace = if bytes > self.workspace.load(Ordering::Relaxed) {
+            Some(device.allocate(bytes).map_err(|error| error.to_string())?)
+        } else {
+            None
+        };
+        self.run = Some(Run {
+            device,
+            number: register_node(device, self.op, self.describe()),
+            inputs: inputs.to_vec(),
+            plan,
+            own_workspace,
+        });
+        Ok(())
+    }
+
+    /// Whether it runs these shapes on the current device.
+    fn is_ready(&self, inputs: &[Tensor]) -> Result<bool, String> {
+        let Some(run) = &self.run else {
+            return Ok(false);
+        };
+        let same = |(a, b): (&Tensor, &Tensor)| a.dtype == b.dtype && a.dims() == b.dims();
+        Ok(run.inputs.len() == inputs.len()
+            && run.inputs.iter().zip(inputs).all(same)
+            && std::ptr::eq(run.device, device()?))
+    }
+
+    /// Puts the work into the stream.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare), what the driver reports, and lengths that a kernel has found
+    /// by now not to fit.
+    ///
+    /// # Safety
+    /// `inputs` and `outputs` are device addresses of tensors of the operator with these
+    /// descriptions, `workspace` of as many bytes as [`workspace`](Self::workspace) told, all of
+    /// the current context, and live until the stream has done the work.
+    pub unsafe fn enqueue(
+        &mut self,
+        descriptions: &[Tensor],
+        inputs: &[*const c_void],
+        outputs: &[*mut c_void],
+        workspace: *mut c_void,
+        stream: *mut c_void,
+    ) -> Result<(), String> {
+        self.prepare(descriptions)?;
+        let Some(run) = &self.run else {
+            return Err("not prepared".into());
+        };
+        let text = |error: CudaError| error.to_string();
+        #[cfg(feature = "cuda-emulation")]
+        run.device.make_current().map_err(text)?;
+        let earlier = || match run.device.error_flag().take() {
+            None => Ok(()),
+            Some(error) => Err(format!("the GPU reports: {}", describe_device_error(error))),
+        };
+        earlier()?;
+        let (mut from, mut to) = ([0; MAX_TENSORS], [0; MAX_TENSORS]);
+        let (from, to) = (&mut from[..inputs.len()], &mut to[..outputs.len()]);
+        let addresses = inputs.iter().map(|pointer| pointer.addr());
+        from.iter_mut()
+            .zip(addresses)
+            .for_each(|(to, address)| *to = address as DevicePtr);
+        let addresses = outputs.iter().map(|pointer| pointer.addr());
+        to.iter_mut()
+            .zip(addresses)
+            .for_each(|(to, address)| *to = address as DevicePtr);
+        let memory = match &run.own_workspace {
+            Some(own) => own.address(),
+            None => workspace.addr() as DevicePtr,
+        };
+        let number = run.number.get();
+        // SAFETY: the caller's contract; the plan is for these descriptions.
+        unsafe { run.plan.launch(from, to, memory, number, Stream(stream)) }.map_err(text)?;
+        earlier()
+    }
+
+    /// Numbers of inputs and outputs.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.op.inputs().len(), self.op.outputs().len())
+    }
+}
+
+/// kMaxTensors of cpp/abi.h.
+pub const MAX_TENSORS: usize = 16;
+
+/// What messages call a layer.
+pub fn describe(op: Op, name: &str) -> String {
+    format!("plugin `{name}` ({DOMAIN}.{op})")
+}
+
+/// The device that TensorRT works with on this thread.
+fn device() -> Result<&'static Device, String> {
+    #[cfg(feature = "cuda-emulation")]
+    {
+        ratplus_cuda_emulator::load()?.set_pageable_memory(true);
+        Device::open(0).map_err(|error| error.to_string())
+    }
+    #[cfg(not(feature = "cuda-emulation"))]
+    Device::current().map_err(|error| error.to_string())
+}
+
+/// Whether a port takes a `nvinfer1::DataType` where the first input has another.
+fn fits(port: PortType, code: i32, first: i32) -> bool {
+    match port {
+        PortType::T => {
+            code == first
+                && element(code).is_some_and(|found| ElementType::ACTIVATIONS.contains(&found))
+        }
+        other => element(code) == Some(other.resolve(ElementType::F32)),
+    }
+}
+
+fn expected_type(port: PortType, first: i32) -> String {
+    let activation = element(first).filter(|found| ElementType::ACTIVATIONS.contains(found));
+    match (port, activation) {
+        (PortType::T, None) => "f32, f16 or bf16".into(),
+        (port, found) => port.resolve(found.unwrap_or(ElementType::F32)).to_string(),
+    }
+}
+
+fn type_name(code: i32) -> String {
+    element(code).map_or_else(
+        || format!("TensorRT's type {code}"),
+        |found| found.to_string(),
+    )
+}
