@@ -17,8 +17,8 @@ pub struct Headers {
     pub version: (u32, u32),
     /// Folder with `NvInfer.h`.
     pub folder: PathBuf,
-    /// Folder with CUDA's types, where `cargo xtask setup` has run; else CUDA's own headers have
-    /// to be where the compiler looks.
+    /// Folder with CUDA's types: the one that `cargo xtask setup` makes. Else CUDA's own headers
+    /// have to be where the compiler looks.
     pub cuda: PathBuf,
 }
 
@@ -50,7 +50,12 @@ pub fn find(out: &Path) -> Result<Vec<Headers>, String> {
     let mut found = Vec::new();
     for folder in folders {
         let (rtx, version) = version(&folder)?;
-        let cuda = installed.clone();
+        let beside = folder.parent().map(Path::to_owned).unwrap_or_default();
+        let cuda = if beside.join("cuda_runtime_api.h").is_file() {
+            beside
+        } else {
+            installed.clone()
+        };
         found.push(Headers {
             rtx,
             version,

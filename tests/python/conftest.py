@@ -38,9 +38,16 @@ def ort_library() -> Path:
     return built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
 
 
-def flavour(variable: str, name: str, features: str) -> Path:
-    """The custom-op library with features that only tests use: the one that `variable` names, or
-    built here."""
+def tensorrt_headers() -> dict:
+    """The folder of each release of TensorRT's headers that `cargo xtask setup` has installed, by
+    its name."""
+    folder = ROOT / "target" / "tensorrt" / "headers"
+    return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+
+
+def flavour(variable: str, name: str, features: str, package="ratplus-onnxruntime", file="libratplus_ort.so") -> Path:
+    """A plugin library with features that only tests use: the one that `variable` names, or built
+    here."""
     if variable in os.environ:
         return built(variable, "")
     if shutil.which("cargo") is None:
@@ -48,15 +55,17 @@ def flavour(variable: str, name: str, features: str) -> Path:
     # A folder of their own: the release's would be left with this library. No code for GPUs:
     # nothing runs it.
     folder = ROOT / "target" / "flavours"
-    command = ["cargo", "build", "--release", "-p", "ratplus-onnxruntime", "--features", features]
+    command = ["cargo", "build", "--release", "-p", package, "--features", features]
     command += ["--target-dir", str(folder)]
     environment = os.environ | {"RATPLUS_NVCC": "none"}
+    # They are looked for in the target directory.
+    environment["RATPLUS_TENSORRT_INCLUDE"] = os.pathsep.join(map(str, tensorrt_headers().values())) or "none"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         pytest.fail(f"{' '.join(command)}\nexit {done.returncode}\n{done.stderr}", pytrace=False)
     library = folder / f"{name}.so"
     temporary = library.with_suffix(".new")
-    shutil.copyfile(folder / "release" / "libratplus_ort.so", temporary)
+    shutil.copyfile(folder / "release" / file, temporary)
     return temporary.replace(library)
 
 
@@ -64,6 +73,23 @@ def flavour(variable: str, name: str, features: str) -> Path:
 def emulated_library() -> Path:
     """The custom-op library whose CUDA operators stand for the CPU provider, on the emulator."""
     return flavour("RATPLUS_ORT_EMULATED_LIBRARY", "emulated", "cuda-emulation,fault-injection")
+
+
+@pytest.fixture(scope="session")
+def trt_library() -> Path:
+    """The TensorRT plugin library."""
+    if not tensorrt_headers():
+        pytest.skip("TensorRT's headers are not installed: the library has no plugins (cargo xtask setup)")
+    return built("RATPLUS_TRT_LIBRARY", "libratplus_trt.so")
+
+
+@pytest.fixture(scope="session")
+def emulated_trt_library() -> Path:
+    """The TensorRT plugin library on the emulator."""
+    if not tensorrt_headers():
+        pytest.skip("TensorRT's headers are not installed: the library has no plugins (cargo xtask setup)")
+    features = "cuda-emulation,fault-injection"
+    return flavour("RATPLUS_TRT_EMULATED_LIBRARY", "emulated_trt", features, "ratplus-tensorrt", "libratplus_trt.so")
 
 
 @dataclass(frozen=True)

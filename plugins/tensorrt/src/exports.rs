@@ -145,6 +145,28 @@ unsafe fn slice_of<'a, T>(start: *const T, count: i32) -> &'a [T] {
     }
 }
 
+/// Panics where the plugin's name asks for it.
+fn trip(name: &str, place: &str) {
+    #[cfg(feature = "fault-injection")]
+    assert!(
+        !name.contains(&format!("fault:{place};")),
+        "asked for at {place}"
+    );
+    let _ = (name, place);
+}
+
+/// [`guarded`], for calls that change nothing.
+fn at<T>(node: &Node, place: &str, bad: T, body: impl FnOnce() -> Result<T, String>) -> T {
+    guarded(
+        || node.describe(),
+        bad,
+        || {
+            trip(node.name(), place);
+            body()
+        },
+    )
+}
+
 fn op(index: i32) -> Result<Op, String> {
     let found = usize::try_from(index)
         .ok()
@@ -219,8 +241,7 @@ unsafe extern "C" fn create(
     };
     let who = || op(index).map_or_else(|_| name.clone(), |op| describe(op, &name));
     guarded(who, null_mut(), || {
-        #[cfg(feature = "fault-injection")]
-        assert!(!name.contains("fault:create"), "asked for");
+        trip(&name, "create");
         // SAFETY: the caller's contract.
         let node = unsafe { Node::new(op(index)?, name.clone(), slice_of(fields, count))? };
         Ok(Box::into_raw(Box::new(node)))
@@ -232,11 +253,9 @@ unsafe extern "C" fn create(
 unsafe extern "C" fn clone(node: *const Node) -> *mut Node {
     // SAFETY: the caller's contract.
     let node = unsafe { &*node };
-    guarded(
-        || node.describe(),
-        null_mut(),
-        || Ok(Box::into_raw(Box::new(node.copy()))),
-    )
+    at(node, "clone", null_mut(), || {
+        Ok(Box::into_raw(Box::new(node.copy())))
+    })
 }
 
 /// # Safety
@@ -264,18 +283,14 @@ unsafe extern "C" fn output_types(
 ) -> i32 {
     // SAFETY: the caller's contract.
     let (node, inputs) = unsafe { (&*node, slice_of(inputs, input_count)) };
-    guarded(
-        || node.describe(),
-        -1,
-        || {
-            let mut found = [0; MAX_TENSORS];
-            let count = usize::try_from(output_count).unwrap_or(0).min(MAX_TENSORS);
-            node.output_types(inputs, &mut found[..count])?;
-            // SAFETY: the caller's contract.
-            unsafe { outputs.copy_from_nonoverlapping(found.as_ptr(), count) };
-            Ok(0)
-        },
-    )
+    at(node, "output_types", -1, || {
+        let mut found = [0; MAX_TENSORS];
+        let count = usize::try_from(output_count).unwrap_or(0).min(MAX_TENSORS);
+        node.output_types(inputs, &mut found[..count])?;
+        // SAFETY: the caller's contract.
+        unsafe { outputs.copy_from_nonoverlapping(found.as_ptr(), count) };
+        Ok(0)
+    })
 }
 
 /// # Safety
@@ -292,19 +307,15 @@ unsafe extern "C" fn check(
     let (node, inputs) = unsafe { (&*node, slice_of(inputs, input_count)) };
     // SAFETY: as above.
     let found = (!outputs.is_null()).then(|| unsafe { slice_of(outputs, output_count) });
-    guarded(
-        || node.describe(),
-        -1,
-        || {
-            if found.is_none() && usize::try_from(output_count) != Ok(node.counts().1) {
-                return Err(format!(
-                    "expected {} outputs, found {output_count}",
-                    node.counts().1
-                ));
-            }
-            node.check(inputs, found, typed != 0).map(|()| 0)
-        },
-    )
+    at(node, "check", -1, || {
+        if found.is_none() && usize::try_from(output_count) != Ok(node.counts().1) {
+            return Err(format!(
+                "expected {} outputs, found {output_count}",
+                node.counts().1
+            ));
+        }
+        node.check(inputs, found, typed != 0).map(|()| 0)
+    })
 }
 
 /// # Safety
@@ -317,11 +328,9 @@ unsafe extern "C" fn supports(
 ) -> bool {
     // SAFETY: the caller's contract.
     let (node, tensors) = unsafe { (&*node, slice_of(tensors, count)) };
-    guarded(
-        || node.describe(),
-        false,
-        || Ok(usize::try_from(position).is_ok_and(|position| node.supports(position, tensors))),
-    )
+    at(node, "supports", false, || {
+        Ok(usize::try_from(position).is_ok_and(|position| node.supports(position, tensors)))
+    })
 }
 
 /// # Safety
@@ -330,7 +339,7 @@ unsafe extern "C" fn workspace(node: *const Node, inputs: *const Tensor, count: 
     // SAFETY: the caller's contract.
     let (node, inputs) = unsafe { (&*node, slice_of(inputs, count)) };
     // A size cannot be refused. What is missing is had when the layer is prepared.
-    match guarded(|| node.describe(), Ok(0), || Ok(node.workspace(inputs))) {
+    match at(node, "workspace", Ok(0), || Ok(node.workspace(inputs))) {
         Ok(bytes) => bytes,
         Err(message) => {
             host::log(
@@ -348,7 +357,14 @@ unsafe extern "C" fn prepare(node: *mut Node, inputs: *const Tensor, count: i32)
     // SAFETY: the caller's contract.
     let (node, inputs) = unsafe { (&mut *node, slice_of(inputs, count)) };
     let who = node.describe();
-    guarded(|| who.clone(), -1, || node.prepare(inputs).map(|()| 0))
+    guarded(
+        || who.clone(),
+        -1,
+        || {
+            trip(node.name(), "prepare");
+            node.prepare(inputs).map(|()| 0)
+        },
+    )
 }
 
 /// # Safety
@@ -369,6 +385,7 @@ unsafe extern "C" fn enqueue(
         || "a plugin's work".into(),
         Ok(-1),
         || {
+            trip(node.name(), "enqueue");
             // SAFETY: the caller's contract.
             Ok(unsafe {
                 let descriptions = slice::from_raw_parts(descriptions, input_count);
@@ -391,6 +408,7 @@ unsafe extern "C" fn fields(node: *mut Node, count: *mut i32) -> *const Field {
         || "storing a plugin".into(),
         (null(), 0),
         || {
+            trip(node.name(), "fields");
             let fields = node.fields();
             Ok((fields.as_ptr(), fields.len() as i32))
         },

@@ -77,6 +77,11 @@ impl Node {
         Self::of(self.op, self.name.clone(), settings)
     }
 
+    /// The layer's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// What messages call it.
     pub fn describe(&self) -> String {
         describe(self.op, &self.name)
