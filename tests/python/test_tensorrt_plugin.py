@@ -16,7 +16,7 @@ from onnx import helper
 import trt_driver
 from conftest import ROOT, tensorrt_headers
 from plugin_driver import Replay, garbage, random_plan
-from plugin_models import DTYPES, Attention, Pattern, Scan, attention_reference, numpy_type, scan_reference
+from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, attention_reference, build_model, numpy_type, scan_reference
 from test_ort_plugin import assert_close, random_attention, random_sequences
 from trt_driver import CHW2, DATA_TYPES, DOMAIN, INT32, OPERATORS, Harness, Plugin, PluginSession, parsed_fields
 
@@ -166,6 +166,35 @@ def test_nodes_of_an_exported_package_make_plugins(harness, creators, export):
             plugin.destroy()
             made += 1
     assert made == 2 * len(manifest["engines"]) * len(manifest["cache"])
+
+
+def parse(harnesses, trt_library, model, folder):
+    """What TensorRT for RTX's own parser printed about a model of one node, in a process of its own:
+    it cannot put public plugins into a network, and ends the process once it has made one."""
+    host = host_library("rtx-1.7")
+    path = folder / "model.onnx"
+    path.write_bytes(model)
+    script = "import ctypes, sys; print('read', ctypes.CDLL(sys.argv[1]).parse_model(*(a.encode() for a in sys.argv[2:])))"
+    command = [sys.executable, "-c", script, harnesses("tensorrt-rtx-1.7"), host]
+    command += [host.with_name("libtensorrt_onnxparser_rtx.so.1"), trt_library, path]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("op", OPERATORS)
+def test_a_real_parser_makes_the_plugins_of_our_nodes(harnesses, trt_library, tmp_path, op):
+    node, _, _ = example(op)
+    _, _, printed = parse(harnesses, trt_library, build_model(node), tmp_path)
+    assert f"Found registered plugin: {op}" in printed, printed[-3000:]
+    assert f"Successfully created plugin: {op}" in printed, printed[-3000:]
+
+
+def test_a_real_parser_tells_why_a_node_is_refused(harnesses, trt_library, tmp_path):
+    node, _, _ = example("DilatedAttention")
+    options = ModelOptions(attributes={"dilation": [1, 2]})
+    code, out, printed = parse(harnesses, trt_library, build_model(node, options=options), tmp_path)
+    assert (code, out.strip()) == (0, "read 0"), printed[-3000:]
+    assert "ERROR: plugin `the_node` (ai.ratplus.DilatedAttention): attribute dilation: expected one" in printed
 
 
 def test_open_dimensions_pass_through_the_shapes(harness, creators):
@@ -372,7 +401,6 @@ def test_a_plan_of_a_smaller_gpu_runs_in_memory_of_its_own(harness, creators):
     stored = built.stored_fields()
     (name,) = [name for name in stored if "workspace" in name]
     assert stored[name][1].tolist() == [needed]
-    rng = np.random.default_rng(3)
     results = []
     for promised in (needed, 0):
         stored[name] = (stored[name][0], np.array([promised], np.int64))
@@ -381,7 +409,9 @@ def test_a_plan_of_a_smaller_gpu_runs_in_memory_of_its_own(harness, creators):
         session = PluginSession(harness, creators[node.op], node, "f32")
         session.plugin, guard = plugin, np.full(max(promised, 256) + 4096, 77, np.uint8)
         session.workspace = guard
-        arrays = {key: np.random.default_rng(5).standard_normal(shape).astype(np.float32) for key, (t, shape) in node.inputs("f32").items() if t == "f32"}
+        shapes = {key: shape for key, (t, shape) in node.inputs("f32").items() if t == "f32"}
+        rng = np.random.default_rng(5)
+        arrays = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items()}
         arrays |= {"past_length": np.array([4000]), "seq_length": np.array([1])} | node.tables()
         made = {key: garbage(*spec) for key, spec in node.outputs("f32").items()}
         code, messages = session.enqueue({key: arrays[key] for key in node.inputs("f32")}, made)
@@ -390,7 +420,6 @@ def test_a_plan_of_a_smaller_gpu_runs_in_memory_of_its_own(harness, creators):
         assert (guard[-3000:] == 77).all()
     assert (guard == 77).all()
     assert results[0] == results[1]
-    del rng
 
 
 def test_lengths_that_do_not_fit_are_reported_with_layer_and_slot(harness, creators, emulated_trt_library):

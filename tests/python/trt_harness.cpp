@@ -2,10 +2,12 @@
 // once with the headers of each host.
 
 #include <NvInfer.h>
+#include <NvOnnxParser.h>
 
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -22,8 +24,14 @@ class Logger final : public ILogger {
 public:
     void log(Severity severity, AsciiChar const* message) noexcept override {
         static char const* const names[] = {"INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"};
-        messages += std::string(names[static_cast<int32_t>(severity)]) + ": " + message + "\n";
+        std::string const line = std::string(names[static_cast<int32_t>(severity)]) + ": " + message + "\n";
+        if (echo) {
+            std::fputs(line.c_str(), stderr);
+        }
+        messages += line;
     }
+    // For a process that may not live to tell.
+    bool echo = false;
 };
 
 Logger logger;
@@ -156,6 +164,27 @@ void* open_host(char const* path) {
 int32_t host_version(char const* path) {
     void* library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
     return library == nullptr ? -1 : symbol<int32_t() noexcept>(library, "getInferLibVersion")();
+}
+
+// Has a builder and the ONNX parser of two libraries read a model, the plugin library being loaded;
+// everything is printed. Whether it was read.
+int32_t parse_model(char const* host, char const* parser_path, char const* plugins, char const* model) {
+    logger.echo = true;
+    void* library = dlopen(host, RTLD_NOW | RTLD_GLOBAL);
+    void* parser_library = dlopen(parser_path, RTLD_NOW | RTLD_GLOBAL);
+    if (library == nullptr || parser_library == nullptr) {
+        std::fprintf(stderr, "%s\n", dlerror());
+        return -1;
+    }
+    using MakeBuilder = void*(void*, int32_t) noexcept;
+    using MakeParser = void*(void*, void*, int32_t) noexcept;
+    int32_t const version = symbol<int32_t() noexcept>(library, "getInferLibVersion")();
+    auto* builder = static_cast<IBuilder*>(symbol<MakeBuilder>(library, "createInferBuilder_INTERNAL")(&logger, version));
+    builder->getPluginRegistry().loadLibrary(plugins);
+    auto* network = builder->createNetworkV2(0);
+    auto* parser = static_cast<nvonnxparser::IParser*>(symbol<MakeParser>(
+        parser_library, "createNvOnnxParser_INTERNAL")(network, &logger, NV_ONNX_PARSER_VERSION));
+    return parser->parseFromFile(model, static_cast<int32_t>(ILogger::Severity::kVERBOSE)) ? 1 : 0;
 }
 
 void* load_library(void* registry, char const* path) {
