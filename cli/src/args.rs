@@ -83,7 +83,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_seq_len: usize,
     /// How custom nodes are written: with a function body beside them, as standard operators
-    /// only, or bare
+    /// only, bare, or bare in the domain of ONNX Runtime's TensorRT provider
     #[arg(long, value_enum, default_value = "function")]
     pub fallback: FallbackArg,
     /// Logits at each chunk's last token, or at all of its tokens
@@ -126,6 +126,7 @@ pub enum FallbackArg {
     Function,
     Inline,
     None,
+    TrtPlugins,
 }
 
 impl From<FallbackArg> for Fallback {
@@ -134,6 +135,7 @@ impl From<FallbackArg> for Fallback {
             FallbackArg::Function => Self::Function,
             FallbackArg::Inline => Self::Inline,
             FallbackArg::None => Self::None,
+            FallbackArg::TrtPlugins => Self::TrtPlugins,
         }
     }
 }

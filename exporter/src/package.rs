@@ -237,7 +237,7 @@ pub fn write(
     );
     for length in options.lengths() {
         let file = manifest::engine_file(length);
-        let graph = model::build(&GraphOptions {
+        let mut graph = model::build(&GraphOptions {
             spec: &spec,
             shape: options.shape,
             seq_len: length,
@@ -245,6 +245,10 @@ pub fn write(
             opset: options.opset,
             ir_version: ratplus_graphs::onnx::IR_VERSION,
         });
+        if options.fallback == Fallback::TrtPlugins {
+            // TensorRT has products of every type; only CPUs lack them.
+            model::native_products(&mut graph);
+        }
         files.insert(file.clone(), staging.write(&file, &graph.encode_to_vec())?);
     }
     if let Some(path) = &options.tokenizer {

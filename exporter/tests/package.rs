@@ -126,7 +126,12 @@ fn a_package_holds_what_its_manifest_lists() {
 #[test]
 fn the_same_export_twice_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
-    for fallback in [Fallback::Function, Fallback::Inline, Fallback::None] {
+    for fallback in [
+        Fallback::Function,
+        Fallback::Inline,
+        Fallback::None,
+        Fallback::TrtPlugins,
+    ] {
         let options = PackageOptions {
             fallback,
             ..options()

@@ -25,7 +25,7 @@ pub const MAX_SEQ_LEN: usize = 1 << 28;
 
 /// How custom nodes are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Fallback {
     /// Custom nodes, and a model-local function of standard operators for each operator.
     Function,
@@ -33,6 +33,9 @@ pub enum Fallback {
     Inline,
     /// Bare custom nodes.
     None,
+    /// Bare custom nodes in [`TRT_PLUGINS_DOMAIN`](crate::ops::TRT_PLUGINS_DOMAIN), with the types
+    /// of their outputs, for ONNX Runtime's TensorRT provider.
+    TrtPlugins,
 }
 
 impl std::fmt::Display for Fallback {
@@ -41,6 +44,7 @@ impl std::fmt::Display for Fallback {
             Self::Function => "function",
             Self::Inline => "inline",
             Self::None => "none",
+            Self::TrtPlugins => "trt-plugins",
         })
     }
 }

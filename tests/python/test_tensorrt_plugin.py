@@ -197,6 +197,34 @@ def test_a_real_parser_tells_why_a_node_is_refused(harnesses, trt_library, tmp_p
     assert "ERROR: plugin `the_node` (ai.ratplus.DilatedAttention): attribute dilation: expected one" in printed
 
 
+@pytest.mark.parametrize("t", DTYPES)
+def test_packages_for_onnx_runtimes_tensorrt_provider(harnesses, trt_library, export, ratplus_bin, tmp_path, t):
+    package = export(case="kjv_d16w64i4", fallback="trt-plugins", dtype=t, prefill_lengths=(16,), max_seq_len=256)
+    for path in sorted(package.glob("*.onnx")):
+        onnx.checker.check_model(path)
+        model = onnx.load(path, load_external_data=False)
+        domains = {node.domain for node in model.graph.node}
+        assert domains == {"", "trt.plugins"} == {opset.domain for opset in model.opset_import}
+        assert not model.functions
+        declared = {info.name: info for info in [*model.graph.value_info, *model.graph.output]}
+        element = {info.name: info.type.tensor_type.elem_type for info in declared.values()}
+        for node in model.graph.node:
+            if node.domain == "trt.plugins":
+                assert all(declared[name].type.tensor_type.HasField("shape") for name in node.output)
+                chunk = DTYPES[t][1]
+                assert element[node.output[0]] == chunk
+            # Products are in the package's type: their inputs are weights and what has its type.
+            if node.op_type == "Gemm" and t != "f32":
+                weights = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+                assert weights[node.input[1]] == DTYPES[t][1], node.name
+    # Ours to check, and nobody else's to run.
+    run = lambda *words: subprocess.run([ratplus_bin, *words], capture_output=True, text=True)  # noqa: E731
+    done = run("verify", package, "--backend", "ort-cpu")
+    assert done.returncode == 2 and "TensorRT provider" in done.stderr
+    done = run("inspect", package)
+    assert done.returncode == 0 and "trt-plugins" in done.stdout, done.stdout
+
+
 def test_open_dimensions_pass_through_the_shapes(harness, creators):
     node = Attention(2, 5, 8, 20, [Pattern(4, 2, 1)] * 3)
     plugin = Plugin.create(harness, creators["DilatedAttention"], parsed_fields(node.attributes()))

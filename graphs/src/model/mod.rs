@@ -21,7 +21,10 @@ use crate::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeWriter, OperatorSetIdProto, TensorProto,
     ValueInfoProto,
 };
-use crate::ops::{AttentionAttributes, DOMAIN, DOMAIN_VERSION, ElementType, Op, TensorType};
+use crate::ops::{
+    AttentionAttributes, Axis, DOMAIN, DOMAIN_VERSION, ElementType, Op, TRT_PLUGINS_DOMAIN,
+    TensorType,
+};
 use crate::spec::ModelSpec;
 /// Everything that determines one ONNX file.
 #[derive(Clone, Debug)]
@@ -53,9 +56,14 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     let mut builder = Builder {
         w: NodeWriter::new(""),
         options,
+        value_info: Vec::new(),
     };
     builder.write();
     let engine = manifest::engine(spec, &shape, seq_len);
+    // Graph outputs declare themselves.
+    let is_output =
+        |info: &ValueInfoProto| engine.outputs.iter().any(|output| output.name == info.name);
+    builder.value_info.retain(|info| !is_output(info));
     let infos = |list: &[manifest::TensorInfo]| {
         list.iter()
             .map(|info| ValueInfoProto::new(&info.name, &info.tensor))
@@ -79,7 +87,7 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
         initializer,
         input: infos(&engine.inputs),
         output: infos(&engine.outputs),
-        value_info: Vec::new(),
+        value_info: builder.value_info,
     };
     let mut opset_import = vec![OperatorSetIdProto {
         domain: String::new(),
@@ -87,7 +95,7 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     }];
     if options.fallback != Fallback::Inline {
         opset_import.push(OperatorSetIdProto {
-            domain: DOMAIN.into(),
+            domain: domain(options.fallback).into(),
             version: DOMAIN_VERSION,
         });
     }
@@ -132,6 +140,7 @@ fn body_shape(options: &GraphOptions<'_>) -> BodyShape {
 struct Builder<'a> {
     w: NodeWriter,
     options: &'a GraphOptions<'a>,
+    value_info: Vec<ValueInfoProto>,
 }
 
 const F32: ElementType = ElementType::F32;
@@ -393,9 +402,47 @@ impl Builder<'_> {
                 name,
                 op_type: op.name().into(),
                 attribute: body::node_attributes(op, attributes),
-                domain: DOMAIN.into(),
+                domain: domain(self.options.fallback).into(),
             });
         }
+        if self.options.fallback == Fallback::TrtPlugins {
+            self.declare(op, attributes, outputs);
+        }
+    }
+
+    /// The types of a node's outputs, where the runtime knows no rule for them.
+    fn declare(&mut self, op: Op, attributes: Option<&AttentionAttributes>, outputs: &[String]) {
+        let GraphOptions {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = *self.options;
+        let rows = attributes.map_or(0, |attributes| {
+            attributes.cache_layout(shape.max_seq_len).rows()
+        });
+        for (name, port) in outputs.iter().zip(op.outputs()) {
+            let sizes = port.axes.iter().map(|axis| match axis {
+                Axis::Batch => shape.batch,
+                Axis::SeqLen => seq_len,
+                Axis::Channels => spec.d_model,
+                Axis::Rows => rows,
+                Axis::HeadDim => spec.d_head,
+                Axis::MaxSeqLen => shape.max_seq_len,
+                Axis::HalfHeadDim => spec.d_head / 2,
+            });
+            let tensor =
+                TensorType::new(port.dtype.resolve(shape.dtype), sizes.collect::<Vec<_>>());
+            self.value_info.push(ValueInfoProto::new(name, &tensor));
+        }
+    }
+}
+
+/// The domain of custom nodes in a file.
+pub fn domain(fallback: Fallback) -> &'static str {
+    match fallback {
+        Fallback::TrtPlugins => TRT_PLUGINS_DOMAIN,
+        Fallback::Function | Fallback::Inline | Fallback::None => DOMAIN,
     }
 }
 

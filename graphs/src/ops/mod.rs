@@ -11,6 +11,8 @@ use std::fmt;
 
 /// Domain of both operators; also TensorRT's plugin namespace.
 pub const DOMAIN: &str = "ai.ratplus";
+/// Where ONNX Runtime's TensorRT provider declares an operator for every plugin that it has loaded.
+pub const TRT_PLUGINS_DOMAIN: &str = "trt.plugins";
 /// Version of the domain.
 pub const DOMAIN_VERSION: i64 = 1;
 /// Value of the `plugin_version` attribute.

@@ -303,6 +303,14 @@ fn plan(
                     .into(),
         });
     }
+    if kind != BackendKind::Tract && manifest.fallback == Fallback::TrtPlugins {
+        return Err(BackendError::Unavailable {
+            backend: kind.to_string(),
+            reason: "the package is for ONNX Runtime's TensorRT provider in a program of yours; \
+                     export it with `--fallback function`"
+                .into(),
+        });
+    }
     if kind == BackendKind::OrtCuda && manifest.fallback == Fallback::Inline {
         return Err(BackendError::Unavailable {
             backend: kind.to_string(),

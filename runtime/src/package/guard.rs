@@ -3,7 +3,7 @@
 
 use prost::Message;
 use ratplus_graphs::manifest::{Engine, Fallback, Manifest, TensorInfo, WEIGHTS_FILE};
-use ratplus_graphs::model::StoredTensor;
+use ratplus_graphs::model::{StoredTensor, domain};
 use ratplus_graphs::onnx::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
 use std::collections::BTreeMap;
@@ -15,13 +15,18 @@ pub(super) fn decode(
     storage: &[StoredTensor],
     bytes: &[u8],
 ) -> Result<ModelProto, Vec<String>> {
-    let model = ModelProto::decode(bytes).map_err(|error| {
+    let mut model = ModelProto::decode(bytes).map_err(|error| {
         vec![format!(
             "expected an ONNX model: {error}; export the package again"
         )]
     })?;
     let problems = check(manifest, engine, storage, &model);
     if problems.is_empty() {
+        // Every backend of ours knows the operators by one domain.
+        let nodes = model.graph.iter_mut().flat_map(|graph| &mut graph.node);
+        for node in nodes.filter(|node| !node.domain.is_empty()) {
+            node.domain = DOMAIN.into();
+        }
         Ok(model)
     } else {
         Err(problems)
@@ -59,7 +64,8 @@ fn check(
     values("output", &engine.outputs, &graph.output, &mut problems);
     initializers(storage, &graph.initializer, &mut problems);
     for node in &graph.node {
-        check_node(node, manifest.fallback == Fallback::Inline, &mut problems);
+        let custom = (manifest.fallback != Fallback::Inline).then(|| domain(manifest.fallback));
+        check_node(node, custom, &mut problems);
     }
     for function in &model.functions {
         let known = Op::ALL.iter().any(|op| op.name() == function.name);
@@ -70,7 +76,7 @@ fn check(
             ));
         }
         for node in &function.node {
-            check_node(node, true, &mut problems);
+            check_node(node, None, &mut problems);
         }
     }
     problems
@@ -155,9 +161,9 @@ fn initializers(storage: &[StoredTensor], found: &[TensorProto], problems: &mut 
     }
 }
 
-/// Domains, and no constant that reads a file.
-fn check_node(node: &NodeProto, standard_only: bool, problems: &mut Vec<String>) {
-    let custom = !standard_only && node.domain == DOMAIN;
+/// Domains, `custom` being that of custom nodes, and no constant that reads a file.
+fn check_node(node: &NodeProto, custom: Option<&str>, problems: &mut Vec<String>) {
+    let custom = custom == Some(&node.domain);
     let known = Op::ALL.iter().any(|op| op.name() == node.op_type);
     if !(node.domain.is_empty() || custom && known) {
         problems.push(format!(
