@@ -26,7 +26,7 @@ WATCHED = ["scan", "decode", "tiles", "hopper", "any", "flags"]
 SUMMARY_CHARACTERS = 10_500
 
 # Seconds that a step may take.
-LIMITS = {"info": 60, "limits": 120, "correct": 240, "sanitize": 150, "bench": 240, "peers": 300, "ort": 200}
+LIMITS = {"info": 60, "limits": 120, "correct": 240, "sanitize": 150, "bench": 240, "peers": 300, "ort": 200, "trt": 240}
 
 
 def all_steps():
@@ -38,7 +38,7 @@ def all_steps():
     steps += [f"initcheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
     steps += [f"synccheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
     steps += [f"bench-{part}" for part in PARTS]
-    steps += ["peers-scan", "peers-decode", "peers-prefill", "ort"]
+    steps += ["peers-scan", "peers-decode", "peers-prefill", "ort", "trt-plugins"]
     return steps
 
 
@@ -73,6 +73,7 @@ class Run:
             "limits": {},
             "rows": [],
             "peers": [],
+            "tensorrt": {},
         }
         self.log = (self.out / "log.txt").open("w")
         self.save()
@@ -108,6 +109,13 @@ class Run:
         if kind in ("limits", "peers"):
             command = [sys.executable, str(HERE / "peers.py"), "--only", what or kind, "--json", str(self.part(step))]
             return command, LIMITS[kind]
+        if kind == "trt":
+            harness, library = self.bundle / "trt_harness.so", self.bundle / "libratplus_trt.so"
+            missing = next((path.name for path in (harness, library) if not path.exists()), None)
+            if missing:
+                return f"{missing} is not in the bundle", 0
+            script = HERE / "trt_plugin_check.py"
+            return [sys.executable, str(script), str(harness), str(library), "--json", str(self.part(step))], LIMITS["trt"]
         package, library = self.bundle / "package", self.bundle / "libratplus_ort.so"
         missing = next((path.name for path in (package, library) if not path.exists()), None)
         if missing or not has_cuda_provider():
@@ -161,6 +169,8 @@ class Run:
         self.results["limits"].update(measured(step, part.get("limits", {})))
         self.results["rows"] += part.get("rows", [])
         self.results["peers"] += part.get("peers", [])
+        if step.startswith("trt"):
+            self.results["tensorrt"][step] = part
 
     def failures(self):
         """Steps that were not right."""

@@ -37,6 +37,7 @@ python3 target/gpu-bundle/check.py --steps first      # every kernel against the
 python3 target/gpu-bundle/check.py --steps bench      # our times
 python3 target/gpu-bundle/check.py --steps peers      # PyTorch's times
 python3 target/gpu-bundle/check.py --steps sanitize   # racecheck, initcheck, synccheck
+python3 target/gpu-bundle/check.py --steps trt-plugins # TensorRT plugins against the definition, and their times
 python3 target/gpu-bundle/check.py --steps ort        # captured against eager, under onnxruntime-gpu
 ```
 

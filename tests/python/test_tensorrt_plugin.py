@@ -17,7 +17,7 @@ import trt_driver
 from conftest import ROOT, tensorrt_headers
 from plugin_driver import Replay, garbage, random_plan
 from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, attention_reference, build_model, numpy_type, scan_reference
-from test_ort_plugin import assert_close, random_attention, random_sequences
+from test_ort_plugin import assert_close, constant, random_attention, random_sequences
 from trt_driver import CHW2, DATA_TYPES, DOMAIN, INT32, OPERATORS, Harness, Plugin, PluginSession, parsed_fields
 
 # Library of a registry, and the headers of its generation.
@@ -501,3 +501,20 @@ print(h.messages())
     assert done.returncode == 0, done.stderr
     assert "WARNING: " in done.stdout and "size of the workspace" in done.stdout
     assert "ERROR: " in done.stdout and "`blocks.1`" in done.stdout and "no CUDA driver" in done.stdout
+
+
+def test_the_check_for_gpus_runs_on_the_emulator(harnesses, emulated_trt_library, tmp_path):
+    script = ROOT / "benches" / "gpu" / "trt_plugin_check.py"
+    report = tmp_path / "report.json"
+    command = [sys.executable, script, harnesses("tensorrt-11.4"), emulated_trt_library, "--emulator", "--json", report]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = json.loads(report.read_text())["cases"]
+    assert len(cases) == 9 and all(case["ok"] for case in cases)
+    text = script.read_text()
+    assert f"F32_TOLERANCE = {constant('F32_LOGIT'):g}".replace("0.0002", "2e-4") in text
+    assert f"NAIVE_FACTOR = {constant('NAIVE_ROUNDING_FACTOR'):.1f}" in text
+    # It can fail: a library for GPUs finds no driver here.
+    missing = subprocess.run([str(word) for word in command[:4]], capture_output=True, text=True, timeout=300)
+    if not Path("/proc/driver/nvidia").exists():
+        assert missing.returncode == 2 and "no CUDA driver" in missing.stderr, missing.stdout + missing.stderr

@@ -2,6 +2,7 @@
 //! folder.
 
 use crate::step::{Error, Steps, say};
+use crate::tensorrt;
 use crate::toolkit;
 use crate::workspace::Workspace;
 use std::path::{Path, PathBuf};
@@ -10,16 +11,21 @@ use std::process::Command;
 /// Below the target directory, which git ignores.
 const FOLDER: &str = "gpu-bundle";
 const SCRIPTS: &str = "benches/gpu";
+const HARNESS: &str = "tests/python/trt_harness.cpp";
 /// What the package for the `ort` step is made of.
 const CHECKPOINT: &str = "tests/golden/kjv_d16w64i4";
 /// Bytes of all files together; what travels to such a machine is limited.
 const MOST_BYTES: u64 = 60 << 20;
 /// Sets of steps of benches/gpu/check.py, each of at most ten minutes.
-const RUNS: [(&str, &str); 5] = [
+const RUNS: [(&str, &str); 6] = [
     ("first", "every kernel against the reference, memcheck"),
     ("bench", "our times"),
     ("peers", "PyTorch's times"),
     ("sanitize", "racecheck, initcheck, synccheck"),
+    (
+        "trt-plugins",
+        "TensorRT plugins against the definition, and their times",
+    ),
     (
         "ort",
         "captured against eager under onnxruntime-gpu, where it is installed",
@@ -30,12 +36,13 @@ const RUNS: [(&str, &str); 5] = [
 pub fn run(workspace: &Workspace) -> Result<(), Error> {
     let steps = Steps::new(workspace);
     toolkit::run(workspace)?;
+    tensorrt::headers(workspace)?;
     let mut build = Command::new("cargo");
     build.args(["build", "--release"]);
     build.args(["-p", "ratplus-benches", "-p", "ratplus"]);
-    build.args(["-p", "ratplus-onnxruntime"]);
+    build.args(["-p", "ratplus-onnxruntime", "-p", "ratplus-tensorrt"]);
     steps.run(
-        "build gpu_check, the ratplus command and the ONNX Runtime library",
+        "build gpu_check, the ratplus command and the plugin libraries",
         &mut build,
         "mend what the compiler says above, then run it again",
     )?;
@@ -47,9 +54,15 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
         std::fs::remove_dir_all(&folder).map_err(|error| unwritable(&folder, &error))?;
     }
     std::fs::create_dir_all(&folder).map_err(|error| unwritable(&folder, &error))?;
-    for binary in [check, workspace.program(), workspace.ort_plugin()] {
+    for binary in [
+        check,
+        workspace.program(),
+        workspace.ort_plugin(),
+        workspace.trt_plugin(),
+    ] {
         strip(&steps, &binary, &folder)?;
     }
+    harness(workspace, &steps, &folder.join("trt_harness.so"))?;
     for script in scripts()? {
         let to = folder.join(script.file_name().unwrap_or_default());
         std::fs::copy(&script, &to).map_err(|error| unwritable(&to, &error))?;
@@ -141,7 +154,25 @@ fn package(workspace: &Workspace, steps: &Steps<'_>, folder: &Path) -> Result<()
     )
 }
 
-/// The Python files of benches/gpu.
+/// What plays TensorRT for trt_plugin_check.py.
+fn harness(workspace: &Workspace, steps: &Steps<'_>, to: &Path) -> Result<(), Error> {
+    let headers = tensorrt::headers_folder(workspace);
+    let mut compile = Command::new("c++");
+    compile
+        .args(["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-isystem"])
+        .arg(headers.join(tensorrt::NEWEST_HEADERS))
+        .arg("-isystem")
+        .arg(headers)
+        .args([HARNESS, "-ldl", "-o"])
+        .arg(to);
+    steps.run_quiet(
+        "build the harness of the TensorRT plugins",
+        &mut compile,
+        "read the compiler's message above",
+    )
+}
+
+/// The Python files of benches/gpu, and what they import.
 fn scripts() -> Result<Vec<PathBuf>, Error> {
     let entries = std::fs::read_dir(SCRIPTS).map_err(|error| {
         Error::new(
@@ -153,6 +184,7 @@ fn scripts() -> Result<Vec<PathBuf>, Error> {
     let mut scripts: Vec<_> = paths
         .filter(|path| path.extension().is_some_and(|extension| extension == "py"))
         .collect();
+    scripts.push(Path::new(HARNESS).with_file_name("trt_driver.py"));
     scripts.sort();
     Ok(scripts)
 }

@@ -87,6 +87,10 @@ fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), Error
             "RATPLUS_ORT_LIBRARY",
             workspace.absolute(&workspace.ort_plugin()),
         )
+        .env(
+            "RATPLUS_TRT_LIBRARY",
+            workspace.absolute(&workspace.trt_plugin()),
+        )
         .env("ORT_DYLIB_PATH", setup::ort_library(workspace)?)
         .env(
             "RATPLUS_CACHE_DIR",

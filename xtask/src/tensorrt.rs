@@ -20,6 +20,8 @@ const HEADERS: [(&str, &str); 3] = [
     // Of the time of TensorRT 10: plugins of the second version, no versioned logger.
     ("TRT-RTX-1.3", "tensorrt-rtx-1.3"),
 ];
+/// Full TensorRT's newest.
+pub const NEWEST_HEADERS: &str = HEADERS[0].1;
 /// The types of CUDA's runtime that they name.
 const CUDA_STUB: &str = "cuda_runtime_api.h";
 
@@ -33,7 +35,7 @@ const LIBRARIES: [(&str, &str); 3] = [
 /// Installs the headers, which the build of the plugin library and of the driver looks for.
 pub fn headers(workspace: &Workspace) -> Result<(), Error> {
     let steps = Steps::new(workspace);
-    let folder = workspace.target.join(FOLDER).join("headers");
+    let folder = headers_folder(workspace);
     let (stamp, wanted) = (folder.join(STAMP), format!("{HEADERS_CRATE:?} {HEADERS:?}"));
     if std::fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         say(&format!("==> setup: {} is up to date", folder.display()));
@@ -51,7 +53,20 @@ pub fn headers(workspace: &Workspace) -> Result<(), Error> {
         copy_files(&source.join(from), &folder.join(to))?;
     }
     copy_file(&source.join(CUDA_STUB), &folder.join(CUDA_STUB))?;
+    // A build script that found no headers does not look again.
+    let mut clean = Command::new("cargo");
+    clean.args(["clean", "--quiet", "--release", "-p", "ratplus-tensorrt"]);
+    steps.run_quiet(
+        "setup: have the TensorRT library built with them",
+        &mut clean,
+        "read cargo's message above",
+    )?;
     std::fs::write(&stamp, wanted).map_err(|error| unwritable(&stamp, &error))
+}
+
+/// Where the headers of each release are.
+pub fn headers_folder(workspace: &Workspace) -> PathBuf {
+    workspace.target.join(FOLDER).join("headers")
 }
 
 /// Installs the libraries that the tests load. One that cannot be had is said to be missing; its

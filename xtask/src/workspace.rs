@@ -63,6 +63,12 @@ impl Workspace {
             .join(format!("{DLL_PREFIX}ratplus_ort{DLL_SUFFIX}"))
     }
 
+    /// The TensorRT plugin library.
+    pub fn trt_plugin(&self) -> PathBuf {
+        self.release
+            .join(format!("{DLL_PREFIX}ratplus_trt{DLL_SUFFIX}"))
+    }
+
     /// The Python environment.
     pub fn venv(&self) -> PathBuf {
         self.target.join("venv")
