@@ -31,6 +31,7 @@ struct Calls {
     ) -> *mut c_void,
 }
 
+#[cfg(any(tensorrt_v10, tensorrt_v11))]
 macro_rules! generation {
     ($calls:ident, $($field:ident: $function:ident $arguments:tt $(-> $result:ty)?;)*) => {{
         unsafe extern "C" {
