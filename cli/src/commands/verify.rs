@@ -1,13 +1,11 @@
 //! `ratplus verify`: one matrix over backends, routes and tensors.
 
+use super::spinner;
 use crate::args::{LibraryArgs, VerifyArgs};
 use crate::output::{Failure, OrInput, Outcome, Table};
-use indicatif::ProgressBar;
 use ratplus_runtime::backend::{BackendKind, SessionOptions};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::verify::{self, Golden, Row, VerifyOptions, VerifyReport};
-use std::io::IsTerminal;
-use std::time::Duration;
 
 /// Runs the matrix and prints it.
 pub fn run(args: VerifyArgs) -> Outcome {
@@ -75,15 +73,6 @@ pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
         operators: libraries.custom_ops.clone(),
         ..SessionOptions::default()
     }
-}
-
-/// Says what runs, on a terminal only.
-fn spinner() -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    if std::io::stderr().is_terminal() {
-        bar.enable_steady_tick(Duration::from_millis(100));
-    }
-    bar
 }
 
 fn print(package: &str, report: &VerifyReport) {

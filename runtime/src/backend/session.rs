@@ -100,6 +100,12 @@ impl Session {
             BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback => {
                 Driver::Ort(OrtDriver::open(package, &plan)?)
             }
+            BackendKind::TensorRt | BackendKind::TensorRtRtx => {
+                return Err(BackendError::Unavailable {
+                    backend: kind.to_string(),
+                    reason: "soon".into(),
+                });
+            }
             BackendKind::Tract => Driver::Tract(TractDriver::open(package, &plan)?),
         };
         let manifest = &plan.manifest;

@@ -2,7 +2,7 @@
 
 use crate::Product;
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Names the folder with TensorRT's libraries.
 pub const VARIABLE: &str = "RATPLUS_TENSORRT";
@@ -59,13 +59,6 @@ impl Default for Folder {
 }
 
 impl Folder {
-    /// The usual places, with the Python environment that holds a library of another package,
-    /// such as `site-packages/onnxruntime/capi/libonnxruntime.so`.
-    pub fn around(library: &Path) -> Self {
-        let packages = library.ancestors().nth(3).map(Path::to_path_buf);
-        Self::Usual(packages.into_iter().collect())
-    }
-
     /// Where to look, in order; `None` is the system's loader.
     pub(crate) fn places(&self, names: &Names) -> Vec<Option<PathBuf>> {
         let named = match self {

@@ -174,6 +174,7 @@ mod tests {
             state_bytes: 0,
             tokenizer: None,
             files: Default::default(),
+            plans: Default::default(),
             model,
         };
         let tap = |length| {

@@ -199,18 +199,16 @@ impl OrtDriver {
         for (name, value) in &shared.weights {
             builder = builder.initializer(name, value.clone()).map_err(failed)?;
         }
-        let weights = package.weights_path();
         if shared.api.memory_models_have_external_data()
-            && let (Some(folder), Some(name)) = (weights.parent(), weights.file_name())
+            && let Some(folder) = package.weights_path().parent()
         {
-            let mut model = model.clone();
+            let mut model = package.locate_weights(model);
             add_outputs(&mut model, &plan.taps[position]);
             // The CPU, where the emulator's products run, has none in bf16.
             let dtype = plan.manifest.dtype;
             if self.gpu.is_some() && !(EMULATED && dtype == ElementType::BF16) {
                 native_products(&mut model);
             }
-            locate_weights(&mut model, &name.to_string_lossy());
             builder
                 .external_data_folder(folder)
                 .and_then(|builder| builder.build(&model.encode_to_vec()))
@@ -376,20 +374,6 @@ fn map_weights<'a>(
             Ok((stored.name.as_str(), Arc::new(value)))
         })
         .collect()
-}
-
-/// Names the weights by their real file: in a model hub's cache it is another than the package's,
-/// and ONNX Runtime refuses links that lead out of the folder it was given.
-fn locate_weights(model: &mut ModelProto, name: &str) {
-    let tensors = model
-        .graph
-        .iter_mut()
-        .flat_map(|graph| &mut graph.initializer);
-    for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
-        if entry.key == "location" {
-            entry.value = name.into();
-        }
-    }
 }
 
 fn ort_error(file: &str, error: OrtError) -> BackendError {
