@@ -2,8 +2,10 @@
 
 mod error;
 mod implementation;
+mod layout;
 mod ort;
 mod session;
+mod tensorrt;
 mod tract;
 
 pub use error::{BackendError, InputProblem};

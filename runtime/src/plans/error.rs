@@ -50,6 +50,14 @@ pub enum BuildError {
 }
 
 impl BuildError {
+    /// The reason without the backend, which callers name themselves.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Refused { reason, .. } => reason.clone(),
+            other => other.to_string(),
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             action,

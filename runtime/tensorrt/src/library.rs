@@ -42,11 +42,11 @@ impl Library {
                     None => PathBuf::from(name),
                 };
                 if place.is_some() && !file.is_file() {
-                    missing.push((*name).to_owned());
+                    missing.push(format!("no {name}"));
                     continue;
                 }
                 match Self::load(product, &file) {
-                    Err(NvinferError::Missing { places, .. }) => missing.push(places),
+                    Err(NvinferError::Missing { places: words, .. }) => missing.push(words),
                     other => return other,
                 }
             }
@@ -54,7 +54,7 @@ impl Library {
                 || "the system's loader".into(),
                 |folder| folder.display().to_string(),
             );
-            places += &format!("\n    {place}: no {}", missing.join(", no "));
+            places += &format!("\n    {place}: {}", missing.join("; "));
         }
         if std::env::var_os(names.variable).is_none_or(|value| value.is_empty()) {
             places = format!("\n    {}: not set{places}", names.variable);

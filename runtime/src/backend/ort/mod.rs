@@ -1,8 +1,8 @@
 //! ONNX Runtime, on the CPU and on a GPU.
 
 pub(super) mod cuda;
-mod layout;
 
+use super::layout::{Field, Layout};
 use super::session::Plan;
 use super::{BackendError, BackendKind, EngineImplementations};
 use crate::ort_library;
@@ -10,7 +10,6 @@ use crate::package::Package;
 use crate::raw::{Api, Binding, Builder, EMULATED, Memory, OrtError, OrtSession, Prepacked, Value};
 use cuda::{Gpu, cuda_error};
 use half::{bf16, f16};
-use layout::{Field, Layout};
 use prost::Message;
 use ratplus_graphs::manifest::{
     Engine as EngineInfo, Fallback, INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, WEIGHTS_FILE,

@@ -2,6 +2,7 @@
 
 use super::{Logger, Symbols, Table};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use std::error::Error;
 use std::ffi::{CStr, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
@@ -23,7 +24,11 @@ unsafe impl Sync for Loaded {}
 fn open(file: &Path) -> Result<Library, String> {
     // SAFETY: the initialisers of the library that the user chose are what loading it means.
     let library = unsafe { Library::open(Some(file), RTLD_NOW | RTLD_LOCAL) };
-    library.map_err(|error| error.to_string())
+    library.map_err(|error| {
+        // The loader's own words.
+        let words = error.source().map(ToString::to_string);
+        words.unwrap_or_else(|| error.to_string())
+    })
 }
 
 /// The address of a function, null where there is none.

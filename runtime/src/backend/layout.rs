@@ -192,6 +192,8 @@ mod tests {
             without_cuda_graph: false,
             onnxruntime: None,
             operators: None,
+            tensorrt: None,
+            plugins: None,
         }
     }
 
