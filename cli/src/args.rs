@@ -188,6 +188,10 @@ pub struct LibraryArgs {
     /// Threads of one engine [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Launch the decode engine's kernels one by one, where ort-cuda and tensorrt would replay a
+    /// CUDA graph; the numbers are the same
+    #[arg(long)]
+    pub no_cuda_graph: bool,
 }
 
 /// Arguments of `verify`.

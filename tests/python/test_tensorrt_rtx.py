@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from conftest import ROOT, Export, golden_case, run_export
+from conftest import ROOT, Export, golden_case, run_export, sealed
 
 BACKEND = "tensorrt-rtx"
 SMALL = {"case": "d16_w20_i4", "prefill_lengths": (7,), "logits": "last"}
@@ -208,10 +207,7 @@ def reseal(package: Path, file: str, content: bytes):
     new = line.format(file, len(content), hashlib.sha256(content).hexdigest())
     assert text.count(line.format(file, old["bytes"], old["sha256"])) == 1
     text = text.replace(line.format(file, old["bytes"], old["sha256"]), new)
-    open_text = re.sub(r'"sha256": "[0-9a-f]*"\n}\n$', '"sha256": ""\n}\n', text)
-    seal = hashlib.sha256(open_text.encode()).hexdigest()
-    sealed = open_text.removesuffix('"sha256": ""\n}\n') + f'"sha256": "{seal}"\n}}\n'
-    (package / "manifest.json").write_text(sealed)
+    (package / "manifest.json").write_text(sealed(text))
 
 
 def renamed_operator(package: Path, file: str) -> bytes:

@@ -71,6 +71,7 @@ pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
         threads: libraries.threads,
         onnxruntime: libraries.onnxruntime.clone(),
         operators: libraries.custom_ops.clone(),
+        without_cuda_graph: libraries.no_cuda_graph,
         ..SessionOptions::default()
     }
 }
