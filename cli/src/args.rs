@@ -28,6 +28,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Run a package on every backend and compare with golden outputs and the tract reference
     Verify(VerifyArgs),
+    /// Build engine plans for TensorRT or TensorRT for RTX into a package
+    Build(BuildArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Say what this machine has, what is missing and how to get it
@@ -188,6 +190,10 @@ pub struct LibraryArgs {
     /// Threads of one engine [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Launch the decode engine's kernels one by one, where ort-cuda and tensorrt would replay a
+    /// CUDA graph; the numbers are the same
+    #[arg(long)]
+    pub no_cuda_graph: bool,
 }
 
 /// Arguments of `verify`.
@@ -195,7 +201,8 @@ pub struct LibraryArgs {
 pub struct VerifyArgs {
     /// The package
     pub dir: PathBuf,
-    /// Backends to run: ort-cpu, ort-cuda, ort-fallback, tract [default: all present]
+    /// Backends to run: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx, tract [default: all
+    /// present]
     #[arg(long, value_name = "B", value_delimiter = ',')]
     pub backend: Vec<String>,
     /// What backends are compared with where there is no golden file
@@ -223,6 +230,23 @@ pub struct VerifyArgs {
     /// Libraries.
     #[command(flatten)]
     pub libraries: LibraryArgs,
+}
+
+/// Arguments of `build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// The package; its plans are replaced when the new ones are whole
+    pub dir: PathBuf,
+    /// What will run the plans: tensorrt, built for this machine's GPU, or tensorrt-rtx, built
+    /// with or without one
+    #[arg(long)]
+    pub backend: String,
+    /// Number of the GPU to build for, with tensorrt
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: i32,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `generate`.
@@ -256,7 +280,7 @@ pub struct GenerateArgs {
     /// Stop at these tokens too; the tokenizer's end of text always stops
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub stop_tokens: Vec<u32>,
-    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback or tract
+    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
     #[arg(long, default_value = "ort-cpu")]
     pub backend: String,
     /// Print speed and implementations on standard error

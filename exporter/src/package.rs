@@ -190,6 +190,7 @@ impl PackageOptions {
                 .as_ref()
                 .map(|_| manifest::TOKENIZER_FILE.into()),
             files,
+            plans: BTreeMap::new(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::ExportError;
 use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest};
+use ratplus_graphs::plans::{BUILDING_PREFIX, PLAN_BACKENDS, PLANS_FOLDER, is_plan_file};
 use sha2::{Digest, Sha256};
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -102,7 +103,8 @@ impl Drop for Staging {
     }
 }
 
-/// Refuses to replace anything but a package: every file in it has to be the package's own.
+/// Refuses to replace anything but a package: every file in it has to be the package's own, or a
+/// plan that was built from it.
 fn check_replaceable(target: &Path) -> Result<(), ExportError> {
     let metadata = match fs::symlink_metadata(target) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -131,24 +133,58 @@ fn check_replaceable(target: &Path) -> Result<(), ExportError> {
     }
     let known = fs::read(target.join(MANIFEST_FILE))
         .ok()
-        .and_then(|json| serde_json::from_slice::<Manifest>(&json).ok())
-        .map(|manifest| manifest.files);
+        .and_then(|json| serde_json::from_slice::<Manifest>(&json).ok());
     let Some(known) = known else {
         return Err(ExportError::target(
             target,
             "expected a package or nothing, found other files",
         ));
     };
-    match names
-        .iter()
-        .find(|name| *name != MANIFEST_FILE && !known.contains_key(*name))
-    {
+    let own = |name: &String| {
+        [MANIFEST_FILE, PLANS_FOLDER].contains(&name.as_str()) || known.files.contains_key(name)
+    };
+    let strange = names.iter().find(|name| !own(name)).cloned();
+    match strange.map_or_else(|| strange_plan(target), |name| Ok(Some(name)))? {
         Some(name) => Err(ExportError::target(
             target,
             &format!("holds `{name}`, which the package there does not list"),
         )),
         None => Ok(()),
     }
+}
+
+/// A file below the folder of plans that `ratplus build` does not write.
+fn strange_plan(target: &Path) -> Result<Option<String>, ExportError> {
+    let plans = target.join(PLANS_FOLDER);
+    let list = |dir: &Path| -> Result<Vec<String>, ExportError> {
+        let failed = |error| ExportError::io("list", dir, error);
+        let entries = fs::read_dir(dir).map_err(failed)?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<std::io::Result<_>>().map_err(failed)
+    };
+    let is_folder = |path: &Path| {
+        fs::symlink_metadata(path)
+            .map(|metadata| metadata.is_dir())
+            .ok()
+    };
+    match is_folder(&plans) {
+        None => return Ok(None),
+        Some(false) => return Ok(Some(PLANS_FOLDER.into())),
+        Some(true) => (),
+    }
+    for backend in list(&plans)? {
+        let folder = plans.join(&backend);
+        if is_folder(&folder) != Some(true) {
+            return Ok(Some(format!("{PLANS_FOLDER}/{backend}")));
+        }
+        let known = PLAN_BACKENDS.contains(&backend.as_str());
+        let own =
+            |name: &String| known && (name.starts_with(BUILDING_PREFIX) || is_plan_file(name));
+        if let Some(name) = list(&folder)?.into_iter().find(|name| !own(name)) {
+            return Ok(Some(format!("{PLANS_FOLDER}/{backend}/{name}")));
+        }
+    }
+    Ok(None)
 }
 
 fn sync_dir(dir: &Path) -> Result<(), ExportError> {
@@ -347,6 +383,29 @@ mod tests {
         fs::write(dir.path().join("file"), "x").unwrap();
         assert!(Staging::beside(&dir.path().join("file")).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn plans_go_with_their_package_and_nothing_else_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("package");
+        let folder = target.join("plans/tensorrt-rtx");
+        fs::create_dir_all(folder.join(".building-1")).unwrap();
+        assert_eq!(strange_plan(&dir.path().join("none")).unwrap(), None);
+        fs::write(folder.join("decode-0123456789abcdef.plan"), "").unwrap();
+        assert_eq!(strange_plan(&target).unwrap(), None);
+        for other in [
+            "plans/tensorrt-rtx/notes.txt",
+            "plans/notes.txt",
+            "plans/mine/a",
+        ] {
+            let file = target.join(other);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(&file, "").unwrap();
+            assert_eq!(strange_plan(&target).unwrap().as_deref(), Some(other));
+            fs::remove_file(file).unwrap();
+            let _ = fs::remove_dir(target.join("plans/mine"));
+        }
     }
 
     #[test]

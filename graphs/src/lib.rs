@@ -9,6 +9,7 @@
 //! - [`model`]: the chunk graph of a whole model for any static sequence length.
 //! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
 //! - [`manifest`]: `manifest.json`, where the exporter and the runtime meet.
+//! - [`plans`]: what the manifest says about engine plans built from the package.
 //! - [`tolerance`]: what counts as equal.
 //!
 //! Every other crate is generated from this one or tested against it.
@@ -21,5 +22,6 @@ pub mod model;
 pub mod onnx;
 pub mod ops;
 pub mod pattern;
+pub mod plans;
 pub mod spec;
 pub mod tolerance;

@@ -2,6 +2,7 @@
 
 use crate::cache::CacheLayout;
 use crate::ops::{ElementType, TensorType};
+use crate::plans::PlanSet;
 use crate::spec::ModelSpec;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -152,8 +153,11 @@ pub struct Manifest {
     pub state_bytes: u64,
     /// The tokenizer's file, where one was given.
     pub tokenizer: Option<String>,
-    /// Every other file of the package.
+    /// Every other file that `export` wrote.
     pub files: BTreeMap<String, FileInfo>,
+    /// Engine plans that were built from it, by backend.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub plans: BTreeMap<String, PlanSet>,
 }
 
 /// File name of the engine for chunks of `seq_len` tokens.
@@ -417,6 +421,9 @@ impl Manifest {
             if !self.files.contains_key(name) {
                 errors.push(format!("files: `{name}` is missing"));
             }
+        }
+        for (backend, plans) in &self.plans {
+            errors.extend(plans.problems(backend, &self.engines));
         }
         if errors.is_empty() {
             Ok(())

@@ -5,6 +5,7 @@
 //! - [`backend`]: [`Session`](backend::Session) runs chunks of tokens; it owns the state that
 //!   crosses steps.
 //! - [`planner`]: cuts a prompt of any length into chunks for engines of static lengths.
+//! - [`nvinfer`], [`plans`]: finds TensorRT; builds engine plans into a package.
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
 //! - [`verify`]: compares every backend with golden outputs along every route.
 //! - [`generate`]: all of it: prompts in, tokens out.
@@ -35,9 +36,11 @@
 
 pub mod backend;
 pub mod generate;
+pub mod nvinfer;
 pub mod ort_library;
 pub mod package;
 pub mod planner;
+pub mod plans;
 #[allow(unsafe_code)]
 mod raw;
 pub mod sampler;

@@ -228,13 +228,17 @@ pub fn operators(explicit: Option<&Path>) -> Result<PathBuf, LibraryError> {
     })
 }
 
-fn note(places: &mut String, place: &str, why: &str) {
+pub(crate) fn note(places: &mut String, place: &str, why: &str) {
     // Writing to a string cannot fail.
     let _ = write!(places, "\n    {place}: {why}");
 }
 
 /// A file that the caller or the user named.
-fn named(explicit: Option<&Path>, variable: &str, places: &mut String) -> Option<PathBuf> {
+pub(crate) fn named(
+    explicit: Option<&Path>,
+    variable: &str,
+    places: &mut String,
+) -> Option<PathBuf> {
     if let Some(path) = explicit {
         return Some(path.into());
     }
@@ -247,7 +251,7 @@ fn named(explicit: Option<&Path>, variable: &str, places: &mut String) -> Option
     }
 }
 
-fn executable_folder() -> Option<PathBuf> {
+pub(crate) fn executable_folder() -> Option<PathBuf> {
     let executable = env::current_exe().ok()?;
     Some(
         executable
@@ -259,7 +263,7 @@ fn executable_folder() -> Option<PathBuf> {
 }
 
 /// `onnxruntime/capi` folders of a Python environment named `venv` beside one of `folders`.
-fn python_folders(folders: &[PathBuf]) -> Vec<PathBuf> {
+pub(crate) fn python_folders(folders: &[PathBuf]) -> Vec<PathBuf> {
     let mut found: Vec<_> = folders
         .iter()
         .filter_map(|folder| std::fs::read_dir(folder.join("../venv/lib")).ok())

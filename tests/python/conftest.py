@@ -4,6 +4,7 @@
 are used.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -134,6 +135,13 @@ class Case:
 def golden_case(name: str) -> Case:
     """The golden case of this name."""
     return Case(GOLDEN / name)
+
+
+def sealed(text: str) -> str:
+    """A manifest with the checksum of its content."""
+    open_text = re.sub(r'"sha256": "[0-9a-f]*"\n}\n$', '"sha256": ""\n}\n', text)
+    checksum = hashlib.sha256(open_text.encode()).hexdigest()
+    return open_text.removesuffix('"sha256": ""\n}\n') + f'"sha256": "{checksum}"\n}}\n'
 
 
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())

@@ -364,7 +364,6 @@ fn prompts_that_cannot_run_are_refused() {
         generate(&["--prompt", &long]),
         generate(&["--prompt", "And", "--temperature", "-1"]),
         generate(&["--prompt", "And", "--top-p", "1.5"]),
-        generate(&["--prompt", "And", "--backend", "tensorrt"]),
         generate(&["--prompt", "And", "--backend", "abacus"]),
         generate(&["--prompt", "And", "--stop-tokens", "2048"]),
     ];
@@ -405,7 +404,7 @@ fn a_missing_runtime_is_one_clear_message() {
     let (stdout, stderr) = texts(&output);
     assert!(output.status.success(), "{stderr}");
     assert!(
-        stdout.contains("3 backends skipped") && stdout.contains("skipped      ort-cpu"),
+        stdout.contains("5 backends skipped") && stdout.contains("skipped      ort-cpu"),
         "{stdout}"
     );
 }
@@ -440,6 +439,46 @@ fn ort_cuda_without_what_it_needs_is_refused() {
             text.contains("onnxruntime-gpu") || text.contains("NVIDIA's driver"),
             "{text}"
         );
+    }
+}
+
+/// The findings of `ratplus doctor` that are not there.
+fn missing_here() -> Vec<String> {
+    let (doctor, _) = texts(&run(["doctor", "--json"]));
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&doctor).unwrap();
+    let missing = findings.iter().filter(|finding| finding["found"] == false);
+    missing
+        .map(|finding| finding["name"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn backends_of_plans_say_everything_that_is_missing_at_once() {
+    let scratch = Scratch::new();
+    let case = case("kjv_d16w64i4");
+    let tokenizer = case.file("tokenizer.json");
+    let flags = ["--prefill-lengths", "8", "--tokenizer"];
+    let flags = [&flags[..], &[tokenizer.to_str().unwrap()]].concat();
+    let package = scratch.export(&case, "package", &flags);
+    let missing = missing_here();
+    for (backend, library) in [("tensorrt", "TensorRT"), ("tensorrt-rtx", "TensorRT-RTX")] {
+        for command in [&["verify"][..], &["generate", "--prompt", "And"]] {
+            let mut args: Vec<OsString> = command.iter().map(OsString::from).collect();
+            args.extend(["--backend".into(), backend.into(), package.clone().into()]);
+            let text = scratch.refused(args);
+            assert!(text.contains(&format!("backend `{backend}`: ")), "{text}");
+            // No machine has plans of a package that was just exported.
+            assert!(text.contains("run `ratplus build DIR/package"), "{text}");
+            for (name, advice) in [(library, "pip install"), ("CUDA driver", "NVIDIA's driver")] {
+                let expected = missing.iter().any(|missing| missing == name);
+                assert_eq!(text.contains(advice), expected, "{name}: {text}");
+            }
+        }
+    }
+    for backend in ["ort-cpu", "tract"] {
+        let package = package.clone().into_os_string();
+        let text = scratch.refused(["build".into(), package, "--backend".into(), backend.into()]);
+        assert!(text.contains("tensorrt or tensorrt-rtx"), "{text}");
     }
 }
 

@@ -100,5 +100,9 @@ fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), Error
     if nvrtc.is_dir() {
         command.env("RATPLUS_NVRTC", nvrtc);
     }
+    let rtx = workspace.absolute(&tensorrt::rtx_folder(workspace));
+    if rtx.is_dir() {
+        command.env("RATPLUS_TENSORRT_RTX", rtx);
+    }
     Ok(())
 }

@@ -22,6 +22,8 @@ const HEADERS: [(&str, &str); 3] = [
 ];
 /// Full TensorRT's newest.
 pub const NEWEST_HEADERS: &str = HEADERS[0].1;
+/// Packages whose build scripts look for the headers.
+const BUILT_WITH_HEADERS: [&str; 2] = ["ratplus-nvinfer", "ratplus-tensorrt"];
 /// The types of CUDA's runtime that they name.
 const CUDA_STUB: &str = "cuda_runtime_api.h";
 
@@ -31,6 +33,12 @@ const LIBRARIES: [(&str, &str); 3] = [
     ("lean-10.16", "tensorrt-lean-cu13-libs==10.16.1.11"),
     ("rtx-1.7", "tensorrt-rtx-cu13-libs==1.7.1.116"),
 ];
+
+/// The folder with the libraries of TensorRT for RTX.
+pub fn rtx_folder(workspace: &Workspace) -> PathBuf {
+    let folder = workspace.target.join(FOLDER).join("rtx-1.7");
+    folder.join("tensorrt_rtx_libs")
+}
 
 /// Installs the headers, which the build of the plugin library and of the driver looks for.
 pub fn headers(workspace: &Workspace) -> Result<(), Error> {
@@ -55,9 +63,12 @@ pub fn headers(workspace: &Workspace) -> Result<(), Error> {
     copy_file(&source.join(CUDA_STUB), &folder.join(CUDA_STUB))?;
     // A build script that found no headers does not look again.
     let mut clean = Command::new("cargo");
-    clean.args(["clean", "--quiet", "--release", "-p", "ratplus-tensorrt"]);
+    clean.args(["clean", "--quiet", "--release"]);
+    for package in BUILT_WITH_HEADERS {
+        clean.args(["-p", package]);
+    }
     steps.run_quiet(
-        "setup: have the TensorRT library built with them",
+        "setup: have the code for TensorRT built with them",
         &mut clean,
         "read cargo's message above",
     )?;

@@ -1,5 +1,7 @@
 //! `ratplus doctor`: what this machine has, what is missing, how to get it.
 
+mod tensorrt;
+
 use crate::args::DoctorArgs;
 use crate::output::{OrInput, Outcome};
 use ratplus_kernels::cuda::{self, CudaError, Device};
@@ -86,20 +88,7 @@ fn findings(args: &DoctorArgs) -> Vec<Finding> {
     findings.extend(cuda_findings(
         runtime.as_ref().ok().map(|found| &*found.path),
     ));
-    for (name, file, advice) in EXTERNAL {
-        findings.push(match loader_has(file) {
-            true => Finding {
-                name,
-                found: true,
-                detail: format!("{file} loads; {advice}"),
-            },
-            false => Finding {
-                name,
-                found: false,
-                detail: format!("no {file} in the loader's path; {advice}"),
-            },
-        });
-    }
+    findings.extend(tensorrt::findings());
     findings
 }
 
@@ -193,27 +182,4 @@ fn cuda_devices() -> Result<Vec<String>, CudaError> {
         ))
     };
     (0..Device::count()?).map(describe).collect()
-}
-
-/// Libraries of backends that this build does not drive yet.
-const EXTERNAL: [(&str, &str, &str); 1] = [(
-    "TensorRT",
-    "libnvinfer.so.10",
-    "this build does not drive TensorRT: export with --fallback inline for it",
-)];
-
-/// Whether a folder of the loader's usual places holds `file`. Nothing is loaded: a driver may
-/// change the process.
-fn loader_has(file: &str) -> bool {
-    let variable = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let fixed = [
-        "/lib/x86_64-linux-gnu",
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib64",
-        "/lib64",
-        "/usr/local/cuda/lib64",
-    ];
-    std::env::split_paths(&variable)
-        .chain(fixed.map(Into::into))
-        .any(|dir| !dir.as_os_str().is_empty() && dir.join(file).exists())
 }

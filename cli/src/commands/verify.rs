@@ -1,13 +1,11 @@
 //! `ratplus verify`: one matrix over backends, routes and tensors.
 
+use super::spinner;
 use crate::args::{LibraryArgs, VerifyArgs};
 use crate::output::{Failure, OrInput, Outcome, Table};
-use indicatif::ProgressBar;
 use ratplus_runtime::backend::{BackendKind, SessionOptions};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::verify::{self, Golden, Row, VerifyOptions, VerifyReport};
-use std::io::IsTerminal;
-use std::time::Duration;
 
 /// Runs the matrix and prints it.
 pub fn run(args: VerifyArgs) -> Outcome {
@@ -73,17 +71,9 @@ pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
         threads: libraries.threads,
         onnxruntime: libraries.onnxruntime.clone(),
         operators: libraries.custom_ops.clone(),
+        without_cuda_graph: libraries.no_cuda_graph,
         ..SessionOptions::default()
     }
-}
-
-/// Says what runs, on a terminal only.
-fn spinner() -> ProgressBar {
-    let bar = ProgressBar::new_spinner();
-    if std::io::stderr().is_terminal() {
-        bar.enable_steady_tick(Duration::from_millis(100));
-    }
-    bar
 }
 
 fn print(package: &str, report: &VerifyReport) {
@@ -172,7 +162,13 @@ fn print(package: &str, report: &VerifyReport) {
             .count()
     };
     let (passed, failed, empty) = (count(OK), count(FAILED), count(NOT_COMPARED));
-    if empty > 0 {
+    let plans = |row: &&Row| row.rows == 0 && row.tensor != "logits";
+    let plans = report.rows.iter().filter(plans).count();
+    if plans > 0 {
+        println!("not compared {plans} intermediate tensors of engine plans, which return none");
+    }
+    if empty > plans {
+        let empty = empty - plans;
         println!(
             "not compared {empty} routes return logits at none of the golden positions; export with --logits \
              all to compare them"

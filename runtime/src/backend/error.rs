@@ -1,4 +1,5 @@
 use super::BackendKind;
+use crate::nvinfer::NvinferError;
 use crate::ort_library::LibraryError;
 use ratplus_graphs::ops::LengthError;
 use ratplus_kernels::cuda::CudaError;
@@ -55,6 +56,14 @@ pub enum BackendError {
         what: &'static str,
         /// The driver's words.
         source: Box<CudaError>,
+    },
+    /// TensorRT failed.
+    #[error("{file}: {source}")]
+    Nvinfer {
+        /// The plan, or what else was in work.
+        file: String,
+        /// Its words.
+        source: Box<NvinferError>,
     },
     /// A kernel on the GPU found lengths that do not fit.
     #[error("{file}: {message}")]

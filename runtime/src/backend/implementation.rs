@@ -17,6 +17,8 @@ pub enum Implementation {
         /// Such as `CPUExecutionProvider`.
         provider: String,
     },
+    /// A plugin of the RAT+ plugin library.
+    Plugin,
     /// The model-local function of standard operators.
     FunctionBody,
     /// The plain loops that the reference registers with tract.
@@ -27,6 +29,7 @@ impl fmt::Display for Implementation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel { provider } => write!(f, "kernel ({provider})"),
+            Self::Plugin => f.write_str("plugin"),
             Self::FunctionBody => f.write_str("function body"),
             Self::Reference => f.write_str("reference"),
         }

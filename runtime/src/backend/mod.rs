@@ -2,14 +2,17 @@
 
 mod error;
 mod implementation;
+mod layout;
 mod ort;
 mod session;
+mod tensorrt;
 mod tract;
 
 pub use error::{BackendError, InputProblem};
 pub use implementation::{EngineImplementations, Implementation, NodeImplementation};
 pub use session::{Session, SessionOptions, StateBuffer, Step};
 
+use ratplus_nvinfer::Product;
 use std::fmt;
 use std::str::FromStr;
 
@@ -22,13 +25,24 @@ pub enum BackendKind {
     OrtCuda,
     /// `ort-fallback`: ONNX Runtime without it; the model's own functions run.
     OrtFallback,
+    /// `tensorrt`: engine plans with the library of RAT+ plugins, on an NVIDIA GPU.
+    TensorRt,
+    /// `tensorrt-rtx`: engine plans of TensorRT for RTX; the model's own functions run.
+    TensorRtRtx,
     /// `tract`: the reference.
     Tract,
 }
 
 impl BackendKind {
     /// Every backend of this build.
-    pub const ALL: [Self; 4] = [Self::OrtCpu, Self::OrtCuda, Self::OrtFallback, Self::Tract];
+    pub const ALL: [Self; 6] = [
+        Self::OrtCpu,
+        Self::OrtCuda,
+        Self::OrtFallback,
+        Self::TensorRt,
+        Self::TensorRtRtx,
+        Self::Tract,
+    ];
 
     /// Name on the command line.
     pub fn name(self) -> &'static str {
@@ -36,7 +50,18 @@ impl BackendKind {
             Self::OrtCpu => "ort-cpu",
             Self::OrtCuda => "ort-cuda",
             Self::OrtFallback => "ort-fallback",
+            Self::TensorRt => "tensorrt",
+            Self::TensorRtRtx => "tensorrt-rtx",
             Self::Tract => "tract",
+        }
+    }
+
+    /// What runs its plans; `None` where it runs the ONNX files themselves.
+    pub fn product(self) -> Option<Product> {
+        match self {
+            Self::TensorRt => Some(Product::TensorRt),
+            Self::TensorRtRtx => Some(Product::Rtx),
+            _ => None,
         }
     }
 }
@@ -47,18 +72,6 @@ impl fmt::Display for BackendKind {
     }
 }
 
-/// Backends that `ratplus` has names for, and why this crate cannot open a session with them.
-const OTHER: [(&str, &str); 2] = [
-    (
-        "tensorrt",
-        "this build does not drive TensorRT engines; use `ort-cpu`",
-    ),
-    (
-        "tensorrt-rtx",
-        "this build does not drive TensorRT-RTX engines; use `ort-cpu`",
-    ),
-];
-
 impl FromStr for BackendKind {
     type Err = BackendError;
 
@@ -66,13 +79,10 @@ impl FromStr for BackendKind {
         if let Some(kind) = Self::ALL.into_iter().find(|kind| kind.name() == name) {
             return Ok(kind);
         }
-        let reason = match OTHER.iter().find(|(other, _)| *other == name) {
-            Some((_, reason)) => (*reason).to_owned(),
-            None => format!(
-                "unknown; expected one of {}",
-                Self::ALL.map(Self::name).join(", ")
-            ),
-        };
+        let reason = format!(
+            "unknown; expected one of {}",
+            Self::ALL.map(Self::name).join(", ")
+        );
         Err(BackendError::Unavailable {
             backend: name.into(),
             reason,
@@ -89,9 +99,10 @@ mod tests {
         for kind in BackendKind::ALL {
             assert_eq!(kind.to_string().parse::<BackendKind>().unwrap(), kind);
         }
-        for (name, part) in [("tensorrt", "TensorRT"), ("cpu", "ort-cpu, ")] {
-            let error = name.parse::<BackendKind>().unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains(part), "{error}");
-        }
+        let error = "cpu".parse::<BackendKind>().unwrap_err().to_string();
+        assert!(
+            error.contains("`cpu`") && error.contains("ort-cpu, "),
+            "{error}"
+        );
     }
 }

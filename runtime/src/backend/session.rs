@@ -1,4 +1,5 @@
 use super::ort::OrtDriver;
+use super::tensorrt::TensorRtDriver;
 use super::tract::TractDriver;
 use super::{BackendError, BackendKind, EngineImplementations, InputProblem};
 use crate::package::Package;
@@ -20,9 +21,9 @@ pub struct SessionOptions {
     /// tract only: leave out every rounding to f16 or bf16 between operators, so that an f32 run of
     /// the package's weights can judge its roundings.
     pub without_rounding: bool,
-    /// ort-cuda only: number of the GPU.
+    /// Number of the GPU, for backends that run on one.
     pub device: i32,
-    /// ort-cuda only: launch the decode engine's kernels one by one instead of replaying a CUDA
+    /// ort-cuda and tensorrt: launch the decode engine's kernels one by one instead of replaying a CUDA
     /// graph. The numbers are the same.
     pub without_cuda_graph: bool,
     /// Static lengths to open; `None` is all of the package.
@@ -31,6 +32,10 @@ pub struct SessionOptions {
     pub onnxruntime: Option<PathBuf>,
     /// Where the library of RAT+ operators is; see [`crate::ort_library`].
     pub operators: Option<PathBuf>,
+    /// Folder with TensorRT, or with TensorRT for RTX; see [`crate::nvinfer`].
+    pub tensorrt: Option<PathBuf>,
+    /// Where the library of RAT+ plugins is; see [`crate::nvinfer`].
+    pub plugins: Option<PathBuf>,
 }
 
 /// One state tensor as it lies in memory.
@@ -62,10 +67,13 @@ pub(super) struct Plan {
     pub without_cuda_graph: bool,
     pub onnxruntime: Option<PathBuf>,
     pub operators: Option<PathBuf>,
+    pub tensorrt: Option<PathBuf>,
+    pub plugins: Option<PathBuf>,
 }
 
 pub(super) enum Driver {
     Ort(OrtDriver),
+    TensorRt(TensorRtDriver),
     Tract(TractDriver),
 }
 
@@ -84,8 +92,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens engines of `package` and runs each once on idle slots, to see which implementation
-    /// runs every custom node.
+    /// Opens engines of `package` and runs each once on idle slots: ONNX Runtime shows then which
+    /// implementation runs every custom node; TensorRT's plans were built with one and have no
+    /// other.
     ///
     /// # Errors
     /// A library is missing, the package cannot run on this backend, an option names something
@@ -99,6 +108,9 @@ impl Session {
         let driver = match kind {
             BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback => {
                 Driver::Ort(OrtDriver::open(package, &plan)?)
+            }
+            BackendKind::TensorRt | BackendKind::TensorRtRtx => {
+                Driver::TensorRt(TensorRtDriver::open(package, &plan)?)
             }
             BackendKind::Tract => Driver::Tract(TractDriver::open(package, &plan)?),
         };
@@ -167,13 +179,18 @@ impl Session {
 
     /// Every state tensor. tract keeps states in f32, whatever the package's type.
     pub fn state_buffers(&self) -> Vec<StateBuffer> {
-        let in_place = matches!(&self.driver, Driver::Ort(driver) if driver.in_place());
+        let in_place = match &self.driver {
+            Driver::Ort(driver) => driver.in_place(),
+            Driver::TensorRt(driver) => driver.in_place(),
+            Driver::Tract(_) => false,
+        };
         state_tensors(&self.plan.manifest.model, &self.shape)
             .into_iter()
             .enumerate()
             .map(|(index, (past, present, tensor))| StateBuffer {
                 bytes: match &self.driver {
                     Driver::Ort(driver) => driver.state_bytes(index),
+                    Driver::TensorRt(driver) => driver.state_bytes(index),
                     Driver::Tract(driver) => driver.state_bytes(index),
                 },
                 past,
@@ -188,6 +205,7 @@ impl Session {
     pub fn implementations(&self) -> &[EngineImplementations] {
         match &self.driver {
             Driver::Ort(driver) => driver.implementations(),
+            Driver::TensorRt(driver) => driver.implementations(),
             Driver::Tract(driver) => driver.implementations(),
         }
     }
@@ -209,9 +227,11 @@ impl Session {
         seq_length: &[i64],
     ) -> Result<Step<'_>, BackendError> {
         let engine = self.check(engine_len, input_ids, seq_length)?;
+        let past_length = &self.past_length;
         let result = match &mut self.driver {
-            Driver::Ort(driver) => driver.run(engine, input_ids, &self.past_length, seq_length),
-            Driver::Tract(driver) => driver.run(engine, input_ids, &self.past_length, seq_length),
+            Driver::Ort(driver) => driver.run(engine, input_ids, past_length, seq_length),
+            Driver::TensorRt(driver) => driver.run(engine, input_ids, past_length, seq_length),
+            Driver::Tract(driver) => driver.run(engine, input_ids, past_length, seq_length),
         };
         if let Err(error) = result {
             self.past_length.fill(0);
@@ -303,12 +323,17 @@ fn plan(
                     .into(),
         });
     }
-    if kind != BackendKind::Tract && manifest.fallback == Fallback::TrtPlugins {
+    let by_onnxruntime = matches!(
+        kind,
+        BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback
+    );
+    if by_onnxruntime && manifest.fallback == Fallback::TrtPlugins {
         return Err(BackendError::Unavailable {
             backend: kind.to_string(),
-            reason: "the package is for ONNX Runtime's TensorRT provider in a program of yours; \
-                     export it with `--fallback function`"
-                .into(),
+            reason:
+                "the package is for TensorRT, or ONNX Runtime's TensorRT provider in a program \
+                     of yours; export it with `--fallback function`"
+                    .into(),
         });
     }
     if kind == BackendKind::OrtCuda && manifest.fallback == Fallback::Inline {
@@ -388,6 +413,8 @@ fn plan(
         without_cuda_graph: options.without_cuda_graph,
         onnxruntime: options.onnxruntime.clone(),
         operators: options.operators.clone(),
+        tensorrt: options.tensorrt.clone(),
+        plugins: options.plugins.clone(),
     })
 }
 
@@ -403,6 +430,7 @@ impl<'a> Step<'a> {
     pub fn logits(&self) -> &'a [f32] {
         match &self.session.driver {
             Driver::Ort(driver) => driver.logits(self.engine),
+            Driver::TensorRt(driver) => driver.logits(self.engine),
             Driver::Tract(driver) => driver.logits(self.engine),
         }
     }
@@ -445,6 +473,8 @@ impl<'a> Step<'a> {
         let index = taps.iter().position(|(tap, _)| tap == name)?;
         let values = match &self.session.driver {
             Driver::Ort(driver) => driver.tap(self.engine, index),
+            // Plans have none, and none were asked for.
+            Driver::TensorRt(_) => return None,
             Driver::Tract(driver) => Cow::Borrowed(driver.tap(self.engine, index)),
         };
         Some((taps[index].1.shape.clone(), values))

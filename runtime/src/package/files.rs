@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// What to do about a damaged file.
 const ADVICE: &str = "copy or export the package again";
 
 /// A package's folder. A file may be a symbolic link, as in a model hub's cache, where it leads to
@@ -18,6 +17,8 @@ const ADVICE: &str = "copy or export the package again";
 pub(super) struct Files {
     dir: PathBuf,
     roots: Vec<PathBuf>,
+    /// What to do about a damaged file.
+    advice: String,
 }
 
 /// What [`Files::load`] read.
@@ -59,7 +60,43 @@ impl Files {
         Ok(Self {
             dir: dir.into(),
             roots,
+            advice: ADVICE.into(),
         })
+    }
+
+    /// The same files, with other words for what to do about a damaged one.
+    pub fn advising(self, advice: String) -> Self {
+        Self { advice, ..self }
+    }
+
+    /// Maps a file whose size and checksum are as they were written down.
+    pub fn map_checked(&self, name: &str, info: &FileInfo) -> Result<Mmap, String> {
+        let (file, size) = self.open(name)?;
+        self.check_size(name, info, size)?;
+        let map = raw::map_file(&file).map_err(|error| format!("{name}: {error}"))?;
+        self.check_content(name, info, &map)?;
+        Ok(map)
+    }
+
+    fn check_size(&self, name: &str, info: &FileInfo, found: u64) -> Result<(), String> {
+        if found == info.bytes {
+            return Ok(());
+        }
+        Err(format!(
+            "{name}: expected {} bytes, found {found}; {}",
+            info.bytes, self.advice
+        ))
+    }
+
+    fn check_content(&self, name: &str, info: &FileInfo, content: &[u8]) -> Result<(), String> {
+        let found = sha256(content);
+        if found == info.sha256 {
+            return Ok(());
+        }
+        Err(format!(
+            "{name}: expected SHA-256 {}, found {found}; {}",
+            info.sha256, self.advice
+        ))
     }
 
     /// The regular file that `name` leads to.
@@ -67,7 +104,7 @@ impl Files {
         let path = self.dir.join(name);
         let real = path
             .canonicalize()
-            .map_err(|error| format!("{name}: {error}; {ADVICE}"))?;
+            .map_err(|error| format!("{name}: {error}; {}", self.advice))?;
         if !self.roots.iter().any(|root| real.starts_with(root)) {
             return Err(format!(
                 "{name}: leads out of the package to `{}`; put the file into the folder",
@@ -79,7 +116,7 @@ impl Files {
             .metadata()
             .map_err(|error| format!("{name}: {error}"))?;
         if !metadata.is_file() {
-            return Err(format!("{name}: expected a regular file; {ADVICE}"));
+            return Err(format!("{name}: expected a regular file; {}", self.advice));
         }
         Ok(real)
     }
@@ -177,12 +214,7 @@ impl Files {
         options: &OpenOptions,
     ) -> Result<Loaded, String> {
         let (file, size) = self.open(name)?;
-        if size != info.bytes {
-            return Err(format!(
-                "{name}: expected {} bytes, found {size}; {ADVICE}",
-                info.bytes
-            ));
-        }
+        self.check_size(name, info, size)?;
         let loaded = match limit {
             Some(most) => Loaded::Bytes(read(name, file, size, most)?),
             None if name == WEIGHTS_FILE || !options.skip_checksum => {
@@ -191,17 +223,12 @@ impl Files {
             None => Loaded::Checked,
         };
         if !options.skip_checksum {
-            let found = match &loaded {
-                Loaded::Bytes(bytes) => sha256(bytes),
-                Loaded::Map(map) => sha256(map),
+            let content: &[u8] = match &loaded {
+                Loaded::Bytes(bytes) => bytes,
+                Loaded::Map(map) => map,
                 Loaded::Checked => return Ok(loaded),
             };
-            if found != info.sha256 {
-                return Err(format!(
-                    "{name}: expected SHA-256 {}, found {found}; {ADVICE}",
-                    info.sha256
-                ));
-            }
+            self.check_content(name, info, content)?;
         }
         Ok(match loaded {
             Loaded::Map(_) if name != WEIGHTS_FILE => Loaded::Checked,
@@ -227,7 +254,7 @@ fn read(name: &str, file: File, size: u64, most: u64) -> Result<Vec<u8>, String>
     Ok(bytes)
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub(super) fn sha256(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -27,6 +27,13 @@ pub(super) fn decode(
         for node in nodes.filter(|node| !node.domain.is_empty()) {
             node.domain = DOMAIN.into();
         }
+        for import in model
+            .opset_import
+            .iter_mut()
+            .filter(|import| !import.domain.is_empty())
+        {
+            import.domain = DOMAIN.into();
+        }
         Ok(model)
     } else {
         Err(problems)

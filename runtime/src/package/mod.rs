@@ -2,6 +2,9 @@
 
 mod files;
 mod guard;
+mod plans;
+
+pub use plans::{OpenedPlan, PlanTarget};
 
 use memmap2::Mmap;
 use ratplus_graphs::manifest::{Engine, MANIFEST_FILE, Manifest, ManifestErrors, WEIGHTS_FILE};
@@ -157,6 +160,23 @@ impl Package {
     /// The weights file itself, links resolved.
     pub fn weights_path(&self) -> &Path {
         &self.weights_path
+    }
+
+    /// The graph with the weights named by their real file: in a model hub's cache it is another
+    /// than the package's, and runtimes refuse links that lead out of the folder they were given.
+    pub(crate) fn locate_weights(&self, model: &ModelProto) -> ModelProto {
+        let mut model = model.clone();
+        let Some(name) = self.weights_path.file_name() else {
+            return model;
+        };
+        let graph = model.graph.iter_mut();
+        let tensors = graph.flat_map(|graph| &mut graph.initializer);
+        for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
+            if entry.key == "location" {
+                entry.value = name.to_string_lossy().into_owned();
+            }
+        }
+        model
     }
 
     pub(crate) fn weights_map(&self) -> &Arc<Mmap> {

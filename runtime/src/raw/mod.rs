@@ -7,9 +7,11 @@ mod device_errors;
 mod dylib;
 mod memory;
 mod session;
+mod tensorrt;
 
 pub(crate) use api::{Api, EMULATED, OrtError, Value};
 pub(crate) use device_errors::DeviceErrors;
 pub(crate) use dylib::Dylib;
 pub(crate) use memory::{Memory, Plain, Visible, map_file};
 pub(crate) use session::{Binding, Builder, OrtSession, Prepacked};
+pub(crate) use tensorrt::{Place, PlanError, PlanRun};

@@ -167,6 +167,7 @@ pub fn write_spec(
             .iter()
             .map(|(name, bytes)| (name.clone(), info(bytes)))
             .collect(),
+        plans: Default::default(),
         model: spec,
     };
     for (name, bytes) in files {

@@ -6,4 +6,5 @@ mod cuda;
 mod emulated;
 mod generate;
 mod package;
+mod plans;
 mod session;

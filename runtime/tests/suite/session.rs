@@ -322,7 +322,10 @@ fn what_ran_is_what_was_asked_for() {
                         BackendKind::OrtCpu | BackendKind::OrtCuda => Implementation::Kernel {
                             provider: "CPUExecutionProvider".into(),
                         },
-                        BackendKind::OrtFallback => Implementation::FunctionBody,
+                        BackendKind::TensorRt => Implementation::Plugin,
+                        BackendKind::OrtFallback | BackendKind::TensorRtRtx => {
+                            Implementation::FunctionBody
+                        }
                         BackendKind::Tract => Implementation::Reference,
                     };
                     assert_eq!(node.implementation, expected, "{engine}");

@@ -1,8 +1,8 @@
 //! ONNX Runtime, on the CPU and on a GPU.
 
 pub(super) mod cuda;
-mod layout;
 
+use super::layout::{Field, Layout};
 use super::session::Plan;
 use super::{BackendError, BackendKind, EngineImplementations};
 use crate::ort_library;
@@ -10,7 +10,6 @@ use crate::package::Package;
 use crate::raw::{Api, Binding, Builder, EMULATED, Memory, OrtError, OrtSession, Prepacked, Value};
 use cuda::{Gpu, cuda_error};
 use half::{bf16, f16};
-use layout::{Field, Layout};
 use prost::Message;
 use ratplus_graphs::manifest::{
     Engine as EngineInfo, Fallback, INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, WEIGHTS_FILE,
@@ -199,18 +198,16 @@ impl OrtDriver {
         for (name, value) in &shared.weights {
             builder = builder.initializer(name, value.clone()).map_err(failed)?;
         }
-        let weights = package.weights_path();
         if shared.api.memory_models_have_external_data()
-            && let (Some(folder), Some(name)) = (weights.parent(), weights.file_name())
+            && let Some(folder) = package.weights_path().parent()
         {
-            let mut model = model.clone();
+            let mut model = package.locate_weights(model);
             add_outputs(&mut model, &plan.taps[position]);
             // The CPU, where the emulator's products run, has none in bf16.
             let dtype = plan.manifest.dtype;
             if self.gpu.is_some() && !(EMULATED && dtype == ElementType::BF16) {
                 native_products(&mut model);
             }
-            locate_weights(&mut model, &name.to_string_lossy());
             builder
                 .external_data_folder(folder)
                 .and_then(|builder| builder.build(&model.encode_to_vec()))
@@ -376,20 +373,6 @@ fn map_weights<'a>(
             Ok((stored.name.as_str(), Arc::new(value)))
         })
         .collect()
-}
-
-/// Names the weights by their real file: in a model hub's cache it is another than the package's,
-/// and ONNX Runtime refuses links that lead out of the folder it was given.
-fn locate_weights(model: &mut ModelProto, name: &str) {
-    let tensors = model
-        .graph
-        .iter_mut()
-        .flat_map(|graph| &mut graph.initializer);
-    for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
-        if entry.key == "location" {
-            entry.value = name.into();
-        }
-    }
 }
 
 fn ort_error(file: &str, error: OrtError) -> BackendError {

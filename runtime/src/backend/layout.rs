@@ -174,6 +174,7 @@ mod tests {
             state_bytes: 0,
             tokenizer: None,
             files: Default::default(),
+            plans: Default::default(),
             model,
         };
         let tap = |length| {
@@ -191,6 +192,8 @@ mod tests {
             without_cuda_graph: false,
             onnxruntime: None,
             operators: None,
+            tensorrt: None,
+            plugins: None,
         }
     }
 

@@ -1,0 +1,60 @@
+//! `ratplus build`: engine plans from a package.
+
+use super::spinner;
+use crate::args::BuildArgs;
+use crate::output::{OrInput, Outcome, Table, bytes};
+use ratplus_runtime::backend::BackendKind;
+use ratplus_runtime::package::Package;
+use ratplus_runtime::plans::{self, BuildOptions, BuildReport};
+
+/// Builds every engine and says what came of it.
+pub fn run(args: BuildArgs) -> Outcome {
+    let backend: BackendKind = args.backend.parse().or_input()?;
+    let package = Package::open(&args.dir).or_input()?;
+    let options = BuildOptions {
+        device: args.device,
+        ..BuildOptions::default()
+    };
+    let bar = spinner();
+    let report = plans::build(&package, backend, &options, &mut |progress| {
+        let plans::BuildProgress {
+            engine,
+            index,
+            count,
+        } = progress;
+        bar.set_message(format!("{engine} ({} of {count})", index + 1));
+    });
+    bar.finish_and_clear();
+    let report = report.or_input()?;
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report).or_input()?);
+    } else {
+        print(&args.dir.display().to_string(), &report);
+    }
+    Ok(())
+}
+
+fn print(package: &str, report: &BuildReport) {
+    let targets = report.compute_capabilities.iter().map(ToString::to_string);
+    println!(
+        "{package}: plans for {}, version {}, compute capability {}",
+        report.backend,
+        report.library,
+        targets.collect::<Vec<_>>().join(", ")
+    );
+    println!("custom nodes: {}\n", report.custom_nodes);
+    let mut table = Table::new(2, ["engine", "plan", "size", "time"]);
+    for plan in &report.plans {
+        table.row([
+            plan.engine.clone(),
+            plan.file.clone(),
+            bytes(plan.bytes as f64),
+            format!("{:.2} s", plan.seconds),
+        ]);
+    }
+    print!("{table}");
+    println!("\n{:.2} s in all", report.seconds);
+}

@@ -1,0 +1,288 @@
+//! What the manifest says about engine plans that were built from a package's ONNX files.
+
+use crate::manifest::{Engine, FileInfo};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// Folder of a package that holds its plans, a folder for each backend.
+pub const PLANS_FOLDER: &str = "plans";
+/// Names in a backend's folder that start so are of a build under way, or of one that was
+/// interrupted.
+pub const BUILDING_PREFIX: &str = ".building-";
+/// Backends that run plans.
+pub const PLAN_BACKENDS: [&str; 2] = ["tensorrt", "tensorrt-rtx"];
+
+/// GPUs that a plan is for: `8.6` is that compute capability, `12.0+` that and later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ComputeTarget {
+    /// Major and minor number.
+    pub capability: (u32, u32),
+    /// Whether later ones run it too.
+    pub and_later: bool,
+}
+
+impl ComputeTarget {
+    /// One compute capability.
+    pub fn only(capability: (u32, u32)) -> Self {
+        Self {
+            capability,
+            and_later: false,
+        }
+    }
+
+    /// Whether a GPU of that compute capability runs the plan.
+    pub fn covers(&self, capability: (u32, u32)) -> bool {
+        capability == self.capability || self.and_later && capability > self.capability
+    }
+}
+
+impl fmt::Display for ComputeTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.capability;
+        let later = if self.and_later { "+" } else { "" };
+        write!(f, "{major}.{minor}{later}")
+    }
+}
+
+impl From<ComputeTarget> for String {
+    fn from(target: ComputeTarget) -> Self {
+        target.to_string()
+    }
+}
+
+impl FromStr for ComputeTarget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_suffix('+').unwrap_or(text);
+        let parsed = number.split_once('.').and_then(|(major, minor)| {
+            let capability = (major.parse().ok()?, minor.parse().ok()?);
+            Some(Self {
+                capability,
+                and_later: number != text,
+            })
+        });
+        // Only as it is written: `08.6` names nothing.
+        parsed
+            .filter(|target| target.to_string() == text)
+            .ok_or_else(|| {
+                format!("expected a compute capability such as 8.6 or 12.0+, found `{text}`")
+            })
+    }
+}
+
+impl TryFrom<String> for ComputeTarget {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+/// One engine's plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Static length of the engine.
+    pub seq_len: usize,
+    /// File in the folder of the backend.
+    pub file: String,
+    /// Size and checksum of that file.
+    #[serde(flatten)]
+    pub info: FileInfo,
+    /// SHA-256 of the ONNX file that it was built from.
+    pub onnx_sha256: String,
+}
+
+/// The plans of one backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanSet {
+    /// Version of the library that built them, and that alone runs them.
+    pub library: String,
+    /// The program that wrote them.
+    pub tool: String,
+    /// GPUs that they are for.
+    pub compute_capabilities: Vec<ComputeTarget>,
+    /// SHA-256 of the weights that they hold.
+    pub weights_sha256: String,
+    /// In the order of the manifest's engines.
+    pub plans: Vec<Plan>,
+}
+
+/// Folder of a backend's plans, from the package's on.
+pub fn plans_folder(backend: &str) -> String {
+    format!("{PLANS_FOLDER}/{backend}")
+}
+
+/// Name of a plan: the content's checksum in it, so that a new build never writes over an old one.
+pub fn plan_file(seq_len: usize, info: &FileInfo) -> String {
+    let start = info.sha256.get(..16).unwrap_or(&info.sha256);
+    match seq_len {
+        1 => format!("decode-{start}.plan"),
+        _ => format!("prefill_{seq_len}-{start}.plan"),
+    }
+}
+
+/// Whether a file's name is one that [`plan_file`] gives.
+pub fn is_plan_file(name: &str) -> bool {
+    let engine = name
+        .strip_suffix(".plan")
+        .and_then(|name| name.rsplit_once('-'));
+    engine.is_some_and(|(engine, start)| {
+        let length = engine.strip_prefix("prefill_").map(str::parse::<usize>);
+        let known = engine == "decode" || length.is_some_and(|length| length.is_ok());
+        known && start.len() == 16 && is_hexadecimal(start)
+    })
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.bytes().all(digit)
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && is_hexadecimal(text)
+}
+
+impl PlanSet {
+    /// Everything that is wrong with it by itself and against the manifest's engines.
+    pub fn problems(&self, backend: &str, engines: &[Engine]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut wrong = |what: String| problems.push(format!("plans: {backend}: {what}"));
+        if !PLAN_BACKENDS.contains(&backend) {
+            wrong(format!("expected one of {}", PLAN_BACKENDS.join(", ")));
+        }
+        let checksums = self.plans.iter().flat_map(|plan| {
+            [
+                (plan.file.as_str(), "sha256", &plan.info.sha256),
+                (&plan.file, "onnx_sha256", &plan.onnx_sha256),
+            ]
+        });
+        let checksums = checksums.chain([("the set", "weights_sha256", &self.weights_sha256)]);
+        for (of, field, text) in checksums {
+            if !is_sha256(text) {
+                wrong(format!(
+                    "{of}: {field}: expected 64 hexadecimal digits, found `{text}`"
+                ));
+            }
+        }
+        for plan in &self.plans {
+            let expected = plan_file(plan.seq_len, &plan.info);
+            if plan.file != expected {
+                wrong(format!(
+                    "expected the file `{expected}`, found `{}`",
+                    plan.file
+                ));
+            }
+        }
+        let wanted: Vec<_> = engines.iter().map(|engine| engine.seq_len).collect();
+        let found: Vec<_> = self.plans.iter().map(|plan| plan.seq_len).collect();
+        if wanted != found {
+            wrong(format!(
+                "expected a plan for lengths {wanted:?}, found {found:?}"
+            ));
+        }
+        problems
+    }
+
+    /// Whether a GPU of that compute capability runs the plans.
+    pub fn covers(&self, capability: (u32, u32)) -> bool {
+        let mut targets = self.compute_capabilities.iter();
+        targets.any(|target| target.covers(capability))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compute_targets_are_read_back() {
+        for text in ["7.5", "8.0", "12.0+"] {
+            assert_eq!(text.parse::<ComputeTarget>().unwrap().to_string(), text);
+        }
+        for text in ["", "8", "8.", "08.6", "8.6++", "+8.6", "8.6 ", "a.b"] {
+            let error = text.parse::<ComputeTarget>().unwrap_err();
+            assert!(error.contains(&format!("`{text}`")), "{error}");
+        }
+        let blackwell: ComputeTarget = "12.0+".parse().unwrap();
+        assert!(blackwell.covers((12, 0)) && blackwell.covers((12, 1)));
+        assert!(!blackwell.covers((9, 0)));
+        let ampere: ComputeTarget = "8.6".parse().unwrap();
+        assert!(ampere.covers((8, 6)) && !ampere.covers((8, 9)));
+    }
+
+    fn set() -> (PlanSet, Vec<Engine>) {
+        let info = FileInfo {
+            bytes: 10,
+            sha256: "0123456789abcdef".repeat(4),
+        };
+        let plan = |seq_len| Plan {
+            seq_len,
+            file: plan_file(seq_len, &info),
+            info: info.clone(),
+            onnx_sha256: info.sha256.clone(),
+        };
+        let set = PlanSet {
+            library: "1.7.1.116".into(),
+            tool: "ratplus 0".into(),
+            compute_capabilities: vec![ComputeTarget::only((8, 6))],
+            weights_sha256: info.sha256.clone(),
+            plans: vec![plan(1), plan(16)],
+        };
+        let engine = |seq_len| Engine {
+            file: String::new(),
+            seq_len,
+            inputs: vec![],
+            outputs: vec![],
+        };
+        (set, vec![engine(1), engine(16)])
+    }
+
+    #[test]
+    fn every_contradiction_is_named() {
+        let (good, engines) = set();
+        assert_eq!(good.problems("tensorrt-rtx", &engines), [""; 0]);
+        let bad = |change: &dyn Fn(&mut PlanSet), part: &str| {
+            let (mut set, engines) = set();
+            change(&mut set);
+            let problems = set.problems("tensorrt", &engines).join("\n");
+            assert!(problems.contains(part), "{problems}");
+        };
+        bad(
+            &|set| set.plans[1].file = "../decode.plan".into(),
+            "`../decode.plan`",
+        );
+        bad(
+            &|set| set.plans[0].info.sha256.make_ascii_uppercase(),
+            "decode-",
+        );
+        bad(&|set| set.plans[0].onnx_sha256.clear(), "onnx_sha256");
+        bad(&|set| set.weights_sha256.push('0'), "weights_sha256");
+        bad(&|set| drop(set.plans.pop()), "[1, 16], found [1]");
+        bad(&|set| set.plans.swap(0, 1), "found [16, 1]");
+        assert!(good.problems("ort-cpu", &engines)[0].contains("tensorrt-rtx"));
+    }
+
+    #[test]
+    fn names_of_plans_are_told_from_others() {
+        let (set, _) = set();
+        assert!(set.plans.iter().all(|plan| is_plan_file(&plan.file)));
+        for name in [
+            "decode.plan",
+            "decode-0123456789abcde.plan",
+            "prefill_x-0123456789abcdef.plan",
+        ] {
+            assert!(!is_plan_file(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_set_is_read_back() {
+        let (set, _) = set();
+        let json = serde_json::to_string(&set).unwrap();
+        assert!(json.contains("\"8.6\""), "{json}");
+        assert_eq!(serde_json::from_str::<PlanSet>(&json).unwrap(), set);
+    }
+}

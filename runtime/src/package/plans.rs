@@ -1,0 +1,140 @@
+//! Opens the engine plans of a package.
+
+use super::files::Files;
+use super::{Package, PackageError};
+use memmap2::Mmap;
+use ratplus_graphs::manifest::{Engine, WEIGHTS_FILE};
+use ratplus_graphs::plans::{PlanSet, plans_folder};
+use std::ops::Deref;
+
+/// What is going to run plans.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanTarget<'a> {
+    /// `tensorrt` or `tensorrt-rtx`.
+    pub backend: &'a str,
+    /// Version of its library.
+    pub library: &'a str,
+    /// Of the GPU; `None` where there is none to ask.
+    pub compute_capability: Option<(u32, u32)>,
+}
+
+/// The plan of one engine, checked, for as long as its file is not changed in place.
+#[derive(Debug)]
+pub struct OpenedPlan {
+    /// Its file, from the package's folder on.
+    pub file: String,
+    bytes: Mmap,
+}
+
+impl Deref for OpenedPlan {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Package {
+    /// Opens the plans of a backend, in the order of the manifest's engines.
+    ///
+    /// # Errors
+    /// There are none; they were built from other ONNX files or weights, by another version of the
+    /// library or for other GPUs; a file is missing, damaged, or leads out of the package. All
+    /// problems at once.
+    pub fn plans(&self, target: &PlanTarget<'_>) -> Result<Vec<OpenedPlan>, PackageError> {
+        let backend = target.backend;
+        let again = format!(
+            "run `ratplus build {} --backend {backend}` again",
+            self.dir.display()
+        );
+        let fail = |problems: Vec<String>| PackageError {
+            dir: self.dir.clone(),
+            problems,
+        };
+        let Some(set) = self.manifest.plans.get(backend) else {
+            let once = again.trim_end_matches(" again");
+            return Err(fail(vec![format!("it has no plans for {backend}; {once}")]));
+        };
+        let mut problems = self.foreign(set, target, &again);
+        let engines = self.manifest.engines.iter().zip(&set.plans);
+        let stale = engines.filter_map(|(engine, plan)| {
+            let found = self.checksum(&engine.file);
+            (found != plan.onnx_sha256).then(|| stale(engine, &plan.onnx_sha256, found, &again))
+        });
+        problems.extend(stale);
+        if !problems.is_empty() {
+            return Err(fail(problems));
+        }
+        let files = Files::new(&self.dir)
+            .map_err(|problem| fail(vec![problem]))?
+            .advising(again);
+        let open = |file: &str, info| {
+            let file = format!("{}/{file}", plans_folder(backend));
+            let bytes = files.map_checked(&file, info)?;
+            Ok(OpenedPlan { file, bytes })
+        };
+        // Hashing is the longest part.
+        let opened: Vec<Result<_, String>> = std::thread::scope(|scope| {
+            let plans = set.plans.iter();
+            let tasks: Vec<_> = plans
+                .map(|plan| scope.spawn(|| open(&plan.file, &plan.info)))
+                .collect();
+            let joined = tasks.into_iter().map(|task| {
+                let failed = |_| Err("a plan's check failed unexpectedly".into());
+                task.join().unwrap_or_else(failed)
+            });
+            joined.collect()
+        });
+        let (good, bad): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+        if bad.is_empty() {
+            Ok(good.into_iter().flatten().collect())
+        } else {
+            Err(fail(bad.into_iter().filter_map(Result::err).collect()))
+        }
+    }
+
+    /// The checksum that the manifest has for a file of the package.
+    fn checksum(&self, file: &str) -> &str {
+        let info = self.manifest.files.get(file);
+        info.map_or("", |info| info.sha256.as_str())
+    }
+
+    /// What a set of plans was built with, against what is to run it.
+    fn foreign(&self, set: &PlanSet, target: &PlanTarget<'_>, again: &str) -> Vec<String> {
+        let backend = target.backend;
+        let mut problems = Vec::new();
+        if set.library != target.library {
+            problems.push(format!(
+                "plans for {backend}: built with version {} of its library, found version {}; \
+                 {again}",
+                set.library, target.library
+            ));
+        }
+        if let Some((major, minor)) = target.compute_capability
+            && !set.covers((major, minor))
+        {
+            let targets = set.compute_capabilities.iter().map(ToString::to_string);
+            problems.push(format!(
+                "plans for {backend}: built for compute capability {}, found a GPU of {major}.{minor}; \
+                 {again} for this GPU",
+                targets.collect::<Vec<_>>().join(", ")
+            ));
+        }
+        let found = self.checksum(WEIGHTS_FILE);
+        if found != set.weights_sha256 {
+            problems.push(format!(
+                "plans for {backend}: built from a {WEIGHTS_FILE} with SHA-256 {}, found {found}; \
+                 {again}",
+                set.weights_sha256
+            ));
+        }
+        problems
+    }
+}
+
+fn stale(engine: &Engine, built_from: &str, found: &str, again: &str) -> String {
+    format!(
+        "plan of {}: built from a file with SHA-256 {built_from}, found {found}; {again}",
+        engine.file
+    )
+}

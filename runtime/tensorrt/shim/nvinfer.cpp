@@ -1,0 +1,419 @@
+// TensorRT's C++ interface behind C functions. Compiled once per release of the headers, whose
+// namespaces macros rename; nothing of TensorRT is linked. No exception leaves a function.
+
+#include "nvinfer_api.h"
+
+#include <NvInfer.h>
+#include <NvOnnxParser.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+namespace RATPLUS_NAMESPACE
+{
+
+namespace trt = nvinfer1;
+namespace onnx = nvonnxparser;
+
+void say(RatplusText text, char const* message) noexcept
+{
+    if (text.capacity > 0)
+    {
+        std::snprintf(text.data, text.capacity, "%s", message);
+    }
+}
+
+//! Runs `work`; 0, or 1 and the message of what it threw.
+template <typename Work>
+int32_t guarded(RatplusText text, Work work) noexcept
+{
+    try
+    {
+        work();
+        return 0;
+    }
+    catch (std::exception const& error)
+    {
+        say(text, error.what());
+    }
+    catch (...)
+    {
+        say(text, "an exception of unknown type");
+    }
+    return 1;
+}
+
+template <typename T>
+T& expect(T* pointer, char const* call)
+{
+    if (pointer == nullptr)
+    {
+        throw std::runtime_error(std::string{call} + " failed");
+    }
+    return *pointer;
+}
+
+class Logger final : public trt::ILogger
+{
+public:
+    Logger(RatplusLog log, void* user) noexcept
+        : mLog{log}
+        , mUser{user}
+    {
+    }
+
+    void log(Severity severity, trt::AsciiChar const* text) noexcept override
+    {
+        mLog(mUser, static_cast<int32_t>(severity), text == nullptr ? "" : text);
+    }
+
+private:
+    RatplusLog mLog;
+    void* mUser;
+};
+
+void* loggerNew(RatplusLog log, void* user) noexcept
+{
+    return new (std::nothrow) Logger{log, user};
+}
+
+void loggerFree(void* logger) noexcept
+{
+    delete static_cast<Logger*>(logger);
+}
+
+int32_t elementType(trt::DataType type) noexcept
+{
+    switch (type)
+    {
+    case trt::DataType::kFLOAT: return 0;
+    case trt::DataType::kHALF: return 1;
+    case trt::DataType::kBF16: return 2;
+    case trt::DataType::kINT64: return 3;
+    default: return 100 + static_cast<int32_t>(type);
+    }
+}
+
+void describe(RatplusTensor& to, char const* name, bool isInput, trt::DataType type, trt::Dims const& shape) noexcept
+{
+    to = {};
+    to.name = name;
+    to.isInput = isInput ? 1 : 0;
+    to.dtype = elementType(type);
+    to.rank = shape.nbDims;
+    for (int32_t i = 0; i < std::min(shape.nbDims, 8); ++i)
+    {
+        to.dims[i] = shape.d[i];
+    }
+}
+
+//! A parsed model and all that building it takes, destroyed from the last to the first.
+struct Network
+{
+    std::unique_ptr<trt::IBuilder> builder;
+    std::unique_ptr<trt::INetworkDefinition> network;
+    std::unique_ptr<trt::IBuilderConfig> config;
+#if !RATPLUS_RTX
+    std::unique_ptr<trt::ITimingCache> timingCache;
+#endif
+    // Holds weights that the network refers to.
+    std::unique_ptr<onnx::IParser> parser;
+};
+
+//! The parser's errors with the nodes they are about.
+std::string parserErrors(onnx::IParser const& parser)
+{
+    std::string text = "the ONNX parser refused the model";
+    for (int32_t i = 0; i < parser.getNbErrors(); ++i)
+    {
+        onnx::IParserError const* error = parser.getError(i);
+        if (error == nullptr)
+        {
+            continue;
+        }
+        auto const word = [](char const* text) { return text == nullptr ? "" : text; };
+        text += "\n    ";
+        if (word(error->nodeOperator())[0] != '\0')
+        {
+            text += std::string{"node `"} + word(error->nodeName()) + "` (" + word(error->nodeOperator()) + "): ";
+        }
+        for (int32_t depth = 0; depth < error->localFunctionStackSize(); ++depth)
+        {
+            text += std::string{"in function "} + word(error->localFunctionStack()[depth]) + ": ";
+        }
+        text += word(error->desc());
+    }
+    return text;
+}
+
+int32_t networkNew(RatplusSymbols const* symbols, void* logger, RatplusNetworkRequest const* request, void** out,
+    RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        auto const createBuilder = reinterpret_cast<void* (*) (void*, int32_t)>(symbols->createBuilder);
+        auto const createParser = reinterpret_cast<void* (*) (void*, void*, int)>(symbols->createParser);
+        auto& log = *static_cast<trt::ILogger*>(static_cast<Logger*>(logger));
+        auto made = std::make_unique<Network>();
+        made->builder.reset(static_cast<trt::IBuilder*>(createBuilder(&log, NV_TENSORRT_VERSION)));
+        trt::IBuilder& builder = expect(made->builder.get(), "createInferBuilder");
+        trt::NetworkDefinitionCreationFlags flags = 0;
+#if !RATPLUS_RTX && NV_TENSORRT_MAJOR < 11
+        // The types of the model are kept. Later releases know no other kind of network.
+        flags = 1U << static_cast<uint32_t>(trt::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED);
+#endif
+        made->network.reset(builder.createNetworkV2(flags));
+        expect(made->network.get(), "IBuilder::createNetworkV2");
+        made->config.reset(builder.createBuilderConfig());
+        trt::IBuilderConfig& config = expect(made->config.get(), "IBuilder::createBuilderConfig");
+        made->parser.reset(static_cast<onnx::IParser*>(createParser(made->network.get(), &log, NV_ONNX_PARSER_VERSION)));
+        onnx::IParser& parser = expect(made->parser.get(), "createNvOnnxParser");
+#if !RATPLUS_RTX
+        if (request->pluginLibrary != nullptr)
+        {
+            // The builder's own registry: the process's is not ours to change.
+            if (builder.getPluginRegistry().loadLibrary(request->pluginLibrary) == nullptr)
+            {
+                throw std::runtime_error(std::string{"IPluginRegistry::loadLibrary refused "} + request->pluginLibrary);
+            }
+            // Over the model's functions of the same names.
+            parser.setFlag(onnx::OnnxParserFlag::kENABLE_PLUGIN_OVERRIDE);
+            config.setPreviewFeature(trt::PreviewFeature::kALIASED_PLUGIN_IO_10_03, true);
+        }
+        made->timingCache.reset(config.createTimingCache(request->timingCache, request->timingCacheSize));
+        if (made->timingCache == nullptr)
+        {
+            // Another machine's, or damaged: a new one.
+            made->timingCache.reset(config.createTimingCache(nullptr, 0));
+        }
+        if (made->timingCache != nullptr && !config.setTimingCache(*made->timingCache, false))
+        {
+            made->timingCache.reset();
+        }
+#else
+        static_cast<void>(config);
+#endif
+        if (!parser.parse(request->model, request->modelSize, request->path))
+        {
+            throw std::runtime_error(parserErrors(parser));
+        }
+        *out = made.release();
+    });
+}
+
+int32_t networkTensorCount(void* network) noexcept
+{
+    auto const& of = *static_cast<Network*>(network)->network;
+    return of.getNbInputs() + of.getNbOutputs();
+}
+
+int32_t networkTensor(void* network, int32_t index, RatplusTensor* out) noexcept
+{
+    auto const& of = *static_cast<Network*>(network)->network;
+    bool const isInput = index < of.getNbInputs();
+    trt::ITensor const* tensor = isInput ? of.getInput(index) : of.getOutput(index - of.getNbInputs());
+    if (tensor == nullptr)
+    {
+        return 1;
+    }
+    describe(*out, tensor->getName(), isInput, tensor->getType(), tensor->getDimensions());
+    return 0;
+}
+
+int32_t networkCapabilities(
+    [[maybe_unused]] void* network, [[maybe_unused]] int32_t* capabilities, [[maybe_unused]] int32_t capacity) noexcept
+{
+#if RATPLUS_RTX
+    auto const& config = *static_cast<Network*>(network)->config;
+    int32_t const count = config.getNbComputeCapabilities();
+    for (int32_t i = 0; i < std::min(count, capacity); ++i)
+    {
+        capabilities[i] = static_cast<int32_t>(config.getComputeCapability(i));
+    }
+    return count;
+#else
+    return 0;
+#endif
+}
+
+void give(RatplusBytes& to, trt::IHostMemory& memory) noexcept
+{
+    to = {&memory, memory.data(), memory.size()};
+}
+
+int32_t networkBuild(void* network, RatplusBytes* out, RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        auto& of = *static_cast<Network*>(network);
+        give(*out,
+            expect(of.builder->buildSerializedNetwork(*of.network, *of.config), "IBuilder::buildSerializedNetwork"));
+    });
+}
+
+int32_t networkTimingCache([[maybe_unused]] void* network, RatplusBytes* out, RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        *out = {};
+#if !RATPLUS_RTX
+        auto const& cache = static_cast<Network*>(network)->timingCache;
+        if (cache != nullptr)
+        {
+            give(*out, expect(cache->serialize(), "ITimingCache::serialize"));
+        }
+#endif
+    });
+}
+
+void networkFree(void* network) noexcept
+{
+    delete static_cast<Network*>(network);
+}
+
+void bytesFree(void* owner) noexcept
+{
+    delete static_cast<trt::IHostMemory*>(owner);
+}
+
+int32_t runtimeNew(
+    RatplusSymbols const* symbols, void* logger, char const* pluginLibrary, void** out, RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        auto const create = reinterpret_cast<void* (*) (void*, int32_t)>(symbols->createRuntime);
+        auto& log = *static_cast<trt::ILogger*>(static_cast<Logger*>(logger));
+        std::unique_ptr<trt::IRuntime> runtime{static_cast<trt::IRuntime*>(create(&log, NV_TENSORRT_VERSION))};
+        expect(runtime.get(), "createInferRuntime");
+        if (pluginLibrary != nullptr && runtime->getPluginRegistry().loadLibrary(pluginLibrary) == nullptr)
+        {
+            throw std::runtime_error(std::string{"IPluginRegistry::loadLibrary refused "} + pluginLibrary);
+        }
+        *out = runtime.release();
+    });
+}
+
+int32_t runtimeCheck([[maybe_unused]] void* runtime, [[maybe_unused]] void const* plan, [[maybe_unused]] size_t size,
+    uint64_t* diagnostics, RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        *diagnostics = 0;
+#if RATPLUS_RTX
+        auto const& of = *static_cast<trt::IRuntime*>(runtime);
+        auto const bytes = static_cast<int64_t>(size);
+        if (bytes < of.getEngineHeaderSize())
+        {
+            throw std::runtime_error("the plan is shorter than its header");
+        }
+        uint64_t found = 0;
+        if (of.getEngineValidity(plan, bytes, &found) == trt::EngineValidity::kINVALID)
+        {
+            *diagnostics = found == 0 ? ~uint64_t{0} : found;
+        }
+#endif
+    });
+}
+
+void runtimeFree(void* runtime) noexcept
+{
+    delete static_cast<trt::IRuntime*>(runtime);
+}
+
+int32_t engineNew(void* runtime, void const* plan, size_t size, void** out, RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        *out = &expect(
+            static_cast<trt::IRuntime*>(runtime)->deserializeCudaEngine(plan, size), "IRuntime::deserializeCudaEngine");
+    });
+}
+
+int32_t engineTensorCount(void* engine) noexcept
+{
+    return static_cast<trt::ICudaEngine*>(engine)->getNbIOTensors();
+}
+
+int32_t engineTensor(void* engine, int32_t index, RatplusTensor* out) noexcept
+{
+    auto const& of = *static_cast<trt::ICudaEngine*>(engine);
+    char const* name = of.getIOTensorName(index);
+    if (name == nullptr)
+    {
+        return 1;
+    }
+    bool const isInput = of.getTensorIOMode(name) == trt::TensorIOMode::kINPUT;
+    describe(*out, name, isInput, of.getTensorDataType(name), of.getTensorShape(name));
+    return 0;
+}
+
+char const* engineAlias([[maybe_unused]] void* engine, [[maybe_unused]] char const* output) noexcept
+{
+#if !RATPLUS_RTX && NV_TENSORRT_MAJOR >= 11
+    return static_cast<trt::ICudaEngine*>(engine)->getAliasedInputTensor(output);
+#else
+    return nullptr;
+#endif
+}
+
+void engineFree(void* engine) noexcept
+{
+    delete static_cast<trt::ICudaEngine*>(engine);
+}
+
+int32_t contextNew(void* engine, void** out, RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        *out = &expect(
+            static_cast<trt::ICudaEngine*>(engine)->createExecutionContext(), "ICudaEngine::createExecutionContext");
+    });
+}
+
+int32_t contextBind(void* context, char const* tensor, void* address) noexcept
+{
+    return static_cast<trt::IExecutionContext*>(context)->setTensorAddress(tensor, address) ? 0 : 1;
+}
+
+int32_t contextEnqueue(void* context, void* stream) noexcept
+{
+    return static_cast<trt::IExecutionContext*>(context)->enqueueV3(static_cast<cudaStream_t>(stream)) ? 0 : 1;
+}
+
+void contextFree(void* context) noexcept
+{
+    delete static_cast<trt::IExecutionContext*>(context);
+}
+
+RatplusTable const kTABLE{
+    RATPLUS_RTX,
+    NV_TENSORRT_MAJOR,
+    NV_TENSORRT_MINOR,
+    &loggerNew,
+    &loggerFree,
+    &networkNew,
+    &networkTensorCount,
+    &networkTensor,
+    &networkCapabilities,
+    &networkBuild,
+    &networkTimingCache,
+    &networkFree,
+    &bytesFree,
+    &runtimeNew,
+    &runtimeCheck,
+    &runtimeFree,
+    &engineNew,
+    &engineTensorCount,
+    &engineTensor,
+    &engineAlias,
+    &engineFree,
+    &contextNew,
+    &contextBind,
+    &contextEnqueue,
+    &contextFree,
+};
+
+} // namespace RATPLUS_NAMESPACE
+
+extern "C" RatplusTable const* RATPLUS_ENTRY() noexcept
+{
+    return &RATPLUS_NAMESPACE::kTABLE;
+}

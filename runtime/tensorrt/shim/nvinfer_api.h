@@ -1,0 +1,102 @@
+// What Rust calls: src/table.rs has the same structs, field by field.
+
+#ifndef RATPLUS_NVINFER_API_H
+#define RATPLUS_NVINFER_API_H
+
+#include <cstddef>
+#include <cstdint>
+
+extern "C"
+{
+
+using RatplusLog = void (*)(void* user, int32_t severity, char const* text);
+
+//! Room for a message; always ended with a NUL.
+struct RatplusText
+{
+    char* data;
+    size_t capacity;
+};
+
+//! What was found in TensorRT's libraries. Null where a library was not loaded.
+struct RatplusSymbols
+{
+    void* createBuilder;
+    void* createRuntime;
+    void* createParser;
+};
+
+//! A slice of bytes that `owner` keeps.
+struct RatplusBytes
+{
+    void* owner;
+    void const* data;
+    size_t size;
+};
+
+struct RatplusTensor
+{
+    //! Lives as long as what it was asked of.
+    char const* name;
+    //! 0: f32, 1: f16, 2: bf16, 3: i64, others: 100 and TensorRT's own number.
+    int32_t dtype;
+    int32_t isInput;
+    int32_t rank;
+    int64_t dims[8];
+};
+
+struct RatplusNetworkRequest
+{
+    void const* model;
+    size_t modelSize;
+    //! Of the model: weights lie beside it.
+    char const* path;
+    //! Null: the network has no plugins. A C string else.
+    char const* pluginLibrary;
+    void const* timingCache;
+    size_t timingCacheSize;
+};
+
+//! Every function that returns an int32_t: 0 is success, and the message says what failed else.
+struct RatplusTable
+{
+    uint32_t rtx;
+    uint32_t major;
+    uint32_t minor;
+
+    void* (*loggerNew)(RatplusLog log, void* user);
+    void (*loggerFree)(void* logger);
+
+    int32_t (*networkNew)(RatplusSymbols const*, void* logger, RatplusNetworkRequest const*, void** network,
+        RatplusText);
+    int32_t (*networkTensorCount)(void* network);
+    int32_t (*networkTensor)(void* network, int32_t index, RatplusTensor*);
+    //! Compute capabilities that were set, as 10 x major + minor, at most `capacity`; returns how many.
+    int32_t (*networkCapabilities)(void* network, int32_t* capabilities, int32_t capacity);
+    int32_t (*networkBuild)(void* network, RatplusBytes*, RatplusText);
+    //! Empty where there is no timing cache.
+    int32_t (*networkTimingCache)(void* network, RatplusBytes*, RatplusText);
+    void (*networkFree)(void* network);
+    void (*bytesFree)(void* owner);
+
+    int32_t (*runtimeNew)(RatplusSymbols const*, void* logger, char const* pluginLibrary, void** runtime, RatplusText);
+    //! TensorRT for RTX: reads a plan's header. 0 in `diagnostics`: valid here.
+    int32_t (*runtimeCheck)(void* runtime, void const* plan, size_t size, uint64_t* diagnostics, RatplusText);
+    void (*runtimeFree)(void* runtime);
+
+    int32_t (*engineNew)(void* runtime, void const* plan, size_t size, void** engine, RatplusText);
+    int32_t (*engineTensorCount)(void* engine);
+    int32_t (*engineTensor)(void* engine, int32_t index, RatplusTensor*);
+    //! Input that the output shares memory with; null: none, or TensorRT before 11.
+    char const* (*engineAlias)(void* engine, char const* output);
+    void (*engineFree)(void* engine);
+
+    int32_t (*contextNew)(void* engine, void** context, RatplusText);
+    int32_t (*contextBind)(void* context, char const* tensor, void* address);
+    int32_t (*contextEnqueue)(void* context, void* stream);
+    void (*contextFree)(void* context);
+};
+
+} // extern "C"
+
+#endif

@@ -1,0 +1,188 @@
+//! Finds and loads TensorRT.
+
+use crate::search::Folder;
+use crate::shim::{self, Loaded, Table};
+use crate::{Flavour, NvinferError, Product};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A loaded TensorRT that this build can drive. It is never unloaded.
+#[derive(Clone)]
+pub struct Library {
+    product: Product,
+    path: PathBuf,
+    version: [u32; 4],
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) table: &'static Table,
+}
+
+impl std::fmt::Debug for Library {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (product, version) = (self.product, self.version());
+        write!(f, "{product} {version} at {}", self.path.display())
+    }
+}
+
+/// One of each product for the process: a library does not go away when it is closed.
+static LOADED: Mutex<Vec<(PathBuf, Library)>> = Mutex::new(Vec::new());
+
+impl Library {
+    /// Loads the product's library, and the ONNX parser beside it where there is one.
+    ///
+    /// # Errors
+    /// Nothing found, a library that does not load, a version that no flavour fits.
+    pub fn open(product: Product, folder: &Folder) -> Result<Self, NvinferError> {
+        let names = product.names();
+        let mut places = String::new();
+        for place in folder.places(names) {
+            let mut missing = Vec::new();
+            for name in names.engine {
+                let file = match &place {
+                    Some(folder) => folder.join(name),
+                    None => PathBuf::from(name),
+                };
+                if place.is_some() && !file.is_file() {
+                    missing.push(format!("no {name}"));
+                    continue;
+                }
+                match Self::load(product, &file) {
+                    Err(NvinferError::Missing { places: words, .. }) => missing.push(words),
+                    other => return other,
+                }
+            }
+            let place = place.map_or_else(
+                || "the system's loader".into(),
+                |folder| folder.display().to_string(),
+            );
+            places += &format!("\n    {place}: {}", missing.join("; "));
+        }
+        if std::env::var_os(names.variable).is_none_or(|value| value.is_empty()) {
+            places = format!("\n    {}: not set{places}", names.variable);
+        }
+        Err(NvinferError::Missing {
+            product,
+            file: names.engine[0],
+            places,
+            advice: names.advice.into(),
+        })
+    }
+
+    /// Loads one file. A file that the system's loader does not know is
+    /// [`NvinferError::Missing`], with the loader's words as places.
+    fn load(product: Product, file: &Path) -> Result<Self, NvinferError> {
+        let mut known = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, library)) = known.iter().find(|(path, _)| path == file) {
+            return Ok(library.clone());
+        }
+        let names = product.names();
+        let bare = file.parent().is_none_or(|folder| folder == Path::new(""));
+        let unusable = |reason: String, advice: String| NvinferError::Unusable {
+            product,
+            path: file.into(),
+            reason,
+            advice,
+        };
+        let loaded = Loaded::open(file).map_err(|reason| match bare {
+            true => NvinferError::Missing {
+                product,
+                file: names.engine[0],
+                places: reason,
+                advice: names.advice.into(),
+            },
+            false => unusable(reason, names.advice.into()),
+        })?;
+        let version = loaded
+            .version()
+            .map_err(|reason| unusable(reason, names.advice.into()))?;
+        let [major, minor, ..] = version;
+        let tables: Vec<&'static Table> = shim::tables().collect();
+        let fitting = tables.iter().rev();
+        let table = fitting
+            .copied()
+            .find(|table| table.flavour().fits(product, (major, minor)));
+        let Some(table) = table else {
+            let built: Vec<_> = tables
+                .iter()
+                .map(|table| table.flavour().to_string())
+                .collect();
+            let reason = match built.is_empty() {
+                true => format!(
+                    "found {product} {}, but this build has no code for TensorRT: no headers were \
+                     there",
+                    text(version)
+                ),
+                false => format!(
+                    "expected a release that this build has code for ({}), found {product} {}",
+                    built.join(", "),
+                    text(version)
+                ),
+            };
+            let advice = "install such a release, or build again with its headers (`cargo xtask \
+                          setup` installs some, RATPLUS_TENSORRT_INCLUDE names others)";
+            return Err(unusable(reason, advice.into()));
+        };
+        let mut loaded = loaded;
+        let order = names.engine.iter().position(|name| file.ends_with(name));
+        if let Some(parser) = order.and_then(|order| names.parser.get(order)) {
+            loaded.add_parser(&file.with_file_name(parser));
+        }
+        loaded.log_for(table);
+        let library = Self {
+            product,
+            path: loaded.file().unwrap_or_else(|| file.into()),
+            version,
+            loaded: Arc::new(loaded),
+            table,
+        };
+        known.push((file.into(), library.clone()));
+        Ok(library)
+    }
+
+    /// Which product it is.
+    pub fn product(&self) -> Product {
+        self.product
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its version, such as `1.7.1.116`.
+    pub fn version(&self) -> String {
+        text(self.version)
+    }
+
+    /// What drives it.
+    pub fn flavour(&self) -> Flavour {
+        self.table.flavour()
+    }
+
+    /// Whether it can build plans.
+    ///
+    /// # Errors
+    /// What is missing for that.
+    pub fn can_build(&self) -> Result<(), NvinferError> {
+        self.loaded
+            .can_build()
+            .map_err(|reason| NvinferError::Unusable {
+                product: self.product,
+                path: self.path.clone(),
+                reason,
+                advice: self.product.names().advice.into(),
+            })
+    }
+
+    pub(crate) fn failed(&self, what: &'static str, message: String) -> NvinferError {
+        NvinferError::Call {
+            product: self.product,
+            version: self.version(),
+            what,
+            message,
+        }
+    }
+}
+
+fn text(version: [u32; 4]) -> String {
+    version.map(|part| part.to_string()).join(".")
+}

@@ -1,0 +1,196 @@
+//! Every `unsafe` block of this crate: the shim's functions, TensorRT's libraries.
+
+mod loaded;
+mod network;
+mod runtime;
+
+pub(crate) use loaded::Loaded;
+pub(crate) use network::{Bytes, RawNetwork};
+pub use runtime::{Context, Engine, Runtime};
+
+use crate::logger::Messages;
+use crate::{ElementKind, Flavour, Product, Tensor};
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr::{null, null_mut};
+
+type Log = unsafe extern "C" fn(*mut c_void, i32, *const c_char);
+type Raw = *mut c_void;
+
+/// Room for a message.
+#[repr(C)]
+pub(crate) struct Text {
+    data: *mut c_char,
+    capacity: usize,
+}
+
+/// TensorRT's functions that make everything else.
+#[repr(C)]
+pub(crate) struct Symbols {
+    create_builder: *mut c_void,
+    create_runtime: *mut c_void,
+    create_parser: *mut c_void,
+}
+
+#[repr(C)]
+struct RawBytes {
+    owner: Raw,
+    data: *const u8,
+    size: usize,
+}
+
+#[repr(C)]
+struct RawTensor {
+    name: *const c_char,
+    dtype: i32,
+    is_input: i32,
+    rank: i32,
+    dims: [i64; 8],
+}
+
+#[repr(C)]
+struct NetworkRequest {
+    model: *const u8,
+    model_size: usize,
+    path: *const c_char,
+    plugin_library: *const c_char,
+    timing_cache: *const u8,
+    timing_cache_size: usize,
+}
+
+/// What the shim for one release can do: shim/nvinfer_api.h, field by field.
+#[repr(C)]
+pub(crate) struct Table {
+    rtx: u32,
+    major: u32,
+    minor: u32,
+    logger_new: unsafe extern "C" fn(Log, *mut c_void) -> Raw,
+    /// Never called: TensorRT keeps the logger.
+    _logger_free: unsafe extern "C" fn(Raw),
+    network_new:
+        unsafe extern "C" fn(*const Symbols, Raw, *const NetworkRequest, *mut Raw, Text) -> i32,
+    network_tensor_count: unsafe extern "C" fn(Raw) -> i32,
+    network_tensor: unsafe extern "C" fn(Raw, i32, *mut RawTensor) -> i32,
+    network_capabilities: unsafe extern "C" fn(Raw, *mut i32, i32) -> i32,
+    network_build: unsafe extern "C" fn(Raw, *mut RawBytes, Text) -> i32,
+    network_timing_cache: unsafe extern "C" fn(Raw, *mut RawBytes, Text) -> i32,
+    network_free: unsafe extern "C" fn(Raw),
+    bytes_free: unsafe extern "C" fn(Raw),
+    runtime_new: unsafe extern "C" fn(*const Symbols, Raw, *const c_char, *mut Raw, Text) -> i32,
+    runtime_check: unsafe extern "C" fn(Raw, *const u8, usize, *mut u64, Text) -> i32,
+    runtime_free: unsafe extern "C" fn(Raw),
+    engine_new: unsafe extern "C" fn(Raw, *const u8, usize, *mut Raw, Text) -> i32,
+    engine_tensor_count: unsafe extern "C" fn(Raw) -> i32,
+    engine_tensor: unsafe extern "C" fn(Raw, i32, *mut RawTensor) -> i32,
+    engine_alias: unsafe extern "C" fn(Raw, *const c_char) -> *const c_char,
+    engine_free: unsafe extern "C" fn(Raw),
+    context_new: unsafe extern "C" fn(Raw, *mut Raw, Text) -> i32,
+    context_bind: unsafe extern "C" fn(Raw, *const c_char, *mut c_void) -> i32,
+    context_enqueue: unsafe extern "C" fn(Raw, *mut c_void) -> i32,
+    context_free: unsafe extern "C" fn(Raw),
+}
+
+impl Table {
+    /// The release.
+    pub fn flavour(&self) -> Flavour {
+        Flavour {
+            product: match self.rtx {
+                0 => Product::TensorRt,
+                _ => Product::Rtx,
+            },
+            version: (self.major, self.minor),
+        }
+    }
+}
+
+include!(concat!(env!("OUT_DIR"), "/flavours.rs"));
+
+/// Every release that the shim was compiled for.
+pub(crate) fn tables() -> impl Iterator<Item = &'static Table> {
+    // SAFETY: each returns its constant table, laid out as `Table`.
+    ENTRIES.iter().map(|entry| unsafe { &*entry() })
+}
+
+/// Runs a call that returns a code and may leave a message.
+fn call(work: impl FnOnce(Text) -> i32) -> Result<(), String> {
+    let mut room = vec![0u8; 1 << 16];
+    let text = Text {
+        data: room.as_mut_ptr().cast(),
+        capacity: room.len(),
+    };
+    if work(text) == 0 {
+        return Ok(());
+    }
+    let message = CStr::from_bytes_until_nul(&room).unwrap_or_default();
+    Err(message.to_string_lossy().into_owned())
+}
+
+impl RawBytes {
+    const EMPTY: Self = Self {
+        owner: null_mut(),
+        data: null(),
+        size: 0,
+    };
+}
+
+/// `count` tensors, each described by `describe`.
+fn tensors(count: i32, describe: impl Fn(i32, *mut RawTensor) -> i32) -> Vec<Tensor> {
+    let one = |index| {
+        let mut raw = RawTensor {
+            name: null(),
+            dtype: 0,
+            is_input: 0,
+            rank: 0,
+            dims: [0; 8],
+        };
+        if describe(index, &raw mut raw) != 0 || raw.name.is_null() {
+            return None;
+        }
+        // SAFETY: the name is a C string of the network or the engine, which is live.
+        let name = unsafe { CStr::from_ptr(raw.name) };
+        let rank = usize::try_from(raw.rank).unwrap_or(0).min(raw.dims.len());
+        Some(Tensor {
+            name: name.to_string_lossy().into_owned(),
+            input: raw.is_input != 0,
+            kind: match raw.dtype {
+                0 => ElementKind::F32,
+                1 => ElementKind::F16,
+                2 => ElementKind::BF16,
+                3 => ElementKind::I64,
+                other => ElementKind::Other(other - 100),
+            },
+            shape: raw.dims[..rank].to_vec(),
+        })
+    };
+    (0..count).filter_map(one).collect()
+}
+
+/// Where TensorRT sends its messages. It keeps the first logger that it is given, so there is one
+/// for each library and it stays.
+pub(crate) struct Logger {
+    raw: Raw,
+    messages: &'static Messages,
+}
+
+// SAFETY: the shim's logger calls a function that takes calls from every thread.
+unsafe impl Send for Logger {}
+// SAFETY: as above.
+unsafe impl Sync for Logger {}
+
+impl Logger {
+    pub fn new(table: &'static Table) -> Self {
+        unsafe extern "C" fn log(user: *mut c_void, severity: i32, text: *const c_char) {
+            // SAFETY: `user` is the leaked messages, `text` a C string of TensorRT's.
+            let (messages, text) = unsafe { (&*user.cast::<Messages>(), CStr::from_ptr(text)) };
+            messages.log(severity, &text.to_string_lossy());
+        }
+        let messages: &'static Messages = Box::leak(Box::default());
+        let user = std::ptr::from_ref(messages).cast_mut().cast();
+        // SAFETY: function and messages live as long as the process.
+        let raw = unsafe { (table.logger_new)(log, user) };
+        Self { raw, messages }
+    }
+
+    fn explain(&self, message: String) -> String {
+        self.messages.explain(&message)
+    }
+}

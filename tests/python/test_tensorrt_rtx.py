@@ -1,0 +1,260 @@
+"""`ratplus build` with the real TensorRT for RTX, which builds plans on machines without a GPU."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import ROOT, Export, golden_case, run_export, sealed
+
+BACKEND = "tensorrt-rtx"
+SMALL = {"case": "d16_w20_i4", "prefill_lengths": (7,), "logits": "last"}
+
+
+@pytest.fixture(scope="session")
+def rtx_folder() -> Path:
+    """The folder with the libraries of TensorRT for RTX."""
+    default = ROOT / "target" / "tensorrt" / "rtx-1.7" / "tensorrt_rtx_libs"
+    folder = Path(os.environ.get("RATPLUS_TENSORRT_RTX", default))
+    if not (folder / "libtensorrt_rtx.so.1").is_file():
+        pytest.skip(f"TensorRT for RTX is not installed in {folder}; `cargo xtask test` installs it")
+    return folder
+
+
+@pytest.fixture
+def ratplus(ratplus_bin, rtx_folder):
+    """Runs `ratplus` with TensorRT for RTX."""
+
+    def run(*arguments, folder=rtx_folder, code=0) -> subprocess.CompletedProcess:
+        command = [str(word) for word in (ratplus_bin, *arguments)]
+        environment = os.environ | {"RATPLUS_TENSORRT_RTX": str(folder)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        if code == 2:
+            assert done.stdout == "" and done.stderr.count("error: ") == 1, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def build(ratplus):
+    """Builds the plans of a package; returns the report."""
+
+    def run(package: Path) -> dict:
+        return json.loads(ratplus("build", package, "--backend", BACKEND, "--json").stdout)
+
+    return run
+
+
+@pytest.fixture
+def package(export, tmp_path):
+    """A copy of an exported package."""
+
+    def copy(**flags) -> Path:
+        return Path(shutil.copytree(export(**(SMALL | flags)), tmp_path / "package"))
+
+    return copy
+
+
+def listing(package: Path) -> dict:
+    """Every file with its content's checksum."""
+    files = (path for path in sorted(package.rglob("*")) if path.is_file())
+    return {str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def manifest(package: Path) -> dict:
+    return json.loads((package / "manifest.json").read_text())
+
+
+def check_plans(package: Path, report: dict):
+    """The files are those that the manifest and the report name, and nothing else is there."""
+    written = manifest(package)
+    plans = written["plans"][BACKEND]
+    assert plans["weights_sha256"] == written["files"]["weights.bin"]["sha256"]
+    assert plans["library"] == report["library"]
+    assert plans["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0+"]
+    found = {path.name for path in (package / "plans" / BACKEND).iterdir()}
+    assert found == {plan["file"] for plan in plans["plans"]}
+    assert [p.name for p in (package / "plans").iterdir()] == [BACKEND]
+    for engine, plan, built in zip(written["engines"], plans["plans"], report["plans"], strict=True):
+        path = package / "plans" / BACKEND / plan["file"]
+        assert plan["seq_len"] == engine["seq_len"] and built["engine"] == engine["file"]
+        assert plan["onnx_sha256"] == written["files"][engine["file"]]["sha256"]
+        assert plan["bytes"] == path.stat().st_size == built["bytes"]
+        assert plan["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert built["file"] == f"plans/{BACKEND}/{plan['file']}"
+
+
+@pytest.mark.parametrize("fallback", ["function", "inline"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_every_lowering_and_type_builds(package, build, dtype, fallback):
+    directory = package(dtype=dtype, fallback=fallback)
+    before = listing(directory)
+    report = build(directory)
+    check_plans(directory, report)
+    nodes = {"function": "function body", "inline": "none: standard operators only"}
+    assert report["custom_nodes"] == nodes[fallback]
+    kept = {name: sum for name, sum in listing(directory).items() if name in before}
+    assert kept.keys() == before.keys()
+    assert [name for name in kept if kept[name] != before[name]] == ["manifest.json"]
+
+
+def test_a_real_model_builds_and_runs_elsewhere_as_before(package, build, ratplus):
+    directory = package(case="kjv_d16w64i4", dtype="bf16", max_seq_len=1024, prefill_lengths=(16,))
+    check_plans(directory, build(directory))
+    done = ratplus("generate", directory, "--prompt", "In the beginning", "-n", 4)
+    assert done.stdout.startswith("In the beginning")
+
+
+def test_patterns_per_head_build_in_batches(package, build):
+    directory = package(case="head_hybrid", batch=2, logits="all")
+    check_plans(directory, build(directory))
+
+
+def test_a_second_build_and_a_new_export_replace_plans(package, build, ratplus_bin):
+    directory = package()
+    (directory / "plans" / BACKEND).mkdir(parents=True)
+    # What a build that was killed leaves behind.
+    leftover = directory / "plans" / BACKEND / ".building-4194305"
+    leftover.mkdir()
+    (leftover / "decode-0123456789abcdef.plan").write_text("half")
+    (directory / "plans" / BACKEND / "decode-0123456789abcdef.plan").write_text("whole")
+    check_plans(directory, build(directory))
+    check_plans(directory, build(directory))
+    run_export(ratplus_bin, Export(**(SMALL | {"dtype": "f16"})), directory)
+    assert not (directory / "plans").exists() and "plans" not in manifest(directory)
+    check_plans(directory, build(directory))
+
+
+def test_files_of_others_survive_a_new_export(package, build, ratplus):
+    directory = package()
+    build(directory)
+    (directory / "plans" / "notes.txt").write_text("mine")
+    before = listing(directory)
+    case = golden_case(SMALL["case"])
+    config = case.directory / "config.json"
+    done = ratplus("export", case.checkpoint, "-o", directory, "--config", config, code=2)
+    assert "plans/notes.txt" in done.stderr
+    assert listing(directory) == before
+
+
+def test_a_killed_build_leaves_the_package(package, build, ratplus_bin, rtx_folder):
+    directory = package(dtype="f16")
+    before = listing(directory)
+    command = [ratplus_bin, "build", directory, "--backend", BACKEND]
+    environment = os.environ | {"RATPLUS_TENSORRT_RTX": str(rtx_folder)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        # The first plan is written: the second is being built.
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not any(directory.rglob("decode-*.plan")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert process.poll() is None, "the build ended before it could be killed"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert {name: sum for name, sum in listing(directory).items() if "/" not in name} == before
+    check_plans(directory, build(directory))
+
+
+def test_what_cannot_be_built_is_refused_up_front(package, ratplus, tmp_path, rtx_folder):
+    directory = package(fallback="none")
+    before = listing(directory)
+    done = ratplus("build", directory, "--backend", BACKEND, code=2)
+    assert "--fallback function" in done.stderr and "no plugins" in done.stderr
+    done = ratplus("build", directory, "--backend", "tensorrt", code=2, folder=rtx_folder)
+    assert "RATPLUS_TENSORRT" in done.stderr
+    shutil.rmtree(directory)
+    directory = package()
+    done = ratplus("build", directory, "--backend", BACKEND, code=2, folder=tmp_path / "none")
+    assert "none: no libtensorrt_rtx.so.1" in done.stderr and "pip install" in done.stderr
+    # The engine's library without the parser's.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "libtensorrt_rtx.so.1").symlink_to(rtx_folder / "libtensorrt_rtx.so.1")
+    done = ratplus("build", directory, "--backend", BACKEND, code=2, folder=alone)
+    assert "libtensorrt_onnxparser_rtx.so.1" in done.stderr
+    (alone / "libtensorrt_rtx.so.1").unlink()
+    (alone / "libtensorrt_rtx.so.1").write_text("not a library")
+    done = ratplus("build", directory, "--backend", BACKEND, code=2, folder=alone)
+    assert "libtensorrt_rtx.so.1" in done.stderr and "pip install" in done.stderr
+    assert listing(directory).keys() == before.keys()
+    # A package of links, as in a model hub's cache, is not ours to change.
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for path in directory.iterdir():
+        (hub / path.name).symlink_to(path)
+    before = listing(directory)
+    done = ratplus("build", hub, "--backend", BACKEND, code=2)
+    assert "cp -rL" in done.stderr
+    assert listing(directory) == before
+
+
+def reseal(package: Path, file: str, content: bytes):
+    """Replaces a file of the package and its line of the manifest."""
+    text = (package / "manifest.json").read_text()
+    old = manifest(package)["files"][file]
+    (package / file).write_bytes(content)
+    line = '"{}": {{\n      "bytes": {},\n      "sha256": "{}"'
+    new = line.format(file, len(content), hashlib.sha256(content).hexdigest())
+    assert text.count(line.format(file, old["bytes"], old["sha256"])) == 1
+    text = text.replace(line.format(file, old["bytes"], old["sha256"]), new)
+    (package / "manifest.json").write_text(sealed(text))
+
+
+def renamed_operator(package: Path, file: str) -> bytes:
+    """The engine with an operator that no TensorRT has."""
+    model = onnx.load(package / file, load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == "Erf")
+    node.op_type = "StringNormalizer"
+    return model.SerializeToString()
+
+
+def test_a_refused_engine_is_told_in_the_parsers_words(package, build, ratplus):
+    directory = package(dtype="f16")
+    build(directory)
+    reseal(directory, "prefill_7.onnx", renamed_operator(directory, "prefill_7.onnx"))
+    before = listing(directory)
+    done = ratplus("build", directory, "--backend", BACKEND, code=2)
+    assert "prefill_7.onnx: TensorRT for RTX" in done.stderr
+    assert "(StringNormalizer)" in done.stderr and "node `" in done.stderr
+    assert listing(directory) == before
+
+
+@pytest.fixture
+def no_gpu(ratplus):
+    findings = json.loads(ratplus("doctor", "--json").stdout)
+    found = {finding["name"]: finding["found"] for finding in findings}
+    assert found["TensorRT-RTX"] and found["TensorRT code"]
+    if found["CUDA driver"]:
+        pytest.skip("this machine has a GPU: nothing to refuse")
+
+
+def test_running_without_a_gpu_is_one_error(package, build, ratplus, no_gpu):
+    directory = package(case="kjv_d16w64i4", prefill_lengths=(8,), max_seq_len=64)
+    generate = ("generate", directory, "--backend", BACKEND, "--prompt", "And")
+    done = ratplus(*generate, code=2)
+    assert "NVIDIA's driver" in done.stderr and "it has no plans for tensorrt-rtx; run `ratplus build" in done.stderr
+    build(directory)
+    done = ratplus(*generate, code=2)
+    assert "NVIDIA's driver" in done.stderr and "plans" not in done.stderr
+    (plan,) = directory.glob("plans/*/decode-*.plan")
+    content = bytearray(plan.read_bytes())
+    content[len(content) // 2] ^= 1
+    for damaged, word in ((bytes(content), "SHA-256"), (bytes(content[:-1]), "bytes")):
+        plan.write_bytes(damaged)
+        for command in (generate, ("verify", directory, "--backend", BACKEND, "--tokens", 8)):
+            done = ratplus(*command, code=2)
+            assert f"plans/{BACKEND}/{plan.name}: expected" in done.stderr and word in done.stderr
+            assert "again" in done.stderr
+    reseal(directory, "decode.onnx", renamed_operator(directory, "decode.onnx"))
+    done = ratplus(*generate, code=2)
+    assert "plan of decode.onnx: built from a file with SHA-256" in done.stderr
