@@ -3,6 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::plans::ComputeTarget;
 use std::path::PathBuf;
 
 /// Deploys RAT+ language models: checkpoint to ONNX, verified on every backend.
@@ -232,6 +233,14 @@ pub struct VerifyArgs {
     pub libraries: LibraryArgs,
 }
 
+fn compute_capability(text: &str) -> Result<(u32, u32), String> {
+    let target: ComputeTarget = text.parse()?;
+    if target.and_later {
+        return Err("expected a compute capability such as 8.6, without a +".into());
+    }
+    Ok(target.capability)
+}
+
 /// Arguments of `build`.
 #[derive(Debug, Args)]
 pub struct BuildArgs {
@@ -244,6 +253,10 @@ pub struct BuildArgs {
     /// Number of the GPU to build for, with tensorrt
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub device: i32,
+    /// GPUs to build for, with tensorrt-rtx, such as 8.6,8.9 [default: 8.0, 8.6, 8.9, 12.0 and
+    /// later]
+    #[arg(long, value_name = "C", value_delimiter = ',', value_parser = compute_capability)]
+    pub compute_capability: Vec<(u32, u32)>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

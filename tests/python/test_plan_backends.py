@@ -136,7 +136,9 @@ def golden(path: Path, vocabulary: int, tokens, wrong=False) -> Path:
     if wrong:
         logits[1, LENGTH // 2] += 1
     positions = np.arange(tokens.shape[1], dtype=np.int64)
-    save_file({"tokens": tokens, "positions": positions, "logits": logits}, path)
+    # Plans return no such tensor: it is said not to be compared.
+    tap = np.zeros((*tokens.shape, 64), np.float32)
+    save_file({"tokens": tokens, "positions": positions, "logits": logits, "last_hidden": tap}, path)
     return path
 
 
@@ -161,14 +163,18 @@ def test_every_route_carries_the_state(kind, package, ratplus, tmp_path):
     tokens = random_tokens(words)
     done = ratplus(*verify(kind, directory, golden(tmp_path / "golden.safetensors", words, tokens)))
     report = json.loads(done.stdout)
-    rows = {row["route"]: row for row in report["rows"]}
+    (tap,) = (row for row in report["rows"] if row["tensor"] != "logits")
+    assert tap["tensor"] == "last_hidden" and tap["rows"] == 0
+    rows = {row["route"]: row for row in report["rows"] if row["tensor"] == "logits"}
     assert len(rows) >= 3 and all(row["max_error"] == 0 for row in rows.values()), rows
     assert all(row["rows"] == tokens.size for row in rows.values())
     (found,) = report["implementations"]
     text = json.dumps(found)
     assert ("plugin" if kind.in_place else "function body") in text, text
     wrong = golden(tmp_path / "wrong.safetensors", words, tokens, wrong=True)
-    ratplus(*verify(kind, directory, wrong), code=1)
+    done = ratplus(*verify(kind, directory, wrong)[:-2], "--no-cuda-graph", code=1)
+    assert "plans have no intermediate outputs" in done.stdout
+    assert "not compared 1 intermediate tensors of engine plans" in done.stdout
 
 
 def test_a_failed_run_is_told_in_tensorrts_words(kind, package, ratplus, tmp_path):
@@ -206,6 +212,26 @@ def test_doctor_finds_everything(kind, ratplus):
     assert found[name]["found"] and kind.version() in found[name]["detail"]
     assert "runs plans only" in found[name]["detail"]
     assert found["CUDA driver"]["found"] and found["RAT+ plugins"]["found"]
+
+
+@pytest.mark.parametrize("release", ["11.4", "10.16"])
+def test_real_libraries_are_told_by_their_version(ratplus_bin, tmp_path, release):
+    major = release.split(".")[0]
+    lean = ROOT / "target" / "tensorrt" / f"lean-{release}" / "tensorrt_lean_libs" / f"libnvinfer_lean.so.{major}"
+    if not lean.is_file() or not (KINDS[1].headers / "NvInfer.h").is_file():
+        pytest.skip(f"TensorRT's lean runtime {release} or its headers are not installed; `cargo xtask test` does")
+    # It has the runtime's functions of the whole library.
+    (tmp_path / f"libnvinfer.so.{major}").symlink_to(lean)
+    environment = os.environ | {"RATPLUS_TENSORRT": str(tmp_path)}
+    command = [str(ratplus_bin), "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    finding = next(found for found in json.loads(done.stdout) if found["name"] == "TensorRT")
+    if release == "11.4":
+        assert finding["found"] and "driven as TensorRT 11.4" in finding["detail"], finding
+    else:
+        # No code for 10: both are named.
+        assert not finding["found"], finding
+        assert "TensorRT 11.4" in finding["detail"] and "found TensorRT 10.16" in finding["detail"], finding
 
 
 def test_decode_is_recorded_unless_told_otherwise(kind, package, ratplus):

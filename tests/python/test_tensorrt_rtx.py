@@ -118,6 +118,17 @@ def test_patterns_per_head_build_in_batches(package, build):
     check_plans(directory, build(directory))
 
 
+def test_compute_capabilities_can_be_chosen(package, ratplus):
+    directory = package(dtype="f16")
+    build = ("build", directory, "--backend", BACKEND, "--compute-capability")
+    before = listing(directory)
+    done = ratplus(*build, "9.0", code=2)
+    assert "it builds nothing for compute capability 9.0" in done.stderr
+    assert listing(directory) == before
+    ratplus(*build, "8.6,12.0")
+    assert manifest(directory)["plans"][BACKEND]["compute_capabilities"] == ["8.6", "12.0"]
+
+
 def test_a_second_build_and_a_new_export_replace_plans(package, build, ratplus_bin):
     directory = package()
     (directory / "plans" / BACKEND).mkdir(parents=True)

@@ -13,6 +13,7 @@ pub fn run(args: BuildArgs) -> Outcome {
     let package = Package::open(&args.dir).or_input()?;
     let options = BuildOptions {
         device: args.device,
+        compute_capabilities: args.compute_capability,
         ..BuildOptions::default()
     };
     let bar = spinner();

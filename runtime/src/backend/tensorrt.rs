@@ -97,7 +97,7 @@ impl Machine {
 
 impl TensorRtDriver {
     pub fn open(package: &Package, plan: &Plan) -> Result<Self, BackendError> {
-        if let [Some((name, _)), ..] = [plan.taps.iter().flatten().next()] {
+        if let Some((name, _)) = plan.taps.iter().flatten().next() {
             return Err(BackendError::Option {
                 option: "extra_outputs",
                 expected: format!("none: the plans of {} have no others", plan.kind),

@@ -116,8 +116,12 @@ impl Package {
             let targets = set.compute_capabilities.iter().map(ToString::to_string);
             problems.push(format!(
                 "plans for {backend}: built for compute capability {}, found a GPU of {major}.{minor}; \
-                 {again} for this GPU",
-                targets.collect::<Vec<_>>().join(", ")
+                 {again}, for this GPU{}",
+                targets.collect::<Vec<_>>().join(", "),
+                match backend {
+                    "tensorrt" => String::new(),
+                    _ => format!(" (`--compute-capability {major}.{minor}`)"),
+                }
             ));
         }
         let found = self.checksum(WEIGHTS_FILE);

@@ -37,6 +37,8 @@ pub struct BuildOptions {
     pub plugins: Option<PathBuf>,
     /// TensorRT only: number of the GPU to build for.
     pub device: i32,
+    /// TensorRT for RTX only: compute capabilities to build for; none are the library's usual ones.
+    pub compute_capabilities: Vec<(u32, u32)>,
 }
 
 /// An engine whose plan is about to be built.
@@ -142,6 +144,13 @@ impl Tools {
         options: &BuildOptions,
     ) -> Result<Self, BuildError> {
         let mut problems = Vec::new();
+        if needs.product == Product::TensorRt && !options.compute_capabilities.is_empty() {
+            problems.push(
+                "it builds for the GPU that it runs on; compute capabilities are chosen for \
+                 tensorrt-rtx only"
+                    .into(),
+            );
+        }
         let library = nvinfer::open(needs.product, options.tensorrt.as_deref());
         let library = library.and_then(|library| library.can_build().map(|()| library));
         let library = library.map_err(|error| problems.push(error.to_string()));
@@ -240,6 +249,7 @@ pub fn build(
             path: &weights.with_file_name(&engine.file),
             plugins: tools.plugins.as_deref(),
             timing_cache: &timing,
+            compute_capabilities: &options.compute_capabilities,
         };
         let mut network = Network::parse(&tools.library, &source).map_err(failed)?;
         check_tensors(engine, &network.tensors())?;

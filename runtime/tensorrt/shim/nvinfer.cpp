@@ -195,7 +195,19 @@ int32_t networkNew(RatplusSymbols const* symbols, void* logger, RatplusNetworkRe
             made->timingCache.reset();
         }
 #else
-        static_cast<void>(config);
+        if (request->capabilityCount > 0 && !config.setNbComputeCapabilities(request->capabilityCount))
+        {
+            throw std::runtime_error("IBuilderConfig::setNbComputeCapabilities failed");
+        }
+        for (int32_t i = 0; i < request->capabilityCount; ++i)
+        {
+            int32_t const capability = request->capabilities[i];
+            if (!config.setComputeCapability(static_cast<trt::ComputeCapability>(capability), i))
+            {
+                throw std::runtime_error("it builds nothing for compute capability "
+                    + std::to_string(capability / 10) + "." + std::to_string(capability % 10));
+            }
+        }
 #endif
         if (!parser.parse(request->model, request->modelSize, request->path))
         {

@@ -55,6 +55,9 @@ struct RatplusNetworkRequest
     char const* pluginLibrary;
     void const* timingCache;
     size_t timingCacheSize;
+    //! TensorRT for RTX: as 10 x major + minor; none leaves it to the library.
+    int32_t const* capabilities;
+    int32_t capabilityCount;
 };
 
 //! Every function that returns an int32_t: 0 is success, and the message says what failed else.

@@ -17,6 +17,8 @@ pub struct NetworkSource<'a> {
     pub plugins: Option<&'a Path>,
     /// What [`Network::timing_cache`] returned on this GPU before; may be empty.
     pub timing_cache: &'a [u8],
+    /// TensorRT for RTX: GPUs to build for; none leaves it to the library.
+    pub compute_capabilities: &'a [(u32, u32)],
 }
 
 /// A parsed model, ready to be built. Types are the model's own.

@@ -82,7 +82,7 @@ impl Loaded {
 
     /// The file that the loader found.
     pub fn file(&self) -> Option<PathBuf> {
-        // Of the dynamic section's list of files, which libloading does not read.
+        // Whose code lies where the function does.
         let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
         let address = self.symbols.create_runtime as usize;
         maps.lines().find_map(|line| {

@@ -55,6 +55,8 @@ struct NetworkRequest {
     plugin_library: *const c_char,
     timing_cache: *const u8,
     timing_cache_size: usize,
+    capabilities: *const i32,
+    capability_count: i32,
 }
 
 /// What the shim for one release can do: shim/nvinfer_api.h, field by field.

@@ -24,6 +24,10 @@ impl RawNetwork {
         let path = c_path(source.path)?;
         let plugins = source.plugins.map(c_path).transpose()?;
         let logger = library.loaded.logger()?;
+        let capabilities = source.compute_capabilities.iter();
+        let capabilities: Vec<_> = capabilities
+            .map(|&(major, minor)| i32::try_from(10 * major + minor).unwrap_or(i32::MAX))
+            .collect();
         let request = NetworkRequest {
             model: source.model.as_ptr(),
             model_size: source.model.len(),
@@ -31,6 +35,8 @@ impl RawNetwork {
             plugin_library: plugins.as_ref().map_or(null(), |path| path.as_ptr()),
             timing_cache: source.timing_cache.as_ptr(),
             timing_cache_size: source.timing_cache.len(),
+            capabilities: capabilities.as_ptr(),
+            capability_count: i32::try_from(capabilities.len()).unwrap_or(i32::MAX),
         };
         let mut raw = null_mut();
         // SAFETY: the symbols are the loaded library's, which is of the table's release; all
