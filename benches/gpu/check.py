@@ -12,6 +12,7 @@ import argparse
 import datetime
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,13 @@ SUMMARY_CHARACTERS = 10_500
 LIMITS = {"info": 60, "limits": 120, "correct": 240, "sanitize": 150, "bench": 240, "peers": 300, "ort": 200, "trt": 240}
 
 
+# Backend, the variable that names its libraries, and their folder where the bundle has them.
+PLANS = {
+    "trt-rtx": ("tensorrt-rtx", "RATPLUS_TENSORRT_RTX", "tensorrt_rtx_libs"),
+    "trt-full": ("tensorrt", "RATPLUS_TENSORRT", "tensorrt_libs"),
+}
+
+
 def all_steps():
     """Every step in the order in which they run; the limits first, as bench uses them."""
     steps = ["info", "limits"]
@@ -38,7 +46,7 @@ def all_steps():
     steps += [f"initcheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
     steps += [f"synccheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
     steps += [f"bench-{part}" for part in PARTS]
-    steps += ["peers-scan", "peers-decode", "peers-prefill", "ort", "trt-plugins"]
+    steps += ["peers-scan", "peers-decode", "peers-prefill", "ort", "trt-plugins", *PLANS]
     return steps
 
 
@@ -109,6 +117,8 @@ class Run:
         if kind in ("limits", "peers"):
             command = [sys.executable, str(HERE / "peers.py"), "--only", what or kind, "--json", str(self.part(step))]
             return command, LIMITS[kind]
+        if step in PLANS:
+            return self.plans(step)
         if kind == "trt":
             harness, library = self.bundle / "trt_harness.so", self.bundle / "libratplus_trt.so"
             missing = next((path.name for path in (harness, library) if not path.exists()), None)
@@ -121,6 +131,30 @@ class Run:
         if missing or not has_cuda_provider():
             return f"{missing} is not in the bundle" if missing else "onnxruntime-gpu is not installed", 0
         return [sys.executable, str(HERE / "ort_cuda_check.py"), str(package), "--library", str(library)], LIMITS["ort"]
+
+    def plans(self, step):
+        """Builds engine plans of the bundle's package, compares what they compute with the reference,
+        and decodes with them; as `command`."""
+        backend, variable, folder = PLANS[step]
+        library = Path(os.environ.get(variable) or self.bundle / folder)
+        package, program = self.bundle / "package", self.bundle / "ratplus"
+        if not library.is_dir() or not package.is_dir():
+            return f"{variable} names no folder and the bundle has no {folder}, or no package", 0
+        capability = smi("compute_cap")
+        if step == "trt-rtx" and capability.split(".")[0] not in ("8", "12"):
+            return f"TensorRT for RTX builds nothing for compute capability {capability}", 0
+        copy = self.out / step
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(package, copy)
+        words = {"program": program, "copy": copy, "backend": backend, "variable": variable, "library": library}
+        quoted = {name: shlex.quote(str(word)) for name, word in words.items()}
+        script = (
+            "set -e; export {variable}={library}\n"
+            "{program} build {copy} --backend {backend}\n"
+            "{program} verify {copy} --backend {backend}\n"
+            "{program} generate {copy} --backend {backend} --prompt 'In the beginning' -n 200 --stats\n"
+        ).format(**quoted)
+        return ["sh", "-c", script], LIMITS["trt"]
 
     def part(self, step):
         """The file that a step writes."""
@@ -223,8 +257,13 @@ def commit(bundle):
 
 
 def driver():
-    """The driver's version, as its own tool prints it."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    """The driver's version."""
+    return smi("driver_version")
+
+
+def smi(what):
+    """What the driver's own tool prints of the first GPU."""
+    query = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -37,9 +37,12 @@ python3 target/gpu-bundle/check.py --steps first      # every kernel against the
 python3 target/gpu-bundle/check.py --steps bench      # our times
 python3 target/gpu-bundle/check.py --steps peers      # PyTorch's times
 python3 target/gpu-bundle/check.py --steps sanitize   # racecheck, initcheck, synccheck
-python3 target/gpu-bundle/check.py --steps trt-plugins # TensorRT plugins against the definition, and their times
+python3 target/gpu-bundle/check.py --steps trt-plugins # TensorRT's plugins
 python3 target/gpu-bundle/check.py --steps ort        # captured against eager, under onnxruntime-gpu
 ```
+
+Plans are built and run where TensorRT's libraries are: `--steps trt-full` with RATPLUS_TENSORRT naming their folder, and
+`--steps trt-rtx` with RATPLUS_TENSORRT_RTX, on GPUs that TensorRT for RTX knows (8.0, 8.6, 8.9, 12.x).
 
 Each writes `results.json`, `log.txt` and `summary.txt` below `--out` (default: `$OUT`, else `target/gpu-results`).
 `python3 benches/gpu/report.py FILE...` makes this page of one or more `results.json`.
@@ -75,12 +78,14 @@ class Data:
         self.device = None
         self.runs = []
         self.steps = {}
+        self.tensorrt = {}
 
     def add(self, document):
         """Takes in a file."""
         self.device = document.get("device") or self.device
         self.limits |= document.get("limits", {})
         self.steps |= document.get("steps", {})
+        self.tensorrt |= document.get("tensorrt", {})
         if "command" in document:
             self.runs.append({key: document[key] for key in ("date", "commit", "driver", "command")})
         for row in document.get("rows", []):
@@ -205,6 +210,22 @@ def decode_section(data):
     return "## Decode step\n\n" + text + table(["heads", "pattern", "sequences", "method", *OURS, *names], body)
 
 
+def tensorrt_section(data):
+    """The plugins in an execution context."""
+    body = []
+    for row in (row for part in data.tensorrt.values() for row in part["times"]):
+        graph = f"{row['graph_median_ms']:.4g}" if "graph_median_ms" in row else ""
+        spread = f"{row['min_ms']:.4g} - {row['max_ms']:.4g}"
+        body.append([row["op"], row["what"], row["shape"], f"{row['median_ms']:.4g}", spread, graph])
+    if not body:
+        return ""
+    cases = [case for part in data.tensorrt.values() for case in part["cases"]]
+    worst = max(case["of_tolerance"] for case in cases)
+    text = f"`enqueue` of the plugins, bf16; {len(cases)} cases, at most {worst:.3f} of the tolerance.\n\n"
+    head = ["operator", "what", "first input", "ms", "spread", "ms, CUDA graph"]
+    return "## TensorRT plugins\n\n" + text + table(head, body)
+
+
 def failed_section(data):
     """Steps that did not go well, and those that did."""
     if not data.steps:
@@ -239,7 +260,8 @@ def page(documents):
         parts.append(READING)
     if data.peers:
         parts.append(PEERS)
-    parts += [scan_section(data), prefill_section(data), decode_section(data), failed_section(data), HOW]
+    parts += [scan_section(data), prefill_section(data), decode_section(data), tensorrt_section(data)]
+    parts += [failed_section(data), HOW]
     return "\n".join(part for part in parts if part)
 
 

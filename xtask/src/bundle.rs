@@ -144,6 +144,8 @@ fn package(workspace: &Workspace, steps: &Steps<'_>, folder: &Path) -> Result<()
         .arg(format!("{CHECKPOINT}/model.pth"))
         .arg("--config")
         .arg(format!("{CHECKPOINT}/config.json"))
+        .arg("--tokenizer")
+        .arg(format!("{CHECKPOINT}/tokenizer.json"))
         .args(["--dtype", "bf16", "--batch", "4", "--max-seq-len", "1024"])
         .args(["--prefill-lengths", "64", "-o"])
         .arg(folder);
