@@ -333,7 +333,8 @@ def compare(node, t, sequences, results):
             limit = F32_TOLERANCE * np.abs(wanted).max()
             if t != "f32":
                 limit = NAIVE_FACTOR * np.abs(round_to(rounded) - wanted).max()
-            worst = max(worst, error / limit)
+            if error > 0:
+                worst = max(worst, error / limit if limit > 0 else np.inf)
     return worst
 
 
