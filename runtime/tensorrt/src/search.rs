@@ -78,3 +78,24 @@ impl Folder {
         there.chain([None]).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn python_packages_come_before_the_loader_and_a_named_folder_is_the_only_one() {
+        let root = tempfile::tempdir().unwrap();
+        let names = Names {
+            variable: "RATPLUS_TENSORRT_OF_NO_MACHINE",
+            ..*Product::Rtx.names()
+        };
+        let usual = Folder::Usual(vec![root.path().join("none"), root.path().into()]);
+        assert_eq!(usual.places(&names), [None]);
+        let libraries = root.path().join("tensorrt_rtx_libs");
+        std::fs::create_dir(&libraries).unwrap();
+        assert_eq!(usual.places(&names), [Some(libraries), None]);
+        let named = Folder::Named("here".into());
+        assert_eq!(named.places(&names), [Some("here".into())]);
+    }
+}
