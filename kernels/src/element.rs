@@ -42,6 +42,13 @@ pub(crate) mod sealed {
         /// They are writable, and the machine has `S`.
         unsafe fn store<S: Simd>(to: *mut Self, v: S::V);
 
+        /// Stores `LANES` elements, past the caches where the machine can.
+        ///
+        /// # Safety
+        /// As [`Convert::store`], to a multiple of 64 bytes; other threads look after a
+        /// [`fence`](crate::simd::fence).
+        unsafe fn stream<S: Simd>(to: *mut Self, v: S::V);
+
         /// Loads the first `count < LANES` elements, zero in the other lanes.
         ///
         /// # Safety
@@ -72,7 +79,7 @@ pub(crate) mod sealed {
     }
 
     macro_rules! convert {
-        ($($type:ty, $zero:expr, $load:ident, $store:ident;)*) => {$(
+        ($($type:ty, $zero:expr, $load:ident, $store:ident, $stream:ident;)*) => {$(
             impl Convert for $type {
                 const ZERO: Self = $zero;
 
@@ -87,13 +94,19 @@ pub(crate) mod sealed {
                     // SAFETY: forwarded; `f16` and `bf16` are transparent over `u16`.
                     unsafe { S::$store(to.cast(), v) }
                 }
+
+                #[inline(always)]
+                unsafe fn stream<S: Simd>(to: *mut Self, v: S::V) {
+                    // SAFETY: as above.
+                    unsafe { S::$stream(to.cast(), v) }
+                }
             }
         )*};
     }
 
     convert! {
-        f32, 0.0, load, store;
-        f16, f16::ZERO, load_f16, store_f16;
-        bf16, bf16::ZERO, load_bf16, store_bf16;
+        f32, 0.0, load, store, stream;
+        f16, f16::ZERO, load_f16, store_f16, store_f16;
+        bf16, bf16::ZERO, load_bf16, store_bf16, store_bf16;
     }
 }

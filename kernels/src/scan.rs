@@ -3,8 +3,9 @@
 use crate::element::Element;
 use crate::isa::{Isa, kernel};
 use crate::parallel::ParallelFor;
-use crate::simd::{Simd, gate_blend, prefetch};
+use crate::simd::{Simd, fence, gate_blend};
 use ratplus_graphs::ops::{LengthError, check_lengths};
+use std::mem::MaybeUninit;
 use std::slice;
 
 /// The tensors of one `RecurrenceScan` call, dense and row-major. `B` is [`ScanParams::batch`],
@@ -85,6 +86,7 @@ pub unsafe fn recurrence_scan_on<T: Element>(
     };
     check_lengths(past, seq, params.seq_len, None)?;
     let width = block_width(params, pool.threads());
+    let streamed = is_streamed(params);
     let blocks = params.channels.div_ceil(width);
     pool.run(batch * blocks, &|task| {
         let (slot, block) = (task / blocks, task % blocks);
@@ -94,6 +96,7 @@ pub unsafe fn recurrence_scan_on<T: Element>(
             tokens: seq[slot] as usize,
             channel: block * width,
             channels: width.min(params.channels - block * width),
+            streamed,
         };
         // SAFETY: spans are disjoint and within the tensors that the caller vouches for.
         unsafe { scan_span(isa, params, &span) }
@@ -101,10 +104,9 @@ pub unsafe fn recurrence_scan_on<T: Element>(
     Ok(())
 }
 
-/// Channels that one task carries through time; their state lies in the first-level cache.
-const MAX_WIDTH: usize = 1024;
-/// Rows between a prefetch and its use.
-const PREFETCH: usize = 8;
+/// Channels that one task carries through time; their state lies in the first-level cache, and rows
+/// this long keep the machine's own prefetching going.
+const MAX_WIDTH: usize = 2048;
 
 /// How many channels a task takes. Results do not depend on it: channels are independent.
 fn block_width<T>(params: &ScanParams<T>, threads: usize) -> usize {
@@ -118,6 +120,19 @@ fn block_width<T>(params: &ScanParams<T>, threads: usize) -> usize {
     width.next_multiple_of(64)
 }
 
+/// Whether results go past the caches: they are larger than any, so that reading each line before
+/// it is written would be for nothing. Smaller ones are read again soon, by the attention.
+fn is_streamed<T: Element>(params: &ScanParams<T>) -> bool {
+    const LEAST_BYTES: usize = 128 << 20;
+    const LINE: usize = 64;
+    let row = params.channels * size_of::<T>();
+    let bytes = 2 * params.batch * params.seq_len * row;
+    let starts = [params.gated_key.addr(), params.gated_value.addr()];
+    bytes >= LEAST_BYTES
+        && row.is_multiple_of(LINE)
+        && starts.iter().all(|start| start.is_multiple_of(LINE))
+}
+
 /// The channels of one slot that one task computes.
 struct Span {
     slot: usize,
@@ -126,6 +141,8 @@ struct Span {
     tokens: usize,
     channel: usize,
     channels: usize,
+    /// [`is_streamed`].
+    streamed: bool,
 }
 
 kernel! {
@@ -135,12 +152,27 @@ kernel! {
 
 /// State of a task's channels.
 #[repr(C, align(64))]
-struct State([f32; MAX_WIDTH]);
+struct State(MaybeUninit<[f32; MAX_WIDTH]>);
 
 /// # Safety
 /// `span` lies within the tensors and has at most [`MAX_WIDTH`] channels; the machine has `S`.
 #[inline(always)]
 unsafe fn span_body<S: Simd, T: Element>(params: &ScanParams<T>, span: &Span) {
+    // SAFETY: forwarded.
+    unsafe {
+        if span.streamed {
+            carry::<S, T, true>(params, span);
+            fence();
+        } else {
+            carry::<S, T, false>(params, span);
+        }
+    }
+}
+
+/// # Safety
+/// As [`span_body`]; where results are `STREAMED`, as [`is_streamed`] says.
+#[inline(always)]
+unsafe fn carry<S: Simd, T: Element, const STREAMED: bool>(params: &ScanParams<T>, span: &Span) {
     let &ScanParams {
         seq_len,
         channels: row,
@@ -149,11 +181,17 @@ unsafe fn span_body<S: Simd, T: Element>(params: &ScanParams<T>, span: &Span) {
     let count = span.channels;
     let full = count / S::LANES * S::LANES;
     let rest = count - full;
-    let (mut key_state, mut value_state) = (State([0.0; MAX_WIDTH]), State([0.0; MAX_WIDTH]));
-    let (keys, values) = (key_state.0.as_mut_ptr(), value_state.0.as_mut_ptr());
+    let (mut key_state, mut value_state) =
+        (State(MaybeUninit::uninit()), State(MaybeUninit::uninit()));
+    let keys: *mut f32 = key_state.0.as_mut_ptr().cast();
+    let values: *mut f32 = value_state.0.as_mut_ptr().cast();
     let state_at = span.slot * row + span.channel;
     // SAFETY: `state_at + count` stays within `[B, N]` and `at + count` within `[B, L, N]`.
     unsafe {
+        // Whole vectors are computed with: those have a value. Widths are multiples of 64, so they fit.
+        let padded = count.next_multiple_of(S::LANES);
+        std::ptr::write_bytes(keys, 0, padded);
+        std::ptr::write_bytes(values, 0, padded);
         // An idle slot's state passes through, whatever its past.
         if !span.fresh || span.tokens == 0 {
             std::ptr::copy_nonoverlapping(params.state_key.add(state_at), keys, count);
@@ -167,14 +205,6 @@ unsafe fn span_body<S: Simd, T: Element>(params: &ScanParams<T>, span: &Span) {
                 params.gate.add(at),
             );
             let (gated_key, gated_value) = (params.gated_key.add(at), params.gated_value.add(at));
-            if t + PREFETCH < span.tokens {
-                for line in (0..count).step_by(64 / size_of::<T>()) {
-                    let ahead = PREFETCH * row + line;
-                    prefetch(key.add(ahead));
-                    prefetch(value.add(ahead));
-                    prefetch(gate.add(ahead));
-                }
-            }
             let mut c = 0;
             while c < full {
                 let h = [S::load(keys.add(c)), S::load(values.add(c))];
@@ -182,8 +212,13 @@ unsafe fn span_body<S: Simd, T: Element>(params: &ScanParams<T>, span: &Span) {
                 let [k, v] = gate_blend::<S>(T::load::<S>(gate.add(c)), h, x);
                 S::store(keys.add(c), k);
                 S::store(values.add(c), v);
-                T::store::<S>(gated_key.add(c), k);
-                T::store::<S>(gated_value.add(c), v);
+                if STREAMED {
+                    T::stream::<S>(gated_key.add(c), k);
+                    T::stream::<S>(gated_value.add(c), v);
+                } else {
+                    T::store::<S>(gated_key.add(c), k);
+                    T::store::<S>(gated_value.add(c), v);
+                }
                 c += S::LANES;
             }
             if rest > 0 {
@@ -209,5 +244,73 @@ unsafe fn span_body<S: Simd, T: Element>(params: &ScanParams<T>, span: &Span) {
         }
         std::ptr::copy_nonoverlapping(keys, params.new_state_key.add(state_at), count);
         std::ptr::copy_nonoverlapping(values, params.new_state_value.add(state_at), count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Serial;
+
+    /// Values in -2..2 that repeat late.
+    fn values(count: usize, mut state: u32) -> Vec<f32> {
+        let next = |_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+        };
+        (0..count).map(next).collect()
+    }
+
+    /// Room for `count` values from a multiple of 64 bytes on, and where that is.
+    fn aligned(count: usize) -> (Vec<f32>, usize) {
+        let buffer = vec![f32::NAN; count + 16];
+        let start = buffer.as_ptr().align_offset(64);
+        (buffer, start)
+    }
+
+    #[test]
+    fn results_past_the_caches_are_the_same_bits() {
+        const CHANNELS: usize = 2048 + 64;
+        const TOKENS: usize = 8192;
+        let [key, value, gate] = [1, 2, 3].map(|seed| values(TOKENS * CHANNELS, seed));
+        let mut state = [vec![0.0; CHANNELS], vec![0.0; CHANNELS]];
+        let mut outputs = [aligned(TOKENS * CHANNELS), aligned(TOKENS * CHANNELS)];
+        let mut chunked = [aligned(TOKENS * CHANNELS), aligned(TOKENS * CHANNELS)];
+        let mut run = |first: usize, tokens: usize, to: &mut [(Vec<f32>, usize); 2]| {
+            let at = first * CHANNELS;
+            let [gated_key, gated_value] = to
+                .each_mut()
+                .map(|(buffer, start)| buffer[*start + at..].as_mut_ptr());
+            let params = ScanParams {
+                batch: 1,
+                seq_len: tokens,
+                channels: CHANNELS,
+                key: key[at..].as_ptr(),
+                value: value[at..].as_ptr(),
+                gate: gate[at..].as_ptr(),
+                state_key: state[0].as_ptr(),
+                state_value: state[1].as_ptr(),
+                past_length: &(first as i64),
+                seq_length: &(tokens as i64),
+                gated_key,
+                gated_value,
+                new_state_key: state[0].as_mut_ptr(),
+                new_state_value: state[1].as_mut_ptr(),
+            };
+            // SAFETY: every buffer has its tensor's size, and outputs are nobody else's.
+            unsafe { recurrence_scan(&params, &Serial) }.unwrap();
+            is_streamed(&params)
+        };
+        assert!(run(0, TOKENS, &mut outputs));
+        for first in (0..TOKENS).step_by(1024) {
+            assert!(!run(first, 1024, &mut chunked));
+        }
+        for (whole, parts) in outputs.iter().zip(&chunked) {
+            let bits = |(buffer, start): &(Vec<f32>, usize)| -> Vec<u32> {
+                let values = &buffer[*start..start + TOKENS * CHANNELS];
+                values.iter().map(|value| value.to_bits()).collect()
+            };
+            assert!(bits(whole) == bits(parts));
+        }
     }
 }

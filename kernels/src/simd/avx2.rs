@@ -54,6 +54,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn stream(to: *mut f32, v: __m256) {
+        // SAFETY: the caller vouches for AVX2, 8 elements and the alignment.
+        unsafe { _mm256_stream_ps(to, v) }
+    }
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
         // SAFETY: the caller vouches for AVX2.
         unsafe { _mm256_set1_ps(x) }

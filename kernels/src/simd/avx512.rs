@@ -47,6 +47,41 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn exp2_split(x: __m512) -> (__m512, __m512) {
+        // SAFETY: the caller vouches for AVX-512. The rest of an infinity is 0.
+        unsafe {
+            let n = _mm512_roundscale_ps::<NEAREST>(x);
+            (n, _mm512_reduce_ps::<NEAREST>(x))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn exp2_scale(p: __m512, n: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512. What is below the normal numbers counts as 0, as
+        // it is slow to compute with.
+        unsafe {
+            let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(n, _mm512_set1_ps(-126.0));
+            _mm512_maskz_scalef_ps(normal, p, n)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn div_near_one(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller vouches for AVX-512. One step of Newton's doubles the 14 bits.
+        unsafe {
+            let r = _mm512_rcp14_ps(b);
+            let r = _mm512_mul_ps(r, _mm512_fnmadd_ps(b, r, _mm512_set1_ps(2.0)));
+            _mm512_mul_ps(a, r)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream(to: *mut f32, v: __m512) {
+        // SAFETY: the caller vouches for AVX-512, 16 elements and the alignment.
+        unsafe { _mm512_stream_ps(to, v) }
+    }
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
         // SAFETY: the caller vouches for AVX-512.
         unsafe { _mm512_set1_ps(x) }

@@ -19,17 +19,14 @@ pub(crate) use portable::Portable;
 /// No instruction set has more lanes.
 pub(crate) const MAX_LANES: usize = 16;
 
-/// Asks for the cache line at `address`, which may be anywhere; does nothing where the target has
-/// no such instruction.
+/// Has what was [streamed](Simd::stream) before seen by every thread that sees what comes after.
 #[inline(always)]
-pub(crate) fn prefetch<T>(address: *const T) {
+pub(crate) fn fence() {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: part of every x86-64; prefetching touches no memory.
+    // SAFETY: part of every x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+        std::arch::x86_64::_mm_sfence();
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// An instruction set. Every method may only be called on a machine that has it, and is only
@@ -45,6 +42,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn splat(x: f32) -> Self::V;
     /// Loads f32 from any address.
     unsafe fn load(from: *const f32) -> Self::V;
+    /// Stores f32 past the caches, to an address that is a multiple of 64 bytes; another thread may
+    /// look after a [`fence`].
+    #[inline(always)]
+    unsafe fn stream(to: *mut f32, v: Self::V) {
+        // SAFETY: forwarded.
+        unsafe { Self::store(to, v) }
+    }
     /// Stores f32 to any address.
     unsafe fn store(to: *mut f32, v: Self::V);
     /// Loads f16.
@@ -76,6 +80,29 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round(a: Self::V) -> Self::V;
     /// `2^n` for integers `-127 <= n <= 127`; 0 for -127.
     unsafe fn pow2(n: Self::V) -> Self::V;
+    /// The integer nearest to `x <= 0`, and the rest of at most 1/2; for what is below -127, minus
+    /// infinity included, anything that [`exp2_scale`](Simd::exp2_scale) makes 0 of.
+    #[inline(always)]
+    unsafe fn exp2_split(x: Self::V) -> (Self::V, Self::V) {
+        // SAFETY: forwarded.
+        unsafe {
+            let x = Self::max(Self::splat(-127.0), x);
+            let n = Self::round(x);
+            (n, Self::sub(x, n))
+        }
+    }
+    /// `p 2^n`, for the integers of [`exp2_split`](Simd::exp2_split).
+    #[inline(always)]
+    unsafe fn exp2_scale(p: Self::V, n: Self::V) -> Self::V {
+        // SAFETY: forwarded.
+        unsafe { Self::mul(p, Self::pow2(n)) }
+    }
+    /// `a / b` to 2 units in the last place, for `1 <= b <= 2`.
+    #[inline(always)]
+    unsafe fn div_near_one(a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: forwarded.
+        unsafe { Self::div(a, b) }
+    }
     /// `a` where `sign` has its sign bit set, else `b`.
     unsafe fn select_negative(sign: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// `v` where `low <= x <= high`, else minus infinity.
