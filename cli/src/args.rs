@@ -33,6 +33,8 @@ pub enum Command {
     Build(BuildArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
+    /// Measure prefill and decode: tokens a second, latencies, memory
+    Bench(BenchArgs),
     /// Say what this machine has, what is missing and how to get it
     Doctor(DoctorArgs),
 }
@@ -66,7 +68,12 @@ pub struct ModelArgs {
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     /// A .pth or .safetensors file, a .safetensors.index.json, or a directory with one of them
-    pub checkpoint: PathBuf,
+    #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
+    pub checkpoint: Option<PathBuf>,
+    /// Random weights in place of a checkpoint, for benchmarks: the sizes of a released model
+    /// (1.5b, 2.6b or 7.6b), or `config` for those of --config
+    #[arg(long, value_name = "SIZE")]
+    pub synthetic: Option<String>,
     /// The package's directory; a package that is there is replaced when the new one is whole
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
@@ -299,6 +306,38 @@ pub struct GenerateArgs {
     /// Print speed and implementations on standard error
     #[arg(long)]
     pub stats: bool,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Packages, measured one after the other
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
+    #[arg(long, default_value = "ort-cpu")]
+    pub backend: String,
+    /// Lengths of prompts [default: 512]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub prompt: Option<Vec<usize>>,
+    /// Tokens before those that are decoded one by one [default: 0 and as many as fit]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub context: Option<Vec<usize>>,
+    /// Tokens to decode one by one
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    pub new_tokens: usize,
+    /// How often each is measured, after one run that is not counted
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
+    /// Write everything measured as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Draw latency against tokens as SVG, a line a package
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
     /// Libraries.
     #[command(flatten)]
     pub libraries: LibraryArgs,

@@ -3,6 +3,7 @@
 //! - [`checkpoint`]: opens `.pth` and safetensors files and streams their tensors.
 //! - [`official`]: the names of released checkpoints, the only place that knows them.
 //! - [`resolve`]: sizes and patterns from checkpoint, configuration, flags and path.
+//! - [`synthetic`]: random weights of any size, for benchmarks.
 //! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
 
 pub mod checkpoint;
@@ -10,6 +11,7 @@ pub mod official;
 pub mod package;
 pub mod publish;
 pub mod resolve;
+pub mod synthetic;
 
 use checkpoint::CheckpointError;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,8 @@ pub(crate) use paths::{PathPattern, path_pattern};
 use crate::checkpoint::{Checkpoint, CheckpointError, Reader, Tensor};
 use ratplus_graphs::model::Weight;
 use ratplus_graphs::ops::ElementType;
-use ratplus_graphs::spec::ModelSpec;
+use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec, norm_eps, rope_base};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -21,9 +22,30 @@ const COMPILED: &str = "_orig_mod.";
 const LAYERS: &str = "backbone.layers.";
 
 /// Sizes of the released models: layers and width. All have heads of 128 channels.
-const RELEASED: [(&str, usize, usize); 3] =
+pub(crate) const RELEASED: [(&str, usize, usize); 3] =
     [("1.5B", 24, 2048), ("2.6B", 28, 2560), ("7.6B", 32, 4096)];
 const RELEASED_D_HEAD: usize = 128;
+/// LLaMA 2's.
+const RELEASED_VOCABULARY: usize = 32000;
+
+/// The released model of this name, in any case, with dense attention.
+pub(crate) fn released(name: &str) -> Option<ModelSpec> {
+    let found = RELEASED
+        .iter()
+        .find(|(known, ..)| known.eq_ignore_ascii_case(name));
+    found.map(|&(_, num_layers, d_model)| ModelSpec {
+        model_type: "ratplus".into(),
+        vocab_size: RELEASED_VOCABULARY,
+        d_model,
+        num_layers,
+        d_head: RELEASED_D_HEAD,
+        d_ffn: 4 * d_model,
+        rope_base: rope_base(),
+        norm_eps: norm_eps(),
+        recurrence: true,
+        patterns: vec![LayerPatterns::Uniform(Pattern::DENSE); num_layers],
+    })
+}
 
 /// Where older files keep the forget gate: the fifth block of `in_proj`.
 fn gate_name(layer: usize) -> String {

@@ -313,19 +313,12 @@ impl Resolver<'_> {
 
     /// The pattern flags that were given.
     fn pattern_flags(&self) -> Vec<String> {
-        self.flags()
+        self.options
+            .flags()
             .into_iter()
             .filter(|(_, values)| !values.is_empty())
             .map(|(flag, values)| format!("{flag} {}", join(values)))
             .collect()
-    }
-
-    fn flags(&self) -> [(&'static str, &[i64]); 3] {
-        [
-            ("--dilation", &self.options.dilation),
-            ("--local-window", &self.options.local_window),
-            ("--initial", &self.options.initial),
-        ]
     }
 
     fn expand(&self, named: &Named, num_layers: usize) -> Result<Vec<LayerPatterns>, ResolveError> {
@@ -368,8 +361,34 @@ impl Resolver<'_> {
         }
     }
 
-    /// Flags win, field by field, in every head of their layers.
     fn override_patterns(&self, spec: &mut ModelSpec) -> Result<(), ResolveError> {
+        let overridden = self.options.override_patterns(spec);
+        overridden.map_err(|problems| self.mismatch(problems))
+    }
+
+    fn note_layout(&mut self, spec: &ModelSpec) {
+        if self.state.compiled {
+            self.notes
+                .push("`_orig_mod.` (torch.compile) removed from the tensors' names".into());
+        }
+        if spec.recurrence && self.state.separate_gate() {
+            self.notes
+                .push("the forget gate is stored apart: stacked below in_proj".into());
+        }
+    }
+}
+
+impl ResolveOptions {
+    fn flags(&self) -> [(&'static str, &[i64]); 3] {
+        [
+            ("--dilation", &self.dilation),
+            ("--local-window", &self.local_window),
+            ("--initial", &self.initial),
+        ]
+    }
+
+    /// Flags win, field by field, in every head of their layers. Every problem else.
+    fn override_patterns(&self, spec: &mut ModelSpec) -> Result<(), Vec<String>> {
         let mut problems = Vec::new();
         let layers = spec.patterns.len();
         for (flag, values) in self.flags() {
@@ -415,20 +434,40 @@ impl Resolver<'_> {
         if problems.is_empty() {
             Ok(())
         } else {
-            Err(self.mismatch(problems))
+            Err(problems)
         }
     }
+}
 
-    fn note_layout(&mut self, spec: &ModelSpec) {
-        if self.state.compiled {
-            self.notes
-                .push("`_orig_mod.` (torch.compile) removed from the tensors' names".into());
+/// The sizes of a released model, by name, or those of `--config` where the name is `config`;
+/// dense, unless the configuration or flags say otherwise.
+///
+/// # Errors
+/// No such model, a configuration that cannot be read, or flags that do not fit, all at once.
+pub fn synthetic(name: &str, options: &ResolveOptions) -> Result<ModelSpec, ResolveError> {
+    let mismatch = |problems| ResolveError::Mismatch {
+        path: format!("--synthetic {name}").into(),
+        problems,
+    };
+    let mut spec = match (&options.config, official::released(name)) {
+        (Some(path), _) if name == "config" => read_config(path)?,
+        (None, Some(spec)) => spec,
+        (Some(_), Some(_)) => {
+            let problem = "--config gives sizes of its own; with it, write `--synthetic config`";
+            return Err(mismatch(vec![problem.into()]));
         }
-        if spec.recurrence && self.state.separate_gate() {
-            self.notes
-                .push("the forget gate is stored apart: stacked below in_proj".into());
+        _ => {
+            let names: Vec<_> = official::RELEASED.iter().map(|(name, ..)| *name).collect();
+            return Err(mismatch(vec![format!(
+                "expected one of {}, or config with --config, found {name}",
+                names.join(", ")
+            )]));
         }
-    }
+    };
+    spec.d_head = options.d_head.unwrap_or(spec.d_head);
+    options.override_patterns(&mut spec).map_err(mismatch)?;
+    spec.validate().map_err(|errors| mismatch(errors.0))?;
+    Ok(spec)
 }
 
 fn join(values: &[i64]) -> String {

@@ -8,6 +8,7 @@
 //! - [`nvinfer`], [`plans`]: finds TensorRT; builds engine plans into a package.
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
 //! - [`verify`]: compares every backend with golden outputs along every route.
+//! - [`bench`](mod@bench): how fast a session prefills and decodes.
 //! - [`generate`]: all of it: prompts in, tokens out.
 //!
 //! ```no_run
@@ -35,6 +36,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod bench;
 pub mod generate;
 pub mod nvinfer;
 pub mod ort_library;

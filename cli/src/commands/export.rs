@@ -4,10 +4,12 @@ use crate::args::{ExportArgs, ModelArgs};
 use crate::output::{Failure, OrInput, Outcome, bytes, si};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
-use ratplus_exporter::package::{self, CheckpointWeights, PackageOptions, Progress};
+use ratplus_exporter::package::{self, CheckpointWeights, PackageOptions, Progress, WeightSource};
 use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
+use ratplus_exporter::synthetic::SyntheticWeights;
 use ratplus_graphs::cost;
 use ratplus_graphs::manifest::{Manifest, PackageShape};
+use ratplus_graphs::spec::ModelSpec;
 use std::path::Path;
 
 /// Lengths of prefill chunks where none are asked for.
@@ -15,19 +17,28 @@ const DEFAULT_PREFILL_LENGTHS: [usize; 2] = [64, 512];
 
 /// Writes the package and says what it is.
 pub fn run(args: ExportArgs) -> Outcome {
-    let checkpoint = Checkpoint::open(&args.checkpoint).or_input()?;
+    if let Some(name) = &args.synthetic {
+        let given = resolve::synthetic(name, &resolve_options(&args.model)).or_input()?;
+        let mut weights = SyntheticWeights::new(given.clone(), 0);
+        return write(&args, &given, &mut weights);
+    }
+    // Required without --synthetic.
+    let path = args.checkpoint.clone().unwrap_or_default();
+    let checkpoint = Checkpoint::open(&path).or_input()?;
     let resolved = resolve_with(&checkpoint, &args.model)?;
     for note in &resolved.notes {
         eprintln!("note: {note}");
     }
-    let spec = resolved.spec.normalized(args.max_seq_len);
-    for (layer, (given, kept)) in resolved
-        .spec
-        .patterns
-        .iter()
-        .zip(&spec.patterns)
-        .enumerate()
-    {
+    let read = ReadOptions {
+        allow_nonfinite: args.allow_nonfinite,
+    };
+    let mut weights = CheckpointWeights::new(&checkpoint, &resolved.sources, read);
+    write(&args, &resolved.spec, &mut weights)
+}
+
+fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -> Outcome {
+    let spec = given.normalized(args.max_seq_len);
+    for (layer, (given, kept)) in given.patterns.iter().zip(&spec.patterns).enumerate() {
         if given != kept {
             eprintln!(
                 "note: layer {layer}: the pattern is written in its shortest form for sequences of up to {} \
@@ -36,14 +47,14 @@ pub fn run(args: ExportArgs) -> Outcome {
             );
         }
     }
-    let prefill_lengths = args.prefill_lengths.unwrap_or_else(|| {
+    let prefill_lengths = args.prefill_lengths.clone().unwrap_or_else(|| {
         DEFAULT_PREFILL_LENGTHS
             .into_iter()
             .filter(|&length| length <= args.max_seq_len)
             .collect()
     });
     let options = PackageOptions {
-        spec: resolved.spec.clone(),
+        spec: given.clone(),
         shape: PackageShape {
             batch: args.batch,
             max_seq_len: args.max_seq_len,
@@ -53,14 +64,10 @@ pub fn run(args: ExportArgs) -> Outcome {
         prefill_lengths,
         fallback: args.fallback.into(),
         opset: args.opset,
-        tokenizer: args.tokenizer,
+        tokenizer: args.tokenizer.clone(),
     };
-    let read = ReadOptions {
-        allow_nonfinite: args.allow_nonfinite,
-    };
-    let mut weights = CheckpointWeights::new(&checkpoint, &resolved.sources, read);
     let bar = progress_bar();
-    let manifest = package::write(&args.output, &options, &mut weights, &mut |progress| {
+    let manifest = package::write(&args.output, &options, weights, &mut |progress| {
         let Progress { what, bytes, total } = progress;
         bar.set_length(total);
         bar.set_position(bytes);
@@ -77,14 +84,17 @@ pub fn resolve(path: &Path, model: &ModelArgs) -> Result<Resolved, Failure> {
 }
 
 fn resolve_with(checkpoint: &Checkpoint, model: &ModelArgs) -> Result<Resolved, Failure> {
-    let options = ResolveOptions {
+    resolve::resolve(checkpoint, &resolve_options(model)).or_input()
+}
+
+fn resolve_options(model: &ModelArgs) -> ResolveOptions {
+    ResolveOptions {
         config: model.config.clone(),
         d_head: model.d_head,
         dilation: model.dilation.clone(),
         local_window: model.local_window.clone(),
         initial: model.initial.clone(),
-    };
-    resolve::resolve(checkpoint, &options).or_input()
+    }
 }
 
 /// Draws on a terminal, and nowhere else.

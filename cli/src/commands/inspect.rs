@@ -197,6 +197,19 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
 }
 
 /// One line per run of layers that agree.
+/// The patterns in a few words, in the terms of the flags.
+pub(super) fn pattern_summary(spec: &ModelSpec) -> String {
+    let first = spec.patterns.first();
+    match first {
+        Some(ratplus_graphs::spec::LayerPatterns::Uniform(pattern))
+            if spec.patterns.iter().all(|layer| Some(layer) == first) =>
+        {
+            pattern.to_string()
+        }
+        _ => "patterns by layer or head".into(),
+    }
+}
+
 fn pattern_lines(spec: &ModelSpec) -> Vec<String> {
     let mut lines = Vec::new();
     let mut layer = 0;
@@ -277,11 +290,11 @@ fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Result<(), Strin
                 title: "KV cache of one sequence, bytes",
                 series: vec![
                     Series {
-                        name: "dense attention",
+                        name: "dense attention".into(),
                         points: points(|c| c.dense_cache_bytes),
                     },
                     Series {
-                        name: "this model",
+                        name: "this model".into(),
                         points: points(|c| c.cache_bytes),
                     },
                 ],
@@ -290,15 +303,15 @@ fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Result<(), Strin
                 title: "attention FLOPs a token",
                 series: vec![
                     Series {
-                        name: "dense attention",
+                        name: "dense attention".into(),
                         points: points(|c| c.dense_attention_flops),
                     },
                     Series {
-                        name: "this model",
+                        name: "this model".into(),
                         points: points(|c| c.attention_flops),
                     },
                     Series {
-                        name: "linear layers",
+                        name: "linear layers".into(),
                         points: points(|c| c.linear_flops),
                     },
                 ],

@@ -7,7 +7,7 @@ use std::path::Path;
 /// One line of a chart.
 pub struct Series {
     /// Name in the legend.
-    pub name: &'static str,
+    pub name: String,
     /// Points, ascending in x.
     pub points: Vec<(f64, f64)>,
 }
@@ -71,7 +71,7 @@ fn render(
             let points = series.points.iter().copied().filter(|point| point.1 > 0.0);
             chart
                 .draw_series(LineSeries::new(points, color.stroke_width(3)))?
-                .label(series.name)
+                .label(&series.name)
                 .legend(move |(x, y)| {
                     PathElement::new([(x, y), (x + 18, y)], color.stroke_width(3))
                 });

@@ -169,6 +169,12 @@ impl Session {
         self.past_length[slot] = 0;
     }
 
+    /// Has `slot` count `length` tokens as seen, whatever its caches hold: for benchmarks. What it
+    /// computes then means nothing.
+    pub(crate) fn assume_past(&mut self, slot: usize, length: usize) {
+        self.past_length[slot] = length as i64;
+    }
+
     /// Bytes of all state tensors, one side: the manifest's `state_bytes`.
     pub fn state_bytes(&self) -> u64 {
         self.state_buffers()

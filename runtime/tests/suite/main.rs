@@ -1,5 +1,6 @@
 //! Packages with random weights on every backend of this machine.
 
+mod bench;
 mod common;
 mod cuda;
 #[cfg(feature = "cuda-emulation")]

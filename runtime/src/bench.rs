@@ -1,0 +1,235 @@
+//! How fast a session prefills and decodes.
+
+use crate::backend::{BackendError, Session};
+use crate::planner::{PlanError, plan};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use std::time::Instant;
+
+/// What is measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BenchOptions {
+    /// Lengths of prompts.
+    pub prompts: Vec<usize>,
+    /// Tokens that are decoded one by one; 0 measures no decoding.
+    pub new_tokens: usize,
+    /// Tokens that sequences have before those.
+    pub contexts: Vec<usize>,
+    /// How often, after one run that is not counted.
+    pub repeats: usize,
+}
+
+/// What cannot be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// A prompt or context that the package has no room for.
+    #[error("{name}: {source}")]
+    Plan {
+        /// Which measurement.
+        name: String,
+        /// Why.
+        source: PlanError,
+    },
+    /// A step failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+/// Of a number of measurements, ascending.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The least.
+    pub min: f64,
+    /// Half are below.
+    pub p50: f64,
+    /// Nine of ten are below.
+    pub p90: f64,
+    /// 99 of 100 are below.
+    pub p99: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of `values`, of which there is one at least.
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let rank = (share * values.len() as f64).ceil() as usize;
+            values[rank.clamp(1, values.len()) - 1]
+        };
+        Self {
+            min: at(0.0),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: at(1.0),
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// `pp512`: a prompt of 512 tokens; `tg128 @ d4096`: 128 tokens one by one after 4096.
+    pub name: String,
+    /// Whether tokens were decoded one by one.
+    pub decode: bool,
+    /// Tokens before those that were timed.
+    pub context: usize,
+    /// Tokens a sequence and repeat.
+    pub tokens: usize,
+    /// Tokens a second, all sequences together, of each repeat.
+    pub tokens_per_second: Spread,
+    /// Milliseconds of a step: for a prompt, until its last logits are there (the time to the
+    /// first token); else between tokens.
+    pub step_ms: Spread,
+}
+
+impl BenchOptions {
+    /// Every measurement: name, context, tokens, whether decoded.
+    fn cases(&self) -> Vec<(String, usize, usize, bool)> {
+        let prompts = self.prompts.iter();
+        let mut cases: Vec<_> = prompts
+            .map(|&tokens| (format!("pp{tokens}"), 0, tokens, false))
+            .collect();
+        if self.new_tokens > 0 {
+            cases.extend(self.contexts.iter().map(|&context| {
+                let tokens = self.new_tokens;
+                (format!("tg{tokens} @ d{context}"), context, tokens, true)
+            }));
+        }
+        cases
+    }
+}
+
+/// Runs every measurement; `progress` hears its name before.
+///
+/// Every slot of the session has a sequence. Contexts are not computed: caches keep whatever they
+/// hold, which takes the same time.
+///
+/// # Errors
+/// Everything that does not fit, before anything runs; a step that fails.
+pub fn bench(
+    session: &mut Session,
+    options: &BenchOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Vec<Measured>, BenchError> {
+    let cases = options.cases();
+    for (name, context, tokens, decode) in &cases {
+        let lengths = if *decode { &[1][..] } else { session.lengths() };
+        plan(context + tokens, lengths, session.max_seq_len()).map_err(|source| {
+            let name = name.clone();
+            BenchError::Plan { name, source }
+        })?;
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut measured = Vec::new();
+    for (name, context, tokens, decode) in cases {
+        progress(&name);
+        let (mut rates, mut steps) = (Vec::new(), Vec::new());
+        for repeat in 0..=options.repeats.max(1) {
+            let taken = if decode {
+                decode_once(session, context, tokens, &mut rng)?
+            } else {
+                vec![prefill_once(session, tokens, &mut rng)?]
+            };
+            // The first run warms caches and the processor's clock.
+            if repeat > 0 {
+                let seconds: f64 = taken.iter().sum();
+                rates.push((session.batch() * tokens) as f64 / seconds.max(1e-9));
+                steps.extend(taken.into_iter().map(|seconds| 1e3 * seconds));
+            }
+        }
+        measured.push(Measured {
+            name,
+            decode,
+            context,
+            tokens,
+            tokens_per_second: Spread::of(rates),
+            step_ms: Spread::of(steps),
+        });
+    }
+    Ok(measured)
+}
+
+fn random_tokens(session: &Session, count: usize, rng: &mut ChaCha8Rng) -> Vec<i64> {
+    let vocabulary = session.vocab_size() as i64;
+    (0..count)
+        .map(|_| rng.random_range(0..vocabulary))
+        .collect()
+}
+
+/// Seconds of a prompt, through the chunks that `generate` would run.
+fn prefill_once(
+    session: &mut Session,
+    tokens: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<f64, BenchError> {
+    let batch = session.batch();
+    let chunks = plan(tokens, session.lengths(), session.max_seq_len());
+    let chunks = chunks.map_err(|source| BenchError::Plan {
+        name: format!("pp{tokens}"),
+        source,
+    })?;
+    let inputs: Vec<_> = chunks
+        .iter()
+        .map(|chunk| {
+            let ids = random_tokens(session, batch * chunk.engine_len, rng);
+            (chunk.engine_len, ids, vec![chunk.tokens as i64; batch])
+        })
+        .collect();
+    (0..batch).for_each(|slot| session.reset(slot));
+    let start = Instant::now();
+    for (engine_len, ids, counts) in &inputs {
+        session.run(*engine_len, ids, counts)?;
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Seconds of each of `tokens` steps after `context` tokens.
+fn decode_once(
+    session: &mut Session,
+    context: usize,
+    tokens: usize,
+    rng: &mut ChaCha8Rng,
+) -> Result<Vec<f64>, BenchError> {
+    let batch = session.batch();
+    let ids = random_tokens(session, batch * tokens, rng);
+    let counts = vec![1; batch];
+    (0..batch).for_each(|slot| session.assume_past(slot, context));
+    let mut taken = Vec::with_capacity(tokens);
+    for ids in ids.chunks_exact(batch) {
+        let start = Instant::now();
+        session.run(1, ids, &counts)?;
+        taken.push(start.elapsed().as_secs_f64());
+    }
+    Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_values() {
+        let spread = Spread::of((1..=200).rev().map(f64::from).collect());
+        assert_eq!((spread.min, spread.p50, spread.max), (1.0, 100.0, 200.0));
+        assert_eq!((spread.p90, spread.p99), (180.0, 198.0));
+        let one = Spread::of(vec![7.0]);
+        assert_eq!((one.min, one.p50, one.p99, one.max), (7.0, 7.0, 7.0, 7.0));
+    }
+
+    #[test]
+    fn cases_have_the_names_of_the_field() {
+        let options = BenchOptions {
+            prompts: vec![512],
+            new_tokens: 128,
+            contexts: vec![0, 4096],
+            repeats: 3,
+        };
+        let names: Vec<_> = options.cases().into_iter().map(|case| case.0).collect();
+        assert_eq!(names, ["pp512", "tg128 @ d0", "tg128 @ d4096"]);
+    }
+}

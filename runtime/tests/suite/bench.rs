@@ -1,0 +1,62 @@
+//! Measurements of a session.
+
+use crate::common::{MAX_SEQ_LEN, Options, backends, fixture};
+use ratplus_graphs::manifest::Fallback;
+use ratplus_runtime::backend::{Session, SessionOptions};
+use ratplus_runtime::bench::{BenchOptions, bench};
+
+#[test]
+fn every_backend_is_measured() {
+    for kind in backends(Fallback::Function) {
+        let fixture = fixture(Options::default());
+        let options = SessionOptions::default();
+        let mut session = Session::open(&fixture.package, kind, &options).unwrap();
+        let wanted = BenchOptions {
+            prompts: vec![1, 21],
+            new_tokens: 3,
+            contexts: vec![0, MAX_SEQ_LEN - 3],
+            repeats: 2,
+        };
+        let mut heard = Vec::new();
+        let measured = bench(&mut session, &wanted, &mut |name| {
+            heard.push(name.to_owned())
+        });
+        let measured = measured.unwrap();
+        let names: Vec<_> = measured.iter().map(|row| row.name.clone()).collect();
+        let last = format!("tg3 @ d{}", MAX_SEQ_LEN - 3);
+        assert_eq!(names, ["pp1", "pp21", "tg3 @ d0", &last]);
+        assert_eq!(names, heard);
+        for row in &measured {
+            let (rate, step) = (row.tokens_per_second, row.step_ms);
+            assert!(rate.min > 0.0 && rate.min <= rate.p50 && rate.p50 <= rate.max);
+            assert!(step.min <= step.p90 && step.p90 <= step.p99 && step.p99 <= step.max);
+            // A rate is what its steps took.
+            let slowest = row.tokens as f64 * session.batch() as f64 / rate.max * 1e3;
+            let least = step.min * if row.decode { row.tokens as f64 } else { 1.0 };
+            assert!(slowest >= least * 0.999, "{kind} {row:?}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_runs() {
+    let kind = backends(Fallback::Function)[0];
+    let fixture = fixture(Options::default());
+    let mut session = Session::open(&fixture.package, kind, &SessionOptions::default()).unwrap();
+    for (prompts, contexts, name) in [
+        (vec![MAX_SEQ_LEN + 1], vec![], "pp"),
+        (vec![0], vec![], "pp0"),
+        (vec![1], vec![0, MAX_SEQ_LEN], "tg1 @ d"),
+    ] {
+        let options = BenchOptions {
+            prompts,
+            new_tokens: 1,
+            contexts,
+            repeats: 1,
+        };
+        let mut heard = 0;
+        let error = bench(&mut session, &options, &mut |_| heard += 1).unwrap_err();
+        assert!(error.to_string().starts_with(name), "{error}");
+        assert_eq!(heard, 0);
+    }
+}

@@ -1,0 +1,85 @@
+"""`ratplus export --synthetic` and `ratplus bench`."""
+
+import json
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+SIZES = {"vocab_size": 96, "d_model": 32, "num_layers": 2, "d_head": 8, "d_ffn": 64}
+PATTERN = {"dilation": 1, "local_window": 0, "initial": 0}
+
+
+@pytest.fixture(scope="module")
+def ratplus(ratplus_bin):
+    def run(*words, code=0):
+        done = subprocess.run([ratplus_bin, *map(str, words)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def packages(ratplus, tmp_path_factory):
+    """Two synthetic packages that differ in dilation."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    config = folder / "config.json"
+    config.write_text(json.dumps(SIZES | {"patterns": [PATTERN] * SIZES["num_layers"]}))
+    made = []
+    for dilation in (1, 4):
+        package = folder / f"d{dilation}"
+        flags = ["--dilation", dilation, "--prefill-lengths", 8, "--max-seq-len", 64, "--batch", 2]
+        ratplus("export", "--synthetic", "config", "--config", config, "-o", package, *flags)
+        made.append(package)
+    return made
+
+
+def test_synthetic_packages_verify_like_others(ratplus, packages):
+    for package in packages:
+        ratplus("verify", package, "--tokens", 20)
+    patterns = [json.loads((package / "manifest.json").read_text())["model"]["patterns"][0] for package in packages]
+    assert [pattern["dilation"] for pattern in patterns] == [1, 4]
+
+
+def test_synthetic_sizes_are_checked(ratplus, tmp_path):
+    target = tmp_path / "package"
+    for words, part in [
+        (["--synthetic", "9b"], "1.5B, 2.6B, 7.6B, or config with --config, found 9b"),
+        (["--synthetic", "1.5b", "--dilation", "1,2"], "--dilation: expected one value or one per layer (24), found 2"),
+        (["--synthetic", "1.5b", "--d-head", "3"], "--synthetic 1.5b"),
+        (["--synthetic", "config"], "found config"),
+        ([], "required"),
+    ]:
+        done = ratplus("export", *words, "-o", target, code=2)
+        assert part in done.stderr, done.stderr
+        assert not target.exists()
+
+
+def test_bench_measures_prints_and_draws(ratplus, packages, tmp_path):
+    report, plot = tmp_path / "bench.json", tmp_path / "bench.svg"
+    flags = ["--prompt", "8,20", "--context", "0,50", "-n", 4, "--repeat", 2, "--json", report, "--plot", plot]
+    done = ratplus("bench", *packages, *flags)
+    reports = json.loads(report.read_text())
+    assert [found["package"] for found in reports] == [str(package) for package in packages]
+    for found, package in zip(reports, packages):
+        manifest = json.loads((package / "manifest.json").read_text())
+        assert [row["name"] for row in found["measured"]] == ["pp8", "pp20", "tg4 @ d0", "tg4 @ d50"]
+        assert found["state_bytes"] == manifest["state_bytes"]
+        assert found["weights_bytes"] == (package / "weights.bin").stat().st_size
+        assert found["peak_resident_bytes"] > found["weights_bytes"]
+        assert all("RecurrenceScan: kernel" in engine for engine in found["implementations"])
+        for row in found["measured"]:
+            assert row["name"] in done.stdout
+            assert 0 < row["tokens_per_second"]["min"] <= row["tokens_per_second"]["max"]
+    assert reports[1]["state_bytes"] < reports[0]["state_bytes"]
+    text = "".join(ElementTree.parse(plot).getroot().itertext())
+    assert "d1 " in text and "D=4" in text and "tokens" in text
+
+
+def test_bench_refuses_what_does_not_fit(ratplus, packages, tmp_path):
+    report = tmp_path / "bench.json"
+    for words, part in [(["--prompt", 65], "pp65"), (["--context", 61, "-n", 4], "tg4 @ d61"), (["--prompt", 0], "pp0")]:
+        done = ratplus("bench", packages[0], "--json", report, *words, code=2)
+        assert part in done.stderr and done.stdout == "" and not report.exists()
+    assert "error" in ratplus("bench", tmp_path / "none", code=2).stderr
