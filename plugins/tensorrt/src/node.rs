@@ -267,11 +267,12 @@ impl Node {
     /// # Errors
     /// As [`workspace`](Self::workspace).
     pub fn prepare(&mut self, inputs: &[Tensor]) -> Result<(), String> {
-        if self.is_ready(inputs)? {
+        let device = device()?;
+        let here = |run: &Run| std::ptr::eq(run.device, device);
+        if self.is_planned(inputs) && self.run.as_ref().is_some_and(here) {
             return Ok(());
         }
         let types = self.types(inputs, true)?;
-        let device = device()?;
         let plan = self.plan(device, &types)?;
         let bytes = plan.workspace_bytes();
         let own_workspace = if bytes > self.workspace.load(Ordering::Relaxed) {
@@ -289,15 +290,12 @@ impl Node {
         Ok(())
     }
 
-    /// Whether it runs these shapes on the current device.
-    fn is_ready(&self, inputs: &[Tensor]) -> Result<bool, String> {
-        let Some(run) = &self.run else {
-            return Ok(false);
-        };
+    /// Whether it was prepared for these shapes.
+    fn is_planned(&self, inputs: &[Tensor]) -> bool {
         let same = |(a, b): (&Tensor, &Tensor)| a.dtype == b.dtype && a.dims() == b.dims();
-        Ok(run.inputs.len() == inputs.len()
-            && run.inputs.iter().zip(inputs).all(same)
-            && std::ptr::eq(run.device, device()?))
+        self.run.as_ref().is_some_and(|run| {
+            run.inputs.len() == inputs.len() && run.inputs.iter().zip(inputs).all(same)
+        })
     }
 
     /// Puts the work into the stream.
@@ -318,7 +316,10 @@ impl Node {
         workspace: *mut c_void,
         stream: *mut c_void,
     ) -> Result<(), String> {
-        self.prepare(descriptions)?;
+        // An execution context stays on its device: what it was prepared for is not asked again.
+        if !self.is_planned(descriptions) {
+            self.prepare(descriptions)?;
+        }
         let Some(run) = &self.run else {
             return Err("not prepared".into());
         };
