@@ -47,7 +47,9 @@ fn run() -> Result<(), String> {
         "{:34} {:>10} {:>14} {:>13} {:>12}",
         "operator", "ms", "spread", "GFLOP/s", "of copy"
     );
-    scan(4096, copy)?;
+    for seq_len in [4096, 32768] {
+        scan(seq_len, copy)?;
+    }
     for (name, dilation, window, initial, past, seq_len) in SHAPES {
         let pattern =
             Pattern::new(dilation, window, initial).map_err(|e: PatternError| e.to_string())?;

@@ -200,7 +200,35 @@ pub struct Scan {
     seq_len: usize,
     inputs: [Vec<f32>; 3],
     state: [Vec<f32>; 2],
-    outputs: [Vec<f32>; 2],
+    outputs: [Lines; 2],
+}
+
+/// Values from a multiple of 64 bytes on, as ONNX Runtime allocates them.
+struct Lines {
+    buffer: Vec<f32>,
+    start: usize,
+    count: usize,
+}
+
+impl Lines {
+    /// `count` times NaN.
+    fn new(count: usize) -> Self {
+        let buffer = vec![f32::NAN; count + 16];
+        let start = buffer.as_ptr().align_offset(64);
+        Self {
+            buffer,
+            start,
+            count,
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.buffer[self.start..][..self.count]
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.buffer[self.start..].as_mut_ptr()
+    }
 }
 
 impl Scan {
@@ -209,7 +237,7 @@ impl Scan {
         Self {
             inputs: [6, 7, 8].map(|salt| values(seq_len * channels, salt)),
             state: [(); 2].map(|()| vec![0.0; channels]),
-            outputs: [(); 2].map(|()| vec![f32::NAN; seq_len * channels]),
+            outputs: [(); 2].map(|()| Lines::new(seq_len * channels)),
             channels,
             seq_len,
         }
@@ -254,7 +282,8 @@ impl Scan {
             channels: self.channels,
         };
         let zeros = vec![0.0; self.channels];
-        let (mut states, mut outputs) = (self.state.clone(), self.outputs.clone());
+        let mut states = self.state.clone();
+        let mut outputs = self.outputs.each_ref().map(|lines| lines.values().to_vec());
         let inputs = ScanInputs {
             key: &self.inputs[0],
             value: &self.inputs[1],
@@ -276,10 +305,10 @@ impl Scan {
             .map_err(|error| error.to_string())?;
         self.run();
         let pairs = [
-            (&outputs[0], &self.outputs[0]),
-            (&outputs[1], &self.outputs[1]),
-            (&states[0], &self.state[0]),
-            (&states[1], &self.state[1]),
+            (&outputs[0], self.outputs[0].values()),
+            (&outputs[1], self.outputs[1].values()),
+            (&states[0], &self.state[0][..]),
+            (&states[1], &self.state[1][..]),
         ];
         let errors = pairs.map(|(expected, found)| largest_difference(expected, found));
         Ok(errors.into_iter().fold(0.0, |most, error| {
