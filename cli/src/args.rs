@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::plans::ComputeTarget;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Deploys RAT+ language models: checkpoint to ONNX, verified on every backend.
@@ -326,12 +327,12 @@ pub struct BenchArgs {
     /// Tokens before those that are decoded one by one [default: 0 and as many as fit]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub context: Option<Vec<usize>>,
-    /// Tokens to decode one by one
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    pub new_tokens: usize,
+    /// Tokens to decode one by one; 0 decodes none [default: 128]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub new_tokens: Option<usize>,
     /// How often each is measured, after one run that is not counted
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub repeat: usize,
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub repeat: NonZeroUsize,
     /// Write everything measured as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

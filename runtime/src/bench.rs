@@ -16,7 +16,7 @@ pub struct BenchOptions {
     pub new_tokens: usize,
     /// Tokens that sequences have before those.
     pub contexts: Vec<usize>,
-    /// How often, after one run that is not counted.
+    /// How often, at least once, after one run that is not counted.
     pub repeats: usize,
 }
 

@@ -82,4 +82,12 @@ def test_bench_refuses_what_does_not_fit(ratplus, packages, tmp_path):
     for words, part in [(["--prompt", 65], "pp65"), (["--context", 61, "-n", 4], "tg4 @ d61"), (["--prompt", 0], "pp0")]:
         done = ratplus("bench", packages[0], "--json", report, *words, code=2)
         assert part in done.stderr and done.stdout == "" and not report.exists()
-    assert "error" in ratplus("bench", tmp_path / "none", code=2).stderr
+    for words, part in [
+        ([packages[0], tmp_path / "none"], "none"),
+        ([packages[0], "-n", 65], "tg65 @ d0"),
+        ([packages[0], "--repeat", 0], "--repeat"),
+        ([packages[0], "--json", tmp_path / "none" / "bench.json"], "--json: expected a file in a folder"),
+        ([packages[0], "--plot", tmp_path / "none" / "bench.svg"], "--plot: expected a file in a folder"),
+    ]:
+        done = ratplus("bench", *words, code=2)
+        assert part in done.stderr and done.stdout == "", done.stderr

@@ -11,6 +11,10 @@ use ratplus_runtime::package::Package;
 use serde::Serialize;
 use std::path::Path;
 
+/// Tokens of a prompt and tokens decoded, where none are asked for and the package has room.
+const PROMPT: usize = 512;
+const NEW_TOKENS: usize = 128;
+
 /// Everything about one package.
 #[derive(Serialize)]
 struct Report {
@@ -31,9 +35,14 @@ struct Report {
 /// Measures every package, one after the other.
 pub fn run(args: BenchArgs) -> Outcome {
     let backend: BackendKind = args.backend.parse().or_input()?;
+    for (flag, path) in [("--json", &args.json), ("--plot", &args.plot)] {
+        check_folder(flag, path.as_deref())?;
+    }
+    let packages = args.dirs.iter().map(Package::open);
+    let packages = packages.collect::<Result<Vec<_>, _>>().or_input()?;
     let mut reports = Vec::new();
-    for dir in &args.dirs {
-        let report = measure(dir, backend, &args)?;
+    for (dir, package) in args.dirs.iter().zip(&packages) {
+        let report = measure(dir, package, backend, &args)?;
         print(&report);
         reports.push(report);
     }
@@ -49,26 +58,48 @@ pub fn run(args: BenchArgs) -> Outcome {
     Ok(())
 }
 
-fn measure(dir: &Path, backend: BackendKind, args: &BenchArgs) -> Result<Report, Failure> {
+/// What takes minutes to measure has to have a place to go.
+fn check_folder(flag: &str, path: Option<&Path>) -> Result<(), Failure> {
+    let Some(folder) = path.and_then(Path::parent) else {
+        return Ok(());
+    };
+    if folder == Path::new("") || folder.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::input(format!(
+        "{flag}: expected a file in a folder that is there, found no folder {}; make it, or name \
+         another file",
+        folder.display()
+    )))
+}
+
+fn measure(
+    dir: &Path,
+    package: &Package,
+    backend: BackendKind,
+    args: &BenchArgs,
+) -> Result<Report, Failure> {
     reset_peak();
-    let package = Package::open(dir).or_input()?;
     let manifest = package.manifest();
     let longest = manifest.max_seq_len;
-    let new_tokens = args.new_tokens.min(longest);
+    let new_tokens = args.new_tokens.unwrap_or(NEW_TOKENS.min(longest));
+    // From the start, and as late as there is room.
+    let mut contexts = vec![0, longest.saturating_sub(new_tokens)];
+    contexts.dedup();
     let options = BenchOptions {
         prompts: match &args.prompt {
             Some(prompts) => prompts.clone(),
-            None => vec![512.min(longest)],
+            None => vec![PROMPT.min(longest)],
         },
         new_tokens,
         contexts: match &args.context {
             Some(contexts) => contexts.clone(),
-            None => vec![0, longest - new_tokens],
+            None => contexts,
         },
-        repeats: args.repeat,
+        repeats: args.repeat.get(),
     };
     let mut session =
-        Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
+        Session::open(package, backend, &session_options(&args.libraries)).or_input()?;
     let bar = spinner();
     let measured = bench(&mut session, &options, &mut |name| {
         bar.set_message(format!("{}: {name}", dir.display()));
