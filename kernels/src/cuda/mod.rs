@@ -37,7 +37,9 @@ pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
 pub use method::{AttentionMethod, AttentionShape, LaunchBlock, launch_blocks};
-pub use nodes::{NodeNumber, describe_device_error, register_node, take_device_error};
+pub use nodes::{
+    NodeNumber, describe_device_error, register_node, take_device_error, take_device_error_into,
+};
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
 pub use operator::{OperatorPlan, PlanError};
 #[cfg(test)]

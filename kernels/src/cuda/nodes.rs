@@ -3,6 +3,7 @@
 use super::{Device, DeviceError};
 use ratplus_graphs::ops::Op;
 use std::collections::VecDeque;
+use std::ffi::c_char;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Nodes by the numbers that kernels know them by, and the devices they run on.
@@ -97,6 +98,28 @@ pub fn take_device_error() -> Option<String> {
     let mut flags = registry.devices.iter().map(|device| device.error_flag());
     let error = flags.find_map(|flag| flag.take())?;
     Some(registry.describe(error))
+}
+
+/// [`take_device_error`] for callers in C: 0 where there is none, otherwise the length of the
+/// message in bytes, of which as much is written as `capacity` has room for, ended by a null byte.
+///
+/// # Safety
+/// `text` points to `capacity` writable bytes; it may be null where `capacity` is 0, which loses
+/// the message.
+pub unsafe fn take_device_error_into(text: *mut c_char, capacity: usize) -> usize {
+    let Some(message) = take_device_error() else {
+        return 0;
+    };
+    if let Some(room) = capacity.checked_sub(1) {
+        let written = message.floor_char_boundary(room);
+        // SAFETY: the caller's contract; at most `capacity` bytes are written.
+        unsafe {
+            text.cast::<u8>()
+                .copy_from_nonoverlapping(message.as_ptr(), written);
+            text.add(written).write(0);
+        }
+    }
+    message.len()
 }
 
 #[cfg(test)]

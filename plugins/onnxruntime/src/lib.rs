@@ -30,7 +30,7 @@ mod registry;
 mod version;
 
 use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
-use ratplus_kernels::cuda::take_device_error;
+use ratplus_kernels::cuda::take_device_error_into;
 use std::ffi::c_char;
 
 /// Adds both operators to `options`; the entry point ORT looks up by name.
@@ -68,17 +68,6 @@ pub unsafe extern "C" fn RegisterCustomOps(
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)] // As ORT's.
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
-    let Ok(Some(message)) = guard::outcome(|| Ok(take_device_error())) else {
-        return 0;
-    };
-    if let Some(room) = capacity.checked_sub(1) {
-        let written = message.floor_char_boundary(room);
-        // SAFETY: the caller's contract; at most `capacity` bytes are written.
-        unsafe {
-            text.cast::<u8>()
-                .copy_from_nonoverlapping(message.as_ptr(), written);
-            text.add(written).write(0);
-        }
-    }
-    message.len()
+    // SAFETY: the caller's contract.
+    guard::outcome(|| Ok(unsafe { take_device_error_into(text, capacity) })).unwrap_or(0)
 }

@@ -7,7 +7,7 @@ use crate::host;
 use crate::node::{MAX_TENSORS, Node, describe};
 use crate::operator::operator;
 use ratplus_graphs::ops::Op;
-use ratplus_kernels::cuda::take_device_error;
+use ratplus_kernels::cuda::take_device_error_into;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::slice;
@@ -77,24 +77,12 @@ pub unsafe extern "C" fn setLoggerFinder(finder: *mut c_void) {
 /// the message.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
-    let taken = guarded(
+    guarded(
         || "RatplusTakeDeviceError".into(),
-        None,
-        || Ok(take_device_error()),
-    );
-    let Some(message) = taken else {
-        return 0;
-    };
-    if let Some(room) = capacity.checked_sub(1) {
-        let written = message.floor_char_boundary(room);
-        // SAFETY: the caller's contract; at most `capacity` bytes are written.
-        unsafe {
-            text.cast::<u8>()
-                .copy_from_nonoverlapping(message.as_ptr(), written);
-            text.add(written).write(0);
-        }
-    }
-    message.len()
+        0,
+        // SAFETY: the caller's contract.
+        || Ok(unsafe { take_device_error_into(text, capacity) }),
+    )
 }
 
 /// Runs when the library is loaded.
