@@ -1,7 +1,7 @@
 //! Which tensor lies where.
 
 use crate::backend::session::Plan;
-use crate::raw::Visible;
+use crate::raw::{Memory, Visible};
 use ratplus_graphs::manifest::{LogitsMode, Manifest, state_tensors};
 use ratplus_graphs::ops::{ElementType, TensorType};
 
@@ -81,6 +81,41 @@ impl Layout {
             layout.states.push([first, second]);
         }
         layout
+    }
+
+    /// Writes what an engine is given at a step to where the host sees it.
+    pub fn write_inputs(
+        &self,
+        memory: &mut Memory,
+        engine: usize,
+        input_ids: &[i64],
+        past_length: &[i64],
+        seq_length: &[i64],
+    ) {
+        let inputs = self.inputs[engine];
+        for (field, data) in [
+            (inputs.input_ids, input_ids),
+            (inputs.past_length, past_length),
+            (inputs.seq_length, seq_length),
+        ] {
+            let Field { buffer, offset, .. } = self.fields[field];
+            memory
+                .slice_mut(buffer, offset, data.len())
+                .copy_from_slice(data);
+        }
+    }
+
+    /// `input_ids`, and lengths, of a step that leaves every state as it is.
+    pub fn idle_inputs(&self, engine: usize) -> (Vec<i64>, Vec<i64>) {
+        let inputs = self.inputs[engine];
+        let zeros = |field: usize| vec![0; self.fields[field].tensor.elements()];
+        (zeros(inputs.input_ids), zeros(inputs.seq_length))
+    }
+
+    /// Bytes of one side of a state.
+    pub fn state_bytes(&self, state: usize) -> usize {
+        let [first, _] = self.states[state];
+        self.fields[first].tensor.bytes()
     }
 
     /// A tensor in a buffer of its own.

@@ -257,8 +257,7 @@ impl OrtDriver {
     }
 
     pub fn state_bytes(&self, index: usize) -> usize {
-        let [first, _] = self.layout.states[index];
-        self.layout.fields[first].tensor.bytes()
+        self.layout.state_bytes(index)
     }
 
     pub fn run(
@@ -287,9 +286,7 @@ impl OrtDriver {
 
     /// A run that leaves every state as it is, whatever runs it.
     fn run_idle(&mut self, engine: usize) -> Result<(), BackendError> {
-        let inputs = self.layout.inputs[engine];
-        let zeros = |field: usize| vec![0; self.layout.fields[field].tensor.elements()];
-        let (ids, lengths) = (zeros(inputs.input_ids), zeros(inputs.seq_length));
+        let (ids, lengths) = self.layout.idle_inputs(engine);
         self.run_once(engine, &ids, &lengths, &lengths)?;
         if let Some(threads) = &mut self.engines[engine].recorded {
             threads.push(thread::current().id());
@@ -305,16 +302,8 @@ impl OrtDriver {
         seq_length: &[i64],
     ) -> Result<(), BackendError> {
         let inputs = self.layout.inputs[engine];
-        for (field, data) in [
-            (inputs.input_ids, input_ids),
-            (inputs.past_length, past_length),
-            (inputs.seq_length, seq_length),
-        ] {
-            let Field { buffer, offset, .. } = self.layout.fields[field];
-            self.memory
-                .slice_mut(buffer, offset, data.len())
-                .copy_from_slice(data);
-        }
+        let (layout, memory) = (&self.layout, &mut self.memory);
+        layout.write_inputs(memory, engine, input_ids, past_length, seq_length);
         let Engine {
             file,
             bindings,
