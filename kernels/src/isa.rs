@@ -67,33 +67,33 @@ pub fn isa() -> &'static str {
 /// time. The body has to be `#[inline(always)]`, and so does all it calls, to be compiled with
 /// the instruction set of the function it ends up in.
 macro_rules! kernel {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<$t:ident>($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$($t:ident),+>($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
         ///
         /// # Safety
         /// The machine has `isa`, and the body's own conditions hold.
-        $vis unsafe fn $name<$t: crate::element::Element>(isa: crate::isa::Isa, $($arg: $ty),*) {
+        $vis unsafe fn $name<$($t: crate::element::Element),+>(isa: crate::isa::Isa, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-            unsafe fn avx512<$t: crate::element::Element>($($arg: $ty),*) {
+            unsafe fn avx512<$($t: crate::element::Element),+>($($arg: $ty),*) {
                 // SAFETY: forwarded; the features are those that this `Simd` needs.
-                unsafe { $body::<crate::simd::Avx512, $t>($($arg),*) }
+                unsafe { $body::<crate::simd::Avx512, $($t),+>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            unsafe fn avx2<$t: crate::element::Element>($($arg: $ty),*) {
+            unsafe fn avx2<$($t: crate::element::Element),+>($($arg: $ty),*) {
                 // SAFETY: forwarded; the features are those that this `Simd` needs.
-                unsafe { $body::<crate::simd::Avx2, $t>($($arg),*) }
+                unsafe { $body::<crate::simd::Avx2, $($t),+>($($arg),*) }
             }
             match isa {
                 // SAFETY: forwarded; the machine has the instruction set.
                 #[cfg(target_arch = "x86_64")]
-                crate::isa::Isa::Avx512 => unsafe { avx512::<$t>($($arg),*) },
+                crate::isa::Isa::Avx512 => unsafe { avx512::<$($t),+>($($arg),*) },
                 // SAFETY: forwarded; the machine has the instruction set.
                 #[cfg(target_arch = "x86_64")]
-                crate::isa::Isa::Avx2 => unsafe { avx2::<$t>($($arg),*) },
+                crate::isa::Isa::Avx2 => unsafe { avx2::<$($t),+>($($arg),*) },
                 // SAFETY: forwarded; needs nothing special.
-                crate::isa::Isa::Portable => unsafe { $body::<crate::simd::Portable, $t>($($arg),*) },
+                crate::isa::Isa::Portable => unsafe { $body::<crate::simd::Portable, $($t),+>($($arg),*) },
             }
         }
     };

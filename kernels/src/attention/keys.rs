@@ -1,4 +1,4 @@
-//! Where the keys that a tile of queries sees are.
+//! Where the keys that queries see are.
 
 use ratplus_graphs::cache::HeadCache;
 use std::ops::Range;
@@ -6,8 +6,11 @@ use std::ops::Range;
 /// Where a run's keys are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Consecutive cache rows from this one on, counted from the head's first.
-    Cache(usize),
+    /// Consecutive rows from this one on, counted from the head's first, of those that no later
+    /// token overwrites.
+    Lasting(usize),
+    /// Consecutive rows from this one on of the ring, as it is before this chunk.
+    Ring(usize),
     /// The chunk, each at its position.
     Chunk,
 }
@@ -24,95 +27,92 @@ pub(super) struct Run {
 }
 
 impl Run {
-    const EMPTY: Self = Self {
-        source: Source::Chunk,
-        start: 0,
-        step: 1,
-        count: 0,
-        lasting: true,
-    };
-
-    fn cached(rows: Range<usize>, start: usize, step: usize, lasting: bool) -> Self {
+    fn lasting(rows: Range<usize>, start: usize, step: usize) -> Self {
         Self {
-            source: Source::Cache(rows.start),
+            source: Source::Lasting(rows.start),
             start,
             step,
             count: rows.len(),
-            lasting,
+            lasting: true,
+        }
+    }
+
+    fn ring(rows: Range<usize>, start: usize) -> Self {
+        Self {
+            source: Source::Ring(rows.start),
+            start,
+            step: 1,
+            count: rows.len(),
+            lasting: false,
         }
     }
 
     fn chunk(positions: Range<usize>, lasting: bool) -> Self {
         Self {
+            source: Source::Chunk,
             start: positions.start,
+            step: 1,
             count: positions.len(),
             lasting,
-            ..Self::EMPTY
         }
     }
+}
 
-    /// The positions that are dilated, in a head of this `dilation`.
-    fn dilated_chunk(positions: Range<usize>, dilation: usize) -> Self {
-        let start = (positions.start + 1).next_multiple_of(dilation) - 1;
-        Self {
-            start,
-            step: dilation,
-            count: positions.end.saturating_sub(start).div_ceil(dilation),
-            ..Self::EMPTY
-        }
-    }
+/// Whether the head sees every key: its dilated rows are all there is.
+fn is_dense(cache: &HeadCache) -> bool {
+    cache.pattern.dilation.is_some_and(|d| d.get() == 1)
 }
 
 /// Whether every query of a head sees itself apart from the listed keys: without a window, its
 /// own key is the only one that no later query needs, so a tile of queries would compute a full
 /// square of scores for its diagonal.
 pub(super) fn self_apart(cache: &HeadCache) -> bool {
-    cache.pattern.local_window == 0 && cache.pattern.dilation.is_none_or(|d| d.get() > 1)
+    cache.pattern.local_window == 0 && !is_dense(cache)
 }
 
 /// The keys that the queries at the positions `queries` see, in runs; `apart` leaves out what
-/// only the query at the same position needs. `past` tokens are cached.
+/// only the query at the same position needs. The ring holds what it held after `past` tokens,
+/// the other rows are written for `stored` tokens.
 pub(super) fn visible_runs(
     cache: &HeadCache,
     past: usize,
+    stored: usize,
     queries: Range<usize>,
     apart: bool,
-) -> [Run; 7] {
+) -> [Run; 6] {
     let pattern = cache.pattern;
     let (initial, window) = (pattern.initial as usize, pattern.local_window as usize);
-    let first = queries.start;
-    let end = if apart { queries.end - 1 } else { queries.end };
-    let dilation = pattern.dilation.map_or(1, |d| d.get() as usize);
-
-    // Rows that the first query sees; later ones see no other row.
-    let rows = cache.visible_rows(first, past);
-    let dilated_start = cache
-        .position_of_row(rows.dilated.start, past)
-        .unwrap_or_default();
-    let window_start = first.saturating_sub(window).max(initial);
-    let [ring, wrapped] = rows.window;
-
-    // Keys of the chunk: dilated ones while no query has them in its window, then every one.
-    let chunk_start = initial.max(past);
-    let band_start = if apart {
-        end
+    let end = queries.end - usize::from(apart);
+    let band_start = if apart || is_dense(cache) {
+        end.min(stored)
     } else {
-        first.saturating_sub(window)
+        queries.start.saturating_sub(window)
     };
-    let dilated_chunk = match pattern.dilation {
-        Some(_) if chunk_start < band_start => {
-            Run::dilated_chunk(chunk_start..band_start, dilation)
-        }
-        _ => Run::EMPTY,
+
+    // Dilated rows of the positions before the band; the ring as the first query sees it.
+    let dilated = cache.visible_rows(band_start + window, band_start).dilated;
+    let dilated_start = cache
+        .position_of_row(dilated.start, stored)
+        .unwrap_or_default();
+    let window_start = band_start.max(initial);
+    let [ring, wrapped] = if window_start < past {
+        cache.visible_rows(band_start + window, past).window
+    } else {
+        [0..0, 0..0]
     };
-    let band = chunk_start.max(band_start).min(end)..end;
+
+    let early = stored.min(initial).min(end);
+    let band = initial.max(past).max(band_start).min(end)..end;
     [
-        Run::cached(rows.initial, 0, 1, true),
-        Run::cached(rows.dilated, dilated_start, dilation, true),
-        Run::cached(ring.clone(), window_start, 1, false),
-        Run::cached(wrapped, window_start + ring.len(), 1, false),
-        Run::chunk(past..initial.min(end).max(past), true),
-        dilated_chunk,
+        Run::lasting(0..early, 0, 1),
+        Run::lasting(
+            dilated,
+            dilated_start,
+            pattern.dilation.map_or(1, |d| d.get() as usize),
+        ),
+        Run::ring(ring.clone(), window_start),
+        Run::ring(wrapped, window_start + ring.len()),
+        Run::chunk(early..initial.min(end).max(early), true),
         Run::chunk(band, false),
     ]
 }

@@ -1,6 +1,7 @@
 //! `DilatedAttention`.
 
 mod keys;
+mod panel;
 mod rows;
 mod single;
 mod tile;
@@ -12,6 +13,7 @@ use crate::parallel::ParallelFor;
 use crate::scratch::with_scratch;
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
 use ratplus_graphs::ops::{LengthError, check_lengths};
+use rows::Sources;
 use std::ops::Range;
 use std::slice;
 
@@ -19,11 +21,13 @@ use std::slice;
 const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 /// The tensors and attributes of one `DilatedAttention` call; tensors are dense and row-major.
+/// Keys and values are rounded to the cache's type `C` before any query sees them, so that results
+/// do not depend on how a sequence is cut into chunks.
 /// `B` is [`AttentionParams::batch`], `L` [`AttentionParams::seq_len`], `dh`
 /// [`AttentionParams::head_dim`], `H` the layout's heads, `R` its rows and `M` its longest
 /// sequence.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionParams<'a, T> {
+pub struct AttentionParams<'a, T, C = T> {
     /// Patterns and cache rows of the heads.
     pub layout: &'a CacheLayout,
     /// Factor on the scores.
@@ -41,9 +45,9 @@ pub struct AttentionParams<'a, T> {
     /// `[B, L, H * dh]`
     pub value: *const T,
     /// `[B, R, dh]`: keys after rotary embedding. Rows not yet written may hold anything.
-    pub past_key: *const T,
+    pub past_key: *const C,
     /// `[B, R, dh]`. Rows not yet written may hold anything.
-    pub past_value: *const T,
+    pub past_value: *const C,
     /// `[B]`
     pub past_length: *const i64,
     /// `[B]`
@@ -56,29 +60,35 @@ pub struct AttentionParams<'a, T> {
     pub output: *mut T,
     /// `[B, R, dh]`: the cache after this chunk. Where it is `past_key`, only rows that the
     /// chunk fills are written; else every row is.
-    pub present_key: *mut T,
+    pub present_key: *mut C,
     /// `[B, R, dh]`, as `present_key`.
-    pub present_value: *mut T,
+    pub present_value: *mut C,
     /// [`attention_workspace_bytes`] bytes aligned to 4, or null: then memory that the calling
     /// thread keeps is used, which grows with the largest chunk seen.
     pub workspace: *mut u8,
 }
 
 // SAFETY: plain addresses; who dereferences them answers for the threads.
-unsafe impl<T> Sync for AttentionParams<'_, T> {}
+unsafe impl<T, C> Sync for AttentionParams<'_, T, C> {}
 
-/// Bytes of [`AttentionParams::workspace`] for a chunk of `seq_len` tokens; 0 for one token.
-pub fn attention_workspace_bytes<T: Element>(
+/// Bytes of [`AttentionParams::workspace`] for a chunk of `seq_len` tokens: of the keys, and the
+/// values where `T` is not `C`, that windows see; 0 for one token.
+pub fn attention_workspace_bytes<T: Element, C: Element>(
+    layout: &CacheLayout,
     batch: usize,
     seq_len: usize,
-    num_heads: usize,
     head_dim: usize,
 ) -> usize {
-    if seq_len == 1 {
+    if seq_len == 1 || !has_windows(layout) {
         return 0;
     }
-    // The chunk's rotated keys.
-    batch * num_heads * seq_len * head_dim * size_of::<T>()
+    let tensors = if T::TYPE == C::TYPE { 1 } else { 2 };
+    tensors * batch * layout.heads().len() * seq_len * head_dim * size_of::<C>()
+}
+
+fn has_windows(layout: &CacheLayout) -> bool {
+    let mut heads = layout.heads().iter();
+    heads.any(|head| head.pattern.local_window > 0)
 }
 
 /// Rotates queries and keys, attends to the keys that each head's pattern makes visible, and
@@ -94,8 +104,8 @@ pub fn attention_workspace_bytes<T: Element>(
 /// Every pointer is aligned and valid for its tensor. Outputs and workspace overlap neither one
 /// another nor any input, except that `present_key` may be exactly `past_key`, and
 /// `present_value` exactly `past_value`.
-pub unsafe fn dilated_attention<T: Element>(
-    params: &AttentionParams<T>,
+pub unsafe fn dilated_attention<T: Element, C: Element>(
+    params: &AttentionParams<T, C>,
     pool: &dyn ParallelFor,
 ) -> Result<(), LengthError> {
     // SAFETY: forwarded; the machine has its own best instruction set.
@@ -109,9 +119,9 @@ pub unsafe fn dilated_attention<T: Element>(
 ///
 /// # Safety
 /// As [`dilated_attention`], and `isa` is one of [`Isa::available`].
-pub unsafe fn dilated_attention_on<T: Element>(
+pub unsafe fn dilated_attention_on<T: Element, C: Element>(
     isa: Isa,
-    params: &AttentionParams<T>,
+    params: &AttentionParams<T, C>,
     pool: &dyn ParallelFor,
 ) -> Result<(), LengthError> {
     // SAFETY: the caller vouches for `[B]`.
@@ -138,12 +148,8 @@ pub unsafe fn dilated_attention_on<T: Element>(
         });
         return Ok(());
     }
-    let bytes = attention_workspace_bytes::<T>(
-        params.batch,
-        params.seq_len,
-        layout.heads().len(),
-        params.head_dim,
-    );
+    let bytes =
+        attention_workspace_bytes::<T, C>(layout, params.batch, params.seq_len, params.head_dim);
     if params.workspace.is_null() {
         with_scratch(bytes.div_ceil(size_of::<f32>()), |floats| {
             // SAFETY: forwarded; the scratch has as many bytes.
@@ -157,9 +163,9 @@ pub unsafe fn dilated_attention_on<T: Element>(
 }
 
 /// A checked call.
-struct Call<'a, T> {
+struct Call<'a, T, C> {
     isa: Isa,
-    params: &'a AttentionParams<'a, T>,
+    params: &'a AttentionParams<'a, T, C>,
     past: &'a [i64],
     seq: &'a [i64],
 }
@@ -175,7 +181,7 @@ struct Head {
     tokens: usize,
 }
 
-impl<T: Element> Call<'_, T> {
+impl<T: Element, C: Element> Call<'_, T, C> {
     /// The head with number `task` among all slots' heads.
     fn head(&self, task: usize) -> Head {
         let heads = self.params.layout.heads();
@@ -205,32 +211,107 @@ impl<T: Element> Call<'_, T> {
         (head.slot * self.params.layout.rows() + head.cache.offset) * self.params.head_dim
     }
 
-    /// Offset of `head`'s first key among the rotated keys `[B, H, L, dh]`.
-    fn rotated(&self, head: &Head) -> usize {
-        (head.slot * self.params.layout.heads().len() + head.index)
-            * self.params.seq_len
-            * self.params.head_dim
+    /// `head`'s present row of keys and of values.
+    ///
+    /// # Safety
+    /// It has the row.
+    unsafe fn present(&self, head: &Head, row: usize) -> [*mut C; 2] {
+        let at = self.rows(head) + row * self.params.head_dim;
+        // SAFETY: as the caller vouches.
+        unsafe {
+            [
+                self.params.present_key.add(at),
+                self.params.present_value.add(at),
+            ]
+        }
     }
 }
 
-/// Chunks of more than one token: rotate all keys, attend, and only then write the cache, whose
+/// The chunk's keys and values as the cache keeps them, of heads with a window: two `[B, H, L, dh]`,
+/// the second only where the chunk's own values have another type.
+struct Workspace<C>(*mut C);
+
+// SAFETY: a plain address; who dereferences it answers for the threads.
+unsafe impl<C> Sync for Workspace<C> {}
+
+impl<C: Element> Workspace<C> {
+    /// The rotated key, and the value or null, of `head`'s token `t`.
+    fn token<T: Element>(&self, call: &Call<T, C>, head: &Head, t: usize) -> [*mut C; 2] {
+        let params = call.params;
+        let heads = params.layout.heads().len();
+        let all = params.batch * heads * params.seq_len;
+        let row = (head.slot * heads + head.index) * params.seq_len + t;
+        let key = self.0.wrapping_add(row * params.head_dim);
+        let value = if T::TYPE == C::TYPE {
+            std::ptr::null_mut()
+        } else {
+            key.wrapping_add(all * params.head_dim)
+        };
+        [key, value]
+    }
+
+    /// Where `head`'s keys and values are while the chunk is attended to.
+    fn sources<T: Element>(&self, call: &Call<T, C>, head: &Head) -> Sources<C> {
+        let params = call.params;
+        let at = call.rows(head);
+        let [key, value] = self.token(call, head, 0);
+        let own = value.is_null();
+        Sources {
+            past: head.past,
+            head_dim: params.head_dim,
+            lasting: [
+                params.present_key.cast_const().wrapping_add(at),
+                params.present_value.cast_const().wrapping_add(at),
+            ],
+            ring: [
+                params.past_key.wrapping_add(at),
+                params.past_value.wrapping_add(at),
+            ],
+            chunk: if own {
+                let value = params.value.wrapping_add(call.token(head, 0));
+                [key.cast_const(), value.cast()]
+            } else {
+                [key.cast_const(), value.cast_const()]
+            },
+            value_stride: if own {
+                call.token_stride()
+            } else {
+                params.head_dim
+            },
+        }
+    }
+}
+
+/// Chunks of more than one token: store what lasts, attend, and only then overwrite the ring, whose
 /// old rows the chunk's first queries still read.
 ///
 /// # Safety
-/// As [`dilated_attention_on`]; `rotated` has room for the chunk's keys.
-unsafe fn prefill<T: Element>(call: &Call<T>, rotated: *mut T, pool: &dyn ParallelFor) {
-    let rotated = Shared(rotated);
+/// As [`dilated_attention_on`]; `workspace` has [`attention_workspace_bytes`].
+unsafe fn prefill<T: Element, C: Element>(
+    call: &Call<T, C>,
+    workspace: *mut C,
+    pool: &dyn ParallelFor,
+) {
+    let workspace = &Workspace(workspace);
     let params = call.params;
     let heads = params.batch * params.layout.heads().len();
+    let in_place = std::ptr::eq(params.past_key, params.present_key)
+        && std::ptr::eq(params.past_value, params.present_value);
+    if !in_place {
+        pool.run(heads, &|task| {
+            // SAFETY: heads are disjoint.
+            unsafe { update::copy_past(call, &call.head(task)) }
+        });
+    }
 
-    const ROTATED_TOKENS: usize = 32;
-    let parts = params.seq_len.div_ceil(ROTATED_TOKENS);
+    const STORED_TOKENS: usize = 32;
+    let parts = params.seq_len.div_ceil(STORED_TOKENS);
     pool.run(params.batch * parts, &|task| {
         let (slot, part) = (task / parts, task % parts);
-        let first = part * ROTATED_TOKENS;
-        let last = (first + ROTATED_TOKENS).min(call.seq[slot] as usize);
+        let first = part * STORED_TOKENS;
+        let last = (first + STORED_TOKENS).min(call.seq[slot] as usize);
         // SAFETY: tokens are disjoint, and valid ones have a position below `M`.
-        unsafe { update::rotate_keys(call, slot, first..last, rotated.get()) }
+        unsafe { update::store_lasting(call, slot, first..last.max(first), workspace) }
     });
 
     // The last tiles see the most keys: they go first.
@@ -239,53 +320,43 @@ unsafe fn prefill<T: Element>(call: &Call<T>, rotated: *mut T, pool: &dyn Parall
         let head = call.head(task % heads);
         let first = (tiles - 1 - task / heads) * tile::QUERIES;
         let end = (first + tile::QUERIES).min(params.seq_len);
-        // SAFETY: outputs are disjoint; the keys have been rotated.
-        unsafe { attend(call, &head, first..end, rotated.get()) }
+        // SAFETY: outputs are disjoint; what lasts has been stored.
+        unsafe { attend(call, &head, first..end, workspace) }
     });
 
-    pool.run(heads, &|task| {
-        let head = call.head(task);
-        // SAFETY: heads are disjoint, and no task reads the past any more.
-        unsafe {
-            update::copy_past(call, &head);
-            update::write_chunk(call, &head, rotated.get());
-        }
-    });
+    if has_windows(params.layout) {
+        pool.run(heads, &|task| {
+            // SAFETY: heads are disjoint, and no task reads the past any more.
+            unsafe { update::store_ring(call, &call.head(task), workspace) }
+        });
+    }
 }
 
 /// Computes the outputs of the chunk's `tokens`.
 ///
 /// # Safety
-/// As [`dilated_attention_on`]; no other task has these outputs, and `rotated` holds the chunk's
-/// keys.
-unsafe fn attend<T: Element>(call: &Call<T>, head: &Head, tokens: Range<usize>, rotated: *const T) {
+/// As [`dilated_attention_on`]; no other task has these outputs, and the chunk has been stored.
+unsafe fn attend<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    tokens: Range<usize>,
+    workspace: &Workspace<C>,
+) {
     let valid = tokens.start..tokens.end.min(head.tokens).max(tokens.start);
     for t in valid.end..tokens.end {
         let out = call.params.output;
         // SAFETY: a padded row of the output. All zero bytes are +0 in every element type.
         unsafe { std::ptr::write_bytes(out.add(call.token(head, t)), 0, call.params.head_dim) }
     }
+    let sources = workspace.sources(call, head);
     // SAFETY: forwarded.
     unsafe {
         if valid.len() >= tile::WORTH {
-            tile::attend(call, head, valid, rotated);
+            tile::attend(call, head, valid, &sources);
         } else {
             for t in valid {
-                single::query(call, head, t, rotated);
+                single::query(call, head, t, &sources);
             }
         }
-    }
-}
-
-/// An address that tasks share.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-
-// SAFETY: a plain address; who dereferences it answers for the threads.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn get(&self) -> *mut T {
-        self.0
     }
 }

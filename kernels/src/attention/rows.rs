@@ -1,50 +1,56 @@
 //! Addresses of keys and values.
 
 use super::keys::{Run, Source};
-use super::{Call, Head};
 use crate::element::Element;
 
+/// Where one head's keys and values are.
+pub(super) struct Sources<C> {
+    /// Tokens before the chunk.
+    pub past: usize,
+    pub head_dim: usize,
+    /// The head's first rows that no later token overwrites.
+    pub lasting: [*const C; 2],
+    /// The head's first rows as before this chunk.
+    pub ring: [*const C; 2],
+    /// The chunk's rotated keys, `head_dim` apart, and its values.
+    pub chunk: [*const C; 2],
+    /// Elements between the chunk's values.
+    pub value_stride: usize,
+}
+
 /// Rows of keys and values at equal distances.
-pub(super) struct Rows<T> {
-    pub key: *const T,
+pub(super) struct Rows<C> {
+    pub key: *const C,
     pub key_stride: usize,
-    pub value: *const T,
+    pub value: *const C,
     pub value_stride: usize,
     pub count: usize,
 }
 
-impl<T: Element> Rows<T> {
-    /// The rows of `run`; `keys` are the head's rotated keys of the chunk.
+impl<C: Element> Rows<C> {
+    /// The rows of `run`.
     ///
     /// # Safety
-    /// As `dilated_attention`; `run` lies within the chunk or the head's rows.
+    /// `run` lies within the chunk or the head's rows.
     #[inline(always)]
-    pub(super) unsafe fn new(call: &Call<T>, head: &Head, run: &Run, keys: *const T) -> Self {
-        let dim = call.params.head_dim;
-        // SAFETY: as the caller vouches.
-        unsafe {
-            match run.source {
-                Source::Cache(row) => {
-                    let at = call.rows(head) + row * dim;
-                    Self {
-                        key: call.params.past_key.add(at),
-                        key_stride: dim,
-                        value: call.params.past_value.add(at),
-                        value_stride: dim,
-                        count: run.count,
-                    }
-                }
-                Source::Chunk => {
-                    let t = run.start - head.past;
-                    Self {
-                        key: keys.add(t * dim),
-                        key_stride: run.step * dim,
-                        value: call.params.value.add(call.token(head, t)),
-                        value_stride: run.step * call.token_stride(),
-                        count: run.count,
-                    }
-                }
-            }
+    pub(super) unsafe fn new(sources: &Sources<C>, run: &Run) -> Self {
+        let dim = sources.head_dim;
+        let ([key, value], at, value_stride) = match run.source {
+            Source::Lasting(row) => (sources.lasting, row, dim),
+            Source::Ring(row) => (sources.ring, row, dim),
+            // An empty run may start before the chunk.
+            Source::Chunk => (
+                sources.chunk,
+                run.start.saturating_sub(sources.past),
+                sources.value_stride,
+            ),
+        };
+        Self {
+            key: key.wrapping_add(at * dim),
+            key_stride: dim,
+            value: value.wrapping_add(at * value_stride),
+            value_stride,
+            count: run.count,
         }
     }
 

@@ -1,7 +1,7 @@
 //! One query at a time: decoding, and the few queries that are not worth a tile.
 
-use super::keys::visible_runs;
-use super::rows::Rows;
+use super::keys::{self_apart, visible_runs};
+use super::rows::{Rows, Sources};
 use super::{Call, Head, LOG2_E, update};
 use crate::element::Element;
 use crate::isa::kernel;
@@ -16,39 +16,86 @@ const BLOCK: usize = 32;
 ///
 /// # Safety
 /// As `dilated_attention`; the chunk has one token and no other task has this head.
-pub(super) unsafe fn decode<T: Element>(call: &Call<T>, head: &Head) {
-    let dim = call.params.head_dim;
+pub(super) unsafe fn decode<T: Element, C: Element>(call: &Call<T, C>, head: &Head) {
+    let params = call.params;
     // SAFETY: forwarded.
     unsafe {
         update::copy_past(call, head);
         if head.tokens == 0 {
-            std::ptr::write_bytes(call.params.output.add(call.token(head, 0)), 0, dim);
+            let out = params.output.add(call.token(head, 0));
+            std::ptr::write_bytes(out, 0, params.head_dim);
             return;
         }
     }
-    let key_floats = (dim * size_of::<T>()).div_ceil(size_of::<f32>());
-    with_scratch(Carver::size(key_floats) + query_floats(dim), |floats| {
-        let mut carver = Carver::new(floats);
-        // SAFETY: the scratch has room for the key and the query.
+    let at = call.rows(head);
+    let past = [params.past_key, params.past_value].map(|rows| rows.wrapping_add(at));
+    let sources = Sources {
+        past: head.past,
+        head_dim: params.head_dim,
+        lasting: past,
+        ring: past,
+        chunk: [std::ptr::null(); 2],
+        value_stride: params.head_dim,
+    };
+    with_own_token(call, head, 0, &sources, |sources, scratch| {
+        let [key, value] = sources.chunk;
+        // SAFETY: forwarded.
         unsafe {
-            let key: *mut T = carver.take(key_floats).cast();
-            rotate_key(call.isa, call, head, key);
-            attend::<T>(call.isa, call, head, 0, key, carver.take(0));
-            update::write_token(call, head, 0, key);
+            attend::<T, C>(call.isa, call, head, 0, head.past, sources, scratch);
+            update::write_token(call, head, 0, key, value);
         }
     });
 }
 
-/// Computes the output of the chunk's token `t`; `rotated` holds the chunk's keys.
+/// Computes the output of the chunk's token `t`.
 ///
 /// # Safety
-/// As `dilated_attention`; the token is valid and no other task has its output.
-pub(super) unsafe fn query<T: Element>(call: &Call<T>, head: &Head, t: usize, rotated: *const T) {
-    with_scratch(query_floats(call.params.head_dim), |floats| {
-        // SAFETY: forwarded; the scratch has room.
+/// As `dilated_attention`; the token is valid, no other task has its output, and `sources` has the
+/// chunk.
+pub(super) unsafe fn query<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    t: usize,
+    sources: &Sources<C>,
+) {
+    let stored = head.past + head.tokens;
+    let run = |sources: &Sources<C>, scratch| {
+        // SAFETY: forwarded.
+        unsafe { attend::<T, C>(call.isa, call, head, t, stored, sources, scratch) }
+    };
+    if self_apart(&head.cache) {
+        with_own_token(call, head, t, sources, run);
+    } else {
+        with_scratch(query_floats(call.params.head_dim), |scratch| {
+            run(sources, scratch)
+        });
+    }
+}
+
+/// Calls `work` with sources whose chunk is the token `t` alone, and [`query_floats`].
+fn with_own_token<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    t: usize,
+    sources: &Sources<C>,
+    work: impl FnOnce(&Sources<C>, *mut f32),
+) {
+    let dim = call.params.head_dim;
+    let row = (dim * size_of::<C>()).div_ceil(size_of::<f32>());
+    with_scratch(2 * Carver::size(row) + query_floats(dim), |floats| {
+        let mut carver = Carver::new(floats);
+        // SAFETY: the scratch has room for two rows and the query; the token is valid.
         unsafe {
-            let keys = rotated.add(call.rotated(head));
-            attend::<T>(call.isa, call, head, t, keys, floats);
+            let key: *mut C = carver.take(row).cast();
+            let value: *mut C = carver.take(row).cast();
+            own_token(call.isa, call, head, t, key, value);
+            let own = Sources {
+                past: head.past + t,
+                chunk: [key, value],
+                value_stride: dim,
+                ..*sources
+            };
+            work(&own, carver.take(0));
         }
     });
 }
@@ -59,40 +106,43 @@ fn query_floats(dim: usize) -> usize {
 }
 
 kernel! {
-    /// Rotates the head's key of a chunk of one token.
-    fn rotate_key<T>(call: &Call<T>, head: &Head, key: *mut T) = rotate_key_body
+    /// The token `t` as the cache keeps it.
+    fn own_token<T, C>(call: &Call<T, C>, head: &Head, t: usize, key: *mut C, value: *mut C)
+        = own_token_body
 }
 
 #[inline(always)]
-unsafe fn rotate_key_body<S: Simd, T: Element>(call: &Call<T>, head: &Head, key: *mut T) {
-    let params = call.params;
-    let half = params.head_dim / 2;
-    // SAFETY: the token is valid, so its position is below `M`.
-    unsafe {
-        rotate::<S, T, T>(
-            params.key.add(call.token(head, 0)),
-            params.cos.add(head.past * half),
-            params.sin.add(head.past * half),
-            half,
-            1.0,
-            key,
-        );
-    }
+unsafe fn own_token_body<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    t: usize,
+    key: *mut C,
+    value: *mut C,
+) {
+    // SAFETY: forwarded.
+    unsafe { update::token_rows::<S, T, C>(call, head, t, key, value) }
 }
 
 kernel! {
-    /// Attention of the chunk's token `t`: `keys` are the head's rotated keys of the chunk,
+    /// Attention of the chunk's token `t`, when the rows that last are written for `stored` tokens;
     /// `scratch` has [`query_floats`].
-    fn attend<T>(call: &Call<T>, head: &Head, t: usize, keys: *const T, scratch: *mut f32)
-        = attend_body
+    fn attend<T, C>(
+        call: &Call<T, C>,
+        head: &Head,
+        t: usize,
+        stored: usize,
+        sources: &Sources<C>,
+        scratch: *mut f32,
+    ) = attend_body
 }
 
 #[inline(always)]
-unsafe fn attend_body<S: Simd, T: Element>(
-    call: &Call<T>,
+unsafe fn attend_body<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
     head: &Head,
     t: usize,
-    keys: *const T,
+    stored: usize,
+    sources: &Sources<C>,
     scratch: *mut f32,
 ) {
     let params = call.params;
@@ -115,18 +165,16 @@ unsafe fn attend_body<S: Simd, T: Element>(
             query,
         );
         let (mut max, mut total) = (f32::MIN, 0.0);
-        for run in &visible_runs(&head.cache, head.past, position..position + 1, false) {
-            if run.count == 0 {
-                continue;
-            }
-            let rows = Rows::new(call, head, run, keys);
+        let own = position..position + 1;
+        for run in &visible_runs(&head.cache, head.past, stored, own, false) {
+            let rows = Rows::new(sources, run);
             let mut done = 0;
             while done < rows.count {
                 let part = rows.part(done, BLOCK.min(rows.count - done));
                 done += part.count;
-                scores::<S, T>(&part, dim, query, weights);
+                scores::<S, C>(&part, dim, query, weights);
                 let rescale = softmax::<S>(weights, part.count, &mut max, &mut total);
-                accumulate::<S, T>(&part, dim, weights, rescale, sums);
+                accumulate::<S, C>(&part, dim, weights, rescale, sums);
             }
         }
         finish::<S, T>(sums, dim, total, params.output.add(call.token(head, t)));
@@ -296,14 +344,14 @@ pub(super) unsafe fn finish<S: Simd, T: Element>(
 ) {
     // SAFETY: columns stay below `dim`, or within the padding of `sums`.
     unsafe {
-        let total = S::splat(total);
+        let factor = S::splat(1.0 / total);
         let mut d = 0;
         while d + S::LANES <= dim {
-            T::store::<S>(out.add(d), S::div(S::load(sums.add(d)), total));
+            T::store::<S>(out.add(d), S::mul(S::load(sums.add(d)), factor));
             d += S::LANES;
         }
         if d < dim {
-            let rest = S::div(S::load(sums.add(d)), total);
+            let rest = S::mul(S::load(sums.add(d)), factor);
             T::store_partial::<S>(out.add(d), rest, dim - d);
         }
     }

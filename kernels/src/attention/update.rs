@@ -1,67 +1,18 @@
 //! Rotating the chunk's keys and writing the cache.
 
-use super::{Call, Head};
+use super::{Call, Head, Workspace};
 use crate::element::Element;
 use crate::isa::kernel;
 use crate::rope::rotate;
 use crate::simd::Simd;
 use std::ops::Range;
-use std::ptr::copy_nonoverlapping;
-
-/// Writes the rotated keys of the chunk's `tokens` to `rotated`, `[B, H, L, dh]`.
-///
-/// # Safety
-/// As `dilated_attention`; the tokens are valid ones of `slot`.
-pub(super) unsafe fn rotate_keys<T: Element>(
-    call: &Call<T>,
-    slot: usize,
-    tokens: Range<usize>,
-    rotated: *mut T,
-) {
-    // SAFETY: forwarded.
-    unsafe { rotate_tokens::<T>(call.isa, call, slot, tokens, rotated) }
-}
-
-kernel! {
-    /// [`rotate_keys`].
-    fn rotate_tokens<T>(call: &Call<T>, slot: usize, tokens: Range<usize>, rotated: *mut T)
-        = rotate_body
-}
-
-#[inline(always)]
-unsafe fn rotate_body<S: Simd, T: Element>(
-    call: &Call<T>,
-    slot: usize,
-    tokens: Range<usize>,
-    rotated: *mut T,
-) {
-    let params = call.params;
-    let half = params.head_dim / 2;
-    let heads = params.layout.heads().len();
-    for t in tokens {
-        let table = (call.past[slot] as usize + t) * half;
-        for index in 0..heads {
-            let head = call.head(slot * heads + index);
-            // SAFETY: the token is valid, so its position is below `M`.
-            unsafe {
-                rotate::<S, T, T>(
-                    params.key.add(call.token(&head, t)),
-                    params.cos.add(table),
-                    params.sin.add(table),
-                    half,
-                    1.0,
-                    rotated.add(call.rotated(&head) + t * params.head_dim),
-                );
-            }
-        }
-    }
-}
+use std::ptr::{copy_nonoverlapping, null_mut};
 
 /// Copies the head's rows from past to present where they are not the same memory.
 ///
 /// # Safety
 /// As `dilated_attention`; no other task touches the head's present rows.
-pub(super) unsafe fn copy_past<T: Element>(call: &Call<T>, head: &Head) {
+pub(super) unsafe fn copy_past<T: Element, C: Element>(call: &Call<T, C>, head: &Head) {
     let params = call.params;
     let (at, count) = (call.rows(head), head.cache.rows * params.head_dim);
     for (past, present) in [
@@ -75,61 +26,227 @@ pub(super) unsafe fn copy_past<T: Element>(call: &Call<T>, head: &Head) {
     }
 }
 
-/// Writes the token at `position` to the rows that keep it, of those in `rows`.
+/// Writes the chunk's `tokens` to the rows that no later token overwrites, and those of heads with
+/// a window to the workspace.
 ///
 /// # Safety
-/// As [`copy_past`]; `key` and `value` have `head_dim` elements.
-unsafe fn write_row<T: Element>(
-    call: &Call<T>,
-    head: &Head,
-    row: Option<usize>,
-    key: *const T,
-    value: *const T,
+/// As `dilated_attention`; the tokens are valid ones of `slot`, and no other task has them.
+pub(super) unsafe fn store_lasting<T: Element, C: Element>(
+    call: &Call<T, C>,
+    slot: usize,
+    tokens: Range<usize>,
+    workspace: &Workspace<C>,
 ) {
-    if let Some(row) = row {
-        let dim = call.params.head_dim;
-        let at = call.rows(head) + row * dim;
-        // SAFETY: the row is the head's.
+    // SAFETY: forwarded.
+    unsafe { store_tokens::<T, C>(call.isa, call, slot, tokens, workspace) }
+}
+
+kernel! {
+    /// [`store_lasting`].
+    fn store_tokens<T, C>(
+        call: &Call<T, C>, slot: usize, tokens: Range<usize>, workspace: &Workspace<C>,
+    ) = store_body
+}
+
+#[inline(always)]
+unsafe fn store_body<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
+    slot: usize,
+    tokens: Range<usize>,
+    workspace: &Workspace<C>,
+) {
+    let heads = call.params.layout.heads().len();
+    for index in 0..heads {
+        let head = call.head(slot * heads + index);
+        let pattern = &head.cache.pattern;
+        // SAFETY: tokens are valid, and no other task has them.
         unsafe {
-            copy_nonoverlapping(key, call.params.present_key.add(at), dim);
-            copy_nonoverlapping(value, call.params.present_value.add(at), dim);
+            if pattern.local_window > 0 {
+                for t in tokens.clone() {
+                    store_banded::<S, T, C>(call, &head, t, workspace);
+                }
+                continue;
+            }
+            let first = head.past + tokens.start;
+            let end = head.past + tokens.end;
+            let initial = pattern.initial as usize;
+            for position in first..initial.min(end).max(first) {
+                store_kept::<S, T, C>(call, &head, position);
+            }
+            if let Some(dilation) = pattern.dilation {
+                let dilation = dilation.get() as usize;
+                let start = first.max(initial);
+                let start = (start + 1).next_multiple_of(dilation) - 1;
+                for position in (start..end).step_by(dilation) {
+                    store_kept::<S, T, C>(call, &head, position);
+                }
+            }
         }
     }
 }
 
-/// Writes one token, whose rotated key is at `key`, to every row that keeps it.
+/// The row for the token at `position` that no later token overwrites.
+fn lasting_row(head: &Head, position: usize) -> Option<usize> {
+    let initial = head.cache.initial_row(position);
+    initial.or_else(|| head.cache.dilated_row(position))
+}
+
+/// Stores a token of a head without a window.
+#[inline(always)]
+unsafe fn store_kept<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    position: usize,
+) {
+    if let Some(row) = lasting_row(head, position) {
+        // SAFETY: the token is valid, the row is the head's.
+        unsafe {
+            let [key, value] = call.present(head, row);
+            token_rows::<S, T, C>(call, head, position - head.past, key, value);
+        }
+    }
+}
+
+/// Stores a token of a head with a window.
+#[inline(always)]
+unsafe fn store_banded<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    t: usize,
+    workspace: &Workspace<C>,
+) {
+    // SAFETY: the token is valid, the row is the head's.
+    unsafe {
+        let [key, value] = workspace.token(call, head, t);
+        token_rows::<S, T, C>(call, head, t, key, value);
+        if let Some(row) = lasting_row(head, head.past + t) {
+            let [row_key, row_value] = call.present(head, row);
+            copy_nonoverlapping(key, row_key, call.params.head_dim);
+            token_rows::<S, T, C>(call, head, t, null_mut(), row_value);
+        }
+    }
+}
+
+/// Writes the chunk's token `t` as the cache keeps it: its rotated key to `key` and its value to
+/// `value`, where these are not null.
+///
+/// # Safety
+/// As `dilated_attention`; the token is valid, the targets have `head_dim` elements, and the
+/// machine has `S`.
+#[inline(always)]
+pub(super) unsafe fn token_rows<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    t: usize,
+    key: *mut C,
+    value: *mut C,
+) {
+    let params = call.params;
+    let (dim, half) = (params.head_dim, params.head_dim / 2);
+    let (token, table) = (call.token(head, t), (head.past + t) * half);
+    // SAFETY: the token is valid, so its position is below `M`.
+    unsafe {
+        if !key.is_null() {
+            rotate::<S, T, C>(
+                params.key.add(token),
+                params.cos.add(table),
+                params.sin.add(table),
+                half,
+                1.0,
+                key,
+            );
+        }
+        if !value.is_null() {
+            convert::<S, T, C>(params.value.add(token), dim, value);
+        }
+    }
+}
+
+/// Converts `count` elements.
+///
+/// # Safety
+/// Both have as many, apart; the machine has `S`.
+#[inline(always)]
+pub(super) unsafe fn convert<S: Simd, T: Element, C: Element>(
+    from: *const T,
+    count: usize,
+    to: *mut C,
+) {
+    // SAFETY: as the caller vouches; a copy where the types are one.
+    unsafe {
+        if T::TYPE == C::TYPE {
+            copy_nonoverlapping(from.cast(), to, count);
+            return;
+        }
+        let mut d = 0;
+        while d + S::LANES <= count {
+            C::store::<S>(to.add(d), T::load::<S>(from.add(d)));
+            d += S::LANES;
+        }
+        if d < count {
+            let rest = T::load_partial::<S>(from.add(d), count - d);
+            C::store_partial::<S>(to.add(d), rest, count - d);
+        }
+    }
+}
+
+/// Writes one token, whose rotated key and value are at `key` and `value`, to every row that keeps
+/// it.
 ///
 /// # Safety
 /// As [`copy_past`]; the token is valid.
-pub(super) unsafe fn write_token<T: Element>(call: &Call<T>, head: &Head, t: usize, key: *const T) {
-    // SAFETY: the token is valid.
-    unsafe {
-        let value = call.params.value.add(call.token(head, t));
-        for row in head.cache.rows_of_position(head.past + t) {
-            write_row(call, head, Some(row), key, value);
-        }
+pub(super) unsafe fn write_token<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    t: usize,
+    key: *const C,
+    value: *const C,
+) {
+    for row in head.cache.rows_of_position(head.past + t) {
+        // SAFETY: the row is the head's.
+        unsafe { write_row(call, head, row, key, value) }
     }
 }
 
-/// Writes the chunk to the head's rows, each row once.
+/// # Safety
+/// As [`copy_past`]; `key` and `value` have `head_dim` elements, and the row is the head's.
+unsafe fn write_row<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    row: usize,
+    key: *const C,
+    value: *const C,
+) {
+    let dim = call.params.head_dim;
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let [row_key, row_value] = call.present(head, row);
+        copy_nonoverlapping(key, row_key, dim);
+        copy_nonoverlapping(value, row_value, dim);
+    }
+}
+
+/// Writes the chunk's last tokens to the head's ring, each row once.
 ///
 /// # Safety
-/// As [`copy_past`]; `rotated` holds the chunk's keys.
-pub(super) unsafe fn write_chunk<T: Element>(call: &Call<T>, head: &Head, rotated: *const T) {
-    let cache = &head.cache;
-    let window = cache.pattern.local_window as usize;
-    // Before this token the ring's rows would be overwritten by the same chunk.
-    let ring_start = head.tokens.saturating_sub(window);
-    for t in 0..head.tokens {
-        let position = head.past + t;
-        // SAFETY: the token is valid.
-        unsafe {
-            let key = rotated.add(call.rotated(head) + t * call.params.head_dim);
-            let value = call.params.value.add(call.token(head, t));
-            write_row(call, head, cache.initial_row(position), key, value);
-            write_row(call, head, cache.dilated_row(position), key, value);
-            if t >= ring_start {
-                write_row(call, head, cache.window_row(position), key, value);
+/// As [`copy_past`]; the workspace holds the chunk, and nobody reads the past's ring any more.
+pub(super) unsafe fn store_ring<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    workspace: &Workspace<C>,
+) {
+    let window = head.cache.pattern.local_window as usize;
+    for t in head.tokens.saturating_sub(window)..head.tokens {
+        if let Some(row) = head.cache.window_row(head.past + t) {
+            // SAFETY: the token is valid, the row is the head's.
+            unsafe {
+                let [key, value] = workspace.token(call, head, t);
+                let value = if value.is_null() {
+                    call.params.value.add(call.token(head, t)).cast()
+                } else {
+                    value.cast_const()
+                };
+                write_row(call, head, row, key, value);
             }
         }
     }

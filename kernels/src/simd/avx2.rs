@@ -29,6 +29,7 @@ unsafe fn halves(a: __m256) -> (__m128, __m128) {
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
+    const PANEL: usize = 16;
 
     operations! {
         add(a, b) _mm256_add_ps(a, b);
@@ -177,7 +178,7 @@ impl Simd for Avx2 {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn compiled(g: &Gemm) {
             // SAFETY: forwarded. 12 sums, 2 vectors of `b` and a factor fit 16 registers.
-            unsafe { gemm::run::<Avx2, 6, 2>(g) }
+            unsafe { gemm::run::<Avx2, 6, 2, 12>(g) }
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }

@@ -22,6 +22,7 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+    const PANEL: usize = 64;
 
     operations! {
         add(a, b) _mm512_add_ps(a, b);
@@ -158,7 +159,7 @@ impl Simd for Avx512 {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         unsafe fn compiled(g: &Gemm) {
             // SAFETY: forwarded. 24 sums, 4 vectors of `b` and a factor fit 32 registers.
-            unsafe { gemm::run::<Avx512, 6, 4>(g) }
+            unsafe { gemm::run::<Avx512, 6, 4, 16>(g) }
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }

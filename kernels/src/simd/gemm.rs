@@ -1,24 +1,26 @@
-//! Small dense products on packed f32.
+//! Small dense products of rows as they lie in memory with packed columns.
 
 use super::Simd;
 
-/// `c = a b`, or `c = scale c + a b` with one factor per row.
+/// `c = a b`, or `c = diag(scale) c + a b`.
 pub struct Gemm {
     /// Rows of `a` and `c`.
     pub rows: usize,
-    /// Columns of `b` and `c`, a multiple of the vector length.
-    pub cols: usize,
+    /// Columns of `b` and `c`, in vectors.
+    pub vectors: usize,
     /// Columns of `a`, rows of `b`.
     pub depth: usize,
-    /// `[rows, depth]`, rows `a_stride` apart.
+    /// `[rows, depth]`, or `[depth, rows]` where `transposed`.
     pub a: *const f32,
-    /// Row stride of `a`.
+    /// Stride of `a`'s outer dimension.
     pub a_stride: usize,
-    /// `[depth, cols]`, rows `b_stride` apart.
+    /// Whether `a` is stored as its transpose.
+    pub transposed: bool,
+    /// `[depth, cols]`
     pub b: *const f32,
     /// Row stride of `b`.
     pub b_stride: usize,
-    /// `[rows, cols]`, rows `c_stride` apart.
+    /// `[rows, cols]`
     pub c: *mut f32,
     /// Row stride of `c`.
     pub c_stride: usize,
@@ -28,23 +30,33 @@ pub struct Gemm {
 
 /// Computes `MR` rows and `NR` vectors of columns in registers.
 #[inline(always)]
-unsafe fn block<S: Simd, const MR: usize, const NR: usize>(g: &Gemm, row: usize, col: usize) {
+unsafe fn block<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usize>(
+    g: &Gemm,
+    row: usize,
+    col: usize,
+) {
     // SAFETY: the block lies within the matrices, as the caller sees to.
     unsafe {
         let mut acc = [[S::splat(0.0); NR]; MR];
         let mut b = g.b.add(col);
-        let a = g.a.add(row * g.a_stride);
-        for k in 0..g.depth {
+        let (mut a, step) = if TRANSPOSED {
+            (g.a.add(row), g.a_stride)
+        } else {
+            (g.a.add(row * g.a_stride), 1)
+        };
+        for _ in 0..g.depth {
             let mut vectors = [S::splat(0.0); NR];
             for (n, vector) in vectors.iter_mut().enumerate() {
                 *vector = S::load(b.add(n * S::LANES));
             }
             for (m, sums) in acc.iter_mut().enumerate() {
-                let factor = S::splat(*a.add(m * g.a_stride + k));
+                let at = if TRANSPOSED { m } else { m * g.a_stride };
+                let factor = S::splat(*a.add(at));
                 for (sum, &vector) in sums.iter_mut().zip(&vectors) {
                     *sum = S::mul_add(factor, vector, *sum);
                 }
             }
+            a = a.add(step);
             b = b.add(g.b_stride);
         }
         for (m, sums) in acc.iter().enumerate() {
@@ -64,41 +76,65 @@ unsafe fn block<S: Simd, const MR: usize, const NR: usize>(g: &Gemm, row: usize,
 
 /// All rows of `NR` vectors of columns, `MR` at a time.
 #[inline(always)]
-unsafe fn panel<S: Simd, const MR: usize, const NR: usize>(g: &Gemm, col: usize) {
+unsafe fn rows<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usize>(
+    g: &Gemm,
+    col: usize,
+) {
     // SAFETY: rows stay below `g.rows`.
     unsafe {
         let mut row = 0;
         while row + MR <= g.rows {
-            block::<S, MR, NR>(g, row, col);
+            block::<S, TRANSPOSED, MR, NR>(g, row, col);
             row += MR;
         }
-        match g.rows - row {
-            1 => block::<S, 1, NR>(g, row, col),
-            2 => block::<S, 2, NR>(g, row, col),
-            3 => block::<S, 3, NR>(g, row, col),
-            4 => block::<S, 4, NR>(g, row, col),
-            5 => block::<S, 5, NR>(g, row, col),
-            _ => {}
+        while row + 4 <= g.rows {
+            block::<S, TRANSPOSED, 4, NR>(g, row, col);
+            row += 4;
+        }
+        while row < g.rows {
+            block::<S, TRANSPOSED, 1, NR>(g, row, col);
+            row += 1;
         }
     }
 }
 
-/// Runs `g` in register blocks of `MR <= 6` rows and `NR` vectors.
+/// All columns: `MR` rows and `NR` vectors at a time, then `SINGLE` rows and one.
+#[inline(always)]
+unsafe fn cols<
+    S: Simd,
+    const TRANSPOSED: bool,
+    const MR: usize,
+    const NR: usize,
+    const SINGLE: usize,
+>(
+    g: &Gemm,
+) {
+    // SAFETY: columns stay below `g.vectors` whole vectors.
+    unsafe {
+        let mut vector = 0;
+        while vector + NR <= g.vectors {
+            rows::<S, TRANSPOSED, MR, NR>(g, vector * S::LANES);
+            vector += NR;
+        }
+        while vector < g.vectors {
+            rows::<S, TRANSPOSED, SINGLE, 1>(g, vector * S::LANES);
+            vector += 1;
+        }
+    }
+}
+
+/// Runs `g` in register blocks.
 ///
 /// # Safety
 /// The matrices are readable and `c` is writable and apart from them; the machine has `S`.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, const MR: usize, const NR: usize>(g: &Gemm) {
-    // SAFETY: columns stay below `g.cols`, a multiple of `LANES`.
+pub(super) unsafe fn run<S: Simd, const MR: usize, const NR: usize, const SINGLE: usize>(g: &Gemm) {
+    // SAFETY: forwarded.
     unsafe {
-        let mut col = 0;
-        while col + NR * S::LANES <= g.cols {
-            panel::<S, MR, NR>(g, col);
-            col += NR * S::LANES;
-        }
-        while col < g.cols {
-            panel::<S, MR, 1>(g, col);
-            col += S::LANES;
+        if g.transposed {
+            cols::<S, true, MR, NR, SINGLE>(g);
+        } else {
+            cols::<S, false, MR, NR, SINGLE>(g);
         }
     }
 }

@@ -37,6 +37,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type V: Copy;
     /// f32 in a vector.
     const LANES: usize;
+    /// Columns of [`Gemm`]'s register blocks.
+    const PANEL: usize;
 
     /// `x` in every lane.
     unsafe fn splat(x: f32) -> Self::V;

@@ -39,6 +39,7 @@ macro_rules! operations {
 impl Simd for Portable {
     type V = V;
     const LANES: usize = 4;
+    const PANEL: usize = 8;
 
     operations! {
         add(a, b) a + b;
@@ -127,7 +128,7 @@ impl Simd for Portable {
         #[inline(never)]
         unsafe fn compiled(g: &Gemm) {
             // SAFETY: forwarded.
-            unsafe { gemm::run::<Portable, 4, 2>(g) }
+            unsafe { gemm::run::<Portable, 4, 2, 8>(g) }
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }

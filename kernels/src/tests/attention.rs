@@ -91,10 +91,10 @@ fn run<T: Real>(
         [cache[0].as_ptr(), cache[1].as_ptr()]
     };
     let mut output = vec![T::poison(); chunk.query.len()];
-    let bytes = attention_workspace_bytes::<T>(
+    let bytes = attention_workspace_bytes::<T, T>(
+        &setup.layout,
         setup.batch,
         chunk.seq_len,
-        setup.patterns.len(),
         setup.head_dim,
     );
     // The workspace holds NaN; half of the runs let the kernel find its own.

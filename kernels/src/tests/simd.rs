@@ -2,6 +2,7 @@
 #![allow(clippy::extra_unused_type_parameters)]
 
 use super::isas;
+use crate::Isa;
 use crate::element::Element;
 use crate::isa::kernel;
 use crate::simd::{Gemm, Simd, exp2};
@@ -157,58 +158,85 @@ fn blocks_transpose() {
 
 #[test]
 fn products_of_every_block_size() {
-    // Small integers: sums are exact in any order.
-    let value = |i: usize| (i * 7 % 11) as f32 - 5.0;
     for isa in isas() {
-        for rows in 1..15 {
+        for rows in 1..20 {
             for cols in (16..160).step_by(16) {
                 for (depth, scaled) in [(1, false), (5, true), (8, false)] {
-                    let a: Vec<f32> = (0..rows * (depth + 1)).map(value).collect();
-                    let b: Vec<f32> = (0..depth * (cols + 3)).map(value).collect();
-                    let before: Vec<f32> = (0..rows * (cols + 2)).map(value).collect();
-                    let scale: Vec<f32> = (0..rows).map(value).collect();
-                    let mut c = before.clone();
-                    let gemm = Gemm {
-                        rows,
-                        cols,
-                        depth,
-                        a: a.as_ptr(),
-                        a_stride: depth + 1,
-                        b: b.as_ptr(),
-                        b_stride: cols + 3,
-                        c: c.as_mut_ptr(),
-                        c_stride: cols + 2,
-                        scale: if scaled {
-                            scale.as_ptr()
-                        } else {
-                            std::ptr::null()
-                        },
-                    };
-                    // SAFETY: this machine has `isa`; the buffers have these sizes.
-                    unsafe { multiply::<f32>(isa, &gemm) };
-                    for i in 0..rows {
-                        for j in 0..cols + 2 {
-                            let old = before[i * (cols + 2) + j];
-                            let sum: f32 = (0..depth)
-                                .map(|k| {
-                                    a[i * (depth + 1) + k]
-                                        * b[(k * (cols + 3) + j).min(b.len() - 1)]
-                                })
-                                .sum();
-                            let want = match (j < cols, scaled) {
-                                (false, _) => old,
-                                (true, true) => scale[i] * old + sum,
-                                (true, false) => sum,
-                            };
-                            assert_eq!(
-                                c[i * (cols + 2) + j],
-                                want,
-                                "{isa:?} {rows} {cols} {depth}"
-                            );
-                        }
+                    for transposed in [false, true] {
+                        product(isa, [rows, cols, depth], scaled, transposed);
                     }
                 }
             }
         }
+    }
+}
+
+/// One product of small integers, whose sums are exact in any order.
+fn product(isa: Isa, [rows, cols, depth]: [usize; 3], scaled: bool, transposed: bool) {
+    let value = |i: usize| (i * 7 % 11) as f32 - 5.0;
+    let (outer, inner) = if transposed {
+        (depth, rows)
+    } else {
+        (rows, depth)
+    };
+    let a: Vec<f32> = (0..outer * (inner + 1)).map(value).collect();
+    let b: Vec<f32> = (0..depth * (cols + 3)).map(value).collect();
+    let before: Vec<f32> = (0..rows * (cols + 2)).map(value).collect();
+    let scale: Vec<f32> = (0..rows).map(value).collect();
+    let mut c = before.clone();
+    // SAFETY: this machine has `isa`; the buffers have these sizes, and columns are a multiple of
+    // every vector.
+    unsafe {
+        let gemm = Gemm {
+            rows,
+            vectors: cols / lanes(isa),
+            depth,
+            a: a.as_ptr(),
+            a_stride: inner + 1,
+            transposed,
+            b: b.as_ptr(),
+            b_stride: cols + 3,
+            c: c.as_mut_ptr(),
+            c_stride: cols + 2,
+            scale: if scaled {
+                scale.as_ptr()
+            } else {
+                std::ptr::null()
+            },
+        };
+        multiply::<f32>(isa, &gemm);
+    }
+    let factor = |i: usize, k: usize| {
+        let (outer, inner_at) = if transposed { (k, i) } else { (i, k) };
+        a[outer * (inner + 1) + inner_at]
+    };
+    for i in 0..rows {
+        for j in 0..cols + 2 {
+            let old = before[i * (cols + 2) + j];
+            let sum: f32 = (0..depth)
+                .map(|k| factor(i, k) * b[(k * (cols + 3) + j).min(b.len() - 1)])
+                .sum();
+            let want = match (j < cols, scaled) {
+                (false, _) => old,
+                (true, true) => scale[i] * old + sum,
+                (true, false) => sum,
+            };
+            assert_eq!(
+                c[i * (cols + 2) + j],
+                want,
+                "{isa:?} {rows} {cols} {depth} {transposed}"
+            );
+        }
+    }
+}
+
+/// f32 in a vector of `isa`.
+fn lanes(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => crate::simd::Avx512::LANES,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => crate::simd::Avx2::LANES,
+        Isa::Portable => crate::simd::Portable::LANES,
     }
 }

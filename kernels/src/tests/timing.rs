@@ -93,29 +93,50 @@ unsafe fn multiply_body<S: Simd, T: Element>(gemm: &Gemm) {
     unsafe { S::gemm(gemm) }
 }
 
-/// The product that prefill is made of, alone.
+/// The products that prefill is made of, alone: scores, then sums.
 fn peak(isa: Isa) {
-    let (a, b, mut c) = ([1f32; 64 * 128], [1f32; 64 * 128], [0f32; 64 * 64]);
-    let gemm = Gemm {
+    let (a, b, mut c) = ([1f32; 64 * 128], [1f32; 64 * 128], [0f32; 64 * 128]);
+    let (lanes, panel) = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => (crate::simd::Avx512::LANES, crate::simd::Avx512::PANEL),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => (crate::simd::Avx2::LANES, crate::simd::Avx2::PANEL),
+        Isa::Portable => (crate::simd::Portable::LANES, crate::simd::Portable::PANEL),
+    };
+    let scores = Gemm {
         rows: 64,
-        cols: 64,
+        vectors: panel / lanes,
         depth: 128,
         a: a.as_ptr(),
         a_stride: 128,
+        transposed: false,
         b: b.as_ptr(),
-        b_stride: 64,
+        b_stride: panel,
         c: c.as_mut_ptr(),
-        c_stride: 64,
+        c_stride: panel,
         scale: std::ptr::null(),
     };
-    // SAFETY: this machine has `isa`; the buffers have these sizes.
-    let seconds = best(&Serial, || unsafe { multiply::<f32>(isa, &gemm) });
-    let flops = 2.0 * 64.0 * 64.0 * 128.0;
-    println!(
-        "{}: block product {:.0} GFLOP/s",
-        isa.name(),
-        flops * 1e-9 / seconds
-    );
+    let sums = Gemm {
+        rows: panel,
+        vectors: 128 / lanes,
+        depth: 64,
+        a_stride: panel,
+        transposed: true,
+        b_stride: 128,
+        c_stride: 128,
+        scale: b.as_ptr(),
+        ..scores
+    };
+    for (name, gemm) in [("scores", scores), ("sums", sums)] {
+        // SAFETY: this machine has `isa`; the buffers have these sizes.
+        let seconds = best(&Serial, || unsafe { multiply::<f32>(isa, &gemm) });
+        let flops = 2.0 * (gemm.rows * gemm.vectors * lanes * gemm.depth) as f64;
+        println!(
+            "{}: product of {name} {:.0} GFLOP/s",
+            isa.name(),
+            flops * 1e-9 / seconds
+        );
+    }
 }
 
 fn scan<T: Real>(isa: Isa) {

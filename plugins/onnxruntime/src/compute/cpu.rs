@@ -81,8 +81,7 @@ impl Cpu {
         threads: &dyn ParallelFor,
     ) -> Result<(), Failure> {
         let (batch, seq_len) = (call.plan.batch, call.plan.seq_len);
-        let heads = plan.layout.heads().len();
-        let bytes = attention_workspace_bytes::<T>(batch, seq_len, heads, plan.head_dim);
+        let bytes = attention_workspace_bytes::<T, T>(&plan.layout, batch, seq_len, plan.head_dim);
         // SAFETY: the node runs while the allocator lives.
         let arena = unsafe { RunAllocator::new(call.api, call.context, self.memory)? };
         // SAFETY: the arena outlives the workspace.
