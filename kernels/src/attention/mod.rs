@@ -1,5 +1,7 @@
 //! `DilatedAttention`.
 
+#[cfg(target_arch = "x86_64")]
+mod brain;
 mod keys;
 mod panel;
 mod rows;
@@ -352,6 +354,10 @@ unsafe fn attend<T: Element, C: Element>(
     // SAFETY: forwarded.
     unsafe {
         if valid.len() >= tile::WORTH {
+            #[cfg(target_arch = "x86_64")]
+            if brain::is_chosen(call) {
+                return brain::attend(call, head, valid, &sources);
+            }
             tile::attend(call, head, valid, &sources);
         } else {
             for t in valid {

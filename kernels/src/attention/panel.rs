@@ -1,17 +1,17 @@
 //! A panel of queries: as many as the columns of one register block.
 
 use super::tile::KEYS;
-use crate::simd::{Gemm, MAX_LANES, Simd, exp2};
+use crate::simd::{Gemm, Into, MAX_LANES, Simd, exp2};
 use std::ops::Range;
 
 /// A block of keys and values in f32.
 pub(super) struct Keys {
-    /// `[count, head_dim]`, rows `key_stride` apart.
+    /// `[count, head_dim]`
     pub key: *const f32,
-    pub key_stride: usize,
-    /// `[count, head_dim]`, rows `value_stride` apart and readable up to whole vectors.
+    /// `[count, head_dim]`
     pub value: *const f32,
-    pub value_stride: usize,
+    /// Between rows, which are readable up to whole vectors.
+    pub stride: usize,
     /// At most [`KEYS`].
     pub count: usize,
     /// `[count]`: the first query, counted from the tile's, that sees the key.
@@ -187,14 +187,14 @@ impl Panel {
                 rows: seen.len(),
                 vectors,
                 depth: self.dim,
-                a: keys.key.add(seen.start * keys.key_stride),
-                a_stride: keys.key_stride,
+                a: keys.key.add(seen.start * keys.stride),
+                a_stride: keys.stride,
                 transposed: false,
                 b: self.query.add(column),
                 b_stride: S::PANEL,
                 c: self.weight.add(seen.start * S::PANEL + column),
                 c_stride: S::PANEL,
-                scale: std::ptr::null(),
+                into: Into::Zeros,
             });
         }
     }
@@ -211,11 +211,11 @@ impl Panel {
                 a: self.weight.add(seen.start * S::PANEL + column),
                 a_stride: S::PANEL,
                 transposed: true,
-                b: keys.value.add(seen.start * keys.value_stride),
-                b_stride: keys.value_stride,
+                b: keys.value.add(seen.start * keys.stride),
+                b_stride: keys.stride,
                 c: self.sums.add(column * self.padded),
                 c_stride: self.padded,
-                scale: self.rescale.add(column),
+                into: Into::Scaled(self.rescale.add(column)),
             });
         }
     }

@@ -1,7 +1,7 @@
 //! Tiles of queries against blocks of keys.
 //!
 //! Scores are computed as `[keys, queries]`: queries lie in the lanes of vectors, so that a softmax
-//! needs nothing across lanes, and rows of keys and values are read as they lie in the cache.
+//! needs nothing across lanes, and no key is transposed.
 
 use super::keys::{Run, self_apart, visible_runs};
 use super::panel::{Keys, Panel};
@@ -13,7 +13,6 @@ use crate::isa::kernel;
 use crate::rope::rotate;
 use crate::scratch::{Carver, with_scratch};
 use crate::simd::{MAX_LANES, Simd};
-use ratplus_graphs::ops::ElementType;
 use std::ops::Range;
 
 /// Queries of a tile, a multiple of every panel.
@@ -58,7 +57,8 @@ struct Tile<C> {
     padded: usize,
     /// The queries' panels, each [`Panel::floats`].
     panels: *mut f32,
-    /// `[KEYS, padded]`: keys of short runs, or of another type.
+    /// `[KEYS, padded]`: a block's keys. Copying them, even where they are f32, costs less than
+    /// waiting for them within the products.
     key: *mut f32,
     /// `[KEYS, padded]`
     value: *mut f32,
@@ -66,16 +66,16 @@ struct Tile<C> {
     staged: *mut f32,
     /// `[padded]`: a row as the cache keeps it.
     kept: *mut C,
-    /// `[2, KEYS]`: the first query, counted from the tile's, that sees a gathered key.
+    /// `[KEYS]`: the first query, counted from the tile's, that sees a key.
     first: *mut f32,
-    /// `[2, KEYS]`: the last one.
+    /// `[KEYS]`: the last one.
     last: *mut f32,
 }
 
 impl<C> Tile<C> {
     fn floats(dim: usize) -> usize {
         let padded = dim.next_multiple_of(MAX_LANES);
-        QUERIES * Panel::floats_a_query(dim) + (2 * KEYS + STAGED + 1) * padded + 4 * KEYS
+        QUERIES * Panel::floats_a_query(dim) + (2 * KEYS + STAGED + 1) * padded + 2 * KEYS
     }
 
     /// # Safety
@@ -93,8 +93,8 @@ impl<C> Tile<C> {
                 value: carver.take(KEYS * padded),
                 staged: carver.take(STAGED * padded),
                 kept: carver.take(padded).cast(),
-                first: carver.take(2 * KEYS),
-                last: carver.take(2 * KEYS),
+                first: carver.take(KEYS),
+                last: carver.take(KEYS),
             }
         }
     }
@@ -144,50 +144,29 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
             let panel = tile.panel::<S>(index, dim);
             start::<S, T, C>(call, head, tile, &panel, apart);
         }
-        // Short runs share blocks.
+        // Runs share blocks.
         let mut gathered = Keys {
             key: tile.key,
-            key_stride: tile.padded,
             value: tile.value,
-            value_stride: tile.padded,
+            stride: tile.padded,
             count: 0,
             first: tile.first,
             last: tile.last,
         };
         for run in &visible_runs(&head.cache, head.past, stored, queries.clone(), apart) {
             let rows = Rows::new(sources, run);
-            let mut done = 0;
-            if let Some(direct) = Direct::new::<S, C>(&rows, dim) {
-                while run.count - done >= KEYS {
-                    let keys = Keys {
-                        key: direct.key.add(done * direct.key_stride),
-                        key_stride: direct.key_stride,
-                        value: direct.value.add(done * direct.value_stride),
-                        value_stride: direct.value_stride,
-                        count: KEYS,
-                        first: tile.first.add(KEYS),
-                        last: tile.last.add(KEYS),
-                    };
-                    for n in 0..KEYS {
-                        keys.set_span(n, span(head, &queries, run, done + n, apart));
-                    }
-                    tile.add::<S>(&keys, dim);
-                    done += KEYS;
-                }
-            }
-            while done < run.count {
+            for row in 0..run.count {
                 let n = gathered.count;
-                let key = rows.key.add(done * rows.key_stride);
-                let value = rows.value.add(done * rows.value_stride);
+                let key = rows.key.add(row * rows.key_stride);
+                let value = rows.value.add(row * rows.value_stride);
                 widen::<S, C>(key, dim, tile.key.add(n * tile.padded));
                 widen::<S, C>(value, dim, tile.value.add(n * tile.padded));
-                gathered.set_span(n, span(head, &queries, run, done, apart));
+                gathered.set_span(n, span(head, &queries, run, row, apart));
                 gathered.count += 1;
                 if gathered.count == KEYS {
                     tile.add::<S>(&gathered, dim);
                     gathered.count = 0;
                 }
-                done += 1;
             }
         }
         if gathered.count > 0 {
@@ -200,37 +179,16 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
     }
 }
 
-/// Rows of f32 that a block reads where they are.
-struct Direct {
-    key: *const f32,
-    key_stride: usize,
-    value: *const f32,
-    value_stride: usize,
-}
-
-impl Direct {
-    /// `None` for another type, for vectors that would reach past a row, and for rows so far apart
-    /// that they would share few lines of the first-level cache.
-    #[inline(always)]
-    fn new<S: Simd, C: Element>(rows: &Rows<C>, dim: usize) -> Option<Self> {
-        let near = |stride: usize| stride * size_of::<f32>() < 4096;
-        let direct = C::TYPE == ElementType::F32
-            && dim.is_multiple_of(S::LANES)
-            && near(rows.key_stride)
-            && near(rows.value_stride);
-        direct.then(|| Self {
-            key: rows.key.cast(),
-            key_stride: rows.key_stride,
-            value: rows.value.cast(),
-            value_stride: rows.value_stride,
-        })
-    }
-}
-
 /// The queries, counted from the first, that see key `n` of `run`: from the first to the last of
 /// the result. Both are below `2 * queries.len()`.
 #[inline(always)]
-fn span(head: &Head, queries: &Range<usize>, run: &Run, n: usize, apart: bool) -> [usize; 2] {
+pub(super) fn span(
+    head: &Head,
+    queries: &Range<usize>,
+    run: &Run,
+    n: usize,
+    apart: bool,
+) -> [usize; 2] {
     let end = queries.len() - 1;
     let position = run.start + n * run.step;
     let pattern = &head.cache.pattern;

@@ -178,7 +178,7 @@ impl Simd for Avx2 {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn compiled(g: &Gemm) {
             // SAFETY: forwarded. 12 sums, 2 vectors of `b` and a factor fit 16 registers.
-            unsafe { gemm::run::<Avx2, 6, 2, 12>(g) }
+            unsafe { gemm::run::<Avx2, Avx2, 6, 2, 12>(g) }
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }

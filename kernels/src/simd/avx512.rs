@@ -159,9 +159,42 @@ impl Simd for Avx512 {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         unsafe fn compiled(g: &Gemm) {
             // SAFETY: forwarded. 24 sums, 4 vectors of `b` and a factor fit 32 registers.
-            unsafe { gemm::run::<Avx512, 6, 4, 16>(g) }
+            unsafe { gemm::run::<Avx512, Avx512, 6, 4, 16>(g) }
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }
     }
+}
+
+/// Multiplies pairs of bf16 and adds both products, with two bf16 in each f32 of the operands.
+struct Pairs;
+
+impl gemm::Multiply<Avx512> for Pairs {
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        unsafe fn dot(a: __m512, b: __m512, c: __m512) -> __m512 {
+            // SAFETY: plain bits either way.
+            let [a, b] = [a, b].map(|x| unsafe { std::mem::transmute::<__m512, __m512bh>(x) });
+            _mm512_dpbf16_ps(c, a, b)
+        }
+        // SAFETY: the caller vouches for AVX-512 with BF16.
+        unsafe { dot(a, b, c) }
+    }
+}
+
+/// `g` over pairs of bf16: `a` and `b` hold two in each f32, and `depth` and their strides count
+/// pairs; `c` holds f32.
+///
+/// # Safety
+/// As [`Simd::gemm`], and the machine has AVX-512 with BF16.
+pub(crate) unsafe fn dot_bf16(g: &Gemm) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    unsafe fn compiled(g: &Gemm) {
+        // SAFETY: forwarded.
+        unsafe { gemm::run::<Avx512, Pairs, 6, 4, 16>(g) }
+    }
+    // SAFETY: forwarded.
+    unsafe { compiled(g) }
 }

@@ -2,7 +2,7 @@
 
 use super::Simd;
 
-/// `c = a b`, or `c = diag(scale) c + a b`.
+/// `c = a b`, added to what [`Into`] says.
 pub struct Gemm {
     /// Rows of `a` and `c`.
     pub rows: usize,
@@ -24,13 +24,44 @@ pub struct Gemm {
     pub c: *mut f32,
     /// Row stride of `c`.
     pub c_stride: usize,
-    /// `[rows]`, or null to overwrite `c`.
-    pub scale: *const f32,
+    /// What becomes of `c`'s old values.
+    pub into: Into,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Into {
+    /// Nothing.
+    Zeros,
+    /// The old values.
+    Sums,
+    /// The old values, each row times one of `[rows]`.
+    Scaled(*const f32),
+}
+
+/// What a product of two operands is.
+pub(super) trait Multiply<S: Simd> {
+    /// `a * b + c`
+    unsafe fn mul_add(a: S::V, b: S::V, c: S::V) -> S::V;
+}
+
+impl<S: Simd> Multiply<S> for S {
+    #[inline(always)]
+    unsafe fn mul_add(a: S::V, b: S::V, c: S::V) -> S::V {
+        // SAFETY: forwarded.
+        unsafe { S::mul_add(a, b, c) }
+    }
 }
 
 /// Computes `MR` rows and `NR` vectors of columns in registers.
 #[inline(always)]
-unsafe fn block<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usize>(
+unsafe fn block<
+    S: Simd,
+    M: Multiply<S>,
+    const TRANSPOSED: bool,
+    const MR: usize,
+    const NR: usize,
+>(
     g: &Gemm,
     row: usize,
     col: usize,
@@ -53,7 +84,7 @@ unsafe fn block<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usiz
                 let at = if TRANSPOSED { m } else { m * g.a_stride };
                 let factor = S::splat(*a.add(at));
                 for (sum, &vector) in sums.iter_mut().zip(&vectors) {
-                    *sum = S::mul_add(factor, vector, *sum);
+                    *sum = M::mul_add(factor, vector, *sum);
                 }
             }
             a = a.add(step);
@@ -63,10 +94,13 @@ unsafe fn block<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usiz
             let c = g.c.add((row + m) * g.c_stride + col);
             for (n, &sum) in sums.iter().enumerate() {
                 let c = c.add(n * S::LANES);
-                let sum = if g.scale.is_null() {
-                    sum
-                } else {
-                    S::mul_add(S::load(c), S::splat(*g.scale.add(row + m)), sum)
+                let sum = match g.into {
+                    Into::Zeros => sum,
+                    Into::Sums => S::add(S::load(c), sum),
+                    Into::Scaled(factors) => {
+                        let factor = S::splat(*factors.add(row + m));
+                        S::add(S::mul(S::load(c), factor), sum)
+                    }
                 };
                 S::store(c, sum);
             }
@@ -76,7 +110,13 @@ unsafe fn block<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usiz
 
 /// All rows of `NR` vectors of columns, `MR` at a time.
 #[inline(always)]
-unsafe fn rows<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usize>(
+unsafe fn rows<
+    S: Simd,
+    M: Multiply<S>,
+    const TRANSPOSED: bool,
+    const MR: usize,
+    const NR: usize,
+>(
     g: &Gemm,
     col: usize,
 ) {
@@ -84,15 +124,15 @@ unsafe fn rows<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usize
     unsafe {
         let mut row = 0;
         while row + MR <= g.rows {
-            block::<S, TRANSPOSED, MR, NR>(g, row, col);
+            block::<S, M, TRANSPOSED, MR, NR>(g, row, col);
             row += MR;
         }
         while row + 4 <= g.rows {
-            block::<S, TRANSPOSED, 4, NR>(g, row, col);
+            block::<S, M, TRANSPOSED, 4, NR>(g, row, col);
             row += 4;
         }
         while row < g.rows {
-            block::<S, TRANSPOSED, 1, NR>(g, row, col);
+            block::<S, M, TRANSPOSED, 1, NR>(g, row, col);
             row += 1;
         }
     }
@@ -102,6 +142,7 @@ unsafe fn rows<S: Simd, const TRANSPOSED: bool, const MR: usize, const NR: usize
 #[inline(always)]
 unsafe fn cols<
     S: Simd,
+    M: Multiply<S>,
     const TRANSPOSED: bool,
     const MR: usize,
     const NR: usize,
@@ -113,11 +154,11 @@ unsafe fn cols<
     unsafe {
         let mut vector = 0;
         while vector + NR <= g.vectors {
-            rows::<S, TRANSPOSED, MR, NR>(g, vector * S::LANES);
+            rows::<S, M, TRANSPOSED, MR, NR>(g, vector * S::LANES);
             vector += NR;
         }
         while vector < g.vectors {
-            rows::<S, TRANSPOSED, SINGLE, 1>(g, vector * S::LANES);
+            rows::<S, M, TRANSPOSED, SINGLE, 1>(g, vector * S::LANES);
             vector += 1;
         }
     }
@@ -128,13 +169,21 @@ unsafe fn cols<
 /// # Safety
 /// The matrices are readable and `c` is writable and apart from them; the machine has `S`.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, const MR: usize, const NR: usize, const SINGLE: usize>(g: &Gemm) {
+pub(super) unsafe fn run<
+    S: Simd,
+    M: Multiply<S>,
+    const MR: usize,
+    const NR: usize,
+    const SINGLE: usize,
+>(
+    g: &Gemm,
+) {
     // SAFETY: forwarded.
     unsafe {
         if g.transposed {
-            cols::<S, true, MR, NR, SINGLE>(g);
+            cols::<S, M, true, MR, NR, SINGLE>(g);
         } else {
-            cols::<S, false, MR, NR, SINGLE>(g);
+            cols::<S, M, false, MR, NR, SINGLE>(g);
         }
     }
 }

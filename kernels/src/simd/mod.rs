@@ -1,6 +1,8 @@
 //! Vectors of f32 and the few operations that the kernels need.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -11,8 +13,8 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::Avx512;
-pub(crate) use gemm::Gemm;
+pub(crate) use avx512::{Avx512, dot_bf16};
+pub(crate) use gemm::{Gemm, Into};
 pub(crate) use math::{exp2, exp2_one, gate_blend};
 pub(crate) use portable::Portable;
 

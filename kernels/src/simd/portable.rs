@@ -128,7 +128,7 @@ impl Simd for Portable {
         #[inline(never)]
         unsafe fn compiled(g: &Gemm) {
             // SAFETY: forwarded.
-            unsafe { gemm::run::<Portable, 4, 2, 8>(g) }
+            unsafe { gemm::run::<Portable, Portable, 4, 2, 8>(g) }
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }

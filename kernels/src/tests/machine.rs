@@ -73,8 +73,11 @@ impl Machine {
         head_dim: usize,
         seq_len: usize,
     ) -> bool {
-        let Self::Gpu { attention, .. } = self else {
-            return false;
+        let attention = match self {
+            Self::Gpu { attention, .. } => attention,
+            #[cfg(target_arch = "x86_64")]
+            Self::Cpu(Isa::Amx | Isa::Avx512Bf16) => return element == ElementType::BF16,
+            Self::Cpu(_) => return false,
         };
         let shape = AttentionShape {
             element,

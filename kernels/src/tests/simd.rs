@@ -5,7 +5,7 @@ use super::isas;
 use crate::Isa;
 use crate::element::Element;
 use crate::isa::kernel;
-use crate::simd::{Gemm, Simd, exp2};
+use crate::simd::{Gemm, Into, Simd, exp2};
 use half::{bf16, f16};
 
 /// More lanes than any instruction set has, for whole vectors of every length.
@@ -198,10 +198,10 @@ fn product(isa: Isa, [rows, cols, depth]: [usize; 3], scaled: bool, transposed: 
             b_stride: cols + 3,
             c: c.as_mut_ptr(),
             c_stride: cols + 2,
-            scale: if scaled {
-                scale.as_ptr()
+            into: if scaled {
+                Into::Scaled(scale.as_ptr())
             } else {
-                std::ptr::null()
+                Into::Zeros
             },
         };
         multiply::<f32>(isa, &gemm);
@@ -234,7 +234,7 @@ fn product(isa: Isa, [rows, cols, depth]: [usize; 3], scaled: bool, transposed: 
 fn lanes(isa: Isa) -> usize {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => crate::simd::Avx512::LANES,
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => crate::simd::Avx512::LANES,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::simd::Avx2::LANES,
         Isa::Portable => crate::simd::Portable::LANES,

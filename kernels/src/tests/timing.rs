@@ -7,7 +7,7 @@
 use super::{Real, Threads, isas, random, rng};
 use crate::attention::{AttentionParams, dilated_attention_on};
 use crate::isa::kernel;
-use crate::simd::{Gemm, Simd};
+use crate::simd::{Gemm, Into, Simd};
 use crate::{Element, Isa, ParallelFor, ScanParams, Serial, recurrence_scan_on};
 use half::bf16;
 use ratplus_graphs::cache::CacheLayout;
@@ -98,7 +98,9 @@ fn peak(isa: Isa) {
     let (a, b, mut c) = ([1f32; 64 * 128], [1f32; 64 * 128], [0f32; 64 * 128]);
     let (lanes, panel) = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => (crate::simd::Avx512::LANES, crate::simd::Avx512::PANEL),
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => {
+            (crate::simd::Avx512::LANES, crate::simd::Avx512::PANEL)
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => (crate::simd::Avx2::LANES, crate::simd::Avx2::PANEL),
         Isa::Portable => (crate::simd::Portable::LANES, crate::simd::Portable::PANEL),
@@ -114,7 +116,7 @@ fn peak(isa: Isa) {
         b_stride: panel,
         c: c.as_mut_ptr(),
         c_stride: panel,
-        scale: std::ptr::null(),
+        into: Into::Zeros,
     };
     let sums = Gemm {
         rows: panel,
@@ -124,7 +126,7 @@ fn peak(isa: Isa) {
         transposed: true,
         b_stride: 128,
         c_stride: 128,
-        scale: b.as_ptr(),
+        into: Into::Scaled(b.as_ptr()),
         ..scores
     };
     for (name, gemm) in [("scores", scores), ("sums", sums)] {
