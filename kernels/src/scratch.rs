@@ -1,6 +1,6 @@
 //! Per-thread memory that grows and is never given back while the thread lives.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// One cache line.
 #[derive(Clone, Copy)]
@@ -8,7 +8,8 @@ use std::cell::Cell;
 struct Line([f32; 16]);
 
 thread_local! {
-    static LINES: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// Memory that nobody uses; what nested calls give back comes before what their callers do.
+    static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `work` with 64-byte aligned memory for `floats` f32, holding anything.
@@ -16,13 +17,13 @@ thread_local! {
 /// The memory is taken from the thread for the time of the call, so that a nested call (a pool
 /// may run other work on a waiting thread) gets memory of its own.
 pub(crate) fn with_scratch(floats: usize, work: impl FnOnce(*mut f32)) {
-    let mut lines = LINES.take();
+    let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
     let needed = floats.div_ceil(16);
     if lines.len() < needed {
         lines.resize(needed, Line([0.0; 16]));
     }
     work(lines.as_mut_ptr().cast());
-    LINES.set(lines);
+    FREE.with_borrow_mut(|free| free.push(lines));
 }
 
 /// Hands out consecutive parts of a scratch, each 64-byte aligned.

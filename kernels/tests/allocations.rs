@@ -2,7 +2,9 @@
 
 use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::pattern::Pattern;
-use ratplus_kernels::{AttentionParams, ScanParams, Serial, dilated_attention, recurrence_scan};
+use ratplus_kernels::{
+    AttentionParams, ParallelFor, ScanParams, Serial, dilated_attention, recurrence_scan,
+};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -30,9 +32,28 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// One thread that says it is many, so that heads are shared in parts.
+struct Many;
+
+impl ParallelFor for Many {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        Serial.run(tasks, task);
+    }
+
+    fn threads(&self) -> usize {
+        64
+    }
+}
+
 #[test]
 fn a_decode_step_allocates_nothing() {
-    let (batch, dim, max) = (2, 128, 64);
+    steps(&Serial);
+    steps(&Many);
+}
+
+fn steps(pool: &dyn ParallelFor) {
+    // Long enough for steps in several parts.
+    let (batch, dim, max) = (2, 128, 1200);
     let patterns = [Pattern::DENSE, Pattern::new(4, 3, 2).unwrap()];
     let layout = CacheLayout::new(&patterns, max);
     let channels = patterns.len() * dim;
@@ -83,14 +104,17 @@ fn a_decode_step_allocates_nothing() {
         };
         // SAFETY: every buffer has its tensor's size.
         unsafe {
-            recurrence_scan(&scan, &Serial).unwrap();
-            dilated_attention(&attention, &Serial).unwrap();
+            recurrence_scan(&scan, pool).unwrap();
+            dilated_attention(&attention, pool).unwrap();
         }
     };
     let before = CALLS.get();
+    drop(std::hint::black_box(vec![0u8; 1]));
+    assert!(CALLS.get() > before, "the allocator does not count");
     step(0);
+    // The first step that is shared in parts.
+    step(max as i64 - 1);
     let first = CALLS.get();
-    assert!(first > before, "the allocator does not count");
     for position in 1..max as i64 {
         step(position);
     }

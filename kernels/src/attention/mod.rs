@@ -142,12 +142,8 @@ pub unsafe fn dilated_attention_on<T: Element, C: Element>(
         seq,
     };
     if params.seq_len == 1 {
-        // A task reads and writes the rows of its own head only: attention, then the update.
-        pool.run(params.batch * layout.heads().len(), &|task| {
-            let head = call.head(task);
-            // SAFETY: heads are disjoint; the pointers are as the caller vouches.
-            unsafe { single::decode(&call, &head) }
-        });
+        // SAFETY: forwarded.
+        unsafe { decode(&call, pool) };
         return Ok(());
     }
     let bytes =
@@ -226,6 +222,63 @@ impl<T: Element, C: Element> Call<'_, T, C> {
                 self.params.present_value.add(at),
             ]
         }
+    }
+}
+
+/// Chunks of one token. The same parts are computed and merged however many threads share them.
+///
+/// # Safety
+/// As [`dilated_attention_on`].
+unsafe fn decode<T: Element, C: Element>(call: &Call<T, C>, pool: &dyn ParallelFor) {
+    let heads = call.params.batch * call.params.layout.heads().len();
+    let parts = |task| {
+        let head = call.head(task);
+        single::parts(&head, head.past) * usize::from(head.tokens > 0)
+    };
+    let most = (0..heads).map(parts).max().unwrap_or(0);
+    if most <= 1 || pool.threads() <= heads {
+        pool.run(heads, &|task| {
+            // SAFETY: heads are disjoint; the pointers are as the caller vouches.
+            unsafe { single::decode(call, &call.head(task)) }
+        });
+        return;
+    }
+    // Room for the longest sequence, so that no later step allocates.
+    let longest = call.params.layout.max_seq_len() - 1;
+    let room = (0..heads).map(|task| single::parts(&call.head(task), longest));
+    let head_floats = room.max().unwrap_or(0) * single::partial_floats(call.params.head_dim);
+    with_scratch(heads * head_floats, |partials| {
+        let partials = Shared(partials);
+        pool.run(heads * most, &|task| {
+            let (head, part) = (task / most, task % most);
+            if part < parts(head) {
+                // SAFETY: the head has the part, which no other task has; partials are disjoint.
+                unsafe {
+                    let partials = partials.get().add(head * head_floats);
+                    single::decode_part(call, &call.head(head), part, partials);
+                }
+            }
+        });
+        pool.run(heads, &|task| {
+            // SAFETY: heads are disjoint, and their parts have been computed.
+            unsafe {
+                let partials = partials.get().add(task * head_floats);
+                single::finish_decode(call, &call.head(task), partials);
+            }
+        });
+    });
+}
+
+/// An address that tasks share.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+
+// SAFETY: a plain address; who dereferences it answers for the threads.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn get(&self) -> *mut T {
+        self.0
     }
 }
 

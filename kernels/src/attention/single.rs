@@ -12,21 +12,51 @@ use crate::simd::{MAX_LANES, Simd, exp2, exp2_one};
 /// Keys between two rescalings of the sums.
 const BLOCK: usize = 32;
 
+/// Keys of a part: what a query sees is summed in parts of as many, whoever computes them.
+const PART: usize = 512;
+
+/// Parts of what `head`'s query at `position` sees.
+pub(super) fn parts(head: &Head, position: usize) -> usize {
+    head.cache.pattern.visible_count(position).div_ceil(PART)
+}
+
+/// f32 that [`decode_part`] leaves for each part.
+pub(super) fn partial_floats(dim: usize) -> usize {
+    dim.next_multiple_of(MAX_LANES) + MAX_LANES
+}
+
 /// Runs the only token of a chunk and updates the cache.
 ///
 /// # Safety
 /// As `dilated_attention`; the chunk has one token and no other task has this head.
 pub(super) unsafe fn decode<T: Element, C: Element>(call: &Call<T, C>, head: &Head) {
-    let params = call.params;
     // SAFETY: forwarded.
     unsafe {
-        update::copy_past(call, head);
         if head.tokens == 0 {
-            let out = params.output.add(call.token(head, 0));
-            std::ptr::write_bytes(out, 0, params.head_dim);
+            finish_decode(call, head, std::ptr::null());
             return;
         }
+        let most = parts(head, call.params.layout.max_seq_len() - 1);
+        with_scratch(most * partial_floats(call.params.head_dim), |partials| {
+            for part in 0..parts(head, head.past) {
+                decode_part(call, head, part, partials);
+            }
+            finish_decode(call, head, partials);
+        });
     }
+}
+
+/// Computes one part of the only token of a chunk, to its place in the head's `partials`.
+///
+/// # Safety
+/// As `dilated_attention`; the head is not idle and has the part.
+pub(super) unsafe fn decode_part<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    part: usize,
+    partials: *mut f32,
+) {
+    let params = call.params;
     let at = call.rows(head);
     let past = [params.past_key, params.past_value].map(|rows| rows.wrapping_add(at));
     let sources = Sources {
@@ -37,14 +67,45 @@ pub(super) unsafe fn decode<T: Element, C: Element>(call: &Call<T, C>, head: &He
         chunk: [std::ptr::null(); 2],
         value_stride: params.head_dim,
     };
+    let query = Query {
+        t: 0,
+        stored: head.past,
+        part,
+    };
     with_own_token(call, head, 0, &sources, |sources, scratch| {
-        let [key, value] = sources.chunk;
         // SAFETY: forwarded.
-        unsafe {
-            attend::<T, C>(call.isa, call, head, 0, head.past, sources, scratch);
-            update::write_token(call, head, 0, key, value);
-        }
+        unsafe { attend::<T, C>(call.isa, call, head, &query, sources, partials, scratch) }
     });
+}
+
+/// Makes the output of the only token of a chunk from its parts, and updates the cache.
+///
+/// # Safety
+/// As `dilated_attention`; no other task has this head, whose parts have been computed unless it is
+/// idle.
+pub(super) unsafe fn finish_decode<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    partials: *const f32,
+) {
+    let params = call.params;
+    // SAFETY: forwarded.
+    unsafe {
+        update::copy_past(call, head);
+        let out = params.output.add(call.token(head, 0));
+        if head.tokens == 0 {
+            std::ptr::write_bytes(out, 0, params.head_dim);
+            return;
+        }
+        merge::<T>(
+            call.isa,
+            partials.cast_mut(),
+            parts(head, head.past),
+            params.head_dim,
+            out,
+        );
+        update::write_token(call, head);
+    }
 }
 
 /// Computes the output of the chunk's token `t`.
@@ -58,18 +119,40 @@ pub(super) unsafe fn query<T: Element, C: Element>(
     t: usize,
     sources: &Sources<C>,
 ) {
-    let stored = head.past + head.tokens;
-    let run = |sources: &Sources<C>, scratch| {
-        // SAFETY: forwarded.
-        unsafe { attend::<T, C>(call.isa, call, head, t, stored, sources, scratch) }
-    };
-    if self_apart(&head.cache) {
-        with_own_token(call, head, t, sources, run);
-    } else {
-        with_scratch(query_floats(call.params.head_dim), |scratch| {
-            run(sources, scratch)
-        });
-    }
+    let dim = call.params.head_dim;
+    let parts = parts(head, head.past + t);
+    with_scratch(parts * partial_floats(dim), |partials| {
+        for part in 0..parts {
+            let query = Query {
+                t,
+                stored: head.past + head.tokens,
+                part,
+            };
+            let run = |sources: &Sources<C>, scratch| {
+                // SAFETY: forwarded.
+                unsafe { attend::<T, C>(call.isa, call, head, &query, sources, partials, scratch) }
+            };
+            if self_apart(&head.cache) {
+                with_own_token(call, head, t, sources, run);
+            } else {
+                with_scratch(query_floats(dim), |scratch| run(sources, scratch));
+            }
+        }
+        // SAFETY: forwarded; the parts have been computed.
+        unsafe {
+            let out = call.params.output.add(call.token(head, t));
+            merge::<T>(call.isa, partials, parts, dim, out);
+        }
+    });
+}
+
+/// One part of what a token sees.
+struct Query {
+    /// The chunk's token.
+    t: usize,
+    /// Tokens for which the rows that last are written.
+    stored: usize,
+    part: usize,
 }
 
 /// Calls `work` with sources whose chunk is the token `t` alone, and [`query_floats`].
@@ -88,7 +171,7 @@ fn with_own_token<T: Element, C: Element>(
         unsafe {
             let key: *mut C = carver.take(row).cast();
             let value: *mut C = carver.take(row).cast();
-            own_token(call.isa, call, head, t, key, value);
+            update::token(call, head, t, key, value);
             let own = Sources {
                 past: head.past + t,
                 chunk: [key, value],
@@ -102,36 +185,17 @@ fn with_own_token<T: Element, C: Element>(
 
 /// Scratch of [`attend`].
 fn query_floats(dim: usize) -> usize {
-    2 * dim.next_multiple_of(MAX_LANES) + BLOCK
+    dim.next_multiple_of(MAX_LANES) + BLOCK
 }
 
 kernel! {
-    /// The token `t` as the cache keeps it.
-    fn own_token<T, C>(call: &Call<T, C>, head: &Head, t: usize, key: *mut C, value: *mut C)
-        = own_token_body
-}
-
-#[inline(always)]
-unsafe fn own_token_body<S: Simd, T: Element, C: Element>(
-    call: &Call<T, C>,
-    head: &Head,
-    t: usize,
-    key: *mut C,
-    value: *mut C,
-) {
-    // SAFETY: forwarded.
-    unsafe { update::token_rows::<S, T, C>(call, head, t, key, value) }
-}
-
-kernel! {
-    /// Attention of the chunk's token `t`, when the rows that last are written for `stored` tokens;
-    /// `scratch` has [`query_floats`].
+    /// One part of a token's attention, to its place in `partials`; `scratch` has [`query_floats`].
     fn attend<T, C>(
         call: &Call<T, C>,
         head: &Head,
-        t: usize,
-        stored: usize,
+        query: &Query,
         sources: &Sources<C>,
+        partials: *mut f32,
         scratch: *mut f32,
     ) = attend_body
 }
@@ -140,44 +204,83 @@ kernel! {
 unsafe fn attend_body<S: Simd, T: Element, C: Element>(
     call: &Call<T, C>,
     head: &Head,
-    t: usize,
-    stored: usize,
+    query: &Query,
     sources: &Sources<C>,
+    partials: *mut f32,
     scratch: *mut f32,
 ) {
     let params = call.params;
     let dim = params.head_dim;
     let half = dim / 2;
-    let position = head.past + t;
+    let position = head.past + query.t;
     // SAFETY: the scratch has room for the parts; rows come from the runs that this query sees.
     unsafe {
         let padded = dim.next_multiple_of(MAX_LANES);
-        let query = scratch;
-        let sums = scratch.add(padded);
-        let weights = scratch.add(2 * padded);
-        std::ptr::write_bytes(query, 0, 2 * padded);
+        let rotated = scratch;
+        let weights = scratch.add(padded);
+        let sums = partials.add(query.part * partial_floats(dim));
+        std::ptr::write_bytes(rotated, 0, padded);
+        std::ptr::write_bytes(sums, 0, padded);
         rotate::<S, T, f32>(
-            params.query.add(call.token(head, t)),
+            params.query.add(call.token(head, query.t)),
             params.cos.add(position * half),
             params.sin.add(position * half),
             half,
             params.scale * LOG2_E,
-            query,
+            rotated,
         );
         let (mut max, mut total) = (f32::MIN, 0.0);
         let own = position..position + 1;
-        for run in &visible_runs(&head.cache, head.past, stored, own, false) {
+        // Keys before the part, then keys left in it.
+        let (mut skip, mut left) = (query.part * PART, PART);
+        for run in &visible_runs(&head.cache, head.past, query.stored, own, false) {
             let rows = Rows::new(sources, run);
-            let mut done = 0;
-            while done < rows.count {
-                let part = rows.part(done, BLOCK.min(rows.count - done));
+            let mut done = skip.min(run.count);
+            skip -= done;
+            while done < run.count && left > 0 {
+                let part = rows.part(done, BLOCK.min(run.count - done).min(left));
                 done += part.count;
-                scores::<S, C>(&part, dim, query, weights);
+                left -= part.count;
+                scores::<S, C>(&part, dim, rotated, weights);
                 let rescale = softmax::<S>(weights, part.count, &mut max, &mut total);
                 accumulate::<S, C>(&part, dim, weights, rescale, sums);
             }
         }
-        finish::<S, T>(sums, dim, total, params.output.add(call.token(head, t)));
+        *sums.add(padded) = max;
+        *sums.add(padded + 1) = total;
+    }
+}
+
+kernel! {
+    /// Makes the output `out` of `parts` parts, in order.
+    fn merge<T>(partials: *mut f32, parts: usize, dim: usize, out: *mut T) = merge_body
+}
+
+#[inline(always)]
+unsafe fn merge_body<S: Simd, T: Element>(
+    partials: *mut f32,
+    parts: usize,
+    dim: usize,
+    out: *mut T,
+) {
+    let padded = dim.next_multiple_of(MAX_LANES);
+    // SAFETY: each part has `partial_floats`.
+    unsafe {
+        let (mut max, mut total) = (*partials.add(padded), *partials.add(padded + 1));
+        for part in 1..parts {
+            let other = partials.add(part * partial_floats(dim));
+            let (other_max, other_total) = (*other.add(padded), *other.add(padded + 1));
+            let most = max.max(other_max);
+            let factors = [max, other_max].map(|max| exp2_one::<S>(max - most));
+            max = most;
+            total = total * factors[0] + other_total * factors[1];
+            for d in (0..padded).step_by(S::LANES) {
+                let own = S::mul(S::load(partials.add(d)), S::splat(factors[0]));
+                let sum = S::mul_add(S::load(other.add(d)), S::splat(factors[1]), own);
+                S::store(partials.add(d), sum);
+            }
+        }
+        finish::<S, T>(partials, dim, total, out);
     }
 }
 

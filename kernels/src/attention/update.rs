@@ -190,22 +190,44 @@ pub(super) unsafe fn convert<S: Simd, T: Element, C: Element>(
     }
 }
 
-/// Writes one token, whose rotated key and value are at `key` and `value`, to every row that keeps
-/// it.
+/// Writes the only token of a chunk to every row that keeps it.
 ///
 /// # Safety
 /// As [`copy_past`]; the token is valid.
-pub(super) unsafe fn write_token<T: Element, C: Element>(
+pub(super) unsafe fn write_token<T: Element, C: Element>(call: &Call<T, C>, head: &Head) {
+    let mut written: Option<[*mut C; 2]> = None;
+    for row in head.cache.rows_of_position(head.past) {
+        // SAFETY: the rows are the head's.
+        unsafe {
+            let [key, value] = call.present(head, row);
+            match written {
+                Some([from_key, from_value]) => write_row(call, head, row, from_key, from_value),
+                None => token(call, head, 0, key, value),
+            }
+            written = Some([key, value]);
+        }
+    }
+}
+
+/// [`token_rows`] on the call's instruction set.
+///
+/// # Safety
+/// As [`token_rows`].
+pub(super) unsafe fn token<T: Element, C: Element>(
     call: &Call<T, C>,
     head: &Head,
     t: usize,
-    key: *const C,
-    value: *const C,
+    key: *mut C,
+    value: *mut C,
 ) {
-    for row in head.cache.rows_of_position(head.past + t) {
-        // SAFETY: the row is the head's.
-        unsafe { write_row(call, head, row, key, value) }
-    }
+    // SAFETY: forwarded.
+    unsafe { one_token::<T, C>(call.isa, call, head, t, key, value) }
+}
+
+kernel! {
+    /// [`token_rows`].
+    fn one_token<T, C>(call: &Call<T, C>, head: &Head, t: usize, key: *mut C, value: *mut C)
+        = token_rows
 }
 
 /// # Safety

@@ -468,6 +468,15 @@ fn chunks_longer_than_the_window_write_each_ring_row_once() {
 }
 
 #[test]
+fn long_sequences_decode_in_parts() {
+    // More keys than two parts, one head, and threads to spare.
+    let setup = Setup::new(vec![Pattern::DENSE], 1300, 1, 8);
+    all_types(&setup, 8, 1290, Chunks::Then(1260, 1));
+    let setup = Setup::new(vec![pattern(-1, 1100, 3), pattern(2, 5, 0)], 1300, 1, 34);
+    all_types(&setup, 9, 1290, Chunks::Then(1270, 3));
+}
+
+#[test]
 fn impossible_lengths_are_refused_before_anything_is_written() {
     let setup = Setup::new(vec![Pattern::DENSE], 4, 1, 2);
     let x = [1f32; 4];
