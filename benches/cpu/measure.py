@@ -29,9 +29,9 @@ def words(error):
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
-def timed(run, deadline):
+def timed(run, deadline, together):
     """Seconds of each run after a first one: 1 where it takes more than 5 s, else 3 where more than 2 s, else 5 or
-    more within half a second."""
+    more until they take `together` seconds."""
     run()
     seconds = []
     while True:
@@ -39,7 +39,7 @@ def timed(run, deadline):
         run()
         seconds.append(time.perf_counter() - start)
         wanted = 1 if seconds[0] > 5 else 3 if seconds[0] > 2 else 5
-        enough = len(seconds) >= wanted and (sum(seconds) > 0.5 or len(seconds) >= 200 or wanted < 5)
+        enough = len(seconds) >= wanted and (sum(seconds) > together or len(seconds) >= 200 or wanted < 5)
         if enough or time.monotonic() > deadline:
             return seconds
 
@@ -51,9 +51,9 @@ class Measurement:
         self.contenders, self.torch, self.path = contenders, torch, options.json
         self.suite, self.threads = options.suite, options.threads
         self.seconds = options.seconds
-        self.begin = time.monotonic()
-        self.deadline = self.begin + options.seconds - RESERVE
+        self.deadline = time.monotonic() + options.seconds - RESERVE
         self.wrong, self.failed, self.rates = set(), {}, {}
+        self.inputs = None
         self.document = {
             "command": command, "suite": options.suite, "threads": options.threads, "seconds": options.seconds,
             "date": time.strftime("%Y-%m-%d"), "machine": machine.describe(), "left_out": options.left_out,
@@ -72,14 +72,13 @@ class Measurement:
         self.limits("start")
         done = set()
         for shape, names in suite(self.suite):
-            inputs = None
+            self.inputs = None
             for contender in self.contenders:
                 chosen = names is None or contender.name in names
                 if not chosen or contender.refuses(shape) or (shape, contender.name) in done:
                     continue
                 done.add((shape, contender.name))
-                inputs = inputs or Inputs(shape)
-                self.row(contender, shape, inputs)
+                self.row(contender, shape)
         self.limits("end")
         self.document["load"]["end"] = machine.load()
         self.save()
@@ -89,9 +88,11 @@ class Measurement:
 
     def check(self):
         """Compares everyone with the literal model."""
-        for shape in checks():
+        for shape, everyone in checks():
             wanted, inputs = {}, {}
             for contender in self.contenders:
+                if contender.group == "torch" and contender.slow_to_compile and not everyone:
+                    continue
                 for dtype in ("f32", "bf16"):
                     case = type(shape)(**(vars(shape) | {"dtype": dtype}))
                     if contender.refuses(case):
@@ -139,6 +140,7 @@ class Measurement:
         if (contender.name, shape.part) in self.failed:
             return f"failed in the check: {self.failed[contender.name, shape.part]}"
         needed, free = contender.bytes_needed(shape), machine.available_bytes()
+        needed += 0 if self.inputs else Inputs.bytes_needed(shape)
         if needed > MEMORY * free:
             return f"does not fit: about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB free"
         left = self.deadline - time.monotonic()
@@ -152,14 +154,15 @@ class Measurement:
             return f"not run: about {estimate:.0f} s, {left:.0f} s left of --seconds {self.seconds:g}"
         return None
 
-    def row(self, contender, shape, inputs):
+    def row(self, contender, shape):
         """Times one contender on one shape, or records why not."""
         row = {"contender": contender.name, "group": contender.group, **shape.row()}
         row |= {"flops": shape.flops(), "bytes": shape.least_bytes()}
         reason = self.reason_against(contender, shape)
         if reason is None:
             try:
-                row |= self.measured(contender, shape, inputs)
+                self.inputs = self.inputs or Inputs(shape)
+                row |= self.measured(contender, shape, self.inputs)
             except Exception as error:  # noqa: BLE001 - a failure is a result
                 reason = words(error)
         if reason is not None:
@@ -173,7 +176,7 @@ class Measurement:
         prepared = contender.prepare(shape, inputs)
         # Threads of the contender before may still spin.
         time.sleep(0.05)
-        seconds = timed(prepared.run, self.deadline)
+        seconds = timed(prepared.run, self.deadline, 0.02 if self.suite == "tiny" else 0.5)
         found = {"detail": prepared.detail} if prepared.detail else {}
         if shape.part != "decode":
             error = self.sample_error(shape, inputs, prepared.result())

@@ -74,13 +74,13 @@ class Operators:
         return None
 
     def bytes_needed(self, shape):
-        """Memory at once, about."""
+        """Memory at once besides the inputs, about."""
         tokens = shape.seq_len * shape.width * shape.element_bytes
         if shape.part == "decode":
             dense = 2 * tokens
             return dense if self.library else 6 * dense
         if self.library or shape.part == "scan":
-            return (10 if self.library else 40) * tokens
+            return (7 if self.library else 40) * tokens
         cached = shape.attention_node(1).rows() // shape.heads
         return 4 * 4 * shape.heads * shape.seq_len * (shape.seq_len + cached)
 

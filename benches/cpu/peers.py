@@ -57,6 +57,8 @@ def main(arguments):
     # Read when the libraries behind numpy and torch are loaded.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(options.threads)
+    # No pool of compiling processes beside what is timed.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     import ort_contenders
     from measure import Measurement
     from models import Bodies

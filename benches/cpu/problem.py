@@ -6,7 +6,6 @@ import numpy as np
 
 from plugin_models import Attention, Scan, attention_reference, numpy_type, rotate, scan_reference
 
-PARTS = ("scan", "attention", "chain", "decode")
 BLOCK = 1 << 20
 ALIGNMENT = 64
 
@@ -118,8 +117,21 @@ class Inputs:
         tokens = shape.seq_len if shape.part != "decode" or history else 1
         make = lambda: filled(rng, (tokens, shape.width), numpy_type(shape.dtype))  # noqa: E731
         self.shape, self.history, self.rng = shape, history, rng
-        self.query, self.key, self.value, self.gate = make(), make(), make(), make()
+        self.query = make() if shape.part != "scan" else None
+        self.key, self.value = make(), make()
+        self.gate = make() if shape.part != "attention" else None
         self._rotated = None
+
+    @staticmethod
+    def bytes_needed(shape):
+        """Memory that they take."""
+        tokens = 1 if shape.part == "decode" else shape.seq_len
+        return (3 if shape.part in ("scan", "attention") else 4) * tokens * shape.width * shape.element_bytes
+
+    def exact(self, span=slice(None)):
+        """Query, key, value and gate in f64, some columns of them; None for what the problem lacks."""
+        tensors = (self.query, self.key, self.value, self.gate)
+        return [x if x is None else x[:, span].astype(np.float64) for x in tensors]
 
     def rotated(self):
         """Query and key `[T, H*dh]` f32 after rotary embedding, for those that do not rotate."""
@@ -134,7 +146,7 @@ class Inputs:
 
 def exact(shape, inputs):
     """The literal model's results in f64: `[T, H*dh]` each; of the last token for `decode`."""
-    query, key, value, gate = (x.astype(np.float64) for x in (inputs.query, inputs.key, inputs.value, inputs.gate))
+    query, key, value, gate = inputs.exact()
     if shape.part != "attention":
         key, value = scan_reference(key, value, gate)
     if shape.part == "scan":
@@ -149,9 +161,7 @@ def sampled(shape, inputs, positions):
     results = []
     for head in sorted({0, shape.heads - 1}):
         span = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
-        query, key, value, gate = (
-            x[:, span].astype(np.float64) for x in (inputs.query, inputs.key, inputs.value, inputs.gate)
-        )
+        query, key, value, gate = inputs.exact(span)
         if shape.part != "attention":
             key, value = scan_reference(key, value, gate)
         if shape.part == "scan":

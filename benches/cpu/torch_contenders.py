@@ -262,6 +262,7 @@ class Scan:
     """One way to compute the recurrence."""
 
     group = "torch"
+    slow_to_compile = False
 
     def __init__(self, name):
         self.name, self.compiled = name, name.startswith("compiled")
@@ -291,6 +292,7 @@ class Attention:
     def __init__(self, name, best_scan):
         self.name, self.best_scan = name, best_scan
         self.way, self.compiled = ATTENTIONS[name]
+        self.slow_to_compile = isinstance(self.way, Flex)
 
     def refuses(self, shape):
         if shape.part not in ("attention", "chain") or shape.pattern is None or shape.pattern.dilation < 1:
@@ -342,6 +344,7 @@ class Decode:
     group = "torch"
     name = "SDPA on the visible rows"
     compiled = False
+    slow_to_compile = False
 
     def refuses(self, shape):
         if shape.part != "decode" or shape.pattern is None:
