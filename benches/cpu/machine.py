@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+# CPUs that other processes take while a row is timed, from which on it counts as disturbed.
+DISTURBED = 0.1
 PACKAGES = ("torch", "numpy", "onnx", "onnxruntime")
 
 
@@ -59,6 +61,16 @@ def describe():
         "memory": int((field(read("/proc/meminfo"), "MemTotal").split() or [0])[0]) * 1024,
         "versions": versions,
     }
+
+
+def busy_seconds():
+    """CPU seconds that all processes have used, and those of this one; None where the system does not say."""
+    fields = field(read("/proc/stat").replace("cpu  ", "cpu : ", 1), "cpu").split()
+    if len(fields) < 8:
+        return None
+    user, nice, system, _, _, interrupt, soft, stolen = map(int, fields[:8])
+    mine = os.times()
+    return (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system
 
 
 def load():

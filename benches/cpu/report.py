@@ -9,6 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 import svg  # noqa: E402
+from machine import DISTURBED  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
 DENSE = [1, 0, 0]
@@ -27,7 +28,8 @@ READING = """\
 Batch 1; every contender in one process with the same number of threads. Medians of the runs named, after a first one;
 1 run where it takes more than 5 s, 3 or more where more than 2 s. Before it was timed, each contender was compared
 with a literal model in f64 at small shapes, and each timed prompt was compared with it at 16 queries of two heads.
-What was not run says why.
+What was not run says why; a row says so where other processes took a tenth of a CPU or more while it was timed: a
+peer whose threads wait for each other at every step loses most by that.
 
 - `chain` is RecurrenceScan, rotary embedding and DilatedAttention of a prompt: ours is one ONNX Runtime session with
   the custom-op library, cache in place; `function body` is the same file without the library; PyTorch's chains are the
@@ -91,6 +93,8 @@ def compared(peer, ours):
         if row is None or "median_ms" not in row:
             return missing(row)
     detail = ", ".join(x for x in (peer["contender"], peer.get("detail")) if x)
+    if max(row.get("others_cpus", 0) for row in (peer, ours)) >= DISTURBED:
+        detail += "; disturbed by others"
     return f"**{peer['median_ms'] / ours['median_ms']:.2f}** ({peer['median_ms']:.4g} over {ours['median_ms']:.4g} ms; {detail})"
 
 
@@ -205,8 +209,10 @@ def part_section(data, part):
         limit = data.limit_of(row)
         share = f"{data.rate(row) / limit:.2f}" if limit else ""
         spread = f"{row['least_ms']:.4g}..{row['most_ms']:.4g}"
-        detail = row.get("detail", "")
-        body.append([*cells, f"{row['median_ms']:.4g}", f"{spread}, {row['runs']}", f"{data.rate(row) / 1e9:.4g}", share, ratio, detail])
+        notes = [row["detail"]] if "detail" in row else []
+        if row.get("others_cpus", 0) >= DISTURBED:
+            notes.append(f"others took {row['others_cpus']:.2g} CPUs")
+        body.append([*cells, f"{row['median_ms']:.4g}", f"{spread}, {row['runs']}", f"{data.rate(row) / 1e9:.4g}", share, ratio, "; ".join(notes)])
     head = ["heads", "T", "pattern", "dtype", "contender", "ms", "spread, runs", unit, "of limit", "over ours", "note"]
     return f"## {part.capitalize()}\n\n" + table(head, body) if body else ""
 
