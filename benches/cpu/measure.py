@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -100,7 +101,7 @@ class Measurement:
                 if contender.group == "torch" and contender.slow_to_compile and not everyone:
                     continue
                 for dtype in ("f32", "bf16"):
-                    case = type(shape)(**(vars(shape) | {"dtype": dtype}))
+                    case = replace(shape, dtype=dtype)
                     if contender.refuses(case):
                         continue
                     if dtype not in wanted:
@@ -152,7 +153,8 @@ class Measurement:
         left = self.deadline - time.monotonic()
         if left <= 0:
             return f"not run: --seconds {self.seconds:g} are over"
-        rate = self.rates.get((contender.name, shape.part), GUESS * self.document["limits"]["start"]["gemm_f32"]["rate"])
+        guess = GUESS * self.document["limits"]["start"]["gemm_f32"]["rate"]
+        rate = self.rates.get((contender.name, shape.part), guess)
         once = contender.cost(shape) / rate
         repeats = 2 if once > 5 else 4 if once > 2 else 6
         estimate = repeats * once + (COMPILE_SECONDS if contender.compiled else 0)
@@ -204,7 +206,7 @@ class Measurement:
         while True:
             attempts.append(timed(run, self.deadline, 0.02 if self.suite == "tiny" else 0.5))
             seconds, others = attempts[-1]
-            long = sum(seconds) > 10 or time.monotonic() > self.deadline
+            long = sum(seconds) > 3 or time.monotonic() > self.deadline
             if others is None or others < machine.DISTURBED or long or len(attempts) == 3:
                 return min(attempts, key=lambda attempt: attempt[1] or 0)
 
@@ -217,7 +219,8 @@ class Measurement:
 
     def best_scan(self, seq_len):
         """The recurrence in PyTorch that was fastest at this length, or at the nearest one measured."""
-        rows = [row for row in self.document["rows"] if row["part"] == "scan" and row["group"] == "torch" and "median_ms" in row]
+        rows = [row for row in self.document["rows"] if row["part"] == "scan" and row["group"] == "torch"]
+        rows = [row for row in rows if "median_ms" in row]
         if not rows:
             return "eager loop"
         nearest = min((row["seq_len"] for row in rows), key=lambda length: abs(length - seq_len))

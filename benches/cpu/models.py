@@ -65,11 +65,11 @@ def operator_model(shape, seq_len, functions):
     outputs |= attention.outputs(shape.dtype)
     gated = {"key": "gated_key", "value": "gated_value"}
     taken = [gated.get(name, name) for name in attention.inputs(shape.dtype)]
+    names = {node.op: (list(node.inputs(shape.dtype)), list(node.outputs(shape.dtype))) for node in (scan, attention)}
+    names[attention.op] = (taken, names[attention.op][1])
     nodes = [
-        helper.make_node(scan.op, list(scan.inputs(shape.dtype)), list(scan.outputs(shape.dtype)), domain=DOMAIN, **PLUGIN),
-        helper.make_node(
-            attention.op, taken, list(attention.outputs(shape.dtype)), domain=DOMAIN, **PLUGIN, **attention.attributes()
-        ),
+        helper.make_node(node.op, *names[node.op], domain=DOMAIN, **PLUGIN, **node.attributes())
+        for node in (scan, attention)
     ]
     return finish(nodes, inputs, outputs, functions, DOMAIN)
 

@@ -3,7 +3,7 @@ ONNX Runtime brings."""
 
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 import models
 from plugin_driver import bind
-from problem import Shape, aligned, filled, numpy_type
+from problem import aligned, filled, numpy_type
 
 GARBAGE = 1.0
 
@@ -53,7 +53,8 @@ def executed(session):
     path = Path(session.end_profiling())
     events = json.loads(path.read_text())
     path.unlink()
-    return {event["args"]["op_name"] for event in events if event.get("cat") == "Node" and "op_name" in event.get("args", {})}
+    nodes = [event["args"] for event in events if event.get("cat") == "Node"]
+    return {node["op_name"] for node in nodes if "op_name" in node}
 
 
 class Operators:
@@ -141,7 +142,7 @@ class Operators:
         """States and cache after all tokens but the last, as one chunk of the chain leaves them."""
         length = shape.seq_len - 1
         chunk = {name: getattr(inputs, name)[:-1] for name in ("query", "key", "value", "gate")}
-        session = self.session(Shape("chain", shape.heads, shape.head_dim, shape.seq_len, shape.patterns, shape.dtype), length)
+        session = self.session(replace(shape, part="chain"), length)
         feeds, outputs = self.arrays(shape, length, chunk, past=0)
         session.run_with_iobinding(bind(session, feeds, outputs))
         nodes = (shape.scan_node(length), shape.attention_node(length))

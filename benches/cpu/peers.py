@@ -46,7 +46,8 @@ def parse(arguments):
         parser.error(f"--threads: expected 1 or more, found {options.threads}")
     for flag, path in [("--library", options.library), ("--program", options.program)]:
         if not path.is_file():
-            parser.error(f"{flag}: {path}: no such file; `cargo build --release -p ratplus -p ratplus-onnxruntime` makes it")
+            build = "cargo build --release -p ratplus -p ratplus-onnxruntime"
+            parser.error(f"{flag}: {path}: no such file; `{build}` makes it")
     options.left_out = [name for name in GROUPS if name not in options.groups]
     return options
 

@@ -95,7 +95,8 @@ def compared(peer, ours):
     detail = ", ".join(x for x in (peer["contender"], peer.get("detail")) if x)
     if max(row.get("others_cpus", 0) for row in (peer, ours)) >= DISTURBED:
         detail += "; disturbed by others"
-    return f"**{peer['median_ms'] / ours['median_ms']:.2f}** ({peer['median_ms']:.4g} over {ours['median_ms']:.4g} ms; {detail})"
+    ratio = peer["median_ms"] / ours["median_ms"]
+    return f"**{ratio:.2f}** ({peer['median_ms']:.4g} over {ours['median_ms']:.4g} ms; {detail})"
 
 
 def of_limit(data, row):
@@ -105,7 +106,8 @@ def of_limit(data, row):
     limit = data.limit_of(row)
     if limit is None:
         return "its limit was not measured"
-    return f"**{data.rate(row) / limit:.2f}** ({data.rate(row) / 1e9:.4g} of {limit / 1e9:.4g} G/s, {row['median_ms']:.4g} ms)"
+    rate = data.rate(row)
+    return f"**{rate / limit:.2f}** ({rate / 1e9:.4g} of {limit / 1e9:.4g} G/s, {row['median_ms']:.4g} ms)"
 
 
 def goals(data):
@@ -124,16 +126,23 @@ def goals(data):
         ("dense causal SDPA, attention alone", ["SDPA, causal"], "attention", DENSE),
         ("ONNX Runtime's dense attention alone", ORT_DENSE, "attention", DENSE),
     ]:
-        rows.append([f"chain, T=4096 D=16 W=0: {what}, over ours", faster, compared(data.find(names, part, 4096, pattern), chain)])
+        peer = data.find(names, part, 4096, pattern)
+        rows.append([f"chain, T=4096 D=16 W=0: {what}, over ours", faster, compared(peer, chain)])
     chain = ours("chain", 16384, windowed)
-    for what, names in [("compiled Flex and recurrence", FLEX), ("the same, its mask made each time", FLEX_COUNTED), ("best composition of PyTorch", GATHERED)]:
-        rows.append([f"chain, T=16384 D=16 W=256: {what}, over ours", faster, compared(data.find(names, "chain", 16384, windowed), chain)])
+    for what, names in [
+        ("compiled Flex and recurrence", FLEX),
+        ("the same, its mask made each time", FLEX_COUNTED),
+        ("best composition of PyTorch", GATHERED),
+    ]:
+        peer = data.find(names, "chain", 16384, windowed)
+        rows.append([f"chain, T=16384 D=16 W=256: {what}, over ours", faster, compared(peer, chain)])
     for seq_len in (4096, 16384):
         for pattern in (DENSE, sparse, windowed, sparser):
             name = f"attention, T={seq_len} D={pattern[0]} W={pattern[1]}"
             single = ours("attention", seq_len, pattern)
             rows.append([f"{name}: useful FLOPs of the f32 product's rate", full, of_limit(data, single)])
-            rows.append([f"{name}: our f32 over our bf16", faster, compared(single, ours("attention", seq_len, pattern, dtype="bf16"))])
+            half = ours("attention", seq_len, pattern, dtype="bf16")
+            rows.append([f"{name}: our f32 over our bf16", faster, compared(single, half)])
     rows.append(["scan, T=65536: of copy bandwidth", full, of_limit(data, ours("scan", 65536, None))])
     steps = {}
     for pattern in (DENSE, sparse, sparser):
@@ -204,7 +213,8 @@ def part_section(data, part):
         if "median_ms" not in row:
             body.append([*cells, row["reason"], "", "", "", "", ""])
             continue
-        ours = data.find(["ours"], part, row["seq_len"], row["patterns"][0] if row["patterns"] else None, row["dtype"], row["heads"])
+        first = row["patterns"][0] if row["patterns"] else None
+        ours = data.find(["ours"], part, row["seq_len"], first, row["dtype"], row["heads"])
         ratio = f"{row['median_ms'] / ours['median_ms']:.2f}" if ours and "median_ms" in ours else ""
         limit = data.limit_of(row)
         share = f"{data.rate(row) / limit:.2f}" if limit else ""
@@ -212,7 +222,9 @@ def part_section(data, part):
         notes = [row["detail"]] if "detail" in row else []
         if row.get("others_cpus", 0) >= DISTURBED:
             notes.append(f"others took {row['others_cpus']:.2g} CPUs")
-        body.append([*cells, f"{row['median_ms']:.4g}", f"{spread}, {row['runs']}", f"{data.rate(row) / 1e9:.4g}", share, ratio, "; ".join(notes)])
+        rate = f"{data.rate(row) / 1e9:.4g}"
+        figures = [f"{row['median_ms']:.4g}", f"{spread}, {row['runs']}", rate, share, ratio]
+        body.append([*cells, *figures, "; ".join(notes)])
     head = ["heads", "T", "pattern", "dtype", "contender", "ms", "spread, runs", unit, "of limit", "over ours", "note"]
     return f"## {part.capitalize()}\n\n" + table(head, body) if body else ""
 
@@ -223,12 +235,15 @@ def drawings(data):
     for part, title in [("chain", "Recurrence and attention of a prompt"), ("attention", "Attention of a prompt")]:
         series = []
         for dilation in (1, 4, 16, 64):
-            rows = [row for row in data.rows if row["contender"] == "ours" and row["part"] == part and row["dtype"] == "f32"]
-            rows = [row for row in rows if "median_ms" in row and row["heads"] == min(row["heads"] for row in rows)]
-            rows = [row for row in rows if row["patterns"][0][:2] == [dilation, 0]]
+            rows = [row for row in data.rows if row["contender"] == "ours" and row["part"] == part and "median_ms" in row]
+            rows = [row for row in rows if row["dtype"] == "f32" and row["patterns"][0][:2] == [dilation, 0]]
+            heads = min((row["heads"] for row in rows), default=0)
+            rows = [row for row in rows if row["heads"] == heads]
             if rows:
                 series.append((f"D={dilation}", [(row["seq_len"], row["median_ms"]) for row in rows]))
-        if series and (part == "attention" or len(series) > 1):
+        if part == "attention" or len({x for _, points in series for x, _ in points}) > 1:
+            if not series:
+                break
             made["cpu_time.svg"] = svg.lines(f"{title}, our kernels, f32", series, "tokens", "ms")
             break
     shapes = {}
@@ -239,7 +254,8 @@ def drawings(data):
         shape = max(shapes, key=lambda key: len(shapes[key]))
         rows = sorted(shapes[shape], key=lambda row: row["median_ms"])
         title = f"Recurrence and attention, T={shape[1]} D={shape[2]} W={shape[3]}, {shape[0]} heads, f32"
-        made["cpu_peers.svg"] = svg.bars(title, [(row["contender"], row["median_ms"], row["group"] == "ours") for row in rows], "ms")
+        bars = [(row["contender"], row["median_ms"], row["group"] == "ours") for row in rows]
+        made["cpu_peers.svg"] = svg.bars(title, bars, "ms")
     return made
 
 

@@ -56,13 +56,18 @@ def lines(title, series, x_label, y_label):
         parts.append(text(across(x), height - bottom + 18, f"{x}", "middle", "faint"))
     parts.append(text((left + width - right) / 2, height - 12, x_label, "middle"))
     parts.append(text(left, top - 8, y_label, "start", "faint"))
+    taken = []
     for index, (name, points) in enumerate(series):
         css, points = f"s{index % COLOURS}", sorted(points)
         path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="{css}" style="fill:none" stroke-width="2.5" points="{path}"/>')
         parts += [f'<circle class="{css}" r="4" cx="{across(x):.1f}" cy="{down(y):.1f}"/>' for x, y in points]
-        x, y = points[-1]
-        parts.append(text(across(x) + 10, down(y) + 4, name))
+        x, y = across(points[-1][0]) + 10, down(points[-1][1]) + 4
+        # Names of lines that end close together stand one below the other.
+        while any(abs(y - other) < 14 for other in taken):
+            y += 1
+        taken.append(y)
+        parts.append(text(x, y, name))
     return page(width, height, title, parts)
 
 
@@ -75,6 +80,7 @@ def bars(title, rows, unit):
         y = top + index * step
         parts.append(text(left - 8, y + 14, name, "end"))
         css = "ours" if ours else "bar"
-        parts.append(f'<rect class="{css}" x="{left}" y="{y}" width="{max(1.0, value / most * length):.1f}" height="18"/>')
-        parts.append(text(left + value / most * length + 8, y + 14, f"{value:.4g} {unit}", "start", "faint"))
+        width = max(1.0, value / most * length)
+        parts.append(f'<rect class="{css}" x="{left}" y="{y}" width="{width:.1f}" height="18"/>')
+        parts.append(text(left + width + 8, y + 14, f"{value:.4g} {unit}", "start", "faint"))
     return page(left + length + 110, top + len(rows) * step + 16, title, parts)

@@ -177,7 +177,8 @@ class Blocks:
             for start, end, low, count, bias in plan:
                 keys = torch.cat([key[:, :, low:end], far_key[:, :, :count]], dim=2)
                 values = torch.cat([value[:, :, low:end], far_value[:, :, :count]], dim=2)
-                output[:, :, start:end] = F.scaled_dot_product_attention(query[:, :, start:end], keys, values, attn_mask=bias)
+                part = query[:, :, start:end]
+                output[:, :, start:end] = F.scaled_dot_product_attention(part, keys, values, attn_mask=bias)
             return output
 
         return attend

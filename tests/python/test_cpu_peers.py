@@ -60,7 +60,8 @@ def test_everyone_is_the_literal_model_and_is_timed(document):
             assert {check["dtype"] for check in found} == dtypes
             assert part == "scan" or any(len(check["patterns"]) == 2 for check in found)
             timed = [row for row in rows if row["contender"] == name and row["part"] == part]
-            assert timed and all(row["runs"] >= 5 and row["least_ms"] <= row["median_ms"] <= row["most_ms"] for row in timed)
+            assert timed and all(row["runs"] >= 5 for row in timed)
+            assert all(0 < row["least_ms"] <= row["median_ms"] <= row["most_ms"] for row in timed)
     assert {row["contender"] for row in rows if row["group"] == "ort"} == {
         "ORT MultiHeadAttention", "ORT GroupQueryAttention",
     }  # fmt: skip
