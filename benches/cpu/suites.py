@@ -28,7 +28,7 @@ def checks():
     for part in ("attention", "decode"):
         patterns = every + (rest if part == "attention" else rest[-1:])
         made += [(Shape(part, 2, HEAD_DIM, 203, (pattern,)), pattern in every) for pattern in patterns]
-        made.append((Shape(part, 2, HEAD_DIM, 500, (Pattern(16, 256, 4),)), True))
+        made.append((Shape(part, 2, HEAD_DIM, 300, (Pattern(16, 256, 4),)), True))
         made.append((Shape(part, 2, HEAD_DIM, 203, hybrid), True))
     for patterns in [(DENSE,), (Pattern(16, 0, 4),), (windowed,), hybrid]:
         made.append((Shape("chain", 2, HEAD_DIM, 203, patterns), patterns == (windowed,)))
