@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch._higher_order_ops.associative_scan import associative_scan
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from torch_parts import gated_scan, rotate, visible
 
 INITIAL = 4
 GEMM = 8192
@@ -76,23 +77,6 @@ class Bench:
         print(f"{peer:28} {shape['batch']} x {shape['seq_len']} {shape['pattern']} {found}", flush=True)
 
 
-def visible(pattern):
-    """The mask of a pattern, as FlexAttention takes it."""
-    dilation, window, initial = pattern
-
-    def mask(_batch, _head, query, key):
-        seen = ((key + 1) % dilation == 0) | (query - key <= window) | (key < initial)
-        return (key <= query) & seen
-
-    return mask
-
-
-def rotate(x, cos, sin):
-    """Half-split rotary embedding."""
-    low, high = x.chunk(2, dim=-1)
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
-
-
 def rope_tables(length, head_dim, device):
     """Cosines and sines `[length, head_dim / 2]`, in the operators' element type."""
     frequency = 10000 ** (-torch.arange(head_dim // 2, dtype=torch.float64) / (head_dim // 2))
@@ -104,13 +88,9 @@ def scan_function(device):
     """Gated keys and values from keys, values and gates, in f32 and then in the keys' type."""
     mode = "pointwise" if device == "cuda" else "generic"
 
-    def combine(left, right):
-        return left[0] * right[0], right[0] * left[1] + right[1]
-
     def scan(key, value, gate):
         both = torch.cat([key, value], dim=-1).float()
-        gates = gate.repeat(1, 1, 1, 2)
-        _, state = associative_scan(combine, (gates, (1 - gates) * both), dim=2, combine_mode=mode)
+        state = gated_scan(gate.repeat(1, 1, 1, 2), both, dim=2, mode=mode)
         return state.to(key.dtype).chunk(2, dim=-1)
 
     return scan

@@ -4,6 +4,7 @@ mod bundle;
 mod ci;
 mod counts;
 mod demo;
+mod peers;
 mod resources;
 mod setup;
 mod step;
@@ -29,6 +30,9 @@ cargo xtask <command>
   gpu-bundle
           into target/gpu-bundle: what checks and measures the kernels on a machine with a GPU
           (docs/gpu.md)
+  peers [--suite must|full] [--seconds N]
+          measures the CPU kernels next to ONNX Runtime's and PyTorch's ways, with wheels of its
+          own (several GB) in target/peers; writes docs/cpu.md
   ci      setup, formatting, lints, documentation and cuda-resources --check, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
@@ -40,6 +44,12 @@ type Outcome = Result<bool, step::Error>;
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["peers", words @ ..] = &arguments[..] {
+        return end(peers::Options::parse(words).and_then(|options| {
+            let workspace = Workspace::enter()?;
+            peers::run(&workspace, &options)
+        }));
+    }
     let command: fn(&Workspace) -> Outcome = match arguments[..] {
         ["setup"] => |workspace| setup::run(workspace).map(|()| true),
         ["demo"] => |workspace| demo::run(workspace).map(|()| true),
@@ -58,7 +68,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let outcome = Workspace::enter().and_then(|workspace| command(&workspace));
+    end(Workspace::enter().and_then(|workspace| command(&workspace)))
+}
+
+/// The exit code of an outcome, its error said.
+fn end(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),

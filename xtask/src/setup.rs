@@ -4,7 +4,7 @@
 use crate::step::{Error, Steps, say};
 use crate::tensorrt;
 use crate::toolkit;
-use crate::workspace::Workspace;
+use crate::workspace::{Workspace, python_of};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,35 +26,49 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
 
 /// Makes the Python environment, or finds that it is there.
 pub fn python(workspace: &Workspace) -> Result<(), Error> {
+    check_c_compiler()?;
+    environment(workspace, &workspace.venv(), REQUIREMENTS, || {
+        ort_library(workspace).map(drop)
+    })
+}
+
+/// Makes a Python environment of the wheels that `requirements` names, or finds that it is there;
+/// `works` is asked once they are installed.
+pub fn environment(
+    workspace: &Workspace,
+    venv: &Path,
+    requirements: &str,
+    works: impl FnOnce() -> Result<(), Error>,
+) -> Result<(), Error> {
     let steps = Steps::new(workspace);
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let version = python_version(&python)?;
-    check_c_compiler()?;
-    let requirements = std::fs::read_to_string(REQUIREMENTS).map_err(|error| {
+    let wheels = std::fs::read_to_string(requirements).map_err(|error| {
         Error::new(
-            format!("setup: {REQUIREMENTS}: {error}"),
+            format!("setup: {requirements}: {error}"),
             "restore the file from the repository",
         )
     })?;
-    let venv = workspace.venv();
-    let wanted = format!("{version}\n{requirements}");
-    let found = std::fs::read_to_string(venv.join(STAMP)).unwrap_or_default();
-    if found == wanted && runs(&workspace.python()) {
+    let stamp = venv.join(STAMP);
+    let wanted = format!("{version}\n{wheels}");
+    let found = std::fs::read_to_string(&stamp).unwrap_or_default();
+    let own = python_of(venv);
+    if found == wanted && runs(&own) {
         say(&format!("==> setup: {} is up to date", venv.display()));
         return Ok(());
     }
-    if python_version(&workspace.python().to_string_lossy()).ok() != Some(version) {
-        create(workspace, &steps, &python)?;
+    if python_version(&own.to_string_lossy()).ok() != Some(version) {
+        create(venv, &steps, &python)?;
     }
-    let mut install = pip(workspace, &python);
+    let mut install = pip(venv, &python);
     install
         .args(["install", "--quiet", "--disable-pip-version-check"])
-        .args(["--only-binary=:all:", "-r", REQUIREMENTS]);
+        .args(["--only-binary=:all:", "-r", requirements]);
     steps.run_quiet("setup: install pinned wheels", &mut install, INSTALL_REMEDY)?;
-    ort_library(workspace)?;
-    std::fs::write(venv.join(STAMP), wanted).map_err(|error| {
+    works()?;
+    std::fs::write(&stamp, wanted).map_err(|error| {
         Error::new(
-            format!("setup: {}: {error}", venv.join(STAMP).display()),
+            format!("setup: {}: {error}", stamp.display()),
             "free disk space or permissions, then run it again",
         )
     })
@@ -99,7 +113,7 @@ pub fn install_into(
     packages: &[&str],
 ) -> Result<(), Error> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let mut install = pip(workspace, &python);
+    let mut install = pip(&workspace.venv(), &python);
     install
         .args([
             "install",
@@ -197,38 +211,37 @@ fn check_c_compiler() -> Result<(), Error> {
 
 /// Makes an empty environment: with its own pip, or without one where Python's bundled pip is
 /// left out (as Debian does without python3-venv).
-fn create(workspace: &Workspace, steps: &Steps<'_>, python: &str) -> Result<(), Error> {
+fn create(venv: &Path, steps: &Steps<'_>, python: &str) -> Result<(), Error> {
     let remedy =
         "install Python's venv module and pip (Debian: apt install python3-venv python3-pip)";
     let title = "setup: make a Python environment";
-    let venv = |flags: &[&str]| {
+    let make = |flags: &[&str]| {
         let mut command = Command::new(python);
         command
             .args(["-m", "venv", "--clear"])
             .args(flags)
-            .arg(workspace.venv());
+            .arg(venv);
         command
     };
-    steps.run_quiet(title, &mut venv(&[]), remedy).or_else(|_| {
+    steps.run_quiet(title, &mut make(&[]), remedy).or_else(|_| {
         say("    no bundled pip here: the system's pip will install into it");
-        steps.run_quiet(title, &mut venv(&["--without-pip"]), remedy)
+        steps.run_quiet(title, &mut make(&["--without-pip"]), remedy)
     })
 }
 
-/// `pip` for the environment: its own, or the system's pointed at it.
-fn pip(workspace: &Workspace, python: &str) -> Command {
-    let own = Command::new(workspace.python())
+/// `pip` for an environment: its own, or the system's pointed at it.
+fn pip(venv: &Path, python: &str) -> Command {
+    let inside = python_of(venv);
+    let own = Command::new(&inside)
         .args(["-m", "pip", "--version"])
         .output();
     if own.is_ok_and(|output| output.status.success()) {
-        let mut command = Command::new(workspace.python());
+        let mut command = Command::new(inside);
         command.args(["-m", "pip"]);
         command
     } else {
         let mut command = Command::new(python);
-        command
-            .args(["-m", "pip", "--python"])
-            .arg(workspace.python());
+        command.args(["-m", "pip", "--python"]).arg(inside);
         command
     }
 }

@@ -88,26 +88,13 @@ fn missing_cxx() -> Vec<String> {
 }
 
 /// Finds a C++ compiler, or installs Debian's where this process may.
-fn check_cxx_compiler(steps: &Steps<'_>) -> Result<(), Error> {
+pub fn check_cxx_compiler(steps: &Steps<'_>) -> Result<(), Error> {
     if missing_cxx().is_empty() {
         return Ok(());
     }
     let remedy = "install g++ (Debian: apt install g++), or name another compiler in the \
         environment variable CXX besides";
-    if setup::runs(Path::new("apt-get")) && is_root() {
-        let mut update = Command::new("apt-get");
-        update.args(["update", "-q"]);
-        let mut install = Command::new("apt-get");
-        install
-            .args(["install", "-q", "-y", "--no-install-recommends", "g++"])
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        let title = "setup: install a C++ compiler";
-        // Package lists may be there already; where they are not, the second try says what fails.
-        if steps.run_quiet(title, &mut install, remedy).is_err() {
-            steps.run_quiet("setup: read the package lists", &mut update, remedy)?;
-            steps.run_quiet(title, &mut install, remedy)?;
-        }
-    }
+    install_debian(steps, "setup: install a C++ compiler", "g++", remedy)?;
     match &missing_cxx()[..] {
         [] => Ok(()),
         [program, ..] => Err(Error::new(
@@ -115,6 +102,30 @@ fn check_cxx_compiler(steps: &Steps<'_>) -> Result<(), Error> {
             remedy,
         )),
     }
+}
+
+/// Installs one of Debian's packages where this process may; elsewhere nothing.
+pub fn install_debian(
+    steps: &Steps<'_>,
+    title: &str,
+    package: &str,
+    remedy: &str,
+) -> Result<(), Error> {
+    if !setup::runs(Path::new("apt-get")) || !is_root() {
+        return Ok(());
+    }
+    let mut update = Command::new("apt-get");
+    update.args(["update", "-q"]);
+    let mut install = Command::new("apt-get");
+    install
+        .args(["install", "-q", "-y", "--no-install-recommends", package])
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    // Package lists may be there already; where they are not, the second try says what fails.
+    if steps.run_quiet(title, &mut install, remedy).is_err() {
+        steps.run_quiet("setup: read the package lists", &mut update, remedy)?;
+        steps.run_quiet(title, &mut install, remedy)?;
+    }
+    Ok(())
 }
 
 /// Whether this process may install packages.

@@ -76,11 +76,15 @@ impl Workspace {
 
     /// The Python environment's interpreter.
     pub fn python(&self) -> PathBuf {
-        let path = if cfg!(windows) {
-            "Scripts/python.exe"
-        } else {
-            "bin/python"
-        };
-        self.venv().join(path)
+        python_of(&self.venv())
     }
+}
+
+/// The interpreter of a Python environment.
+pub fn python_of(venv: &Path) -> PathBuf {
+    venv.join(if cfg!(windows) {
+        "Scripts/python.exe"
+    } else {
+        "bin/python"
+    })
 }
