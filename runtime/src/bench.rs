@@ -1,6 +1,7 @@
 //! How fast a session prefills and decodes.
 
-use crate::backend::{BackendError, Session};
+use crate::backend::{BackendError, BackendKind, OperatorTime, Session, SessionOptions};
+use crate::package::Package;
 use crate::planner::{PlanError, plan};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -152,6 +153,67 @@ pub fn bench(
         });
     }
     Ok(measured)
+}
+
+/// What the operators of one engine took in one measurement.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EngineTimes {
+    /// The measurement, as [`Measured::name`].
+    pub name: String,
+    /// The engine's file.
+    pub file: String,
+    /// The most first.
+    pub operators: Vec<OperatorTime>,
+}
+
+/// Times every operator in the last prompt and in a few steps of decoding after the last context,
+/// in sessions of their own: being timed slows them. Nothing for backends without profiles
+/// ([`BackendKind::has_profiles`]).
+///
+/// # Errors
+/// As [`bench`], and as [`Session::open`].
+pub fn operator_times(
+    package: &Package,
+    kind: BackendKind,
+    session: &SessionOptions,
+    options: &BenchOptions,
+) -> Result<Vec<EngineTimes>, BenchError> {
+    const STEPS: usize = 16;
+    let mut times = Vec::new();
+    if !kind.has_profiles() {
+        return Ok(times);
+    }
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let cases = options.cases();
+    for decoded in [false, true] {
+        let case = cases.iter().rfind(|case| case.3 == decoded);
+        let Some((name, context, tokens, decode)) = case else {
+            continue;
+        };
+        let profiled = SessionOptions {
+            profile: true,
+            // The engine of one token may also be part of a prompt's plan.
+            engines: decode.then(|| vec![1]),
+            ..session.clone()
+        };
+        let mut session = Session::open(package, kind, &profiled)?;
+        if *decode {
+            decode_once(&mut session, *context, STEPS.min(*tokens), &mut rng)?;
+        } else {
+            prefill_once(&mut session, *tokens, &mut rng)?;
+        }
+        for (file, operators) in session.end_profile()? {
+            if !operators.is_empty() {
+                let name = name.clone();
+                times.push(EngineTimes {
+                    name,
+                    file,
+                    operators,
+                });
+            }
+        }
+    }
+    Ok(times)
 }
 
 fn random_tokens(session: &Session, count: usize, rng: &mut ChaCha8Rng) -> Vec<i64> {

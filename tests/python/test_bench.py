@@ -69,6 +69,15 @@ def test_bench_measures_prints_and_draws(ratplus, packages, tmp_path):
         assert found["weights_bytes"] == (package / "weights.bin").stat().st_size
         assert found["peak_resident_bytes"] > found["weights_bytes"]
         assert all("RecurrenceScan: kernel" in engine for engine in found["implementations"])
+        # The last prompt goes through an engine, and the last context through the decode engine.
+        engines = {(engine["name"], engine["file"]): engine["operators"] for engine in found["operators"]}
+        assert {name for name, _ in engines} == {"pp20", "tg4 @ d50"} and ("tg4 @ d50", "decode.onnx") in engines
+        for operators in engines.values():
+            shares = {row["op_type"]: row["share"] for row in operators}
+            assert {"DilatedAttention", "RecurrenceScan"} <= set(shares)
+            assert abs(sum(shares.values()) - 1) < 1e-6
+            assert all(row["nodes"] == SIZES["num_layers"] for row in operators if row["op_type"] == "RecurrenceScan")
+        assert "DilatedAttention" in done.stdout
         for row in found["measured"]:
             assert row["name"] in done.stdout
             assert 0 < row["tokens_per_second"]["min"] <= row["tokens_per_second"]["max"]

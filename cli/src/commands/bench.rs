@@ -6,7 +6,7 @@ use super::verify::session_options;
 use crate::args::BenchArgs;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use ratplus_runtime::backend::{BackendKind, Session};
-use ratplus_runtime::bench::{BenchOptions, Measured, bench};
+use ratplus_runtime::bench::{BenchOptions, EngineTimes, Measured, bench, operator_times};
 use ratplus_runtime::package::Package;
 use serde::Serialize;
 use std::path::Path;
@@ -30,6 +30,8 @@ struct Report {
     /// Resident memory at most, files mapped included; where the system tells.
     peak_resident_bytes: Option<u64>,
     measured: Vec<Measured>,
+    /// Empty for backends that cannot tell.
+    operators: Vec<EngineTimes>,
 }
 
 /// Measures every package, one after the other.
@@ -98,14 +100,22 @@ fn measure(
         },
         repeats: args.repeat.get(),
     };
-    let mut session =
-        Session::open(package, backend, &session_options(&args.libraries)).or_input()?;
+    let session_options = session_options(&args.libraries);
+    let mut session = Session::open(package, backend, &session_options).or_input()?;
     let bar = spinner();
     let measured = bench(&mut session, &options, &mut |name| {
         bar.set_message(format!("{}: {name}", dir.display()));
     });
+    let (peak, state_bytes) = (peak(), session.state_bytes());
+    let implementations = session.implementations().iter();
+    let implementations = implementations.map(ToString::to_string).collect();
+    drop(session);
+    let measured = measured.or_input();
+    let operators = measured.is_ok().then(|| {
+        bar.set_message(format!("{}: operators", dir.display()));
+        operator_times(package, backend, &session_options, &options)
+    });
     bar.finish_and_clear();
-    let engines = session.implementations();
     Ok(Report {
         package: dir.display().to_string(),
         backend: backend.to_string(),
@@ -113,11 +123,12 @@ fn measure(
         batch: manifest.batch,
         max_seq_len: longest,
         patterns: super::inspect::pattern_summary(&manifest.model),
-        implementations: engines.iter().map(ToString::to_string).collect(),
+        implementations,
         weights_bytes: package.weights().len() as u64,
-        state_bytes: session.state_bytes(),
-        peak_resident_bytes: peak(),
-        measured: measured.or_input()?,
+        state_bytes,
+        peak_resident_bytes: peak,
+        measured: measured?,
+        operators: operators.transpose().or_input()?.unwrap_or_default(),
     })
 }
 
@@ -155,6 +166,30 @@ fn print(report: &Report) {
         ]);
     }
     println!("{table}");
+    for engine in &report.operators {
+        println!("  {}", shares(engine));
+    }
+    if report.operators.is_empty() {
+        println!("  operators: {} has no times of its own", report.backend);
+    }
+    println!();
+}
+
+/// `tg128 @ d4096, decode.onnx: MatMul 71 % (1.25 ms), ...`: what makes up a hundredth or more.
+fn shares(engine: &EngineTimes) -> String {
+    let (shown, rest): (Vec<_>, Vec<_>) = engine.operators.iter().partition(|op| op.share >= 0.01);
+    let mut parts: Vec<_> = shown
+        .iter()
+        .map(|op| {
+            let (percent, ms) = (100.0 * op.share, op.ms);
+            format!("{} {percent:.0} % ({ms:.3} ms)", op.op_type)
+        })
+        .collect();
+    if !rest.is_empty() {
+        let percent: f64 = rest.iter().map(|op| 100.0 * op.share).sum();
+        parts.push(format!("{} others {percent:.0} %", rest.len()));
+    }
+    format!("{}, {}: {}", engine.name, engine.file, parts.join(", "))
 }
 
 fn draw(path: &Path, reports: &[Report]) -> Result<(), String> {

@@ -1,11 +1,11 @@
 //! Which code ran each custom node, as seen in a profile of a real run.
 
 use super::ort::cuda;
+use super::profile::{Arguments, Profile};
 use super::{BackendError, BackendKind};
 use ratplus_graphs::manifest::Engine;
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::ops::DOMAIN;
-use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -91,25 +91,6 @@ fn custom_nodes(model: &ModelProto) -> impl Iterator<Item = (&str, &str)> {
         .map(|node| (node.name.as_str(), node.op_type.as_str()))
 }
 
-/// One event of an ONNX Runtime profile.
-#[derive(Deserialize)]
-struct Event {
-    #[serde(default)]
-    cat: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    args: Arguments,
-}
-
-#[derive(Default, Deserialize)]
-struct Arguments {
-    #[serde(default)]
-    op_name: String,
-    #[serde(default)]
-    provider: String,
-}
-
 impl EngineImplementations {
     pub(super) fn uniform(
         engine: &Engine,
@@ -138,16 +119,8 @@ impl EngineImplementations {
         model: &ModelProto,
         profile: &[u8],
     ) -> Result<Self, BackendError> {
-        let events: Vec<Event> =
-            serde_json::from_slice(profile).map_err(|error| BackendError::Profile {
-                file: engine.file.clone(),
-                message: error.to_string(),
-            })?;
-        let runs: Vec<_> = events
-            .iter()
-            .filter(|event| event.cat == "Node")
-            .filter_map(|event| Some((event.name.strip_suffix("_kernel_time")?, &event.args)))
-            .collect();
+        let profile = Profile::read(&engine.file, profile)?;
+        let runs: Vec<_> = profile.runs().map(|run| (run.node, run.args)).collect();
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
         for (node, op_type) in custom_nodes(model) {
             let kernel = runs

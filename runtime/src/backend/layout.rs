@@ -225,6 +225,7 @@ mod tests {
             without_rounding: false,
             device: 0,
             without_cuda_graph: false,
+            profile: false,
             onnxruntime: None,
             operators: None,
             tensorrt: None,

@@ -4,12 +4,14 @@ mod error;
 mod implementation;
 mod layout;
 mod ort;
+mod profile;
 mod session;
 mod tensorrt;
 mod tract;
 
 pub use error::{BackendError, InputProblem};
 pub use implementation::{EngineImplementations, Implementation, NodeImplementation};
+pub use profile::OperatorTime;
 pub use session::{Session, SessionOptions, StateBuffer, Step};
 
 use ratplus_nvinfer::Product;
@@ -54,6 +56,12 @@ impl BackendKind {
             Self::TensorRtRtx => "tensorrt-rtx",
             Self::Tract => "tract",
         }
+    }
+
+    /// Whether its runs can be profiled operator by operator ([`Session::end_profile`]). What is
+    /// launched on a GPU has not run yet when ONNX Runtime looks at the clock.
+    pub fn has_profiles(self) -> bool {
+        matches!(self, Self::OrtCpu | Self::OrtFallback)
     }
 
     /// What runs its plans; `None` where it runs the ONNX files themselves.

@@ -1,7 +1,7 @@
 use super::ort::OrtDriver;
 use super::tensorrt::TensorRtDriver;
 use super::tract::TractDriver;
-use super::{BackendError, BackendKind, EngineImplementations, InputProblem};
+use super::{BackendError, BackendKind, EngineImplementations, InputProblem, OperatorTime};
 use crate::package::Package;
 use ratplus_graphs::manifest::{Fallback, LogitsMode, Manifest, PackageShape, state_tensors};
 use ratplus_graphs::model::taps;
@@ -26,6 +26,9 @@ pub struct SessionOptions {
     /// ort-cuda and tensorrt: launch the decode engine's kernels one by one instead of replaying a CUDA
     /// graph. The numbers are the same.
     pub without_cuda_graph: bool,
+    /// Time every operator of every run until [`Session::end_profile`], which slows them. Which
+    /// implementations ran is then not looked at.
+    pub profile: bool,
     /// Static lengths to open; `None` is all of the package.
     pub engines: Option<Vec<usize>>,
     /// Where ONNX Runtime is; see [`crate::ort_library`].
@@ -65,6 +68,7 @@ pub(super) struct Plan {
     pub without_rounding: bool,
     pub device: i32,
     pub without_cuda_graph: bool,
+    pub profile: bool,
     pub onnxruntime: Option<PathBuf>,
     pub operators: Option<PathBuf>,
     pub tensorrt: Option<PathBuf>,
@@ -216,6 +220,18 @@ impl Session {
         }
     }
 
+    /// Ends a session opened with [`SessionOptions::profile`]: what the operators of each opened
+    /// engine took, the most first; none where the engine did not run.
+    ///
+    /// # Errors
+    /// The profile cannot be written or read.
+    pub fn end_profile(self) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
+        match self.driver {
+            Driver::Ort(driver) if self.plan.profile => driver.end_profile(),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Runs the engine for chunks of `engine_len` tokens and advances every slot by its
     /// `seq_length`.
     ///
@@ -350,6 +366,17 @@ fn plan(
                 .into(),
         });
     }
+    if options.profile && !kind.has_profiles() {
+        return Err(BackendError::Option {
+            option: "profile",
+            expected: format!(
+                "{} or {}, whose runs ONNX Runtime times",
+                BackendKind::OrtCpu,
+                BackendKind::OrtFallback
+            ),
+            found: kind.to_string(),
+        });
+    }
     if options.threads == Some(0) {
         return Err(BackendError::Option {
             option: "threads",
@@ -417,6 +444,7 @@ fn plan(
         without_rounding: options.without_rounding,
         device: options.device,
         without_cuda_graph: options.without_cuda_graph,
+        profile: options.profile,
         onnxruntime: options.onnxruntime.clone(),
         operators: options.operators.clone(),
         tensorrt: options.tensorrt.clone(),

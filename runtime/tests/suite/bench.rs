@@ -3,7 +3,7 @@
 use crate::common::{MAX_SEQ_LEN, Options, backends, fixture};
 use ratplus_graphs::manifest::Fallback;
 use ratplus_runtime::backend::{Session, SessionOptions};
-use ratplus_runtime::bench::{BenchOptions, bench};
+use ratplus_runtime::bench::{BenchOptions, bench, operator_times};
 
 #[test]
 fn every_backend_is_measured() {
@@ -34,6 +34,43 @@ fn every_backend_is_measured() {
             let slowest = row.tokens as f64 * session.batch() as f64 / rate.max * 1e3;
             let least = step.min * if row.decode { row.tokens as f64 } else { 1.0 };
             assert!(slowest >= least * 0.999, "{kind} {row:?}");
+        }
+    }
+}
+
+#[test]
+fn operators_are_timed_where_the_backend_tells() {
+    for kind in backends(Fallback::Function) {
+        let fixture = fixture(Options::default());
+        let wanted = BenchOptions {
+            prompts: vec![1, 21],
+            new_tokens: 3,
+            contexts: vec![0, MAX_SEQ_LEN - 3],
+            repeats: 2,
+        };
+        let options = SessionOptions::default();
+        let times = operator_times(&fixture.package, kind, &options, &wanted).unwrap();
+        if !kind.has_profiles() {
+            assert!(times.is_empty());
+            let options = SessionOptions {
+                profile: true,
+                ..options
+            };
+            let error = Session::open(&fixture.package, kind, &options)
+                .err()
+                .unwrap();
+            assert!(error.to_string().contains("profile"), "{error}");
+            continue;
+        }
+        let names: Vec<_> = times.iter().map(|times| times.name.as_str()).collect();
+        let last = format!("tg3 @ d{}", MAX_SEQ_LEN - 3);
+        assert!(
+            names.contains(&"pp21") && names.contains(&last.as_str()),
+            "{names:?}"
+        );
+        for engine in &times {
+            let total: f64 = engine.operators.iter().map(|op| op.share).sum();
+            assert!((total - 1.0).abs() < 1e-9, "{engine:?}");
         }
     }
 }

@@ -3,8 +3,9 @@
 pub(super) mod cuda;
 
 use super::layout::{Field, Layout};
+use super::profile::Profile;
 use super::session::Plan;
-use super::{BackendError, BackendKind, EngineImplementations};
+use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library;
 use crate::package::Package;
 use crate::raw::{Api, Binding, Builder, EMULATED, Memory, OrtError, OrtSession, Prepacked, Value};
@@ -22,6 +23,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
+use tempfile::TempDir;
 
 struct Engine {
     file: String,
@@ -30,6 +32,18 @@ struct Engine {
     session: OrtSession,
     /// Threads that have recorded their CUDA graph; `None` where there is none to record.
     recorded: Option<Vec<ThreadId>>,
+}
+
+impl Engine {
+    /// Ends the profile that its session has written since it was made.
+    fn end_profile(&self) -> Result<Vec<u8>, BackendError> {
+        let ended = self.session.end_profiling();
+        let file = ended.map_err(|error| ort_error(&self.file, error))?;
+        std::fs::read(file).map_err(|error| BackendError::Profile {
+            file: self.file.clone(),
+            message: error.to_string(),
+        })
+    }
 }
 
 pub(super) struct OrtDriver {
@@ -41,6 +55,8 @@ pub(super) struct OrtDriver {
     in_place: bool,
     gpu: Option<Gpu>,
     implementations: Vec<EngineImplementations>,
+    /// Where engines that are profiled write.
+    profiles: Vec<TempDir>,
 }
 
 /// What all sessions of a package share.
@@ -118,6 +134,7 @@ impl OrtDriver {
             in_place: kernels,
             gpu,
             implementations: Vec::new(),
+            profiles: Vec::new(),
         };
         for position in 0..plan.engines.len() {
             driver.add_engine(&shared, position)?;
@@ -160,12 +177,23 @@ impl OrtDriver {
             recorded: graph.then(Vec::new),
         });
         self.run_idle(position)?;
-        let engine = &self.engines[position];
-        let file = engine.session.end_profiling().map_err(failed)?;
-        let profile = std::fs::read(file).map_err(|error| profile_error(&error))?;
+        if plan.profile {
+            self.profiles.push(folder);
+            return Ok(());
+        }
+        let profile = self.engines[position].end_profile()?;
         let seen = EngineImplementations::from_profile(plan.kind, info, model, &profile)?;
         self.implementations.push(seen);
         Ok(())
+    }
+
+    /// What the operators of each engine took, without its idle run.
+    pub fn end_profile(self) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
+        let times = self.engines.iter().map(|engine| {
+            let profile = Profile::read(&engine.file, &engine.end_profile()?)?;
+            Ok((engine.file.clone(), profile.operators(1)))
+        });
+        times.collect()
     }
 
     /// The session of an engine, with everything that it shares with the others.
