@@ -125,6 +125,7 @@ pub fn bench(
             BenchError::Plan { name, source }
         })?;
     }
+    session.make_resident();
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut measured = Vec::new();
     for (name, context, tokens, decode) in cases {
@@ -197,6 +198,7 @@ pub fn operator_times(
             ..session.clone()
         };
         let mut session = Session::open(package, kind, &profiled)?;
+        session.make_resident();
         if *decode {
             decode_once(&mut session, *context, STEPS.min(*tokens), &mut rng)?;
         } else {

@@ -179,6 +179,14 @@ impl Session {
         self.past_length[slot] = length as i64;
     }
 
+    /// Has the caches' memory be there before it is written, for benchmarks: what was never written
+    /// is read from one page of zeros. Other backends write theirs, or have them on a GPU.
+    pub(crate) fn make_resident(&mut self) {
+        if let Driver::Ort(driver) = &mut self.driver {
+            driver.make_resident();
+        }
+    }
+
     /// Bytes of all state tensors, one side: the manifest's `state_bytes`.
     pub fn state_bytes(&self) -> u64 {
         self.state_buffers()

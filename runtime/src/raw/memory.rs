@@ -141,6 +141,23 @@ impl Memory {
         })
     }
 
+    /// Gives every page of host memory a place of its own: until it is written, a page of zeros is
+    /// the system's, which all share and every cache holds.
+    pub fn make_resident(&mut self) {
+        const PAGE: usize = 4096;
+        for buffer in self.buffers.iter() {
+            if let Buffer::Host(memory) = buffer {
+                for at in (0..memory.bytes).step_by(PAGE) {
+                    // SAFETY: in bounds; `&mut self` is the only access to the bytes.
+                    unsafe {
+                        let byte = memory.data.as_ptr().add(at);
+                        byte.write_volatile(byte.read_volatile());
+                    }
+                }
+            }
+        }
+    }
+
     pub(super) fn shared(&self) -> &Arc<[Buffer]> {
         &self.buffers
     }

@@ -280,6 +280,10 @@ impl OrtDriver {
         &self.implementations
     }
 
+    pub fn make_resident(&mut self) {
+        self.memory.make_resident();
+    }
+
     pub fn in_place(&self) -> bool {
         self.in_place
     }
