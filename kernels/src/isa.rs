@@ -29,38 +29,47 @@ impl Isa {
     /// `ARCH_REQ_XCOMP_PERM`), which is for the program to do and not for a library: ONNX Runtime
     /// does when it is loaded.
     pub fn available() -> Vec<Self> {
-        let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = std::arch::is_x86_feature_detected!("avx2")
-                && std::arch::is_x86_feature_detected!("fma")
-                && std::arch::is_x86_feature_detected!("f16c");
-            let avx512 = std::arch::is_x86_feature_detected!("avx512f")
-                && std::arch::is_x86_feature_detected!("avx512bw")
-                && std::arch::is_x86_feature_detected!("avx512dq")
-                && std::arch::is_x86_feature_detected!("avx512vl");
-            if avx2 && avx512 {
-                let dots = std::arch::is_x86_feature_detected!("avx512bf16");
-                let tiles = crate::simd::amx::is_present();
-                if tiles && crate::simd::amx::is_permitted() {
-                    found.push(Self::Amx);
-                }
-                // Processors with AMX compute these dot products at half the rate of f32's
-                // (measured: 98 against 219 GFLOP/s), others at twice.
-                if dots && !tiles {
-                    found.push(Self::Avx512Bf16);
-                }
-                found.push(Self::Avx512);
-                if dots && tiles {
-                    found.push(Self::Avx512Bf16);
-                }
-            }
-            if avx2 {
-                found.push(Self::Avx2);
-            }
-        }
+        let mut found = Self::of_processor();
         found.push(Self::Portable);
         found
+    }
+
+    /// What goes beyond the target's guarantee.
+    #[cfg(target_arch = "x86_64")]
+    fn of_processor() -> Vec<Self> {
+        let mut found = Vec::new();
+        let avx2 = std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c");
+        let avx512 = std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512dq")
+            && std::arch::is_x86_feature_detected!("avx512vl");
+        if avx2 && avx512 {
+            let dots = std::arch::is_x86_feature_detected!("avx512bf16");
+            let tiles = crate::simd::amx::is_present();
+            if tiles && crate::simd::amx::is_permitted() {
+                found.push(Self::Amx);
+            }
+            // Processors with AMX compute these dot products at half the rate of f32's
+            // (measured: 98 against 219 GFLOP/s), others at up to twice.
+            if dots && !tiles {
+                found.push(Self::Avx512Bf16);
+            }
+            found.push(Self::Avx512);
+            if dots && tiles {
+                found.push(Self::Avx512Bf16);
+            }
+        }
+        if avx2 {
+            found.push(Self::Avx2);
+        }
+        found
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn of_processor() -> Vec<Self> {
+        Vec::new()
     }
 
     /// The first of [`Isa::available`], found on the first call.

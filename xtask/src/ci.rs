@@ -3,7 +3,7 @@
 use crate::Outcome;
 use crate::resources;
 use crate::setup;
-use crate::step::{Steps, say};
+use crate::step::{Error, Steps, say};
 use crate::suite;
 use crate::workspace::Workspace;
 use std::process::Command;
@@ -54,8 +54,47 @@ pub fn run(workspace: &Workspace) -> Outcome {
             failed.push("cuda-resources");
         }
     }
+    if !other_processor(&steps)? {
+        failed.push(PORTABLE);
+    }
     if !failed.is_empty() {
         say(&format!("\nchecks that failed: {}\n", failed.join(", ")));
     }
     Ok(suite::run(workspace)? && failed.is_empty())
+}
+
+const PORTABLE: &str = "kernels on another processor";
+
+/// Compiles the kernels' portable path for a processor that has no other; false where it fails.
+/// Needs rustup to bring that processor's standard library.
+fn other_processor(steps: &Steps<'_>) -> Result<bool, Error> {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    let added = Command::new("rustup")
+        .args(["target", "add", TARGET])
+        .output();
+    let reason = match added {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Some(format!("rustup: {error}")),
+    };
+    if let Some(reason) = reason {
+        say(&format!(
+            "==> {PORTABLE}\n    SKIPPED: no standard library for {TARGET}: {reason}"
+        ));
+        return Ok(true);
+    }
+    let mut clippy = Command::new("cargo");
+    clippy.args([
+        "clippy",
+        "-p",
+        "ratplus-kernels",
+        "--no-default-features",
+        "--lib",
+    ]);
+    clippy.args(["--release", "--target", TARGET, "--", "-D", "warnings"]);
+    let passed = steps.try_run(PORTABLE, &mut clippy)?;
+    if !passed {
+        say(&format!("    FAILED: {PORTABLE}"));
+    }
+    Ok(passed)
 }
