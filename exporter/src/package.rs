@@ -171,6 +171,7 @@ impl PackageOptions {
             batch: shape.batch,
             max_seq_len: shape.max_seq_len,
             dtype: shape.dtype,
+            cache_dtype: shape.own_cache_dtype(),
             opset: self.opset,
             ir_version: ratplus_graphs::onnx::IR_VERSION,
             fallback: self.fallback,

@@ -66,6 +66,7 @@ fn options() -> PackageOptions {
             batch: 2,
             max_seq_len: 40,
             dtype: ElementType::F32,
+            cache_dtype: ElementType::F32,
             logits: LogitsMode::Last,
         },
         prefill_lengths: vec![16, 8, 16],

@@ -59,6 +59,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
             batch: args.batch,
             max_seq_len: args.max_seq_len,
             dtype: args.dtype.into(),
+            cache_dtype: args.dtype.into(),
             logits: args.logits.into(),
         },
         prefill_lengths,

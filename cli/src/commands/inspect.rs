@@ -63,6 +63,7 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             batch: 1,
             max_seq_len,
             dtype: ElementType::F32,
+            cache_dtype: ElementType::F32,
             logits: LogitsMode::Last,
         },
         manifest: None,

@@ -3,7 +3,8 @@
 use crate::abi::{Field, LINEAR, Tensor, data_type, element};
 use crate::fields::{self, Settings, Stored};
 use ratplus_graphs::ops::{
-    DOMAIN, ElementType, Op, PortType, TensorType, infer_dilated_attention, infer_recurrence_scan,
+    DOMAIN, ElementType, Op, PortType, TensorType, check_gpu_cache, infer_dilated_attention,
+    infer_recurrence_scan,
 };
 use ratplus_kernels::cuda::{
     CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream,
@@ -110,6 +111,18 @@ impl Node {
         self.check_counts(inputs.len(), outputs.len())?;
         let ports = self.op.inputs().iter().zip(inputs);
         let mut errors = Vec::new();
+        let cache = self
+            .op
+            .inputs()
+            .iter()
+            .position(|port| port.dtype == PortType::C);
+        if let (Some(t), Some(c)) = (element(inputs[0]), cache.and_then(|at| element(inputs[at])))
+            && [t, c]
+                .iter()
+                .all(|found| ElementType::ACTIVATIONS.contains(found))
+        {
+            check_gpu_cache(t, c)?;
+        }
         for (port, &code) in ports {
             if !fits(port.dtype, code, inputs[0]) {
                 let expected = expected_type(port.dtype, inputs[0]);
@@ -125,8 +138,9 @@ impl Node {
         }
         for (to, port) in outputs.iter_mut().zip(self.op.outputs()) {
             *to = match port.dtype {
-                PortType::T => inputs[0],
-                other => data_type(other.resolve(ElementType::F32)),
+                PortType::T | PortType::C => inputs[0],
+                PortType::F32 => data_type(ElementType::F32),
+                PortType::I64 => data_type(ElementType::I64),
             };
         }
         Ok(())
@@ -215,7 +229,7 @@ impl Node {
             .map(|(port, tensor)| {
                 let mut tensor = *tensor;
                 if !typed {
-                    tensor.dtype = data_type(port.dtype.resolve(ElementType::F32));
+                    tensor.dtype = data_type(port.dtype.resolve(ElementType::F32, ElementType::F32));
                 }
                 tensor.known().ok_or_else(|| {
                     let found = type_name(tensor.dtype);
@@ -379,19 +393,23 @@ fn device() -> Result<&'static Device, String> {
 /// Whether a port takes a `nvinfer1::DataType` where the first input has another.
 fn fits(port: PortType, code: i32, first: i32) -> bool {
     match port {
-        PortType::T => {
+        PortType::T | PortType::C => {
             code == first
                 && element(code).is_some_and(|found| ElementType::ACTIVATIONS.contains(&found))
         }
-        other => element(code) == Some(other.resolve(ElementType::F32)),
+        PortType::F32 => element(code) == Some(ElementType::F32),
+        PortType::I64 => element(code) == Some(ElementType::I64),
     }
 }
 
 fn expected_type(port: PortType, first: i32) -> String {
     let activation = element(first).filter(|found| ElementType::ACTIVATIONS.contains(found));
     match (port, activation) {
-        (PortType::T, None) => "f32, f16 or bf16".into(),
-        (port, found) => port.resolve(found.unwrap_or(ElementType::F32)).to_string(),
+        (PortType::T | PortType::C, None) => "f32, f16 or bf16".into(),
+        (port, found) => {
+            let t = found.unwrap_or(ElementType::F32);
+            port.resolve(t, t).to_string()
+        }
     }
 }
 
