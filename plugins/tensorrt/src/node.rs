@@ -111,18 +111,7 @@ impl Node {
         self.check_counts(inputs.len(), outputs.len())?;
         let ports = self.op.inputs().iter().zip(inputs);
         let mut errors = Vec::new();
-        let cache = self
-            .op
-            .inputs()
-            .iter()
-            .position(|port| port.dtype == PortType::C);
-        if let (Some(t), Some(c)) = (element(inputs[0]), cache.and_then(|at| element(inputs[at])))
-            && [t, c]
-                .iter()
-                .all(|found| ElementType::ACTIVATIONS.contains(found))
-        {
-            check_gpu_cache(t, c)?;
-        }
+        self.check_cache(|at| element(inputs[at]))?;
         for (port, &code) in ports {
             if !fits(port.dtype, code, inputs[0]) {
                 let expected = expected_type(port.dtype, inputs[0]);
@@ -241,11 +230,25 @@ impl Node {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        match &self.settings.attributes {
+        let inferred = match &self.settings.attributes {
             None => infer_recurrence_scan(inputs),
             Some(attributes) => infer_dilated_attention(attributes, inputs),
+        };
+        let inferred = inferred.map_err(|errors| errors.errors.join("; "))?;
+        self.check_cache(|at| Some(inputs[at].dtype))?;
+        Ok(inferred)
+    }
+
+    /// Refuses a cache of another type than the activations, where both are known by the places of
+    /// their inputs.
+    fn check_cache(&self, dtype: impl Fn(usize) -> Option<ElementType>) -> Result<(), String> {
+        let mut ports = self.op.inputs().iter();
+        let cache = ports.position(|port| port.dtype == PortType::C);
+        let known = |at| dtype(at).filter(|found| ElementType::ACTIVATIONS.contains(found));
+        match (known(0), cache.and_then(known)) {
+            (Some(activations), Some(cache)) => check_gpu_cache(activations, cache),
+            _ => Ok(()),
         }
-        .map_err(|errors| errors.errors.join("; "))
     }
 
     fn check_counts(&self, inputs: usize, outputs: usize) -> Result<(), String> {
@@ -271,6 +274,7 @@ impl Node {
     }
 
     fn plan(&self, device: &'static Device, inputs: &[TensorType]) -> Result<OperatorPlan, String> {
+        self.infer(inputs)?;
         OperatorPlan::new(device, self.settings.attributes.as_ref(), inputs)
             .map_err(|error| error.to_string())
     }
