@@ -81,9 +81,13 @@ pub struct ExportArgs {
     /// Where sizes and patterns come from.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Type of weights, activations and KV cache; every checkpoint fits f32 exactly
+    /// Type of weights and activations; every checkpoint fits f32 exactly
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: Dtype,
+    /// Type of the KV cache, which decoding at long context reads; another than --dtype runs on
+    /// CPUs and in function bodies [default: that of --dtype]
+    #[arg(long, value_enum)]
+    pub cache_dtype: Option<Dtype>,
     /// Sequences that run together, each with a length of its own
     #[arg(long, value_name = "B", default_value_t = 1)]
     pub batch: usize,

@@ -124,6 +124,7 @@ impl PackageOptions {
             batch,
             max_seq_len,
             dtype,
+            cache_dtype,
             ..
         } = self.shape;
         for (flag, value, max) in [
@@ -134,8 +135,16 @@ impl PackageOptions {
                 errors.push(format!("{flag}: expected 1 to {max}, found {value}"));
             }
         }
-        if dtype == ElementType::I64 {
-            errors.push("--dtype: expected f32, f16 or bf16, found i64".into());
+        for (flag, dtype) in [("--dtype", dtype), ("--cache-dtype", cache_dtype)] {
+            if dtype == ElementType::I64 {
+                errors.push(format!("{flag}: expected f32, f16 or bf16, found i64"));
+            }
+        }
+        if self.fallback == Fallback::TrtPlugins && cache_dtype != dtype {
+            errors.push(format!(
+                "--cache-dtype: with --fallback trt-plugins expected {dtype}, the type of --dtype, \
+                 found {cache_dtype}: plugins have no other cache"
+            ));
         }
         for &length in &self.prefill_lengths {
             if length == 0 || length > max_seq_len {
@@ -171,6 +180,7 @@ impl PackageOptions {
             batch: shape.batch,
             max_seq_len: shape.max_seq_len,
             dtype: shape.dtype,
+            cache_dtype: shape.own_cache_dtype(),
             opset: self.opset,
             ir_version: ratplus_graphs::onnx::IR_VERSION,
             fallback: self.fallback,

@@ -66,6 +66,7 @@ fn options() -> PackageOptions {
             batch: 2,
             max_seq_len: 40,
             dtype: ElementType::F32,
+            cache_dtype: ElementType::F32,
             logits: LogitsMode::Last,
         },
         prefill_lengths: vec![16, 8, 16],
@@ -197,6 +198,8 @@ fn options_are_checked_together() {
     options.prefill_lengths = vec![0, 41];
     options.tokenizer = Some(tokenizer);
     options.spec.patterns.pop();
+    options.fallback = Fallback::TrtPlugins;
+    options.shape.cache_dtype = ElementType::BF16;
     let error = write(&dir.path().join("package"), &options)
         .unwrap_err()
         .to_string();
@@ -206,6 +209,7 @@ fn options_are_checked_together() {
         "found 0",
         "found 41",
         "--tokenizer",
+        "--cache-dtype: with --fallback trt-plugins expected f32, the type of --dtype, found bf16",
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }

@@ -80,7 +80,7 @@ pub fn token_cost(spec: &ModelSpec, context: usize, element_bytes: usize) -> Tok
 
 /// State bytes of one sequence in a package of `shape`.
 pub fn state_bytes(spec: &ModelSpec, shape: &PackageShape) -> StateBytes {
-    let element = shape.dtype.size() as u64;
+    let element = shape.cache_dtype.size() as u64;
     let rows: usize = (0..spec.num_layers)
         .map(|layer| spec.cache_layout(layer, shape.max_seq_len).rows())
         .sum();
@@ -130,6 +130,7 @@ mod tests {
                 batch: 3,
                 max_seq_len: 100,
                 dtype: ElementType::BF16,
+                cache_dtype: ElementType::F32,
                 logits: LogitsMode::Last,
             };
             let bound: usize = state_tensors(&spec, &shape)

@@ -135,8 +135,11 @@ pub struct Manifest {
     pub batch: usize,
     /// `M`: tokens that a sequence may have in all.
     pub max_seq_len: usize,
-    /// Type of weights, activations and KV cache.
+    /// Type of weights and activations.
     pub dtype: ElementType,
+    /// Type of the KV cache; none where it is [`Manifest::dtype`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dtype: Option<ElementType>,
     /// Opset of the default domain.
     pub opset: i64,
     /// ONNX IR version.
@@ -227,7 +230,7 @@ impl StateKind {
         match self {
             Self::Key | Self::Value => {
                 let rows = spec.cache_layout(layer, shape.max_seq_len).rows();
-                TensorType::new(shape.dtype, [shape.batch, rows, spec.d_head])
+                TensorType::new(shape.cache_dtype, [shape.batch, rows, spec.d_head])
             }
             Self::RecurrentKey | Self::RecurrentValue => {
                 TensorType::new(ElementType::F32, [shape.batch, spec.d_model])
@@ -243,10 +246,32 @@ pub struct PackageShape {
     pub batch: usize,
     /// `M`.
     pub max_seq_len: usize,
-    /// Type of weights, activations and KV cache.
+    /// Type of weights and activations.
     pub dtype: ElementType,
+    /// Type of the KV cache.
+    pub cache_dtype: ElementType,
     /// Shape of the logits.
     pub logits: LogitsMode,
+}
+
+impl PackageShape {
+    /// [`Manifest::cache_dtype`].
+    pub fn own_cache_dtype(&self) -> Option<ElementType> {
+        (self.cache_dtype != self.dtype).then_some(self.cache_dtype)
+    }
+
+    /// The types in words, the cache's where it has its own.
+    pub fn types(&self) -> String {
+        match self.own_cache_dtype() {
+            None => self.dtype.to_string(),
+            Some(cache) => format!("{}, cache {cache}", self.dtype),
+        }
+    }
+
+    /// Whether every value has the range and precision of f32.
+    pub fn is_f32(&self) -> bool {
+        [self.dtype, self.cache_dtype] == [ElementType::F32; 2]
+    }
 }
 
 /// Every state tensor in graph order: (past name, present name, type).
@@ -307,6 +332,7 @@ impl Manifest {
             batch: self.batch,
             max_seq_len: self.max_seq_len,
             dtype: self.dtype,
+            cache_dtype: self.cache_dtype.unwrap_or(self.dtype),
             logits: self.logits,
         }
     }
@@ -364,8 +390,15 @@ impl Manifest {
                 errors.push(format!("{field}: expected 1 to {max}, found {value}"));
             }
         }
-        if self.dtype == ElementType::I64 {
-            errors.push("dtype: expected f32, f16 or bf16, found i64".into());
+        let types = [
+            ("dtype", Some(self.dtype)),
+            ("cache_dtype", self.cache_dtype),
+        ];
+        for (field, _) in types
+            .into_iter()
+            .filter(|(_, dtype)| *dtype == Some(ElementType::I64))
+        {
+            errors.push(format!("{field}: expected f32, f16 or bf16, found i64"));
         }
         if !errors.is_empty() {
             return Err(ManifestErrors(errors));

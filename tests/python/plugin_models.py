@@ -83,6 +83,7 @@ class Attention:
     max_seq_len: int
     patterns: list
     uniform: bool = False  # write one value per list where the patterns agree
+    cache: str = ""  # type of the cache, where it is another than that of the activations
     op = "DilatedAttention"
 
     @property
@@ -109,7 +110,7 @@ class Attention:
         table = (self.max_seq_len, self.head_dim // 2)
         return {
             "query": (t, chunk), "key": (t, chunk), "value": (t, chunk),
-            "past_key": (t, cache), "past_value": (t, cache),
+            "past_key": (self.cache or t, cache), "past_value": (self.cache or t, cache),
             "past_length": ("i64", (self.batch,)), "seq_length": ("i64", (self.batch,)),
             "cos": ("f32", table), "sin": ("f32", table),
         }  # fmt: skip
@@ -117,7 +118,8 @@ class Attention:
     def outputs(self, t):
         chunk = (self.batch, self.seq_len, self.heads * self.head_dim)
         cache = (self.batch, self.rows(), self.head_dim)
-        return {"output": (t, chunk), "present_key": (t, cache), "present_value": (t, cache)}
+        c = self.cache or t
+        return {"output": (t, chunk), "present_key": (c, cache), "present_value": (c, cache)}
 
     def rows(self):
         return sum(p.rows(self.max_seq_len) for p in self.patterns)
@@ -158,17 +160,18 @@ def build_model(node, t="f32", options=None):
     inputs, outputs = node.inputs(t), node.outputs(t)
     inputs |= {name: (inputs[name][0], shape) for name, shape in options.shapes.items()}
     nodes, names, made = [], [], []
-    outer = {name: ("f32" if options.casts and dtype == t else dtype) for name, (dtype, _) in (inputs | outputs).items()}
+    cast = {name: options.casts and dtype in (t, "f16", "bf16") for name, (dtype, _) in (inputs | outputs).items()}
+    outer = {name: "f32" if cast[name] else dtype for name, (dtype, _) in (inputs | outputs).items()}
     for name, (dtype, _) in inputs.items():
         inner = name
-        if outer[name] != dtype or (options.casts and dtype == t):
+        if cast[name]:
             inner = f"{name}_cast"
             nodes.append(helper.make_node("Cast", [name], [inner], to=onnx_type(dtype)))
         names.append(inner)
     tail = []
     for name, (dtype, _) in outputs.items():
         inner = name
-        if options.casts and dtype == t:
+        if cast[name]:
             inner = f"{name}_cast"
             tail.append(helper.make_node("Cast", [inner], [name], to=TensorProto.FLOAT))
         made.append(inner)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,16 @@ def write_cases(directory):
     return directory
 
 
+def write_cache_cases(directory):
+    """The attention with caches of another type than the activations."""
+    directory.mkdir()
+    for t in DTYPES:
+        for c in DTYPES.keys() - {t}:
+            node = replace(NODES["prefill"], cache=c)
+            write_case(directory, f"{t}_{c}", node, t, ModelOptions(casts=True))
+    return directory
+
+
 def results(directory):
     return {path.name: dict(np.load(path)) for path in sorted(directory.glob("*.out.npz"))}
 
@@ -85,6 +96,20 @@ def assert_same_bytes(library, newest, directory, version):
 @pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
 def test_older_runtimes_compute_the_same_bytes(ort_library, newest, tmp_path, version):
     assert_same_bytes(ort_library, newest, tmp_path / "cases", version)
+
+
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+def test_older_runtimes_choose_by_the_type_of_the_cache(ort_library, tmp_path, version):
+    packages = other_version(version)
+    newest, older = (write_cache_cases(tmp_path / name) for name in ("newest", "older"))
+    for found, _ in (child(ort_library, "run", newest), child(ort_library, "run", older, packages=packages)):
+        assert len(found["ran"]) == 6, found
+    newest, older = results(newest), results(older)
+    for case, outputs in newest.items():
+        for name, array in outputs.items():
+            assert array.tobytes() == older[case][name].tobytes(), f"{case}: {name}"
+    # Every pair of types rounds in a way of its own.
+    assert len({b"".join(outputs[name].tobytes() for name in sorted(outputs)) for outputs in newest.values()}) == 6
 
 
 @pytest.mark.parametrize("version", ["1.20", "1.24"])

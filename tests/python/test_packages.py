@@ -198,6 +198,20 @@ def test_last_logits_are_those_of_the_last_valid_token(package, f32_tolerance, r
         assert np.abs(logits - expected).max() <= f32_tolerance * scale
 
 
+@pytest.mark.parametrize("route", ROUTES, ids=ROUTE_IDS)
+@pytest.mark.parametrize("dtype, cache", [("f32", "bf16"), ("f32", "f16"), ("bf16", "f32"), ("f16", "bf16")])
+def test_caches_of_another_type_run(package, route, dtype, cache):
+    golden = golden_case("head_hybrid").golden()
+    length = golden["tokens"].shape[1]
+    engine = package("head_hybrid", route, dtype=dtype, more=("--cache-dtype", cache))
+    assert engine.manifest["dtype"] == dtype and engine.manifest["cache_dtype"] == cache
+    roundoff = 2**-8 if "bf16" in (dtype, cache) else 2**-11
+    for plan in (chunked(length), padded(length, 7)):
+        engine.reset()
+        logits = engine.run(golden["tokens"], plan)
+        assert relative_error(logits[:, golden["positions"]], golden["logits"]) <= 8 * roundoff
+
+
 @pytest.mark.parametrize("with_library", [False, True], ids=["body", "kernel"])
 @pytest.mark.parametrize("dtype, roundoff", [("f16", 2**-11), ("bf16", 2**-8)])
 @pytest.mark.parametrize("case", ["head_hybrid", "kjv_d16w64i4"])

@@ -345,6 +345,21 @@ def test_bad_tensors_are_codes_with_a_reason(harness, creators, op):
     plugin.destroy()
 
 
+def test_a_cache_of_another_type_is_refused_by_name(harness, creators):
+    node, inputs, outputs = example("DilatedAttention")
+    plugin = Plugin.create(harness, creators["DilatedAttention"], parsed_fields(node.attributes()), "blocks.7")
+    other = replace(node, cache="bf16")
+    inputs, outputs = list(other.inputs("f32").values()), list(other.outputs("f32").values())
+    calls = [lambda: plugin.output_types(inputs, len(outputs))[0]]
+    calls += [lambda call=call: plugin.call(call, inputs, outputs) for call in ("configure", "shape_change")]
+    for call in calls:
+        assert call() != 0
+        messages = harness.messages()
+        expected = "expected f32, the type of query, found bf16; export with --cache-dtype f32"
+        assert "`blocks.7`" in messages and expected in messages, messages
+    plugin.destroy()
+
+
 PLACES = ["create", "clone", "output_types", "check", "supports", "workspace", "prepare", "enqueue", "fields"]
 
 

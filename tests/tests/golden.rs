@@ -53,12 +53,17 @@ fn verify(case: &GoldenCase, package: &Path, backends: &str, chunks: &str) -> se
 }
 
 fn check(dtype: &str, fallback: &str) {
+    check_types(dtype, dtype, fallback);
+}
+
+fn check_types(dtype: &str, cache_dtype: &str, fallback: &str) {
     for case in golden_cases() {
         let (batch, total) = tokens_shape(&case);
         let dir = tempfile::tempdir().unwrap();
         let package = dir.path().join("package");
         let flags = [
             ("--dtype", dtype.to_owned()),
+            ("--cache-dtype", cache_dtype.to_owned()),
             ("--fallback", fallback.to_owned()),
             ("--logits", "all".to_owned()),
             ("--batch", batch.to_string()),
@@ -102,7 +107,7 @@ fn check(dtype: &str, fallback: &str) {
             .map(|row| row["max_error"].as_f64().unwrap() / row["tolerance"].as_f64().unwrap())
             .fold(0.0, f64::max);
         println!(
-            "{} {dtype} {fallback}: largest logit error {worst:.4} of its tolerance",
+            "{} {dtype}, cache {cache_dtype}, {fallback}: largest logit error {worst:.4} of its tolerance",
             case.name
         );
     }
@@ -136,6 +141,21 @@ fn bf16_function() {
 #[test]
 fn bf16_inline() {
     check("bf16", "inline");
+}
+
+#[test]
+fn f32_with_a_bf16_cache_function() {
+    check_types("f32", "bf16", "function");
+}
+
+#[test]
+fn f32_with_an_f16_cache_inline() {
+    check_types("f32", "f16", "inline");
+}
+
+#[test]
+fn bf16_with_an_f32_cache_function() {
+    check_types("bf16", "f32", "function");
 }
 
 /// Writes a golden file with the logits of a few positions.

@@ -119,7 +119,7 @@ fn measure(
     Ok(Report {
         package: dir.display().to_string(),
         backend: backend.to_string(),
-        dtype: manifest.dtype.to_string(),
+        dtype: manifest.shape().types(),
         batch: manifest.batch,
         max_seq_len: longest,
         patterns: super::inspect::pattern_summary(&manifest.model),

@@ -24,7 +24,7 @@ pub fn run(args: InspectArgs) -> Outcome {
     let subject = open(&args)?;
     let costs = contexts(subject.shape.max_seq_len)
         .into_iter()
-        .map(|context| cost::token_cost(&subject.spec, context, subject.shape.dtype.size()))
+        .map(|context| cost::token_cost(&subject.spec, context, subject.shape.cache_dtype.size()))
         .collect::<Vec<_>>();
     if args.json {
         let json = serde_json::to_string_pretty(&as_json(&subject, &costs)).or_input()?;
@@ -63,6 +63,7 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             batch: 1,
             max_seq_len,
             dtype: ElementType::F32,
+            cache_dtype: ElementType::F32,
             logits: LogitsMode::Last,
         },
         manifest: None,
@@ -133,7 +134,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             .collect();
         println!(
             "package      {}, batch {}, up to {} tokens; chunks of {}; opset {}, fallback {}",
-            manifest.dtype,
+            shape.types(),
             manifest.batch,
             manifest.max_seq_len,
             lengths.join(", "),
@@ -278,7 +279,8 @@ fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Result<(), Strin
                 let t = f64::from(step) / 48.0;
                 let context =
                     (first as f64 * (last as f64 / first as f64).powf(t)).round() as usize;
-                let cost = cost::token_cost(&subject.spec, context, subject.shape.dtype.size());
+                let cost =
+                    cost::token_cost(&subject.spec, context, subject.shape.cache_dtype.size());
                 (context as f64, f(&cost))
             })
             .collect::<Vec<_>>()

@@ -79,7 +79,7 @@ pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
 fn print(package: &str, report: &VerifyReport) {
     println!(
         "{package}: {}, fallback {}, batch {}; {} x {} tokens against {}",
-        report.dtype,
+        report.types,
         report.fallback,
         report.batch,
         report.sequences,

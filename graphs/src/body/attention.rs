@@ -3,7 +3,7 @@
 
 use super::{Attributes, BodyShape, F32, I64, finish_rows, positions, valid_rows};
 use crate::onnx::{AttributeProto, AttributeType, NodeWriter, TensorProto};
-use crate::ops::AttentionAttributes;
+use crate::ops::{AttentionAttributes, ElementType};
 
 /// Writes one call.
 pub(super) struct Attention<'a, 'b> {
@@ -80,10 +80,9 @@ impl Attention<'_, '_> {
         let query = self.rotate(query, &tables);
         let key = self.rotate(key, &tables);
         let key = self.w.call("Where", &[&valid4, &key, &zero]);
-        // What a later chunk reads back from the cache is rounded to T.
-        let key_t = self.w.convert(&key, F32, dtype);
-        let key = self.w.convert(&key_t, dtype, F32);
+        let key = self.as_cached(key, F32);
         let value = self.w.convert(value, dtype, F32);
+        let value = self.as_cached(value, dtype);
         let value = self
             .w
             .reshape(&value, &[batch, seq_len, num_heads, head_dim]);
@@ -128,6 +127,16 @@ impl Attention<'_, '_> {
         let (written, index) = self.written(&rows, &past, &seq);
         self.update(&written, &index, &key, past_key, &outputs[1]);
         self.update(&written, &index, &value, past_value, &outputs[2]);
+    }
+
+    /// f32 `tokens`, each a value of type `exact`, as a later chunk reads them from the cache.
+    fn as_cached(&mut self, tokens: String, exact: ElementType) -> String {
+        let cache = self.shape.cache_dtype;
+        if cache == exact || cache == F32 {
+            return tokens;
+        }
+        let stored = self.w.cast(&tokens, cache);
+        self.w.cast(&stored, F32)
     }
 
     /// Attribute `name` as a vector `[H]`.
@@ -309,7 +318,7 @@ impl Attention<'_, '_> {
     /// `present`: rows of `tokens` `[B, L, H, dh]` f32 where written, else `past`.
     fn update(&mut self, written: &str, index: &str, tokens: &str, past: &str, present: &str) {
         let BodyShape {
-            dtype,
+            cache_dtype,
             batch,
             seq_len,
             num_heads,
@@ -320,8 +329,8 @@ impl Attention<'_, '_> {
             .w
             .reshape(tokens, &[batch * seq_len * num_heads, head_dim]);
         let fresh = self.w.gather(&tokens, index, 0);
-        let past = self.w.convert(past, dtype, F32);
-        if dtype == F32 {
+        let past = self.w.convert(past, cache_dtype, F32);
+        if cache_dtype == F32 {
             self.w.push(
                 "",
                 "Where",
@@ -331,7 +340,7 @@ impl Attention<'_, '_> {
             );
         } else {
             let rows = self.w.call("Where", &[written, &fresh, &past]);
-            let to = AttributeProto::int("to", dtype.onnx().into());
+            let to = AttributeProto::int("to", cache_dtype.onnx().into());
             self.w.push("", "Cast", &[&rows], &[present], vec![to]);
         }
     }
@@ -435,10 +444,10 @@ impl Attention<'_, '_> {
         let slope = w.call("Where", &[&rows.is_window, &minus_one, &one]);
         let slope = w.call("Where", &[&rows.is_initial, &zero, &slope]);
         let holds = w.unsqueeze(&holds, &[2]);
-        let values = w.convert(past_value, self.shape.dtype, F32);
+        let values = w.convert(past_value, self.shape.cache_dtype, F32);
         let nothing = w.float(0.0);
         let values = w.call("Where", &[&holds, &values, &nothing]);
-        let keys = w.convert(past_key, self.shape.dtype, F32);
+        let keys = w.convert(past_key, self.shape.cache_dtype, F32);
         let split = self.split_heads(heads);
         let slope = split.apply(self, &slope, 0, &[]);
         let mut base = split.apply(self, &base, 1, &[]);

@@ -20,6 +20,8 @@ use crate::ops::{AttentionAttributes, AttributeKind, ElementType, Op, PLUGIN_ATT
 pub struct BodyShape {
     /// The operators' `T`.
     pub dtype: ElementType,
+    /// The attention's `C`.
+    pub cache_dtype: ElementType,
     /// `B`.
     pub batch: usize,
     /// `L`.

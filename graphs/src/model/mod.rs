@@ -129,6 +129,7 @@ fn body_shape(options: &GraphOptions<'_>) -> BodyShape {
     } = *options;
     BodyShape {
         dtype: shape.dtype,
+        cache_dtype: shape.cache_dtype,
         batch: shape.batch,
         seq_len,
         num_heads: spec.num_heads(),
@@ -431,8 +432,8 @@ impl Builder<'_> {
                 Axis::MaxSeqLen => shape.max_seq_len,
                 Axis::HalfHeadDim => spec.d_head / 2,
             });
-            let tensor =
-                TensorType::new(port.dtype.resolve(shape.dtype), sizes.collect::<Vec<_>>());
+            let dtype = port.dtype.resolve(shape.dtype, shape.cache_dtype);
+            let tensor = TensorType::new(dtype, sizes.collect::<Vec<_>>());
             self.value_info.push(ValueInfoProto::new(name, &tensor));
         }
     }

@@ -223,6 +223,7 @@ mod tests {
                 batch: 2,
                 max_seq_len: 16,
                 dtype,
+                cache_dtype: dtype,
                 logits,
             },
             seq_len: 3,

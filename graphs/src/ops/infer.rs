@@ -61,10 +61,26 @@ pub fn infer_dilated_attention(
     bound.outputs()
 }
 
+/// Whether the kernels for GPUs take a cache of this type: they have none where it is not the
+/// activations'.
+///
+/// # Errors
+/// What they take, and what to do.
+pub fn check_gpu_cache(activations: ElementType, cache: ElementType) -> Result<(), String> {
+    if activations == cache {
+        return Ok(());
+    }
+    Err(format!(
+        "past_key, past_value: on a GPU expected {activations}, the type of query, found {cache}; export \
+         with --cache-dtype {activations}, or run ort-cpu or ort-fallback"
+    ))
+}
+
 /// Input types matched against an operator's ports.
 struct Bound {
     op: Op,
     t: Option<ElementType>,
+    c: Option<ElementType>,
     axes: [Option<usize>; Axis::COUNT],
     errors: Vec<String>,
 }
@@ -74,6 +90,7 @@ impl Bound {
         let mut bound = Self {
             op,
             t: None,
+            c: None,
             axes: [None; Axis::COUNT],
             errors: Vec::new(),
         };
@@ -93,12 +110,17 @@ impl Bound {
     }
 
     fn match_port(&mut self, port: &Port, input: &TensorType) {
-        let expected = match port.dtype {
-            PortType::T if ElementType::ACTIVATIONS.contains(&input.dtype) => {
-                *self.t.get_or_insert(input.dtype)
+        let variable = match port.dtype {
+            PortType::T => Some(&mut self.t),
+            PortType::C => Some(&mut self.c),
+            PortType::F32 | PortType::I64 => None,
+        };
+        let expected = match variable {
+            Some(known) if ElementType::ACTIVATIONS.contains(&input.dtype) => {
+                *known.get_or_insert(input.dtype)
             }
-            PortType::T => self.t.unwrap_or(ElementType::F32),
-            other => other.resolve(ElementType::F32),
+            Some(known) => known.unwrap_or(ElementType::F32),
+            None => port.dtype.resolve(ElementType::F32, ElementType::F32),
         };
         if input.dtype != expected {
             self.errors.push(format!(
@@ -142,14 +164,14 @@ impl Bound {
         if !self.errors.is_empty() {
             return Err(SchemaErrors::new(self.op, std::mem::take(&mut self.errors)));
         }
-        let t = self.t.unwrap_or(ElementType::F32);
+        let [t, c] = [self.t, self.c].map(|found| found.unwrap_or(ElementType::F32));
         let outputs = self.op.outputs().iter().map(|port| {
             let shape: Vec<_> = port
                 .axes
                 .iter()
                 .filter_map(|&axis| self.get(axis))
                 .collect();
-            TensorType::new(port.dtype.resolve(t), shape)
+            TensorType::new(port.dtype.resolve(t, c), shape)
         });
         Ok(outputs.collect())
     }

@@ -4,7 +4,7 @@ mod attributes;
 mod infer;
 
 pub use attributes::{AttentionAttributes, RawAttentionAttributes};
-pub use infer::{infer_dilated_attention, infer_recurrence_scan};
+pub use infer::{check_gpu_cache, infer_dilated_attention, infer_recurrence_scan};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -119,6 +119,10 @@ impl fmt::Display for TensorType {
 pub enum PortType {
     /// The operator's `T`: f32, f16 or bf16, the same on all such ports.
     T,
+    /// The attention's `C`, as `T` but for the cache alone. Every key (after rotary embedding) and
+    /// value is rounded to it, to nearest even, before any query sees it, those of the chunk
+    /// itself included: results do not depend on how a sequence is cut into chunks.
+    C,
     /// Always f32.
     F32,
     /// Always i64.
@@ -126,10 +130,11 @@ pub enum PortType {
 }
 
 impl PortType {
-    /// The element type for a given `T`.
-    pub fn resolve(self, t: ElementType) -> ElementType {
+    /// The element type for given `T` and `C`.
+    pub fn resolve(self, t: ElementType, c: ElementType) -> ElementType {
         match self {
             Self::T => t,
+            Self::C => c,
             Self::F32 => ElementType::F32,
             Self::I64 => ElementType::I64,
         }
@@ -249,8 +254,8 @@ impl Op {
                 "query" T [Batch, SeqLen, Channels];
                 "key" T [Batch, SeqLen, Channels];
                 "value" T [Batch, SeqLen, Channels];
-                "past_key" T [Batch, Rows, HeadDim];
-                "past_value" T [Batch, Rows, HeadDim];
+                "past_key" C [Batch, Rows, HeadDim];
+                "past_value" C [Batch, Rows, HeadDim];
                 "past_length" I64 [Batch];
                 "seq_length" I64 [Batch];
                 "cos" F32 [MaxSeqLen, HalfHeadDim];
@@ -270,8 +275,8 @@ impl Op {
             },
             Self::DilatedAttention => ports! {
                 "output" T [Batch, SeqLen, Channels];
-                "present_key" T [Batch, Rows, HeadDim];
-                "present_value" T [Batch, Rows, HeadDim];
+                "present_key" C [Batch, Rows, HeadDim];
+                "present_value" C [Batch, Rows, HeadDim];
             },
         }
     }
@@ -413,6 +418,35 @@ mod tests {
         let outputs = infer_dilated_attention(&attributes(), &inputs()).unwrap();
         assert_eq!(outputs[0], TensorType::new(ElementType::BF16, [2, 3, 16]));
         assert_eq!(outputs[2], TensorType::new(ElementType::BF16, [2, 28, 8]));
+    }
+
+    #[test]
+    fn the_cache_has_a_type_of_its_own() {
+        for t in ElementType::ACTIVATIONS {
+            for c in ElementType::ACTIVATIONS {
+                let mut inputs = inputs();
+                (0..3).for_each(|port| inputs[port].dtype = t);
+                (3..5).for_each(|port| inputs[port].dtype = c);
+                let outputs = infer_dilated_attention(&attributes(), &inputs).unwrap();
+                let found: Vec<_> = outputs.iter().map(|output| output.dtype).collect();
+                assert_eq!(found, [t, c, c]);
+                assert_eq!(check_gpu_cache(t, c).is_ok(), t == c);
+            }
+        }
+        let mut mixed = inputs();
+        mixed[3].dtype = ElementType::F16;
+        mixed[8].dtype = ElementType::F16;
+        let error = infer_dilated_attention(&attributes(), &mixed).unwrap_err();
+        assert_eq!(
+            error.errors,
+            [
+                "past_value: expected f16, found bf16",
+                "sin: expected f32, found f16"
+            ]
+        );
+        mixed[3].dtype = ElementType::I64;
+        let error = infer_dilated_attention(&attributes(), &mixed).unwrap_err();
+        assert_eq!(error.errors[0], "past_key: expected f32, found i64");
     }
 
     #[test]

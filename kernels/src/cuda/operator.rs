@@ -5,7 +5,7 @@ use super::{
     ScanShape, ScanTensors, Stream,
 };
 use ratplus_graphs::ops::{
-    AttentionAttributes, Op, SchemaErrors, TensorType, infer_dilated_attention,
+    AttentionAttributes, Op, SchemaErrors, TensorType, check_gpu_cache, infer_dilated_attention,
     infer_recurrence_scan,
 };
 
@@ -24,6 +24,9 @@ pub enum PlanError {
     /// The inputs contradict the schema.
     #[error(transparent)]
     Schema(#[from] SchemaErrors),
+    /// The cache has another type than the activations.
+    #[error("DilatedAttention: {0}")]
+    Cache(String),
     /// The device has no kernels for them.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -34,7 +37,8 @@ impl OperatorPlan {
     /// means [`Op::RecurrenceScan`]. Loads kernels: not allowed while a stream is captured.
     ///
     /// # Errors
-    /// Every contradiction to the schema; else a device without kernels for the sizes.
+    /// Every contradiction to the schema; else a cache of another type, or a device without kernels
+    /// for the sizes.
     pub fn new(
         device: &'static Device,
         attributes: Option<&AttentionAttributes>,
@@ -55,6 +59,7 @@ impl OperatorPlan {
             return Ok(Self::Scan(ScanPlan::new(device, shape)?));
         };
         infer_dilated_attention(attributes, inputs)?;
+        check_gpu_cache(inputs[0].dtype, inputs[3].dtype).map_err(PlanError::Cache)?;
         // By the schema, checked above: query [B, L, N], past_key [B, R, dh], cos [M, dh/2].
         let shape = AttentionShape {
             element: inputs[0].dtype,

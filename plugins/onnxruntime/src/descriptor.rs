@@ -1,4 +1,4 @@
-//! The `OrtCustomOp`s: one per operator and element type.
+//! The `OrtCustomOp`s: one per operator and element types.
 
 use crate::api::{Api, Api18};
 use crate::compute::EMULATED;
@@ -6,7 +6,7 @@ use crate::guard;
 use crate::infer::infer;
 use crate::kernel::Kernel;
 use ort_sys::*;
-use ratplus_graphs::ops::{DOMAIN_VERSION, ElementType, Op, Port};
+use ratplus_graphs::ops::{DOMAIN_VERSION, ElementType, Op, Port, PortType};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::{null, null_mut};
 
@@ -26,7 +26,27 @@ pub struct Descriptor {
     api: Api,
     provider: Provider,
     op: Op,
-    element: ElementType,
+    types: Types,
+}
+
+/// What an operator's type variables stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Types {
+    /// `T`.
+    pub element: ElementType,
+    /// `C`; the same as `T` where the operator has no cache.
+    pub cache: ElementType,
+}
+
+impl Types {
+    /// Everything that the variables of `op` may stand for.
+    pub fn of(op: Op) -> impl Iterator<Item = Self> {
+        let cached = op.inputs().iter().any(|port| port.dtype == PortType::C);
+        let pairs = ElementType::ACTIVATIONS
+            .into_iter()
+            .flat_map(|element| ElementType::ACTIVATIONS.map(|cache| Self { element, cache }));
+        pairs.filter(move |types| cached || types.element == types.cache)
+    }
 }
 
 // SAFETY: constant once made.
@@ -36,7 +56,7 @@ unsafe impl Send for Descriptor {}
 
 impl Descriptor {
     /// The operator for a runtime whose table was asked for at `level`.
-    pub fn new(api: Api, level: u32, provider: Provider, op: Op, element: ElementType) -> Self {
+    pub fn new(api: Api, level: u32, provider: Provider, op: Op, types: Types) -> Self {
         let aliases: Option<unsafe extern "system" fn(_, _) -> _> = match op {
             Op::RecurrenceScan => Some(scan_may_inplace),
             Op::DilatedAttention => Some(attention_may_inplace),
@@ -78,7 +98,7 @@ impl Descriptor {
             api,
             provider,
             op,
-            element,
+            types,
         }
     }
 
@@ -90,7 +110,8 @@ impl Descriptor {
     /// The element type of `port`; none outside the schema.
     fn element_of(&self, port: Option<&Port>) -> ONNXTensorElementDataType {
         use ONNXTensorElementDataType::*;
-        match port.map(|port| port.dtype.resolve(self.element)) {
+        let Types { element, cache } = self.types;
+        match port.map(|port| port.dtype.resolve(element, cache)) {
             Some(ElementType::F32) => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
             Some(ElementType::F16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
             Some(ElementType::BF16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
@@ -197,13 +218,13 @@ unsafe extern "system" fn create_kernel(
         api,
         provider,
         op,
-        element,
+        types,
         ..
     } = unsafe { descriptor(op) };
     guard::status(*api, || {
         // SAFETY: `info` is live during the call, and `kernel` writable.
         unsafe {
-            let made = Kernel::new(*api, *provider, *op, *element, info)?;
+            let made = Kernel::new(*api, *provider, *op, *types, info)?;
             kernel.write(Box::into_raw(Box::new(made)).cast());
         }
         Ok(())
@@ -232,7 +253,7 @@ unsafe extern "system" fn kernel_destroy(kernel: *mut c_void) {
     });
 }
 
-/// ORT asks the first operator of a name, whatever the element type. Versions up to 1.31 at least
+/// ORT asks the first operator of a name, whatever the element types. Versions up to 1.31 at least
 /// drop the status; creating the kernel finds the same mismatches.
 unsafe extern "system" fn infer_output_shape(
     op: *const OrtCustomOp,
@@ -308,6 +329,13 @@ unsafe extern "system" fn get_alias_map(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_attention_has_a_cache() {
+        assert_eq!(Types::of(Op::RecurrenceScan).count(), 3);
+        assert_eq!(Types::of(Op::DilatedAttention).count(), 9);
+        assert!(Types::of(Op::RecurrenceScan).all(|types| types.element == types.cache));
+    }
 
     #[test]
     fn constants_are_the_schema() {

@@ -2,10 +2,12 @@
 
 use crate::api::{Api, Failure, Tensor, TensorShape};
 use crate::compute::{Call, Cpu, Cuda, Prepared, Processor};
-use crate::descriptor::Provider;
+use crate::descriptor::{Provider, Types};
 use crate::plan::Plan;
 use ort_sys::{OrtKernelContext, OrtKernelInfo};
-use ratplus_graphs::ops::{AttentionAttributes, DOMAIN, ElementType, Op, RawAttentionAttributes};
+use ratplus_graphs::ops::{
+    AttentionAttributes, DOMAIN, ElementType, Op, PortType, RawAttentionAttributes, check_gpu_cache,
+};
 use std::ffi::CStr;
 use std::ptr::null_mut;
 use std::sync::OnceLock;
@@ -25,7 +27,7 @@ pub struct Kernel {
     /// What messages call it.
     name: String,
     op: Op,
-    element: ElementType,
+    types: Types,
     attributes: Option<AttentionAttributes>,
     /// Filled from the first on. Shapes beyond these are planned anew at every run.
     plans: [OnceLock<Prepared>; PLANS],
@@ -47,14 +49,14 @@ impl Kernel {
         api: Api,
         provider: Provider,
         op: Op,
-        element: ElementType,
+        types: Types,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
         // SAFETY: the caller's contract.
         let node = unsafe { api.node_name(info) }.unwrap_or_default();
         let name = format!("node {node:?} ({DOMAIN}.{op})");
         // SAFETY: the caller's contract.
-        let made = unsafe { Self::named(api, provider, op, element, name.clone(), info) };
+        let made = unsafe { Self::named(api, provider, op, types, name.clone(), info) };
         made.map_err(|failure| failure.prefixed(name))
     }
 
@@ -64,7 +66,7 @@ impl Kernel {
         api: Api,
         provider: Provider,
         op: Op,
-        element: ElementType,
+        types: Types,
         name: String,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
@@ -73,6 +75,9 @@ impl Kernel {
         let fault = unsafe { crate::fault::Fault::read(api, info) };
         #[cfg(feature = "fault-injection")]
         fault.trip("create");
+        if let Provider::Cuda(_) = provider {
+            check_gpu_cache(types.element, types.cache).map_err(Failure::invalid)?;
+        }
         let attributes = match op {
             Op::RecurrenceScan => None,
             // SAFETY: as above.
@@ -95,7 +100,7 @@ impl Kernel {
             api,
             name,
             op,
-            element,
+            types,
             attributes,
             plans,
             processor,
@@ -173,7 +178,7 @@ impl Kernel {
         let call = Call {
             api: self.api,
             op: self.op,
-            element: self.element,
+            types: self.types,
             context,
             plan,
             inputs,
@@ -198,7 +203,7 @@ impl Kernel {
             return Ok(Ok(prepared));
         }
         let shapes: Vec<_> = inputs.iter().map(|input| input.shape).collect();
-        self.check_element(&shapes)?;
+        self.check_types(&shapes)?;
         let plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
         let mut prepared = self.processor.prepare(plan)?;
         for slot in &self.plans {
@@ -216,18 +221,23 @@ impl Kernel {
     }
 
     /// ORT picks the kernel by the declared types; this is against a feed of another type.
-    fn check_element(&self, inputs: &[TensorShape]) -> Result<(), Failure> {
-        let found = inputs[0].element;
-        if found == self.element.onnx() {
-            return Ok(());
+    fn check_types(&self, inputs: &[TensorShape]) -> Result<(), Failure> {
+        let Types { element, cache } = self.types;
+        for (port, input) in self.op.inputs().iter().zip(inputs) {
+            let expected = port.dtype.resolve(element, cache);
+            let variable = matches!(port.dtype, PortType::T | PortType::C);
+            if variable && input.element != expected.onnx() {
+                let found = ElementType::from_onnx(input.element).map_or_else(
+                    || format!("ONNX element type {}", input.element),
+                    |found| found.to_string(),
+                );
+                let name = port.name;
+                return Err(Failure::invalid(format!(
+                    "{name}: expected {expected}, found {found}"
+                )));
+            }
         }
-        let found = ElementType::from_onnx(found)
-            .map_or_else(|| format!("ONNX element type {found}"), |t| t.to_string());
-        Err(Failure::invalid(format!(
-            "{}: expected {}, found {found}",
-            self.op.inputs()[0].name,
-            self.element
-        )))
+        Ok(())
     }
 }
 

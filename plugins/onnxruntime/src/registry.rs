@@ -2,13 +2,13 @@
 
 use crate::api::{Api, Failure, create_status};
 use crate::compute::EMULATED;
-use crate::descriptor::{Descriptor, Provider};
+use crate::descriptor::{Descriptor, Provider, Types};
 use crate::guard;
 use crate::version::{OLDEST_API, api_level};
 use ort_sys::{
     OrtApi, OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr,
 };
-use ratplus_graphs::ops::{DOMAIN, ElementType, Op};
+use ratplus_graphs::ops::{DOMAIN, Op};
 use ratplus_kernels::cuda::add_search_folders_around;
 use std::ffi::{CStr, CString, OsStr, c_void};
 use std::mem::MaybeUninit;
@@ -100,8 +100,9 @@ fn file_of(address: *const c_void) -> Option<PathBuf> {
     }
 }
 
-/// A domain with every operator in every element type for every provider. A runtime without one
-/// of the providers never makes its kernels.
+/// A domain with every operator in all of its types for every provider. A runtime without one of
+/// the providers never makes its kernels; those for GPUs refuse the types that they lack, where
+/// ORT would move the node to the CPU in silence.
 fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> {
     let name = CString::new(DOMAIN).map_err(|error| Failure::invalid(error.to_string()))?;
     let mut domain = null_mut();
@@ -111,8 +112,8 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
     let cuda = api.api_18(level).map(Provider::Cuda);
     for provider in cpu.into_iter().chain(cuda) {
         for op in Op::ALL {
-            for element in ElementType::ACTIVATIONS {
-                let descriptor = Descriptor::new(api, level, provider, op, element);
+            for types in Types::of(op) {
+                let descriptor = Descriptor::new(api, level, provider, op, types);
                 let descriptor: &'static Descriptor = Box::leak(Box::new(descriptor));
                 // SAFETY: both live on; on failure nobody else has the domain.
                 unsafe {

@@ -1,5 +1,5 @@
 use crate::error::check_slices;
-use crate::{ReferenceError, Round};
+use crate::{AttentionRounding, ReferenceError, Round};
 use ratplus_graphs::cache::HeadCache;
 use ratplus_graphs::ops::{AttentionAttributes, Op, check_lengths};
 
@@ -16,7 +16,7 @@ pub struct AttentionShape {
     pub max_seq_len: usize,
 }
 
-/// Inputs of `DilatedAttention`, in the ports' order and layout, `T` carried in f32.
+/// Inputs of `DilatedAttention`, in the ports' order and layout, `T` and `C` carried in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInputs<'a> {
     /// `[B, L, H * dh]`.
@@ -50,18 +50,36 @@ pub struct AttentionOutputs<'a> {
     pub present_value: &'a mut [f32],
 }
 
-/// `DilatedAttention`. Scores, softmax and sums are f64; rotated keys and values are rounded
-/// before use, so that it does not matter whether a later query reads them from the chunk or
-/// from the cache. Rotated queries are not rounded.
+/// [`dilated_attention_rounding`] with a cache of the activations' type.
 ///
 /// # Errors
-/// A slice's length contradicts `shape`, or a slot's lengths are out of range.
+/// As there.
 pub fn dilated_attention(
     attributes: &AttentionAttributes,
     shape: AttentionShape,
     inputs: &AttentionInputs<'_>,
     outputs: &mut AttentionOutputs<'_>,
     round: Round,
+) -> Result<(), ReferenceError> {
+    let rounding = AttentionRounding {
+        activations: round,
+        cache: round,
+    };
+    dilated_attention_rounding(attributes, shape, inputs, outputs, rounding)
+}
+
+/// `DilatedAttention`. Scores, softmax and sums are f64; rotated keys and values are rounded to
+/// the cache's type before use, so that it does not matter whether a later query reads them from
+/// the chunk or from the cache. Rotated queries are not rounded.
+///
+/// # Errors
+/// A slice's length contradicts `shape`, or a slot's lengths are out of range.
+pub fn dilated_attention_rounding(
+    attributes: &AttentionAttributes,
+    shape: AttentionShape,
+    inputs: &AttentionInputs<'_>,
+    outputs: &mut AttentionOutputs<'_>,
+    rounding: AttentionRounding,
 ) -> Result<(), ReferenceError> {
     let op = Op::DilatedAttention;
     let AttentionShape {
@@ -112,7 +130,7 @@ pub fn dilated_attention(
                 column: index * head_dim,
                 first_row: slot * layout.rows() + head.offset,
                 scale: f64::from(attributes.scale),
-                round,
+                rounding,
             };
             call.run(outputs);
         }
@@ -133,7 +151,7 @@ struct HeadCall<'a> {
     /// First row of the head in `[B * R]`.
     first_row: usize,
     scale: f64,
-    round: Round,
+    rounding: AttentionRounding,
 }
 
 impl HeadCall<'_> {
@@ -141,16 +159,17 @@ impl HeadCall<'_> {
         let dim = self.shape.head_dim;
         let past = self.inputs.past_length[self.slot] as usize;
         let length = self.inputs.seq_length[self.slot] as usize;
+        let AttentionRounding { activations, cache } = self.rounding;
         let keys: Vec<Vec<f32>> = (0..length)
             .map(|row| {
                 let key = self.rotated(self.inputs.key, row, past + row);
-                key.iter().map(|&x| (self.round)(x as f32)).collect()
+                key.iter().map(|&x| cache(x as f32)).collect()
             })
             .collect();
         let values: Vec<Vec<f32>> = (0..length)
             .map(|row| {
                 let value = &self.inputs.value[self.token(row)..][..dim];
-                value.iter().map(|&x| (self.round)(x)).collect()
+                value.iter().map(|&x| cache(x)).collect()
             })
             .collect();
         let cached = self.cached(past);
@@ -173,7 +192,7 @@ impl HeadCall<'_> {
             let seen: Vec<_> = before.chain(own).collect();
             let mixed = self.mix(&self.rotated(self.inputs.query, row, position), &seen);
             for (output, value) in outputs.output[self.token(row)..].iter_mut().zip(mixed) {
-                *output = (self.round)(value as f32);
+                *output = activations(value as f32);
             }
         }
         for (token, (key, value)) in keys.iter().zip(&values).enumerate() {

@@ -4,7 +4,7 @@
 //!   spelled out. It knows no cache and no chunk: the independent witness.
 //! - [`recurrence_scan`] and [`dilated_attention`]: the operators with exactly the ports of
 //!   [`ratplus_graphs::ops`], over f32 slices; sums are f64, and what the operators store in `T`
-//!   goes through a rounding function ([`Round`]).
+//!   or `C` goes through a rounding function ([`Round`]).
 //!
 //! Nothing here is fast, and nothing here shares code with the kernels.
 
@@ -13,14 +13,26 @@ mod error;
 pub mod full;
 mod scan;
 
-pub use attention::{AttentionInputs, AttentionOutputs, AttentionShape, dilated_attention};
+pub use attention::{
+    AttentionInputs, AttentionOutputs, AttentionShape, dilated_attention,
+    dilated_attention_rounding,
+};
 pub use error::ReferenceError;
 pub use scan::{ScanInputs, ScanOutputs, ScanShape, recurrence_scan};
 
-/// Rounds an f32 to the operators' `T`, which is carried in f32.
+/// Rounds an f32 to the operators' `T` or `C`, which are carried in f32.
 pub type Round = fn(f32) -> f32;
 
-/// [`Round`] for `T` = f32.
+/// How the attention rounds.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRounding {
+    /// To `T`.
+    pub activations: Round,
+    /// To `C`.
+    pub cache: Round,
+}
+
+/// [`Round`] for f32.
 pub fn exact(value: f32) -> f32 {
     value
 }

@@ -117,6 +117,14 @@ impl AttentionRun {
 
     /// Outputs of each slot, `[T, H * dh]`.
     fn replay(&self, chunks: &Chunks, round: Round) -> Vec<Vec<f32>> {
+        let rounding = AttentionRounding {
+            activations: round,
+            cache: round,
+        };
+        self.replay_rounding(chunks, rounding)
+    }
+
+    fn replay_rounding(&self, chunks: &Chunks, rounding: AttentionRounding) -> Vec<Vec<f32>> {
         let batch = self.query.len();
         let width = self.attributes.num_heads() * self.dim;
         let layout = self.attributes.cache_layout(self.max_seq_len);
@@ -153,7 +161,8 @@ impl AttentionRun {
                 head_dim: self.dim,
                 max_seq_len: self.max_seq_len,
             };
-            dilated_attention(&self.attributes, shape, &inputs, &mut outputs, round).unwrap();
+            dilated_attention_rounding(&self.attributes, shape, &inputs, &mut outputs, rounding)
+                .unwrap();
             for slot in 0..batch {
                 let rows = &output[slot * seq_len * width..][..seq_len * width];
                 let (valid, padding) = rows.split_at(take[slot] * width);
@@ -346,24 +355,39 @@ fn past_length_zero_starts_over() {
     assert_eq!(output, clean[0]);
 }
 
-/// Rounded keys and values are the same whether read from the chunk or from the cache.
+/// Rounded keys and values are the same whether read from the chunk or from the cache, whatever
+/// the types of both.
 #[test]
 fn low_precision_does_not_depend_on_the_chunking() {
-    let round: Round = |x| half::bf16::from_f32(x).to_f32();
-    let patterns = vec![Pattern::new(4, 5, 1).unwrap(), Pattern::DENSE];
-    let mut run = AttentionRun::new(9, patterns, &[40, 33], 40);
-    for tokens in [&mut run.query, &mut run.key, &mut run.value] {
-        tokens.iter_mut().flatten().for_each(|x| *x = round(*x));
-    }
-    let whole = run.replay(&vec![(40, vec![40, 33])], round);
-    for seed in 0..20 {
-        let parts = run.replay(&chunks(seed, &[40, 33]), round);
-        assert_eq!(whole, parts);
-    }
-    for (slot, found) in whole.iter().enumerate() {
-        assert!(found.iter().all(|&x| round(x) == x));
-        let error = worst(found, &run.expected(slot));
-        assert!((1e-4..4e-2).contains(&error), "{error:e}");
+    let bf16: Round = |x| half::bf16::from_f32(x).to_f32();
+    let f16: Round = |x| half::f16::from_f32(x).to_f32();
+    for (activations, cache, errors) in [
+        (bf16, bf16, 1e-4..4e-2),
+        (bf16, f16, 1e-4..4e-2),
+        (f16, bf16, 1e-4..4e-2),
+        (exact as Round, bf16, 1e-4..4e-2),
+        (exact, f16, 1e-5..5e-3),
+        (bf16, exact, 1e-4..4e-2),
+    ] {
+        let patterns = vec![Pattern::new(4, 5, 1).unwrap(), Pattern::DENSE];
+        let mut run = AttentionRun::new(9, patterns, &[40, 33], 40);
+        for tokens in [&mut run.query, &mut run.key, &mut run.value] {
+            tokens
+                .iter_mut()
+                .flatten()
+                .for_each(|x| *x = activations(*x));
+        }
+        let rounding = AttentionRounding { activations, cache };
+        let whole = run.replay_rounding(&vec![(40, vec![40, 33])], rounding);
+        for seed in 0..20 {
+            let parts = run.replay_rounding(&chunks(seed, &[40, 33]), rounding);
+            assert_eq!(whole, parts);
+        }
+        for (slot, found) in whole.iter().enumerate() {
+            assert!(found.iter().all(|&x| activations(x) == x));
+            let error = worst(found, &run.expected(slot));
+            assert!(errors.contains(&error), "{error:e}");
+        }
     }
 }
 

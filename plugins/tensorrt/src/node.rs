@@ -3,7 +3,8 @@
 use crate::abi::{Field, LINEAR, Tensor, data_type, element};
 use crate::fields::{self, Settings, Stored};
 use ratplus_graphs::ops::{
-    DOMAIN, ElementType, Op, PortType, TensorType, infer_dilated_attention, infer_recurrence_scan,
+    DOMAIN, ElementType, Op, PortType, TensorType, check_gpu_cache, infer_dilated_attention,
+    infer_recurrence_scan,
 };
 use ratplus_kernels::cuda::{
     CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream,
@@ -110,6 +111,7 @@ impl Node {
         self.check_counts(inputs.len(), outputs.len())?;
         let ports = self.op.inputs().iter().zip(inputs);
         let mut errors = Vec::new();
+        self.check_cache(|at| element(inputs[at]))?;
         for (port, &code) in ports {
             if !fits(port.dtype, code, inputs[0]) {
                 let expected = expected_type(port.dtype, inputs[0]);
@@ -125,8 +127,9 @@ impl Node {
         }
         for (to, port) in outputs.iter_mut().zip(self.op.outputs()) {
             *to = match port.dtype {
-                PortType::T => inputs[0],
-                other => data_type(other.resolve(ElementType::F32)),
+                PortType::T | PortType::C => inputs[0],
+                PortType::F32 => data_type(ElementType::F32),
+                PortType::I64 => data_type(ElementType::I64),
             };
         }
         Ok(())
@@ -215,7 +218,7 @@ impl Node {
             .map(|(port, tensor)| {
                 let mut tensor = *tensor;
                 if !typed {
-                    tensor.dtype = data_type(port.dtype.resolve(ElementType::F32));
+                    tensor.dtype = data_type(port.dtype.resolve(ElementType::F32, ElementType::F32));
                 }
                 tensor.known().ok_or_else(|| {
                     let found = type_name(tensor.dtype);
@@ -227,11 +230,25 @@ impl Node {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        match &self.settings.attributes {
+        let inferred = match &self.settings.attributes {
             None => infer_recurrence_scan(inputs),
             Some(attributes) => infer_dilated_attention(attributes, inputs),
+        };
+        let inferred = inferred.map_err(|errors| errors.errors.join("; "))?;
+        self.check_cache(|at| Some(inputs[at].dtype))?;
+        Ok(inferred)
+    }
+
+    /// Refuses a cache of another type than the activations, where both are known by the places of
+    /// their inputs.
+    fn check_cache(&self, dtype: impl Fn(usize) -> Option<ElementType>) -> Result<(), String> {
+        let mut ports = self.op.inputs().iter();
+        let cache = ports.position(|port| port.dtype == PortType::C);
+        let known = |at| dtype(at).filter(|found| ElementType::ACTIVATIONS.contains(found));
+        match (known(0), cache.and_then(known)) {
+            (Some(activations), Some(cache)) => check_gpu_cache(activations, cache),
+            _ => Ok(()),
         }
-        .map_err(|errors| errors.errors.join("; "))
     }
 
     fn check_counts(&self, inputs: usize, outputs: usize) -> Result<(), String> {
@@ -257,6 +274,7 @@ impl Node {
     }
 
     fn plan(&self, device: &'static Device, inputs: &[TensorType]) -> Result<OperatorPlan, String> {
+        self.infer(inputs)?;
         OperatorPlan::new(device, self.settings.attributes.as_ref(), inputs)
             .map_err(|error| error.to_string())
     }
@@ -379,19 +397,23 @@ fn device() -> Result<&'static Device, String> {
 /// Whether a port takes a `nvinfer1::DataType` where the first input has another.
 fn fits(port: PortType, code: i32, first: i32) -> bool {
     match port {
-        PortType::T => {
+        PortType::T | PortType::C => {
             code == first
                 && element(code).is_some_and(|found| ElementType::ACTIVATIONS.contains(&found))
         }
-        other => element(code) == Some(other.resolve(ElementType::F32)),
+        PortType::F32 => element(code) == Some(ElementType::F32),
+        PortType::I64 => element(code) == Some(ElementType::I64),
     }
 }
 
 fn expected_type(port: PortType, first: i32) -> String {
     let activation = element(first).filter(|found| ElementType::ACTIVATIONS.contains(found));
     match (port, activation) {
-        (PortType::T, None) => "f32, f16 or bf16".into(),
-        (port, found) => port.resolve(found.unwrap_or(ElementType::F32)).to_string(),
+        (PortType::T | PortType::C, None) => "f32, f16 or bf16".into(),
+        (port, found) => {
+            let t = found.unwrap_or(ElementType::F32);
+            port.resolve(t, t).to_string()
+        }
     }
 }
 

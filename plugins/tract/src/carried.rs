@@ -2,10 +2,12 @@
 //! inputs, functions dropped.
 
 use crate::TractError;
-use crate::operators::{ELEMENT_TYPE, ROUND};
-use ratplus_graphs::onnx::{AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto};
-use ratplus_graphs::ops::{DOMAIN, ElementType, Op, TensorType};
-use std::collections::HashSet;
+use crate::operators::{CACHE_TYPE, ELEMENT_TYPE, ROUND};
+use ratplus_graphs::onnx::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
+};
+use ratplus_graphs::ops::{DOMAIN, ElementType, Op, PortType, TensorType};
+use std::collections::{HashMap, HashSet};
 
 /// A graph that tract can parse, and what its names mean.
 pub(crate) struct Carried {
@@ -64,7 +66,7 @@ pub(crate) fn carry(model: &ModelProto, rounding: Rounding) -> Result<Carried, T
         })
         .collect();
     check_names(graph, &mut errors);
-    let dtype = activation_type(graph, &mut errors);
+    let dtypes = value_types(graph, &inputs, &weights);
     if !errors.is_empty() {
         return Err(TractError::Graph(errors));
     }
@@ -81,13 +83,13 @@ pub(crate) fn carry(model: &ModelProto, rounding: Rounding) -> Result<Carried, T
     for node in &mut graph.node {
         let to = node.find_attribute("to").and_then(|to| to.i);
         if node.domain == DOMAIN {
-            let stored = if rounding == Rounding::AsStored {
-                dtype
-            } else {
-                ElementType::F32
-            };
-            let code = stored.onnx().into();
-            node.attribute.push(AttributeProto::int(ELEMENT_TYPE, code));
+            for (name, variable) in [(ELEMENT_TYPE, PortType::T), (CACHE_TYPE, PortType::C)] {
+                let stored = type_variable(node, variable, &dtypes);
+                if let Some(stored) = stored.filter(|_| rounding == Rounding::AsStored) {
+                    let code = stored.onnx().into();
+                    node.attribute.push(AttributeProto::int(name, code));
+                }
+            }
         } else if node.op_type == "Cast" && to.is_some_and(|to| is_low(to as i32)) {
             match rounding {
                 Rounding::AsStored => node.op_type = ROUND.into(),
@@ -174,25 +176,49 @@ fn check_names(graph: &GraphProto, errors: &mut Vec<String>) {
     }
 }
 
-/// The package's `T`: f32 unless f16 or bf16 appears.
-fn activation_type(graph: &GraphProto, errors: &mut Vec<String>) -> ElementType {
-    let values = graph.input.iter().filter_map(ValueInfoProto::tensor);
-    let stored = graph.initializer.iter().filter_map(|t| t.tensor_type());
-    let casts = graph.node.iter().filter_map(|node| {
-        let to = node.find_attribute("to")?.i?;
-        ElementType::from_onnx(i32::try_from(to).ok()?)
-    });
-    let mut low: Vec<_> = values
-        .chain(stored)
-        .map(|tensor| tensor.dtype)
-        .chain(casts)
-        .filter(|&dtype| carrier(dtype) != dtype)
+/// Types of values as the package has them. What is neither declared, cast nor a custom node's is
+/// taken for its node's first input's: enough for all that custom nodes are given.
+fn value_types(
+    graph: &GraphProto,
+    inputs: &[(String, TensorType)],
+    weights: &[(String, TensorType)],
+) -> HashMap<String, ElementType> {
+    let declared = inputs.iter().chain(weights);
+    let mut types: HashMap<_, _> = declared
+        .map(|(name, tensor)| (name.clone(), tensor.dtype))
         .collect();
-    low.dedup();
-    if low.iter().any(|&dtype| dtype != low[0]) {
-        errors.push("expected one of f16 and bf16, found both".into());
+    for node in &graph.node {
+        let to = node.find_attribute("to").and_then(|to| to.i);
+        let cast = to.and_then(|to| ElementType::from_onnx(i32::try_from(to).ok()?));
+        let first = node.input.first().and_then(|name| types.get(name).copied());
+        for (index, name) in node.output.iter().enumerate() {
+            let port = operator(node).and_then(|op| op.outputs().get(index));
+            let dtype = match port.map(|port| port.dtype) {
+                None => cast.or(first),
+                Some(PortType::F32) => Some(ElementType::F32),
+                Some(variable) => type_variable(node, variable, &types),
+            };
+            types.extend(dtype.map(|dtype| (name.clone(), dtype)));
+        }
     }
-    low.first().copied().unwrap_or(ElementType::F32)
+    types
+}
+
+/// What `variable` stands for at a custom node: the type of the first input that has it.
+fn type_variable(
+    node: &NodeProto,
+    variable: PortType,
+    types: &HashMap<String, ElementType>,
+) -> Option<ElementType> {
+    let ports = operator(node)?.inputs();
+    let port = ports.iter().position(|port| port.dtype == variable)?;
+    types.get(node.input.get(port)?).copied()
+}
+
+/// The operator of a custom node.
+fn operator(node: &NodeProto) -> Option<Op> {
+    let ours = |op: &Op| node.domain == DOMAIN && op.name() == node.op_type;
+    Op::ALL.into_iter().find(ours)
 }
 
 fn widen_constant(tensor: &mut TensorProto) {

@@ -6,8 +6,8 @@ use ratplus_graphs::ops::{
     TensorType, infer_dilated_attention, infer_recurrence_scan,
 };
 use ratplus_reference::{
-    AttentionInputs, AttentionOutputs, AttentionShape, Round, ScanInputs, ScanOutputs, ScanShape,
-    dilated_attention, exact, recurrence_scan,
+    AttentionInputs, AttentionOutputs, AttentionRounding, AttentionShape, Round, ScanInputs,
+    ScanOutputs, ScanShape, dilated_attention_rounding, exact, recurrence_scan,
 };
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
@@ -17,13 +17,15 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_hir::ops::expandable::expand;
 
-/// Attribute that [`crate::carried`] gives custom nodes: the package's `T`.
+/// Attribute that [`crate::carried`] gives custom nodes: their `T`.
 pub(crate) const ELEMENT_TYPE: &str = "element_type";
+/// Attribute that [`crate::carried`] gives the attention: its `C`.
+pub(crate) const CACHE_TYPE: &str = "cache_type";
 /// `op_type` that [`crate::carried`] gives casts to f16 and bf16.
 pub(crate) const ROUND: &str = "RoundTo";
 
-/// Adds both operators to `onnx`. tract ignores domains: the names alone decide. `T` is f32
-/// there; [`crate::TractEngine`] rounds for packages of other types.
+/// Adds both operators to `onnx`. tract ignores domains: the names alone decide. `T` and `C`
+/// are f32 there; [`crate::TractEngine`] rounds for packages of other types.
 pub fn register(onnx: &mut Onnx) {
     let register = &mut onnx.op_register;
     register.insert(Schema::RecurrenceScan.name(), |_, node| {
@@ -65,11 +67,12 @@ fn build(node: &NodeProto, schema: Schema) -> Built {
         schema,
         attributes,
         dtype: element_type(node, ELEMENT_TYPE)?,
+        cache_dtype: element_type(node, CACHE_TYPE)?,
     };
     Ok((expand(op), Vec::new()))
 }
 
-/// The activation type in attribute `name`; f32 where there is none.
+/// The type in attribute `name`; f32 where there is none.
 fn element_type(node: &NodeProto, name: &str) -> TractResult<ElementType> {
     let Some(attribute) = node.attribute.iter().find(|found| found.name == name) else {
         return Ok(ElementType::F32);
@@ -157,6 +160,7 @@ struct Custom {
     schema: Schema,
     attributes: Option<AttentionAttributes>,
     dtype: ElementType,
+    cache_dtype: ElementType,
 }
 
 // `scale` is finite.
@@ -323,7 +327,11 @@ impl EvalOp for Custom {
                     present_key,
                     present_value,
                 };
-                dilated_attention(attributes, shape, &inputs, &mut outputs, round)?;
+                let rounding = AttentionRounding {
+                    activations: round,
+                    cache: rounding(self.cache_dtype),
+                };
+                dilated_attention_rounding(attributes, shape, &inputs, &mut outputs, rounding)?;
             }
         }
         buffers

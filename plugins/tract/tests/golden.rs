@@ -168,6 +168,7 @@ fn run(name: &str) {
         batch: golden.batch,
         max_seq_len: golden.seq_len,
         dtype: ElementType::F32,
+        cache_dtype: ElementType::F32,
         logits: LogitsMode::All,
     };
     let package = Package::new(&spec, shape, &weights);

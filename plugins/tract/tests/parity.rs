@@ -70,6 +70,7 @@ fn shape(batch: usize, dtype: ElementType, logits: LogitsMode) -> PackageShape {
         batch,
         max_seq_len: 53,
         dtype,
+        cache_dtype: dtype,
         logits,
     }
 }
@@ -123,20 +124,32 @@ fn custom_and_inline_operators_match_the_definition() {
     }
 }
 
-/// Low-precision packages: inline and custom operators round at the same places, so they differ
-/// by flips of single roundings only; and both stay near the definition on rounded weights.
+/// Packages with roundings, of activations, the cache or both: inline and custom operators round
+/// at the same places, so they differ by flips of single roundings only; and both stay near the
+/// definition on rounded weights.
 #[test]
 fn low_precision_packages_round_alike() {
-    for (dtype, unit) in [
-        (ElementType::F16, 1.0 / 2048.0),
-        (ElementType::BF16, 1.0 / 256.0),
-    ] {
+    let unit = |dtype| match dtype {
+        ElementType::F16 => 1.0 / 2048.0,
+        ElementType::BF16 => 1.0 / 256.0,
+        _ => 0.0f64,
+    };
+    let pairs = ElementType::ACTIVATIONS.map(|t| ElementType::ACTIVATIONS.map(|c| (t, c)));
+    for (dtype, cache_dtype) in pairs.into_iter().flatten() {
+        let unit = unit(dtype).max(unit(cache_dtype));
+        if unit == 0.0 {
+            continue;
+        }
         for (seed, (name, spec)) in cases().iter().enumerate() {
             let mut weights = random_weights(spec, seed as u64);
             for value in weights.values_mut().flatten() {
                 *value = round_to(dtype, *value);
             }
-            let shape = shape(2, dtype, LogitsMode::All);
+            let shape = PackageShape {
+                cache_dtype,
+                ..shape(2, dtype, LogitsMode::All)
+            };
+            let what = shape.types();
             let package = Package::new(spec, shape, &weights);
             let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
             let lengths = [40, 17];
@@ -148,7 +161,7 @@ fn low_precision_packages_round_alike() {
             let unrounded = unrounded_error(&package, &tokens, &chunks, &weights);
             assert!(
                 unrounded <= F32_LOGIT / 10.0,
-                "{name} {dtype}: {unrounded:e}"
+                "{name} {what}: {unrounded:e}"
             );
             for (slot, tokens) in tokens.iter().enumerate() {
                 let expected = forward(spec, &weights, tokens);
@@ -156,14 +169,14 @@ fn low_precision_packages_round_alike() {
                     error(&custom.logits[slot], &expected),
                     error(&inline.logits[slot], &expected),
                 );
-                println!("{dtype} {name} slot {slot}: custom {a:.2e} inline {b:.2e}");
+                println!("{what} {name} slot {slot}: custom {a:.2e} inline {b:.2e}");
                 assert!(
                     a <= 16.0 * unit && b <= 2.0 * a + unit,
-                    "{name} {dtype}: {a:e} {b:e}"
+                    "{name} {what}: {a:e} {b:e}"
                 );
                 assert!(
                     a >= unit / 100.0,
-                    "{name} {dtype}: {a:e} has no rounding in it"
+                    "{name} {what}: {a:e} has no rounding in it"
                 );
             }
             for (name, values) in &custom.states {
@@ -172,8 +185,8 @@ fn low_precision_packages_round_alike() {
                     recurrent
                         || values
                             .iter()
-                            .all(|&x| x.is_nan() || round_to(dtype, x) == x),
-                    "{name} holds values that are not {dtype}"
+                            .all(|&x| x.is_nan() || round_to(cache_dtype, x) == x),
+                    "{name} holds values that are not {cache_dtype}"
                 );
             }
         }

@@ -22,6 +22,7 @@ fn package() -> Package {
         batch: 1,
         max_seq_len: 9,
         dtype: ElementType::F32,
+        cache_dtype: ElementType::F32,
         logits: LogitsMode::Last,
     };
     let weights = random_weights(&spec, 0);

@@ -190,6 +190,7 @@ mod tests {
             batch: BATCH,
             max_seq_len: 16,
             dtype: ElementType::BF16,
+            cache_dtype: ElementType::BF16,
             logits,
         };
         let engines = [1, 7].map(|length| manifest::engine(&model, &shape, length));
@@ -200,6 +201,7 @@ mod tests {
             batch: BATCH,
             max_seq_len: 16,
             dtype: shape.dtype,
+            cache_dtype: shape.own_cache_dtype(),
             opset: 18,
             ir_version: 9,
             fallback: Fallback::Function,

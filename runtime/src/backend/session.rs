@@ -5,7 +5,7 @@ use super::{BackendError, BackendKind, EngineImplementations, InputProblem, Oper
 use crate::package::Package;
 use ratplus_graphs::manifest::{Fallback, LogitsMode, Manifest, PackageShape, state_tensors};
 use ratplus_graphs::model::taps;
-use ratplus_graphs::ops::{TensorType, check_lengths};
+use ratplus_graphs::ops::{TensorType, check_gpu_cache, check_lengths};
 use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -384,6 +384,15 @@ fn plan(
             ),
             found: kind.to_string(),
         });
+    }
+    if kind == BackendKind::OrtCuda {
+        let shape = manifest.shape();
+        check_gpu_cache(shape.dtype, shape.cache_dtype).map_err(|reason| {
+            BackendError::Unavailable {
+                backend: kind.to_string(),
+                reason,
+            }
+        })?;
     }
     if options.threads == Some(0) {
         return Err(BackendError::Option {

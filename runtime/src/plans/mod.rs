@@ -11,7 +11,7 @@ use crate::package::Package;
 use prost::Message;
 use ratplus_graphs::manifest::{Engine, Fallback, Manifest, TensorInfo, WEIGHTS_FILE};
 use ratplus_graphs::model::native_products;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, check_gpu_cache};
 use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
 use ratplus_kernels::cuda::{self, Device};
 use ratplus_nvinfer::{ElementKind, Library, Network, NetworkSource, Tensor};
@@ -110,10 +110,14 @@ impl Needs {
                  functions to stand for them; export it with `--fallback function` or \
                  `--fallback inline`",
             ),
-            (Some(product), fallback) => Ok(Self {
-                product,
-                plugins: product == Product::TensorRt && fallback != Fallback::Inline,
-            }),
+            (Some(product), fallback) => {
+                let plugins = product == Product::TensorRt && fallback != Fallback::Inline;
+                let shape = manifest.shape();
+                match check_gpu_cache(shape.dtype, shape.cache_dtype) {
+                    Err(reason) if plugins => refused(&reason),
+                    _ => Ok(Self { product, plugins }),
+                }
+            }
         }
     }
 

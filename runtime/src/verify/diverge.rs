@@ -26,13 +26,15 @@ impl Verifier<'_> {
             );
         }
         let manifest = self.package.manifest();
-        let relative = match manifest.dtype {
+        let shape = manifest.shape();
+        let roundings = [shape.dtype, shape.cache_dtype].map(|dtype| match dtype {
             ElementType::F16 => 8.0 * f64::from(half::f16::EPSILON.to_f32()),
             ElementType::BF16 => 8.0 * f64::from(half::bf16::EPSILON.to_f32()),
             _ => F32_LOGIT,
-        };
+        });
+        let relative = roundings[0].max(roundings[1]);
         let width = manifest.model.d_model;
-        let names: Vec<_> = model::taps(&manifest.model, &manifest.shape(), 1)
+        let names: Vec<_> = model::taps(&manifest.model, &shape, 1)
             .into_iter()
             .map(|(name, _)| name)
             .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)

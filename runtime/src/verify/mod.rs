@@ -3,7 +3,8 @@
 //! Every backend takes the golden tokens along every [`Route`]; its logits and taps are compared
 //! with the golden file, or, where there is none, with tract in f32 without any rounding. The
 //! tolerance comes from [`ratplus_graphs::tolerance`]: a fraction of the largest golden logit in
-//! f32; in f16 and bf16, twice the error that tract makes with the same roundings.
+//! f32; where activations or cache are f16 or bf16, twice the error that tract makes with the
+//! same roundings.
 
 mod compare;
 mod diverge;
@@ -20,7 +21,6 @@ use turn::{Seen, turns};
 
 use crate::backend::{BackendError, BackendKind, Session, SessionOptions};
 use crate::package::Package;
-use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::tolerance::{F32_LOGIT, NAIVE_ROUNDING_FACTOR};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -112,6 +112,8 @@ pub fn verify(
     Ok(VerifyReport {
         tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
         dtype: manifest.dtype,
+        cache_dtype: manifest.shape().cache_dtype,
+        types: manifest.shape().types(),
         fallback: manifest.fallback,
         batch: manifest.batch,
         golden: golden_source,
@@ -228,7 +230,7 @@ struct Verifier<'a> {
 
 impl Verifier<'_> {
     fn low_precision(&self) -> bool {
-        self.package.manifest().dtype != ElementType::F32
+        !self.package.manifest().shape().is_f32()
     }
 
     fn open(
@@ -403,7 +405,7 @@ impl Verifier<'_> {
         seconds: f64,
     ) -> Result<Row, VerifyError> {
         let exact = F32_LOGIT * scale;
-        let dtype = self.package.manifest().dtype;
+        let types = self.package.manifest().shape().types();
         let (tolerance, source) = if !self.low_precision() {
             (exact, format!("{F32_LOGIT:e} x the largest golden value"))
         } else if backend == BackendKind::Tract {
@@ -412,18 +414,20 @@ impl Verifier<'_> {
             *naive = naive.max(differences.max());
             (
                 f64::INFINITY,
-                format!("set by tract: its error with the package's {dtype} roundings"),
+                format!("set by tract: its error with the package's roundings ({types})"),
             )
         } else {
             let Some(&naive) = self.naive.get(tensor) else {
                 return Err(VerifyError::Mismatch(vec![format!(
-                    "{backend}: the tolerance of {dtype} comes from tract; add tract to --backend"
+                    "{backend}: the tolerance of {types} comes from tract; add tract to --backend"
                 )]));
             };
             let tolerance = (NAIVE_ROUNDING_FACTOR * naive).max(exact);
             (
                 tolerance,
-                format!("{NAIVE_ROUNDING_FACTOR} x tract's error with the same {dtype} roundings"),
+                format!(
+                    "{NAIVE_ROUNDING_FACTOR} x tract's error with the same roundings ({types})"
+                ),
             )
         };
         Ok(Row {

@@ -13,6 +13,11 @@ pub struct VerifyReport {
     pub tool: String,
     /// Type of the package's activations.
     pub dtype: ElementType,
+    /// Type of its KV cache.
+    pub cache_dtype: ElementType,
+    /// Both in words.
+    #[serde(skip)]
+    pub types: String,
     /// How its custom nodes are written.
     pub fallback: Fallback,
     /// Its batch.

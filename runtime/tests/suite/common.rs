@@ -23,6 +23,8 @@ use std::path::Path;
 pub struct Options {
     pub fallback: Fallback,
     pub dtype: ElementType,
+    /// `None`: that of the activations.
+    pub cache_dtype: Option<ElementType>,
     pub logits: LogitsMode,
     pub batch: usize,
     pub lengths: &'static [usize],
@@ -33,6 +35,7 @@ impl Default for Options {
         Self {
             fallback: Fallback::Function,
             dtype: ElementType::F32,
+            cache_dtype: None,
             logits: LogitsMode::Last,
             batch: 2,
             lengths: &[1, 4, 16],
@@ -78,6 +81,7 @@ pub fn write_spec(
     let Options {
         fallback,
         dtype,
+        cache_dtype,
         logits,
         batch,
         lengths,
@@ -86,6 +90,7 @@ pub fn write_spec(
         batch,
         max_seq_len,
         dtype,
+        cache_dtype: cache_dtype.unwrap_or(dtype),
         logits,
     };
     let (tensors, size) = storage(&spec, &shape);
@@ -149,6 +154,7 @@ pub fn write_spec(
         batch,
         max_seq_len,
         dtype,
+        cache_dtype: shape.own_cache_dtype(),
         opset: OPSET,
         ir_version: IR_VERSION,
         fallback,

@@ -1,6 +1,8 @@
 //! Sessions on every backend of this machine: chunkings, slots, refusals, extra outputs.
 
-use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package};
+use crate::common::{
+    EMULATED, MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package,
+};
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::model::{FINAL_NORM, Tap};
 use ratplus_graphs::ops::ElementType;
@@ -10,6 +12,7 @@ use ratplus_runtime::backend::{
 };
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner::{Chunk, chunks_of, plan};
+use ratplus_runtime::verify::{VerifyOptions, verify};
 
 /// Runs `prompt` in `slot` alone and returns the logits after its last token.
 fn run(session: &mut Session, slot: usize, prompt: &[u32], chunks: &[Chunk]) -> Vec<f32> {
@@ -97,6 +100,68 @@ fn low_precision_packages_agree_across_backends() {
             let logits = run(&mut open(&fixture, kind), 0, &prompt, &chunks);
             let first = reference.get_or_insert_with(|| logits.clone());
             assert_close(&logits, first, tolerance, &format!("{kind} {dtype}"));
+        }
+    }
+}
+
+/// Every cache of another type than the activations: backends and chunkings agree as closely as
+/// the activations' type allows, and what has no kernels for it says so.
+#[test]
+fn caches_of_a_type_of_their_own() {
+    let types = ElementType::ACTIVATIONS;
+    let pairs = types.into_iter().flat_map(|t| types.map(|c| (t, c)));
+    for (dtype, cache_dtype) in pairs.filter(|(t, c)| t != c) {
+        let fixture = fixture(Options {
+            dtype,
+            cache_dtype: Some(cache_dtype),
+            logits: LogitsMode::All,
+            ..Options::default()
+        });
+        let manifest = fixture.package.manifest();
+        let what = manifest.shape().types();
+        for kind in [BackendKind::OrtCuda, BackendKind::TensorRt] {
+            let error = Session::open(&fixture.package, kind, &SessionOptions::default());
+            let error = error.err().unwrap().to_string();
+            let expected = format!("expected {dtype}, the type of query, found {cache_dtype}");
+            assert!(error.contains(&expected), "{error}");
+        }
+        if EMULATED {
+            continue;
+        }
+        let report = verify(
+            &fixture.package,
+            None,
+            &VerifyOptions {
+                backends: backends(Fallback::Function),
+                chunks: Vec::new(),
+                session: SessionOptions::default(),
+                tokens: MAX_SEQ_LEN,
+                seed: 5,
+            },
+            &mut |_| {},
+        );
+        let report = report.unwrap();
+        for row in &report.rows {
+            let (backend, route) = (row.backend, &row.route);
+            println!(
+                "{what} {backend} {route}: {:e} of {:e}",
+                row.max_error, row.tolerance
+            );
+        }
+        assert!(report.passed, "{what}");
+        let prompt = tokens(4, 37);
+        let unit = match [dtype, cache_dtype].contains(&ElementType::BF16) {
+            true => 0.08,
+            false => 0.01,
+        };
+        for kind in backends(Fallback::Function) {
+            let mut session = open(&fixture, kind);
+            assert_eq!(session.state_bytes(), manifest.state_bytes);
+            let [whole, single] = [16, 1].map(|length| {
+                let chunks = chunks_of(prompt.len(), length).unwrap();
+                run(&mut session, 0, &prompt, &chunks)
+            });
+            assert_close(&whole, &single, unit, &format!("{kind} {what}"));
         }
     }
 }

@@ -49,7 +49,7 @@ impl Cpu {
     pub unsafe fn run(&self, call: &Call<'_>) -> Result<(), Failure> {
         // SAFETY: the caller's contract.
         unsafe {
-            match call.element {
+            match call.types.element {
                 ElementType::F16 => self.run_as::<half::f16>(call),
                 ElementType::BF16 => self.run_as::<half::bf16>(call),
                 ElementType::F32 | ElementType::I64 => self.run_as::<f32>(call),
@@ -58,7 +58,7 @@ impl Cpu {
     }
 
     /// # Safety
-    /// As [`Cpu::run`], with `T` the call's element type.
+    /// As [`Cpu::run`], with `T` the call's.
     unsafe fn run_as<T: Element>(&self, call: &Call<'_>) -> Result<(), Failure> {
         // SAFETY: the context is the running node's.
         let threads = unsafe { OrtThreads::new(call.api, call.context) };
@@ -68,25 +68,33 @@ impl Cpu {
             // SAFETY: the caller's contract.
             None => unsafe { scan::<T>(call, &threads) },
             // SAFETY: as above.
-            Some(plan) => unsafe { self.attend::<T>(call, plan, &threads) },
+            Some(plan) => unsafe {
+                match call.types.cache {
+                    ElementType::F16 => self.attend::<T, half::f16>(call, plan, &threads),
+                    ElementType::BF16 => self.attend::<T, half::bf16>(call, plan, &threads),
+                    ElementType::F32 | ElementType::I64 => {
+                        self.attend::<T, f32>(call, plan, &threads)
+                    }
+                }
+            },
         }
     }
 
     /// # Safety
-    /// As [`Cpu::run_as`].
-    unsafe fn attend<T: Element>(
+    /// As [`Cpu::run_as`], with `C` the call's.
+    unsafe fn attend<T: Element, C: Element>(
         &self,
         call: &Call<'_>,
         plan: &AttentionPlan,
         threads: &dyn ParallelFor,
     ) -> Result<(), Failure> {
         let (batch, seq_len) = (call.plan.batch, call.plan.seq_len);
-        let bytes = attention_workspace_bytes::<T, T>(&plan.layout, batch, seq_len, plan.head_dim);
+        let bytes = attention_workspace_bytes::<T, C>(&plan.layout, batch, seq_len, plan.head_dim);
         // SAFETY: the node runs while the allocator lives.
         let arena = unsafe { RunAllocator::new(call.api, call.context, self.memory)? };
         // SAFETY: the arena outlives the workspace.
         let workspace = unsafe { Workspace::allocate(call.api, arena.allocator, bytes)? };
-        let params = AttentionParams::<T> {
+        let params = AttentionParams::<T, C> {
             layout: &plan.layout,
             scale: plan.scale,
             batch,

@@ -60,6 +60,7 @@ impl Cuda {
         let made = OperatorPlan::new(self.device, plan.attributes.as_ref(), &plan.types);
         made.map_err(|error| match error {
             PlanError::Schema(errors) => Failure::invalid(errors.to_string()),
+            PlanError::Cache(_) => Failure::invalid(error.to_string()),
             PlanError::Cuda(error) => cuda_failure(error),
         })
     }

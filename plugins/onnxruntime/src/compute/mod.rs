@@ -8,6 +8,7 @@ pub use cpu::Cpu;
 pub use cuda::{Cuda, EMULATED};
 
 use crate::api::{Api, Failure, Tensor};
+use crate::descriptor::Types;
 use crate::plan::Plan;
 use ort_sys::OrtKernelContext;
 use ratplus_graphs::ops::{ElementType, Op};
@@ -70,7 +71,7 @@ impl Processor {
     ///
     /// # Safety
     /// Inputs and outputs are live on this processor, with the shapes of `prepared`, made for
-    /// this processor, and the element type `T` of `call`; [`Call::check_overlaps`] has passed.
+    /// this processor, and the types of `call`; [`Call::check_overlaps`] has passed.
     pub unsafe fn run(&self, call: &Call<'_>, prepared: &Prepared) -> Result<(), Failure> {
         match (self, &prepared.launch) {
             // SAFETY: the caller's contract.
@@ -88,8 +89,8 @@ pub struct Call<'a> {
     pub api: Api,
     /// The operator.
     pub op: Op,
-    /// `T`.
-    pub element: ElementType,
+    /// `T` and `C`.
+    pub types: Types,
     /// The running node.
     pub context: *const OrtKernelContext,
     /// Made for the shapes of `inputs`.
