@@ -4,6 +4,7 @@ operators for CUDA take part on the emulator."""
 import re
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,12 @@ def random_attention(rng, **fields):
     return Attention(patterns=patterns, **(shape | fields))
 
 
+def multiplies_bf16():
+    """Whether this machine has instructions that the CPU kernels multiply bf16 with."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 @pytest.mark.parametrize("t", ALL_DTYPES)
 @pytest.mark.parametrize("seed", range(6))
 def test_attention_is_the_definition(operators, t, seed):
@@ -73,8 +80,9 @@ def test_attention_is_the_definition(operators, t, seed):
     results = replay.feed(sequences, random_plan(rng, SEQ_LENS, lengths))
     dtype = numpy_type(t)
     to_type = lambda x: x.astype(dtype).astype(np.float64)  # noqa: E731
-    # Tensor cores take every operand in the tensors' type.
-    rounding = {"round_key": to_type} | ({"round_operand": to_type} if operators.cuda else {})
+    # Tensor cores take every operand in the tensors' type, and so do a processor's instructions for bf16.
+    rounds = operators.cuda or (t == "bf16" and multiplies_bf16())
+    rounding = {"round_key": to_type} | ({"round_operand": to_type} if rounds else {})
     for slot in range(node.batch):
         tokens = [sequences[name][slot].astype(np.float64) for name in node.chunks]
         exact = attention_reference(node, *tokens)
