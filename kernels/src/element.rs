@@ -45,7 +45,7 @@ pub(crate) mod sealed {
         /// Stores `LANES` elements, past the caches where the machine can.
         ///
         /// # Safety
-        /// As [`Convert::store`], to a multiple of 64 bytes; other threads look after a
+        /// As [`Convert::store`], to a multiple of what is stored; other threads look after a
         /// [`fence`](crate::simd::fence).
         unsafe fn stream<S: Simd>(to: *mut Self, v: S::V);
 
@@ -106,7 +106,7 @@ pub(crate) mod sealed {
 
     convert! {
         f32, 0.0, load, store, stream;
-        f16, f16::ZERO, load_f16, store_f16, store_f16;
-        bf16, bf16::ZERO, load_bf16, store_bf16, store_bf16;
+        f16, f16::ZERO, load_f16, store_f16, stream_f16;
+        bf16, bf16::ZERO, load_bf16, store_bf16, stream_bf16;
     }
 }

@@ -253,30 +253,28 @@ mod tests {
     use crate::Serial;
 
     /// Values in -2..2 that repeat late.
-    fn values(count: usize, mut state: u32) -> Vec<f32> {
+    fn values<T>(count: usize, mut state: u32, of: fn(f32) -> T) -> Vec<T> {
         let next = |_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+            of((state >> 8) as f32 / (1 << 22) as f32 - 2.0)
         };
         (0..count).map(next).collect()
     }
 
     /// Room for `count` values from a multiple of 64 bytes on, and where that is.
-    fn aligned(count: usize) -> (Vec<f32>, usize) {
-        let buffer = vec![f32::NAN; count + 16];
+    fn aligned<T: Copy>(count: usize, value: T) -> (Vec<T>, usize) {
+        let buffer = vec![value; count + 64];
         let start = buffer.as_ptr().align_offset(64);
         (buffer, start)
     }
 
-    #[test]
-    fn results_past_the_caches_are_the_same_bits() {
+    fn past_the_caches<T: Element + PartialEq>(tokens: usize, of: fn(f32) -> T) {
         const CHANNELS: usize = 2048 + 64;
-        const TOKENS: usize = 8192;
-        let [key, value, gate] = [1, 2, 3].map(|seed| values(TOKENS * CHANNELS, seed));
+        let [key, value, gate] = [1, 2, 3].map(|seed| values(tokens * CHANNELS, seed, of));
         let mut state = [vec![0.0; CHANNELS], vec![0.0; CHANNELS]];
-        let mut outputs = [aligned(TOKENS * CHANNELS), aligned(TOKENS * CHANNELS)];
-        let mut chunked = [aligned(TOKENS * CHANNELS), aligned(TOKENS * CHANNELS)];
-        let mut run = |first: usize, tokens: usize, to: &mut [(Vec<f32>, usize); 2]| {
+        let mut outputs = [(); 2].map(|()| aligned(tokens * CHANNELS, of(7.0)));
+        let mut chunked = [(); 2].map(|()| aligned(tokens * CHANNELS, of(8.0)));
+        let mut run = |first: usize, tokens: usize, to: &mut [(Vec<T>, usize); 2]| {
             let at = first * CHANNELS;
             let [gated_key, gated_value] = to
                 .each_mut()
@@ -301,16 +299,23 @@ mod tests {
             unsafe { recurrence_scan(&params, &Serial) }.unwrap();
             is_streamed(&params)
         };
-        assert!(run(0, TOKENS, &mut outputs));
-        for first in (0..TOKENS).step_by(1024) {
+        assert!(run(0, tokens, &mut outputs));
+        for first in (0..tokens).step_by(1024) {
             assert!(!run(first, 1024, &mut chunked));
         }
         for (whole, parts) in outputs.iter().zip(&chunked) {
-            let bits = |(buffer, start): &(Vec<f32>, usize)| -> Vec<u32> {
-                let values = &buffer[*start..start + TOKENS * CHANNELS];
-                values.iter().map(|value| value.to_bits()).collect()
+            let values = |(buffer, start): &(Vec<T>, usize)| {
+                buffer[*start..start + tokens * CHANNELS].to_vec()
             };
-            assert!(bits(whole) == bits(parts));
+            // Nothing here is NaN or a zero of either sign: equal numbers are the same bits.
+            assert!(values(whole) == values(parts));
         }
+    }
+
+    #[test]
+    fn results_past_the_caches_are_the_same_bits() {
+        past_the_caches::<f32>(8192, |x| x);
+        past_the_caches::<half::bf16>(16384, half::bf16::from_f32);
+        past_the_caches::<half::f16>(16384, half::f16::from_f32);
     }
 }

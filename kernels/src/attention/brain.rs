@@ -4,12 +4,10 @@
 //! queries]`: both products then take the cache's rows, or their transpose, as they are on the left
 //! and pairs of rows on the right, which is what tiles and dot products of bf16 multiply.
 
-use super::Call;
-use super::Head;
-use super::LOG2_E;
 use super::keys::{self_apart, visible_runs};
 use super::rows::{Rows, Sources};
 use super::tile::span;
+use super::{Call, Head, LOG2_E};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::rope::rotate;

@@ -19,6 +19,22 @@ macro_rules! operations {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
+/// bf16, rounded to nearest even.
+#[inline(always)]
+unsafe fn narrow(v: __m512) -> __m256i {
+    // SAFETY: the caller vouches for AVX-512.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        let rounded = _mm512_add_epi32(bits, bias);
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+        let narrow = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet));
+        _mm512_cvtepi32_epi16(narrow)
+    }
+}
+
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
@@ -122,18 +138,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn stream_f16(to: *mut u16, v: __m512) {
+        // SAFETY: the caller vouches for AVX-512, 16 elements and the alignment.
+        unsafe { _mm256_stream_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
+    }
+
+    #[inline(always)]
     unsafe fn store_bf16(to: *mut u16, v: __m512) {
         // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe {
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-            let rounded = _mm512_add_epi32(bits, bias);
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
-            let narrow = _mm512_srli_epi32::<16>(_mm512_mask_mov_epi32(rounded, nan, quiet));
-            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(narrow));
-        }
+        unsafe { _mm256_storeu_si256(to.cast(), narrow(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream_bf16(to: *mut u16, v: __m512) {
+        // SAFETY: the caller vouches for AVX-512, 16 elements and the alignment.
+        unsafe { _mm256_stream_si256(to.cast(), narrow(v)) }
     }
 
     #[inline(always)]

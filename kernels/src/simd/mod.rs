@@ -59,10 +59,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_f16(from: *const u16) -> Self::V;
     /// Stores f16, rounded to nearest even.
     unsafe fn store_f16(to: *mut u16, v: Self::V);
+    /// Stores f16 as [`stream`](Simd::stream) does, to a multiple of what is stored.
+    #[inline(always)]
+    unsafe fn stream_f16(to: *mut u16, v: Self::V) {
+        // SAFETY: forwarded.
+        unsafe { Self::store_f16(to, v) }
+    }
     /// Loads bf16.
     unsafe fn load_bf16(from: *const u16) -> Self::V;
     /// Stores bf16, rounded to nearest even.
     unsafe fn store_bf16(to: *mut u16, v: Self::V);
+
+    /// Stores bf16 as [`stream`](Simd::stream) does, to a multiple of what is stored.
+    #[inline(always)]
+    unsafe fn stream_bf16(to: *mut u16, v: Self::V) {
+        // SAFETY: forwarded.
+        unsafe { Self::store_bf16(to, v) }
+    }
 
     /// `a + b`
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;

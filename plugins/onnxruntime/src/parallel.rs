@@ -7,7 +7,8 @@ use std::any::Any;
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::available_parallelism;
 
 /// The intra-op threads of the session that is running a node.
 pub struct OrtThreads {
@@ -38,6 +39,12 @@ struct Call<'a> {
 }
 
 impl ParallelFor for OrtThreads {
+    /// ORT does not tell; without an option of the session's it has a thread a core.
+    fn threads(&self) -> usize {
+        static THREADS: OnceLock<usize> = OnceLock::new();
+        *THREADS.get_or_init(|| available_parallelism().map_or(1, |count| count.get()))
+    }
+
     fn run(&self, tasks: usize, body: &(dyn Fn(usize) + Sync)) {
         if tasks <= 1 {
             (0..tasks).for_each(body);
