@@ -49,10 +49,11 @@ def must():
         for pattern in (DENSE, sparse, windowed, sparser):
             peers = DENSE_PEERS if pattern == DENSE else ["ours"]
             jobs += [(shape, peers) for shape in both(Shape("attention", 16, HEAD_DIM, seq_len, (pattern,)))]
-    jobs.append((Shape("chain", 16, HEAD_DIM, 16384, (windowed,)), CHAIN))
-    jobs += [(shape, None) for shape in both(Shape("scan", 16, HEAD_DIM, 65536))]
     for pattern in (DENSE, sparse, sparser):
         jobs += [(shape, None) for shape in both(Shape("decode", 16, HEAD_DIM, 65536, (pattern,)))]
+    jobs += [(shape, None) for shape in both(Shape("scan", 16, HEAD_DIM, 65536))]
+    # The longest last: others do not wait for it.
+    jobs.append((Shape("chain", 16, HEAD_DIM, 16384, (windowed,)), CHAIN))
     return jobs
 
 

@@ -6,7 +6,7 @@
 
 use super::keys::{self_apart, visible_runs};
 use super::rows::{Rows, Sources};
-use super::tile::span;
+use super::tile::{fetch_tokens, span};
 use super::{Call, Head, LOG2_E};
 use crate::element::Element;
 use crate::isa::Isa;
@@ -493,6 +493,8 @@ unsafe fn start<T: Element, C: Element>(
             _mm512_storeu_ps(panel.total.add(column), _mm512_setzero_ps());
         }
         for group in (0..PANEL).step_by(STAGED) {
+            let next = index * PANEL + group + STAGED;
+            fetch_tokens(call, head, &tile.tokens, next..next + STAGED, apart);
             // The group's queries as bf16, in the scores' place.
             let rounded: *mut bf16 = panel.score.cast();
             for n in 0..STAGED {

@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::isa::kernel;
 use crate::rope::rotate;
 use crate::scratch::{Carver, with_scratch};
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::{MAX_LANES, Simd, prefetch};
 use std::ops::Range;
 
 /// Queries of a tile, a multiple of every panel.
@@ -217,6 +217,8 @@ unsafe fn start<S: Simd, T: Element, C: Element>(
     unsafe {
         panel.clear::<S>();
         for group in (0..S::PANEL).step_by(STAGED) {
+            let next = panel.start + group + STAGED..panel.start + group + 2 * STAGED;
+            fetch_tokens(call, head, &tile.tokens, next, apart);
             for n in 0..STAGED {
                 let (column, query) = (group + n, tile.staged.add(n * padded));
                 let row = panel.start + column;
@@ -248,6 +250,28 @@ unsafe fn start<S: Simd, T: Element, C: Element>(
                 let to = panel.query.add(d * S::PANEL + group);
                 S::transpose8(tile.staged.add(d), padded, to, S::PANEL);
             }
+        }
+    }
+}
+
+/// Fetches what [`start`] reads of the tile's tokens `rows`: each is in another page, and waiting
+/// for one after the other takes longer than the products where few keys are visible.
+#[inline(always)]
+pub(super) fn fetch_tokens<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    tokens: &Range<usize>,
+    rows: Range<usize>,
+    apart: bool,
+) {
+    let params = call.params;
+    let bytes = params.head_dim * size_of::<T>();
+    for row in rows.start..rows.end.min(tokens.len()) {
+        let at = call.token(head, tokens.start + row);
+        prefetch(params.query.wrapping_add(at), bytes);
+        if apart {
+            prefetch(params.key.wrapping_add(at), bytes);
+            prefetch(params.value.wrapping_add(at), bytes);
         }
     }
 }

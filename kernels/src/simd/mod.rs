@@ -31,6 +31,23 @@ pub(crate) fn fence() {
     }
 }
 
+/// Has the caches fetch `bytes` from `address` on, where the machine can; nothing is read.
+#[inline(always)]
+pub(crate) fn prefetch<T>(address: *const T, bytes: usize) {
+    const LINE: usize = 64;
+    for at in (0..bytes).step_by(LINE) {
+        let line = address.cast::<i8>().wrapping_add(at);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: part of every x86-64; an address that cannot be read is ignored.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(line);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
 /// An instruction set. Every method may only be called on a machine that has it, and is only
 /// fast when inlined into a function compiled for it.
 #[allow(clippy::missing_safety_doc)] // One condition for all, above; pointers as their names say.
