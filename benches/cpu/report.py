@@ -44,6 +44,18 @@ peer whose threads wait for each other at every step loses most by that.
   the run: the f32 or bf16 product, the read, the copy (read plus written).
 """
 
+PROFILE = """\
+## What limits
+
+At T=4096 a query sees 36 keys with D=64 and 132 with D=16 (W=0, I=4). Its own row of four tensors, each in a page of
+its own, then costs as much as its products: `perf record` of one thread at D=64 (2026-11-21, the Xeon above, f32) has
+44 % of its samples in the tile outside the products, a quarter of these at the stores of outputs and a seventh at the
+first loads of queries, and 31 % in the products. Before rows were fetched ahead the former were 58 % against 23 %. At
+T=16384 four times as many keys share that. The window's band costs what straddles its edges: panels of 64 queries
+multiply up to a quarter of a block for nothing. `vdpbf16ps` runs at half the rate of f32's fused multiply-add on this
+processor (98 against 219 GFLOP/s, one thread), so that bf16 is multiplied by AMX.
+"""
+
 
 class Data:
     """A results file, with look-ups."""
@@ -265,7 +277,7 @@ def page(document, pictures):
     parts.append("## Goals\n\n" + table(["ratio", "goal", "found"], goals(data)))
     captions = {"cpu_peers.svg": "Our kernels and the others", "cpu_time.svg": "Time against the length of the prompt"}
     parts += [f"![{words}]({name})\n" for name, words in captions.items() if name in pictures]
-    parts += ["## How to read this\n\n" + READING, limits_section(document)]
+    parts += ["## How to read this\n\n" + READING, PROFILE, limits_section(document)]
     parts += [part_section(data, part) for part in ("chain", "attention", "scan", "decode")]
     parts.append(checks_section(document))
     return "\n".join(part for part in parts if part)
