@@ -172,7 +172,7 @@ pub struct EngineTimes {
 /// ([`BackendKind::has_profiles`]).
 ///
 /// # Errors
-/// As [`bench`], and as [`Session::open`].
+/// As [`bench()`], and as [`Session::open`].
 pub fn operator_times(
     package: &Package,
     kind: BackendKind,
