@@ -5,7 +5,8 @@ use ratplus_graphs::ops::AttentionAttributes;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::{AttentionParams, ScanParams, Serial, dilated_attention, recurrence_scan};
 use ratplus_reference::{
-    AttentionInputs, AttentionOutputs, AttentionShape, ScanInputs, ScanOutputs, ScanShape, exact,
+    AttentionInputs, AttentionOutputs, AttentionRounding, AttentionShape, ScanInputs, ScanOutputs,
+    ScanShape, exact,
 };
 
 /// Deterministic values in -1..1.
@@ -146,8 +147,15 @@ impl Problem {
             present_key: &mut key,
             present_value: &mut value,
         };
-        ratplus_reference::dilated_attention(&self.attributes, shape, &inputs, &mut outputs, exact)
-            .map_err(|error| error.to_string())?;
+        let rounding = AttentionRounding::uniform(exact);
+        ratplus_reference::dilated_attention(
+            &self.attributes,
+            shape,
+            &inputs,
+            &mut outputs,
+            rounding,
+        )
+        .map_err(|error| error.to_string())?;
         self.attend();
         let pairs = [
             (&output, &self.output),

@@ -1,5 +1,5 @@
 use crate::error::check_slices;
-use crate::{AttentionRounding, ReferenceError, Round};
+use crate::{AttentionRounding, ReferenceError};
 use ratplus_graphs::cache::HeadCache;
 use ratplus_graphs::ops::{AttentionAttributes, Op, check_lengths};
 
@@ -50,31 +50,13 @@ pub struct AttentionOutputs<'a> {
     pub present_value: &'a mut [f32],
 }
 
-/// [`dilated_attention_rounding`] with a cache of the activations' type.
-///
-/// # Errors
-/// As there.
-pub fn dilated_attention(
-    attributes: &AttentionAttributes,
-    shape: AttentionShape,
-    inputs: &AttentionInputs<'_>,
-    outputs: &mut AttentionOutputs<'_>,
-    round: Round,
-) -> Result<(), ReferenceError> {
-    let rounding = AttentionRounding {
-        activations: round,
-        cache: round,
-    };
-    dilated_attention_rounding(attributes, shape, inputs, outputs, rounding)
-}
-
 /// `DilatedAttention`. Scores, softmax and sums are f64; rotated keys and values are rounded to
 /// the cache's type before use, so that it does not matter whether a later query reads them from
 /// the chunk or from the cache. Rotated queries are not rounded.
 ///
 /// # Errors
 /// A slice's length contradicts `shape`, or a slot's lengths are out of range.
-pub fn dilated_attention_rounding(
+pub fn dilated_attention(
     attributes: &AttentionAttributes,
     shape: AttentionShape,
     inputs: &AttentionInputs<'_>,

@@ -13,10 +13,7 @@ mod error;
 pub mod full;
 mod scan;
 
-pub use attention::{
-    AttentionInputs, AttentionOutputs, AttentionShape, dilated_attention,
-    dilated_attention_rounding,
-};
+pub use attention::{AttentionInputs, AttentionOutputs, AttentionShape, dilated_attention};
 pub use error::ReferenceError;
 pub use scan::{ScanInputs, ScanOutputs, ScanShape, recurrence_scan};
 
@@ -30,6 +27,16 @@ pub struct AttentionRounding {
     pub activations: Round,
     /// To `C`.
     pub cache: Round,
+}
+
+impl AttentionRounding {
+    /// Where `C` is `T`.
+    pub fn uniform(round: Round) -> Self {
+        Self {
+            activations: round,
+            cache: round,
+        }
+    }
 }
 
 /// [`Round`] for f32.

@@ -117,11 +117,7 @@ impl AttentionRun {
 
     /// Outputs of each slot, `[T, H * dh]`.
     fn replay(&self, chunks: &Chunks, round: Round) -> Vec<Vec<f32>> {
-        let rounding = AttentionRounding {
-            activations: round,
-            cache: round,
-        };
-        self.replay_rounding(chunks, rounding)
+        self.replay_rounding(chunks, AttentionRounding::uniform(round))
     }
 
     fn replay_rounding(&self, chunks: &Chunks, rounding: AttentionRounding) -> Vec<Vec<f32>> {
@@ -161,8 +157,7 @@ impl AttentionRun {
                 head_dim: self.dim,
                 max_seq_len: self.max_seq_len,
             };
-            dilated_attention_rounding(&self.attributes, shape, &inputs, &mut outputs, rounding)
-                .unwrap();
+            dilated_attention(&self.attributes, shape, &inputs, &mut outputs, rounding).unwrap();
             for slot in 0..batch {
                 let rows = &output[slot * seq_len * width..][..seq_len * width];
                 let (valid, padding) = rows.split_at(take[slot] * width);
@@ -351,7 +346,8 @@ fn past_length_zero_starts_over() {
         head_dim: run.dim,
         max_seq_len: 20,
     };
-    dilated_attention(&run.attributes, shape, &inputs, &mut outputs, exact).unwrap();
+    let rounding = AttentionRounding::uniform(exact);
+    dilated_attention(&run.attributes, shape, &inputs, &mut outputs, rounding).unwrap();
     assert_eq!(output, clean[0]);
 }
 
@@ -466,7 +462,8 @@ fn wrong_sizes_and_lengths_are_refused_by_name() {
             present_key: &mut key,
             present_value: &mut value,
         };
-        let result = dilated_attention(&attributes, shape, &inputs, &mut outputs, exact);
+        let rounding = AttentionRounding::uniform(exact);
+        let result = dilated_attention(&attributes, shape, &inputs, &mut outputs, rounding);
         assert_eq!(
             result.is_err(),
             output[0] == 9.0,

@@ -7,7 +7,7 @@ use ratplus_graphs::ops::{
 };
 use ratplus_reference::{
     AttentionInputs, AttentionOutputs, AttentionRounding, AttentionShape, Round, ScanInputs,
-    ScanOutputs, ScanShape, dilated_attention_rounding, exact, recurrence_scan,
+    ScanOutputs, ScanShape, dilated_attention, exact, recurrence_scan,
 };
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
@@ -331,7 +331,7 @@ impl EvalOp for Custom {
                     activations: round,
                     cache: rounding(self.cache_dtype),
                 };
-                dilated_attention_rounding(attributes, shape, &inputs, &mut outputs, rounding)?;
+                dilated_attention(attributes, shape, &inputs, &mut outputs, rounding)?;
             }
         }
         buffers

@@ -12,7 +12,7 @@ use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
     AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, CudaError, Device, Stream,
 };
-use ratplus_reference::{AttentionInputs, AttentionOutputs, exact};
+use ratplus_reference::{AttentionInputs, AttentionOutputs, AttentionRounding, exact};
 
 /// Errors of f32 arithmetic on values of up to 2.
 const ARITHMETIC: f64 = 2e-5;
@@ -371,7 +371,7 @@ impl<'a> Head<'a> {
                 present_key: &mut present_key,
                 present_value: &mut present_value,
             },
-            exact,
+            AttentionRounding::uniform(exact),
         )
         .map_err(Failure::wrong)?;
         Ok(output)
