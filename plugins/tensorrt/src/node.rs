@@ -274,7 +274,6 @@ impl Node {
     }
 
     fn plan(&self, device: &'static Device, inputs: &[TensorType]) -> Result<OperatorPlan, String> {
-        self.infer(inputs)?;
         OperatorPlan::new(device, self.settings.attributes.as_ref(), inputs)
             .map_err(|error| error.to_string())
     }
