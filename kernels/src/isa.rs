@@ -51,8 +51,8 @@ impl Isa {
             if tiles && crate::simd::amx::is_permitted() {
                 found.push(Self::Amx);
             }
-            // Processors with AMX compute these dot products at half the rate of f32's
-            // (measured: 98 against 219 GFLOP/s), others at up to twice.
+            // Where there is AMX, these dot products are slower than f32's (`timing` among the
+            // tests).
             if dots && !tiles {
                 found.push(Self::Avx512Bf16);
             }

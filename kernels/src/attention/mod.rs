@@ -1,12 +1,12 @@
 //! `DilatedAttention`.
 
 #[cfg(target_arch = "x86_64")]
-mod brain;
+pub(crate) mod brain;
 mod keys;
 mod panel;
 mod rows;
 mod single;
-mod tile;
+pub(crate) mod tile;
 mod update;
 
 use crate::element::Element;

@@ -28,12 +28,9 @@ pub(super) struct Rows<C> {
 }
 
 impl<C: Element> Rows<C> {
-    /// The rows of `run`.
-    ///
-    /// # Safety
-    /// `run` lies within the chunk or the head's rows.
+    /// The rows of `run`, which lies within the chunk or the head's rows.
     #[inline(always)]
-    pub(super) unsafe fn new(sources: &Sources<C>, run: &Run) -> Self {
+    pub(super) fn new(sources: &Sources<C>, run: &Run) -> Self {
         let dim = sources.head_dim;
         let ([key, value], at, value_stride) = match run.source {
             Source::Lasting(row) => (sources.lasting, row, dim),

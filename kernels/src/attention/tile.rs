@@ -18,7 +18,7 @@ use std::ops::Range;
 /// Queries of a tile, a multiple of every panel.
 pub(super) const QUERIES: usize = 128;
 /// Fewer queries run one at a time: a panel would be mostly empty.
-pub(super) const WORTH: usize = 8;
+pub(crate) const WORTH: usize = 8;
 /// Keys of a block.
 pub(super) const KEYS: usize = 64;
 /// Rows that are transposed at a time.

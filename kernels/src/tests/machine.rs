@@ -3,6 +3,8 @@
 
 use super::gpu::{self, Schedule};
 use super::{Real, pools};
+#[cfg(target_arch = "x86_64")]
+use crate::attention::{brain::multiplies_bf16, tile::WORTH};
 use crate::cuda::{AttentionMethod, AttentionShape, ScanMethod};
 use crate::{AttentionParams, Isa, ParallelFor, ScanParams};
 use crate::{dilated_attention_on, recurrence_scan_on};
@@ -76,7 +78,12 @@ impl Machine {
         let attention = match self {
             Self::Gpu { attention, .. } => attention,
             #[cfg(target_arch = "x86_64")]
-            Self::Cpu(Isa::Amx | Isa::Avx512Bf16) => return element == ElementType::BF16,
+            Self::Cpu(isa) => {
+                return element == ElementType::BF16
+                    && seq_len >= WORTH
+                    && multiplies_bf16(isa, head_dim);
+            }
+            #[cfg(not(target_arch = "x86_64"))]
             Self::Cpu(_) => return false,
         };
         let shape = AttentionShape {

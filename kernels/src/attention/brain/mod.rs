@@ -4,6 +4,8 @@
 //! queries]`: both products then take the cache's rows, or their transpose, as they are on the left
 //! and pairs of rows on the right, which is what tiles and dot products of bf16 multiply.
 
+mod panel;
+
 use super::keys::{self_apart, visible_runs};
 use super::rows::{Rows, Sources};
 use super::tile::{fetch_tokens, span};
@@ -12,21 +14,18 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::rope::rotate;
 use crate::scratch::{Carver, with_scratch};
-use crate::simd::amx::{self, Tiles};
-use crate::simd::{Avx512, Gemm, Into, Simd, dot_bf16, exp2};
+use crate::simd::amx::Tiles;
+use crate::simd::{Avx512, Simd};
 use half::bf16;
+use panel::{DEPTH, Keys, PANEL, Panel, Product, softmax};
 use ratplus_graphs::ops::ElementType;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// Queries of a panel.
-const PANEL: usize = 64;
 /// Panels of a tile, which share the packed values.
 const PANELS: usize = 2;
 /// Keys of a block.
 const KEYS: usize = 64;
-/// Both products are this deep, or a multiple.
-const DEPTH: usize = 32;
 /// Rows that are transposed at a time.
 const STAGED: usize = 8;
 
@@ -34,9 +33,13 @@ const STAGED: usize = 8;
 pub(super) fn is_chosen<T: Element, C: Element>(call: &Call<T, C>) -> bool {
     T::TYPE == ElementType::BF16
         && C::TYPE == ElementType::BF16
-        && matches!(call.isa, Isa::Amx | Isa::Avx512Bf16)
-        && call.params.head_dim.is_multiple_of(DEPTH)
+        && multiplies_bf16(call.isa, call.params.head_dim)
         && call.params.scale.is_normal()
+}
+
+/// Whether tiles of bf16 are multiplied as such.
+pub(crate) fn multiplies_bf16(isa: Isa, head_dim: usize) -> bool {
+    matches!(isa, Isa::Amx | Isa::Avx512Bf16) && head_dim.is_multiple_of(DEPTH)
 }
 
 /// The factor on scores, which are powers of two: applied after the products, so that queries are
@@ -92,45 +95,6 @@ struct Tile {
     last: *mut f32,
 }
 
-/// Queries, one a column, and their sums.
-#[derive(Clone, Copy)]
-struct Panel {
-    /// `[dim / 2, PANEL]`: pairs, rotated; negative where the scale is.
-    query: *mut f32,
-    /// `[dim, PANEL]`: weighted sums of values.
-    sums: *mut f32,
-    /// `[KEYS, PANEL]`: scores.
-    score: *mut f32,
-    /// `[KEYS / 2, PANEL]`: pairs of weights.
-    weight: *mut f32,
-    /// `[PANEL]`: the largest score so far, before the factor.
-    max: *mut f32,
-    /// `[PANEL]`: the sum of the weights so far.
-    total: *mut f32,
-}
-
-impl Panel {
-    const NULL: Self = Self {
-        query: std::ptr::null_mut(),
-        sums: std::ptr::null_mut(),
-        score: std::ptr::null_mut(),
-        weight: std::ptr::null_mut(),
-        max: std::ptr::null_mut(),
-        total: std::ptr::null_mut(),
-    };
-}
-
-/// A block of keys and values.
-struct Keys {
-    key: *const bf16,
-    key_stride: usize,
-    value: *const bf16,
-    value_stride: usize,
-    count: usize,
-    first: *mut f32,
-    last: *mut f32,
-}
-
 impl Tile {
     fn floats(dim: usize) -> usize {
         let panel = PANEL * (dim / 2 + dim + KEYS + KEYS / 2 + 2);
@@ -144,17 +108,14 @@ impl Tile {
         let mut carver = Carver::new(floats);
         // SAFETY: the parts add up to `Tile::floats`.
         unsafe {
-            let mut panels = [Panel::NULL; PANELS];
-            for panel in &mut panels {
-                *panel = Panel {
-                    query: carver.take(PANEL * dim / 2),
-                    sums: carver.take(PANEL * dim),
-                    score: carver.take(PANEL * KEYS),
-                    weight: carver.take(PANEL * KEYS / 2),
-                    max: carver.take(PANEL),
-                    total: carver.take(PANEL),
-                };
-            }
+            let panels = std::array::from_fn(|_| Panel {
+                query: carver.take(PANEL * dim / 2),
+                sums: carver.take(PANEL * dim),
+                score: carver.take(PANEL * KEYS),
+                weight: carver.take(PANEL * KEYS / 2),
+                max: carver.take(PANEL),
+                total: carver.take(PANEL),
+            });
             Self {
                 tokens,
                 dim,
@@ -176,57 +137,6 @@ impl Tile {
     }
 }
 
-/// `c += a b`, or `c = a b`: `a` is bf16 `[rows, depth]`, `b` are pairs `[depth / 2, PANEL]`, `c` is
-/// f32 `[rows, PANEL]`. With tiles, rows are computed in thirty-twos: all have room for that.
-struct Product {
-    rows: usize,
-    depth: usize,
-    a: *const bf16,
-    a_stride: usize,
-    b: *const f32,
-    c: *mut f32,
-    adds: bool,
-}
-
-impl Product {
-    #[inline(always)]
-    unsafe fn run<const AMX: bool>(&self) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            if !AMX {
-                dot_bf16(&Gemm {
-                    rows: self.rows,
-                    vectors: PANEL / Avx512::LANES,
-                    depth: self.depth / 2,
-                    a: self.a.cast(),
-                    a_stride: self.a_stride / 2,
-                    transposed: false,
-                    b: self.b,
-                    b_stride: PANEL,
-                    c: self.c,
-                    c_stride: PANEL,
-                    into: if self.adds { Into::Sums } else { Into::Zeros },
-                });
-                return;
-            }
-            for row in (0..self.rows).step_by(32) {
-                for column in (0..PANEL).step_by(32) {
-                    amx::product(&amx::Product {
-                        a: self.a.add(row * self.a_stride).cast(),
-                        a_stride: self.a_stride * size_of::<bf16>(),
-                        b: self.b.add(column).cast(),
-                        b_stride: PANEL * size_of::<f32>(),
-                        c: self.c.add(row * PANEL + column).cast(),
-                        c_stride: PANEL * size_of::<f32>(),
-                        steps: self.depth / DEPTH,
-                        adds: self.adds,
-                    });
-                }
-            }
-        }
-    }
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn attend_tile<T: Element, C: Element, const AMX: bool>(
     call: &Call<T, C>,
@@ -240,9 +150,9 @@ unsafe fn attend_tile<T: Element, C: Element, const AMX: bool>(
     let stored = head.past + head.tokens;
     // SAFETY: runs lie within the chunk and the head's rows.
     unsafe {
-        for (index, panel) in tile.panels.iter().enumerate() {
+        for index in 0..PANELS {
             if tile.columns(index) > 0 {
-                start(call, head, tile, index, panel, apart);
+                start(call, head, tile, index, apart);
             }
         }
         let mut gathered = Keys {
@@ -305,9 +215,9 @@ unsafe fn attend_tile<T: Element, C: Element, const AMX: bool>(
             gathered.count = end;
             add::<AMX>(tile, &gathered, factor(call));
         }
-        for (index, panel) in tile.panels.iter().enumerate() {
+        for index in 0..PANELS {
             if tile.columns(index) > 0 {
-                finish(call, head, tile, index, panel);
+                finish(call, head, tile, index);
             }
         }
     }
@@ -396,83 +306,6 @@ unsafe fn pack(tile: &Tile, keys: &Keys) {
     }
 }
 
-/// Turns scores into pairs of weights relative to each query's largest score so far, and rescales
-/// the sums to it.
-#[inline(always)]
-unsafe fn softmax<const MASKED: bool>(
-    dim: usize,
-    panel: &Panel,
-    keys: &Keys,
-    start: usize,
-    factor: f32,
-) {
-    const N: usize = PANEL / 16;
-    // SAFETY: all within the panel.
-    unsafe {
-        let zero = _mm512_setzero_ps();
-        let (mut old, mut queries, mut sum) = ([zero; N], [zero; N], [zero; N]);
-        let lanes = _mm512_setr_ps(
-            0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
-        );
-        for n in 0..N {
-            old[n] = _mm512_loadu_ps(panel.max.add(16 * n));
-            queries[n] = _mm512_add_ps(_mm512_set1_ps((start + 16 * n) as f32), lanes);
-        }
-        let mut new = old;
-        for row in 0..keys.count {
-            for n in 0..N {
-                let at = panel.score.add(row * PANEL + 16 * n);
-                let mut score = _mm512_loadu_ps(at);
-                if MASKED {
-                    let first = _mm512_set1_ps(*keys.first.add(row));
-                    let last = _mm512_set1_ps(*keys.last.add(row));
-                    score = Avx512::keep_between(score, first, queries[n], last);
-                    _mm512_storeu_ps(at, score);
-                }
-                new[n] = Avx512::max(score, new[n]);
-            }
-        }
-        let half = _mm512_set1_epi32(0x8000);
-        let scale = _mm512_set1_ps(factor);
-        for pair in 0..keys.count / 2 {
-            for n in 0..N {
-                let at = panel.score.add(2 * pair * PANEL + 16 * n);
-                let low = power(_mm512_loadu_ps(at), new[n], scale);
-                let high = power(_mm512_loadu_ps(at.add(PANEL)), new[n], scale);
-                sum[n] = _mm512_add_ps(sum[n], _mm512_add_ps(low, high));
-                // To the nearest bf16, ties away from zero.
-                let low = _mm512_add_epi32(_mm512_castps_si512(low), half);
-                let high = _mm512_add_epi32(_mm512_castps_si512(high), half);
-                let low = _mm512_srli_epi32::<16>(low);
-                let both = _mm512_mask_mov_epi16(low, 0xaaaa_aaaa, high);
-                let to = panel.weight.add(pair * PANEL + 16 * n);
-                _mm512_storeu_si512(to.cast(), both);
-            }
-        }
-        for n in 0..N {
-            let at = 16 * n;
-            let factor = power(old[n], new[n], scale);
-            let total = _mm512_loadu_ps(panel.total.add(at));
-            _mm512_storeu_ps(panel.max.add(at), new[n]);
-            _mm512_storeu_ps(panel.total.add(at), _mm512_fmadd_ps(total, factor, sum[n]));
-            if _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(factor, _mm512_set1_ps(1.0)) == 0 {
-                continue;
-            }
-            for d in 0..dim {
-                let sums = panel.sums.add(d * PANEL + at);
-                _mm512_storeu_ps(sums, _mm512_mul_ps(_mm512_loadu_ps(sums), factor));
-            }
-        }
-    }
-}
-
-/// `2^(scale (x - most))`
-#[inline(always)]
-unsafe fn power(x: __m512, most: __m512, scale: __m512) -> __m512 {
-    // SAFETY: the caller vouches for AVX-512.
-    unsafe { exp2::<Avx512>(_mm512_mul_ps(_mm512_sub_ps(x, most), scale)) }
-}
-
 /// Rotates the panel's queries, and starts its sums: empty, or with each query's own key.
 #[inline(always)]
 unsafe fn start<T: Element, C: Element>(
@@ -480,10 +313,9 @@ unsafe fn start<T: Element, C: Element>(
     head: &Head,
     tile: &Tile,
     index: usize,
-    panel: &Panel,
     apart: bool,
 ) {
-    let params = call.params;
+    let (params, panel) = (call.params, &tile.panels[index]);
     let (dim, half) = (tile.dim, tile.dim / 2);
     // SAFETY: tokens are valid, so their positions are below `M`.
     unsafe {
@@ -550,9 +382,8 @@ unsafe fn finish<T: Element, C: Element>(
     head: &Head,
     tile: &Tile,
     index: usize,
-    panel: &Panel,
 ) {
-    let (dim, columns) = (tile.dim, tile.columns(index));
+    let (dim, columns, panel) = (tile.dim, tile.columns(index), &tile.panels[index]);
     // SAFETY: columns are valid tokens of the tile.
     unsafe {
         for group in (0..columns).step_by(STAGED) {
