@@ -22,6 +22,12 @@ impl Totals {
         self.failures.push(what.into());
     }
 
+    /// Counts something that was left out outside of any test.
+    pub fn skip(&mut self, what: impl Into<String>) {
+        self.skipped += 1;
+        self.skips.push(what.into());
+    }
+
     /// The line that ends a test run.
     pub fn summary(&self) -> String {
         let Self {
