@@ -21,6 +21,10 @@ struct Report {
     package: String,
     backend: String,
     dtype: String,
+    cache_dtype: String,
+    /// Both in words.
+    #[serde(skip)]
+    types: String,
     batch: usize,
     max_seq_len: usize,
     patterns: String,
@@ -106,20 +110,23 @@ fn measure(
     let measured = bench(&mut session, &options, &mut |name| {
         bar.set_message(format!("{}: {name}", dir.display()));
     });
+    bar.finish_and_clear();
+    let measured = measured.or_input()?;
     let (peak, state_bytes) = (peak(), session.state_bytes());
     let implementations = session.implementations().iter();
     let implementations = implementations.map(ToString::to_string).collect();
+    // Two would not fit where one does.
     drop(session);
-    let measured = measured.or_input();
-    let operators = measured.is_ok().then(|| {
-        bar.set_message(format!("{}: operators", dir.display()));
-        operator_times(package, backend, &session_options, &options)
-    });
+    let bar = spinner();
+    bar.set_message(format!("{}: operators", dir.display()));
+    let operators = operator_times(package, backend, &session_options, &options);
     bar.finish_and_clear();
     Ok(Report {
         package: dir.display().to_string(),
         backend: backend.to_string(),
-        dtype: manifest.shape().types(),
+        dtype: manifest.dtype.to_string(),
+        cache_dtype: manifest.shape().cache_dtype.to_string(),
+        types: manifest.shape().types(),
         batch: manifest.batch,
         max_seq_len: longest,
         patterns: super::inspect::pattern_summary(&manifest.model),
@@ -127,8 +134,8 @@ fn measure(
         weights_bytes: package.weights().len() as u64,
         state_bytes,
         peak_resident_bytes: peak,
-        measured: measured?,
-        operators: operators.transpose().or_input()?.unwrap_or_default(),
+        measured,
+        operators: operators.or_input()?,
     })
 }
 
@@ -136,7 +143,7 @@ fn print(report: &Report) {
     let batch = report.batch;
     println!(
         "{}: {}, {}, batch {batch}, up to {} tokens, {}",
-        report.package, report.backend, report.dtype, report.max_seq_len, report.patterns
+        report.package, report.backend, report.types, report.max_seq_len, report.patterns
     );
     for engine in &report.implementations {
         println!("  {engine}");
