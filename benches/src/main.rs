@@ -1,7 +1,8 @@
 //! Times both operators on one thread, f32, 16 heads of 128, against this machine's copy
 //! bandwidth in the same run: `cargo run --release -p ratplus-benches --bin operators`
 //!
-//! Every shape is first run small and compared with the plain-loop reference.
+//! Every shape is first run small and compared with the plain-loop reference. Words after `--` leave
+//! only the operators whose names have all of them: `-- prefill D=64`, under `perf record` for one.
 
 mod problem;
 
@@ -37,6 +38,18 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), String> {
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| words.iter().all(|word| name.contains(word.as_str()));
+    let scans = [4096, 32768].map(|seq_len| (format!("scan {seq_len}"), seq_len));
+    let names = scans.iter().map(|scan| scan.0.as_str());
+    let names: Vec<_> = names.chain(SHAPES.map(|shape| shape.0)).collect();
+    if !names.iter().any(|name| wanted(name)) {
+        return Err(format!(
+            "expected words of some of {}, found {}",
+            names.join("; "),
+            words.join(" ")
+        ));
+    }
     let copy = copy_bandwidth();
     println!(
         "kernels: {}, one thread; copy {:.1} GB/s, read and written",
@@ -47,10 +60,11 @@ fn run() -> Result<(), String> {
         "{:34} {:>10} {:>14} {:>13} {:>12}",
         "operator", "ms", "spread", "GFLOP/s", "of copy"
     );
-    for seq_len in [4096, 32768] {
-        scan(seq_len, copy)?;
+    for (name, seq_len) in scans.iter().filter(|scan| wanted(&scan.0)) {
+        scan(name, *seq_len, copy)?;
     }
-    for (name, dilation, window, initial, past, seq_len) in SHAPES {
+    let shapes = SHAPES.into_iter().filter(|shape| wanted(shape.0));
+    for (name, dilation, window, initial, past, seq_len) in shapes {
         let pattern =
             Pattern::new(dilation, window, initial).map_err(|e: PatternError| e.to_string())?;
         let small = Problem::new(pattern, 2, HEAD_DIM, past.min(200), seq_len.min(200));
@@ -70,7 +84,7 @@ fn run() -> Result<(), String> {
     Ok(())
 }
 
-fn scan(seq_len: usize, copy: f64) -> Result<(), String> {
+fn scan(name: &str, seq_len: usize, copy: f64) -> Result<(), String> {
     let error = problem::Scan::new(64, 200).error_against_reference()?;
     if error.is_nan() || error > TOLERANCE {
         return Err(format!(
@@ -79,13 +93,7 @@ fn scan(seq_len: usize, copy: f64) -> Result<(), String> {
     }
     let mut scan = problem::Scan::new(HEADS * HEAD_DIM, seq_len);
     let times = time(|| scan.run());
-    report(
-        &format!("scan {seq_len}"),
-        &times,
-        None,
-        Some(scan.bytes()),
-        copy,
-    );
+    report(name, &times, None, Some(scan.bytes()), copy);
     Ok(())
 }
 
