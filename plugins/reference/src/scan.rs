@@ -82,6 +82,11 @@ pub fn recurrence_scan(
     )?;
     check_lengths(inputs.past_length, inputs.seq_length, seq_len, None)
         .map_err(|error| ReferenceError::Lengths { op, error })?;
+    let gates: Vec<_> = inputs
+        .gate
+        .iter()
+        .map(|&logit| (sigmoid(logit.into()), sigmoid(-f64::from(logit))))
+        .collect();
     let pairs = [
         (
             inputs.key,
@@ -112,8 +117,8 @@ pub fn recurrence_scan(
                 };
                 for row in 0..length {
                     let index = (slot * seq_len + row) * channels + channel;
-                    let logit = f64::from(inputs.gate[index]);
-                    held = sigmoid(logit) * held + sigmoid(-logit) * f64::from(tokens[index]);
+                    let (kept, taken) = gates[index];
+                    held = kept * held + taken * f64::from(tokens[index]);
                     gated[index] = round(held as f32);
                 }
                 new_state[at] = held as f32;

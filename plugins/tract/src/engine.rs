@@ -1,4 +1,5 @@
 use crate::carried::{Carried, Rounding, carrier, carry};
+use crate::vectors::release_upper_parts;
 use crate::{TractError, TractWeights, register};
 use prost::Message;
 use ratplus_graphs::manifest::{INPUT_IDS, PAST_LENGTH, SEQ_LENGTH, TensorInfo};
@@ -189,6 +190,7 @@ impl TractEngine {
             .plan
             .run(values)
             .map_err(TractError::stage("running"))?;
+        release_upper_parts();
         for (result, info) in results.iter().zip(&self.outputs) {
             check_result(result, info)?;
         }

@@ -13,6 +13,7 @@ mod carried;
 mod engine;
 mod error;
 mod operators;
+mod vectors;
 mod weights;
 
 pub use carried::Rounding;

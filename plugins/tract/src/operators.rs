@@ -1,5 +1,6 @@
 //! The custom operators, and the rounding that stands for casts to f16 and bf16.
 
+use crate::vectors::release_upper_parts;
 use half::{bf16, f16};
 use ratplus_graphs::ops::{
     AttentionAttributes, AttributeKind, ElementType, Op as Schema, RawAttentionAttributes,
@@ -145,6 +146,7 @@ impl ElementWiseMiniOp for RoundTo {
     }
 
     fn eval_in_place(&self, tensor: &mut Tensor, _: Option<DatumType>) -> TractResult<()> {
+        release_upper_parts();
         let round = rounding(self.dtype);
         let mut plain = tensor.try_as_plain_ram_mut()?;
         for value in plain.as_slice_mut::<f32>()? {
@@ -259,6 +261,7 @@ impl EvalOp for Custom {
     op_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        release_upper_parts();
         let types = inputs
             .iter()
             .map(|input| tensor_type(input.datum_type(), input.shape()))
