@@ -224,6 +224,7 @@ mod tests {
             engines: vec![0, 1],
             taps: vec![tap(1), tap(7)],
             threads: None,
+            passive_wait: false,
             without_rounding: false,
             device: 0,
             without_cuda_graph: false,

@@ -15,6 +15,9 @@ use std::sync::Arc;
 pub struct SessionOptions {
     /// Threads of each operator; `None` is the backend's choice. tract runs on one.
     pub threads: Option<usize>,
+    /// ONNX Runtime: threads that wait sleep, instead of spinning for the next operator. Each is slower,
+    /// and processors that others need as well are not held.
+    pub passive_wait: bool,
     /// Intermediate tensors that every step also returns, by their names in the graph
     /// ([`ratplus_graphs::model::taps`] lists them).
     pub extra_outputs: Vec<String>,
@@ -65,6 +68,7 @@ pub(super) struct Plan {
     /// Extra outputs of each opened engine.
     pub taps: Vec<Vec<(String, TensorType)>>,
     pub threads: Option<usize>,
+    pub passive_wait: bool,
     pub without_rounding: bool,
     pub device: i32,
     pub without_cuda_graph: bool,
@@ -458,6 +462,7 @@ fn plan(
         engines,
         taps,
         threads: options.threads,
+        passive_wait: options.passive_wait,
         without_rounding: options.without_rounding,
         device: options.device,
         without_cuda_graph: options.without_cuda_graph,

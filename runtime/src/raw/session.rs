@@ -72,6 +72,11 @@ impl Builder {
         Ok(self)
     }
 
+    /// Threads sleep while they wait.
+    pub fn passive_wait(self) -> Result<Self, OrtError> {
+        self.config(c"session.intra_op.allow_spinning", c"0")
+    }
+
     /// Writes a profile to a file whose path starts with `prefix`.
     pub fn profile(self, prefix: &Path) -> Result<Self, OrtError> {
         let prefix = c_string("EnableProfiling", prefix.as_os_str().as_bytes())?;

@@ -241,6 +241,8 @@ impl Verifier<'_> {
     ) -> Result<Session, VerifyError> {
         let options = SessionOptions {
             extra_outputs: taps,
+            // Small steps of several sessions, beside whatever else a test machine runs.
+            passive_wait: true,
             without_rounding: exact,
             ..self.options.session.clone()
         };

@@ -212,6 +212,9 @@ impl OrtDriver {
             .and_then(|builder| builder.threads(plan.threads.unwrap_or(0)))
             .and_then(|builder| builder.profile(profile))
             .map_err(failed)?;
+        if plan.passive_wait {
+            builder = builder.passive_wait().map_err(failed)?;
+        }
         if let Some(prepacked) = &shared.prepacked {
             builder = builder.prepacked(prepacked.clone());
         }
