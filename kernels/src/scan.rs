@@ -3,7 +3,7 @@
 use crate::element::Element;
 use crate::isa::{Isa, kernel};
 use crate::parallel::ParallelFor;
-use crate::simd::{Simd, fence, gate_blend};
+use crate::simd::{Simd, fence, gate_blend, prefetch};
 use ratplus_graphs::ops::{LengthError, check_lengths};
 use std::mem::MaybeUninit;
 use std::slice;
@@ -179,8 +179,6 @@ unsafe fn carry<S: Simd, T: Element, const STREAMED: bool>(params: &ScanParams<T
         ..
     } = params;
     let count = span.channels;
-    let full = count / S::LANES * S::LANES;
-    let rest = count - full;
     let (mut key_state, mut value_state) =
         (State(MaybeUninit::uninit()), State(MaybeUninit::uninit()));
     let keys: *mut f32 = key_state.0.as_mut_ptr().cast();
@@ -197,44 +195,13 @@ unsafe fn carry<S: Simd, T: Element, const STREAMED: bool>(params: &ScanParams<T
             std::ptr::copy_nonoverlapping(params.state_key.add(state_at), keys, count);
             std::ptr::copy_nonoverlapping(params.state_value.add(state_at), values, count);
         }
-        for t in 0..span.tokens {
-            let at = (span.slot * seq_len + t) * row + span.channel;
-            let (key, value, gate) = (
-                params.key.add(at),
-                params.value.add(at),
-                params.gate.add(at),
-            );
-            let (gated_key, gated_value) = (params.gated_key.add(at), params.gated_value.add(at));
-            let mut c = 0;
-            while c < full {
-                let h = [S::load(keys.add(c)), S::load(values.add(c))];
-                let x = [T::load::<S>(key.add(c)), T::load::<S>(value.add(c))];
-                let [k, v] = gate_blend::<S>(T::load::<S>(gate.add(c)), h, x);
-                S::store(keys.add(c), k);
-                S::store(values.add(c), v);
-                if STREAMED {
-                    T::stream::<S>(gated_key.add(c), k);
-                    T::stream::<S>(gated_value.add(c), v);
-                } else {
-                    T::store::<S>(gated_key.add(c), k);
-                    T::store::<S>(gated_value.add(c), v);
-                }
-                c += S::LANES;
-            }
-            if rest > 0 {
-                // The state arrays have room for a whole vector: widths are multiples of 64.
-                let h = [S::load(keys.add(c)), S::load(values.add(c))];
-                let x = [
-                    T::load_partial::<S>(key.add(c), rest),
-                    T::load_partial::<S>(value.add(c), rest),
-                ];
-                let g = T::load_partial::<S>(gate.add(c), rest);
-                let [k, v] = gate_blend::<S>(g, h, x);
-                S::store(keys.add(c), k);
-                S::store(values.add(c), v);
-                T::store_partial::<S>(gated_key.add(c), k, rest);
-                T::store_partial::<S>(gated_value.add(c), v, rest);
-            }
+        let states = [keys, values];
+        let grouped = span.tokens / GROUP * GROUP;
+        for t in (0..grouped).step_by(GROUP) {
+            step::<S, T, STREAMED, GROUP>(params, span, t, states);
+        }
+        for t in grouped..span.tokens {
+            step::<S, T, STREAMED, 1>(params, span, t, states);
         }
         for t in span.tokens..seq_len {
             let at = (span.slot * seq_len + t) * row + span.channel;
@@ -244,6 +211,119 @@ unsafe fn carry<S: Simd, T: Element, const STREAMED: bool>(params: &ScanParams<T
         }
         std::ptr::copy_nonoverlapping(keys, params.new_state_key.add(state_at), count);
         std::ptr::copy_nonoverlapping(values, params.new_state_value.add(state_at), count);
+    }
+}
+
+/// Tokens that are carried together, their state in registers.
+const GROUP: usize = 4;
+
+/// Carries `states` of keys and values over the `N` tokens from `t` on.
+///
+/// # Safety
+/// As [`carry`]; there are `N` tokens, and `states` have room for whole vectors of the span.
+#[inline(always)]
+unsafe fn step<S: Simd, T: Element, const STREAMED: bool, const N: usize>(
+    params: &ScanParams<T>,
+    span: &Span,
+    t: usize,
+    states: [*mut f32; 2],
+) {
+    const LINE: usize = 64;
+    let row = params.channels;
+    let first = (span.slot * params.seq_len + t) * row + span.channel;
+    // A row is in other pages than the one before it, where the machine's own fetching stops.
+    let ahead = if t + 2 * N <= span.tokens { N * row } else { 0 };
+    let mut c = 0;
+    // SAFETY: forwarded; `first + n row + c` stays within the span's channels of a token.
+    unsafe {
+        // Whole lines of results at once: what goes past the caches leaves in whole lines.
+        // A power of two: both are.
+        let vectors = (LINE / size_of::<T>() / S::LANES).clamp(1, 4);
+        while c + vectors * S::LANES <= span.channels {
+            match vectors {
+                1 => columns::<S, T, STREAMED, N, 1>(params, first, ahead, states, c),
+                2 => columns::<S, T, STREAMED, N, 2>(params, first, ahead, states, c),
+                _ => columns::<S, T, STREAMED, N, 4>(params, first, ahead, states, c),
+            }
+            c += vectors * S::LANES;
+        }
+        while c + S::LANES <= span.channels {
+            columns::<S, T, false, N, 1>(params, first, 0, states, c);
+            c += S::LANES;
+        }
+        let rest = span.channels - c;
+        if rest > 0 {
+            let mut h = [S::load(states[0].add(c)), S::load(states[1].add(c))];
+            for n in 0..N {
+                let at = first + n * row + c;
+                let x = [
+                    T::load_partial::<S>(params.key.add(at), rest),
+                    T::load_partial::<S>(params.value.add(at), rest),
+                ];
+                h = gate_blend::<S>(T::load_partial::<S>(params.gate.add(at), rest), h, x);
+                T::store_partial::<S>(params.gated_key.add(at), h[0], rest);
+                T::store_partial::<S>(params.gated_value.add(at), h[1], rest);
+            }
+            S::store(states[0].add(c), h[0]);
+            S::store(states[1].add(c), h[1]);
+        }
+    }
+}
+
+/// Carries `VECTORS` vectors of channels from `c` on over `N` tokens, the first of which is at `first`;
+/// tokens `ahead` elements further on are fetched.
+///
+/// # Safety
+/// As [`step`], and there are as many channels.
+#[inline(always)]
+unsafe fn columns<
+    S: Simd,
+    T: Element,
+    const STREAMED: bool,
+    const N: usize,
+    const VECTORS: usize,
+>(
+    params: &ScanParams<T>,
+    first: usize,
+    ahead: usize,
+    states: [*mut f32; 2],
+    c: usize,
+) {
+    // SAFETY: forwarded.
+    unsafe {
+        let mut h = [[S::splat(0.0); 2]; VECTORS];
+        for (v, h) in h.iter_mut().enumerate() {
+            let at = c + v * S::LANES;
+            *h = [S::load(states[0].add(at)), S::load(states[1].add(at))];
+        }
+        for n in 0..N {
+            let token = first + n * params.channels + c;
+            if ahead > 0 {
+                prefetch(params.key.wrapping_add(token + ahead), 1);
+                prefetch(params.value.wrapping_add(token + ahead), 1);
+                prefetch(params.gate.wrapping_add(token + ahead), 1);
+            }
+            for (v, h) in h.iter_mut().enumerate() {
+                let at = token + v * S::LANES;
+                let x = [
+                    T::load::<S>(params.key.add(at)),
+                    T::load::<S>(params.value.add(at)),
+                ];
+                *h = gate_blend::<S>(T::load::<S>(params.gate.add(at)), *h, x);
+                if STREAMED {
+                    T::stream::<S>(params.gated_key.add(at), h[0]);
+                    T::stream::<S>(params.gated_value.add(at), h[1]);
+                } else {
+                    T::store::<S>(params.gated_key.add(at), h[0]);
+                    T::store::<S>(params.gated_value.add(at), h[1]);
+                }
+            }
+        }
+        for (v, h) in h.iter().enumerate() {
+            let at = c + v * S::LANES;
+            S::store(states[0].add(at), h[0]);
+            S::store(states[1].add(at), h[1]);
+        }
     }
 }
 
