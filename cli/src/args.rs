@@ -34,6 +34,8 @@ pub enum Command {
     Build(BuildArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
+    /// Score a text: perplexity, beside that of other packages
+    Eval(EvalArgs),
     /// Measure prefill and decode: tokens a second, latencies, memory
     Bench(BenchArgs),
     /// Say what this machine has, what is missing and how to get it
@@ -343,6 +345,46 @@ pub struct BenchArgs {
     /// Draw latency against tokens as SVG, a line a package
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Packages, scored one after the other and compared with the first
+    #[arg(required = true, value_name = "DIR")]
+    pub dirs: Vec<PathBuf>,
+    /// What to predict, UTF-8; tokens are the package's tokenizer's
+    #[arg(long, value_name = "FILE", required_unless_present = "golden")]
+    pub text: Option<PathBuf>,
+    /// Predict a golden file's tokens where it has logits, and print what these score
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["text", "window", "stride"]
+    )]
+    pub golden: Option<PathBuf>,
+    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
+    #[arg(
+        long,
+        value_name = "B",
+        value_delimiter = ',',
+        default_value = "ort-cpu"
+    )]
+    pub backend: Vec<String>,
+    /// Tokens of a window, the longest context of a prediction and one [default: as many as every
+    /// package has room for]
+    #[arg(long, value_name = "N")]
+    pub window: Option<usize>,
+    /// Tokens from one window's start to the next one's; windows overlap by the rest, which is context
+    /// [default: the window]
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
     /// Libraries.
     #[command(flatten)]
     pub libraries: LibraryArgs,

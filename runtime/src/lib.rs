@@ -9,6 +9,7 @@
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
 //! - [`verify`]: compares every backend with golden outputs along every route.
 //! - [`bench`](mod@bench): how fast a session prefills and decodes.
+//! - [`eval`]: how well a session predicts a text.
 //! - [`generate`]: all of it: prompts in, tokens out.
 //!
 //! ```no_run
@@ -37,6 +38,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod eval;
 pub mod generate;
 pub mod nvinfer;
 pub mod ort_library;

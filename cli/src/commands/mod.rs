@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build;
 pub mod doctor;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;

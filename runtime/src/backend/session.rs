@@ -167,6 +167,11 @@ impl Session {
         &self.lengths
     }
 
+    /// Whether every token's logits are returned, and not the last one's of a chunk only.
+    pub fn returns_all_logits(&self) -> bool {
+        self.shape.logits == LogitsMode::All
+    }
+
     /// Tokens that `slot` has seen.
     pub fn past_length(&self, slot: usize) -> usize {
         self.past_length[slot] as usize

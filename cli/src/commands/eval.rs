@@ -1,0 +1,306 @@
+//! `ratplus eval`: perplexity of a text.
+
+use super::spinner;
+use super::verify::session_options;
+use crate::args::EvalArgs;
+use crate::output::{Failure, OrInput, Outcome, Table, bytes};
+use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
+use ratplus_runtime::package::Package;
+use ratplus_runtime::text::Tokenizer;
+use ratplus_runtime::verify::{Golden, Implementations};
+use serde::Serialize;
+use std::path::Path;
+
+/// One row: a package on a backend, or the golden logits.
+#[derive(Serialize)]
+struct Report {
+    /// `None` for the golden logits.
+    package: Option<String>,
+    backend: Option<String>,
+    patterns: Option<String>,
+    types: Option<String>,
+    state_bytes: Option<u64>,
+    implementations: Vec<String>,
+    /// Tokens scored.
+    tokens: usize,
+    /// Nats a token.
+    mean_nll: f64,
+    perplexity: f64,
+    /// Bits a byte of the text; `None` where tokens were given.
+    bits_per_byte: Option<f64>,
+    /// Share of tokens that were the most likely one.
+    accuracy: f64,
+    /// `None` for the golden logits.
+    tokens_per_second: Option<f64>,
+}
+
+/// Tokens of one text.
+struct Source {
+    texts: Vec<(Vec<u32>, Option<Vec<usize>>)>,
+    /// Bytes of text from the second token on: those that are predicted.
+    bytes: Option<usize>,
+}
+
+impl Source {
+    fn texts(&self) -> Vec<Text<'_>> {
+        let texts = self.texts.iter();
+        let texts = texts.map(|(tokens, scored)| Text {
+            tokens,
+            scored: scored.as_deref(),
+        });
+        texts.collect()
+    }
+}
+
+/// Scores every package on every backend.
+pub fn run(args: EvalArgs) -> Outcome {
+    let backends: Vec<BackendKind> = args
+        .backend
+        .iter()
+        .map(|name| name.parse())
+        .collect::<Result<_, _>>()
+        .or_input()?;
+    let packages = args.dirs.iter().map(Package::open);
+    let packages = packages.collect::<Result<Vec<_>, _>>().or_input()?;
+    let golden = args.golden.as_deref().map(Golden::read).transpose();
+    let golden = golden.or_input()?;
+    // Everything is read and compared before the first engine is opened.
+    let sources = args
+        .dirs
+        .iter()
+        .zip(&packages)
+        .map(|(dir, package)| match (&golden, &args.text) {
+            (Some(golden), _) => of_golden(golden, package, dir),
+            (None, Some(text)) => of_text(text, package, dir),
+            (None, None) => unreachable!("clap asks for one of them"),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let room = packages
+        .iter()
+        .map(|package| package.manifest().max_seq_len)
+        .min()
+        .unwrap_or(0);
+    let window = args.window.unwrap_or(room);
+    let options = EvalOptions {
+        window,
+        stride: args.stride.unwrap_or(window),
+    };
+    let mut reports: Vec<_> = golden.iter().map(score_golden).collect::<Result<_, _>>()?;
+    for ((dir, package), source) in args.dirs.iter().zip(&packages).zip(&sources) {
+        for &backend in &backends {
+            let session_options = session_options(&args.libraries);
+            reports.push(score(
+                dir,
+                package,
+                backend,
+                &session_options,
+                source,
+                options,
+            )?);
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&reports).or_input()?);
+    } else {
+        print(&reports, options, args.golden.is_some());
+    }
+    Ok(())
+}
+
+fn of_text(path: &Path, package: &Package, dir: &Path) -> Result<Source, Failure> {
+    let tokenizer = package.tokenizer_json().ok_or_else(|| {
+        Failure::input(format!(
+            "{}: the package has no tokenizer; export it with --tokenizer tokenizer.json",
+            dir.display()
+        ))
+    })?;
+    let tokenizer = Tokenizer::from_json(tokenizer).or_input()?;
+    let named = |error: &dyn std::fmt::Display| {
+        Failure::input(format!("--text {}: {error}", path.display()))
+    };
+    let text = std::fs::read(path).map_err(|error| named(&error))?;
+    let text = String::from_utf8(text).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        named(&format!(
+            "expected UTF-8, found something else at byte {at}"
+        ))
+    })?;
+    let tokens = tokenizer.encode(&text).map_err(|error| named(&error))?;
+    if tokens.len() < 2 {
+        return Err(named(&format!(
+            "expected at least 2 tokens, found {}: the first one has no prediction",
+            tokens.len()
+        )));
+    }
+    // What the first token stands for is not predicted; a special one stands for nothing.
+    let first = tokenizer.decode(&tokens[..1]).or_input()?;
+    Ok(Source {
+        texts: vec![(tokens, None)],
+        bytes: Some(text.len().saturating_sub(first.len())),
+    })
+}
+
+fn of_golden(golden: &Golden, package: &Package, dir: &Path) -> Result<Source, Failure> {
+    let manifest = package.manifest();
+    let (vocab, room) = (manifest.model.vocab_size, manifest.max_seq_len);
+    if golden.vocab_size != vocab || golden.seq_len() > room {
+        return Err(Failure::input(format!(
+            "{}: expected golden logits of {vocab} tokens and at most {room} positions, found {} and {}; \
+             use the golden file of this model, or export with a larger --max-seq-len",
+            dir.display(),
+            golden.vocab_size,
+            golden.seq_len()
+        )));
+    }
+    let texts = golden.tokens.iter().map(|tokens| {
+        let tokens = tokens.iter().map(|&token| u32::try_from(token));
+        let tokens: Vec<_> = tokens.collect::<Result<_, _>>().or_input()?;
+        Ok((tokens, Some(golden_targets(golden))))
+    });
+    Ok(Source {
+        texts: texts.collect::<Result<_, Failure>>()?,
+        bytes: None,
+    })
+}
+
+/// Indices of the tokens that golden logits predict.
+fn golden_targets(golden: &Golden) -> Vec<usize> {
+    let next = golden.positions.iter().map(|position| position + 1);
+    next.filter(|&index| index < golden.seq_len()).collect()
+}
+
+fn score_golden(golden: &Golden) -> Result<Report, Failure> {
+    let mut evaluation = Evaluation::default();
+    for (sequence, tokens) in golden.tokens.iter().enumerate() {
+        for target in golden_targets(golden) {
+            let logits = golden.logits_at(sequence, target - 1).unwrap_or_default();
+            let token = usize::try_from(tokens[target]).or_input()?;
+            if !evaluation.score(logits, token) {
+                return Err(Failure::input(format!(
+                    "--golden: sequence {sequence}, position {}: expected finite logits of the token that \
+                     follows",
+                    target - 1
+                )));
+            }
+        }
+    }
+    if evaluation.tokens == 0 {
+        return Err(Failure::input(
+            "--golden: expected logits at a position that a token follows, found none",
+        ));
+    }
+    Ok(report(&evaluation, None))
+}
+
+fn score(
+    dir: &Path,
+    package: &Package,
+    backend: BackendKind,
+    session_options: &SessionOptions,
+    source: &Source,
+    options: EvalOptions,
+) -> Result<Report, Failure> {
+    let mut session = Session::open(package, backend, session_options).or_input()?;
+    let bar = spinner();
+    let evaluation = evaluate(&mut session, &source.texts(), options, &mut |ran, total| {
+        bar.set_message(format!(
+            "{} on {backend}: {ran} of {total} tokens",
+            dir.display()
+        ));
+    });
+    bar.finish_and_clear();
+    let evaluation = evaluation.map_err(|error| {
+        let message = format!("{} on {backend}: {error}", dir.display());
+        match error {
+            EvalError::NotFinite { .. } => Failure::BadResult(message),
+            _ => Failure::input(message),
+        }
+    })?;
+    let manifest = package.manifest();
+    let implementations = Implementations::of(backend, &session).engines;
+    Ok(Report {
+        package: Some(dir.display().to_string()),
+        backend: Some(backend.to_string()),
+        patterns: Some(super::inspect::pattern_summary(&manifest.model)),
+        types: Some(manifest.shape().types()),
+        state_bytes: Some(session.state_bytes()),
+        implementations: implementations.iter().map(ToString::to_string).collect(),
+        tokens_per_second: Some(evaluation.ran as f64 / evaluation.time.as_secs_f64().max(1e-9)),
+        ..report(&evaluation, source.bytes)
+    })
+}
+
+fn report(evaluation: &Evaluation, text_bytes: Option<usize>) -> Report {
+    Report {
+        package: None,
+        backend: None,
+        patterns: None,
+        types: None,
+        state_bytes: None,
+        implementations: Vec::new(),
+        tokens: evaluation.tokens,
+        mean_nll: evaluation.mean_nll(),
+        perplexity: evaluation.perplexity(),
+        bits_per_byte: text_bytes
+            .map(|bytes| evaluation.nll / std::f64::consts::LN_2 / bytes.max(1) as f64),
+        accuracy: evaluation.accuracy(),
+        tokens_per_second: None,
+    }
+}
+
+fn print(reports: &[Report], options: EvalOptions, golden: bool) {
+    let mut table = Table::new(
+        2,
+        [
+            "package",
+            "backend",
+            "state",
+            "tokens",
+            "nats/token",
+            "perplexity",
+            "against first",
+            "bits/byte",
+            "accuracy",
+            "tokens/s",
+        ],
+    );
+    let first = reports.first().map_or(f64::NAN, |report| report.perplexity);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    for report in reports {
+        table.row([
+            report
+                .package
+                .clone()
+                .unwrap_or_else(|| "golden logits".into()),
+            or_dash(report.backend.clone()),
+            or_dash(report.state_bytes.map(|state| bytes(state as f64))),
+            report.tokens.to_string(),
+            format!("{:.5}", report.mean_nll),
+            format!("{:.4}", report.perplexity),
+            format!("{:+.3} %", 100.0 * (report.perplexity / first - 1.0)),
+            or_dash(report.bits_per_byte.map(|bits| format!("{bits:.4}"))),
+            format!("{:.2} %", 100.0 * report.accuracy),
+            or_dash(report.tokens_per_second.map(|rate| format!("{rate:.0}"))),
+        ]);
+    }
+    println!("{table}");
+    for report in reports {
+        if let (Some(package), Some(patterns), Some(types)) =
+            (&report.package, &report.patterns, &report.types)
+        {
+            println!("{package}: {types}, {patterns}");
+        }
+        for engine in &report.implementations {
+            println!("  ran {engine}");
+        }
+    }
+    if golden {
+        println!("scored where the golden file has logits");
+    } else {
+        println!(
+            "windows of {} tokens, {} apart",
+            options.window, options.stride
+        );
+    }
+}
