@@ -115,6 +115,10 @@ pub struct ExportArgs {
     /// Accept NaN and infinity in weights
     #[arg(long)]
     pub allow_nonfinite: bool,
+    /// Write nothing: check everything but the weights' values, and say what would be written and how
+    /// large it is
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `--dtype`.

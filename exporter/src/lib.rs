@@ -4,11 +4,13 @@
 //! - [`official`]: the names of released checkpoints, the only place that knows them.
 //! - [`resolve`]: sizes and patterns from checkpoint, configuration, flags and path.
 //! - [`synthetic`]: random weights of any size, for benchmarks.
+//! - [`plan`]: what an export would write, and whether there is room.
 //! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
 
 pub mod checkpoint;
 pub mod official;
 pub mod package;
+pub mod plan;
 pub mod publish;
 pub mod resolve;
 pub mod synthetic;

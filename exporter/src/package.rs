@@ -3,6 +3,7 @@
 use crate::ExportError;
 use crate::checkpoint::{Checkpoint, ReadOptions, Reader};
 use crate::official::Source;
+use crate::plan::ExportPlan;
 use crate::publish::{HashingWriter, Staging};
 use prost::Message;
 use ratplus_graphs::manifest::{self, Fallback, FileInfo, LayerCache, Manifest, PackageShape};
@@ -168,7 +169,24 @@ impl PackageOptions {
         }
     }
 
-    fn manifest(&self, spec: &ModelSpec, files: BTreeMap<String, FileInfo>) -> Manifest {
+    /// The file of the engine for chunks of `seq_len`.
+    pub(crate) fn encoded_graph(&self, spec: &ModelSpec, seq_len: usize) -> Vec<u8> {
+        let mut graph = model::build(&GraphOptions {
+            spec,
+            shape: self.shape,
+            seq_len,
+            fallback: self.fallback,
+            opset: self.opset,
+            ir_version: ratplus_graphs::onnx::IR_VERSION,
+        });
+        if self.fallback == Fallback::TrtPlugins {
+            // TensorRT has products of every type; only CPUs lack them.
+            model::native_products(&mut graph);
+        }
+        graph.encode_to_vec()
+    }
+
+    pub(crate) fn manifest(&self, spec: &ModelSpec, files: BTreeMap<String, FileInfo>) -> Manifest {
         let shape = &self.shape;
         let layouts = (0..spec.num_layers).map(|layer| spec.cache_layout(layer, shape.max_seq_len));
         let state = manifest::state_tensors(spec, shape);
@@ -230,15 +248,15 @@ fn check_tokenizer(path: &Path) -> Result<(), String> {
 /// written and synced, `target` stays as it was.
 ///
 /// # Errors
-/// Options are wrong, `target` holds something that is not a package, a weight cannot be read,
-/// or a file cannot be written. Nothing is left behind.
+/// Options are wrong, `target` holds something that is not a package or has too little room, a weight
+/// cannot be read, or a file cannot be written. Nothing is left behind.
 pub fn write(
     target: &Path,
     options: &PackageOptions,
     source: &mut dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest, ExportError> {
-    options.validate()?;
+    ExportPlan::new(target, options)?.check_room(target)?;
     let spec = options.spec.normalized(options.shape.max_seq_len);
     let staging = Staging::beside(target)?;
     let mut files = BTreeMap::new();
@@ -248,19 +266,8 @@ pub fn write(
     );
     for length in options.lengths() {
         let file = manifest::engine_file(length);
-        let mut graph = model::build(&GraphOptions {
-            spec: &spec,
-            shape: options.shape,
-            seq_len: length,
-            fallback: options.fallback,
-            opset: options.opset,
-            ir_version: ratplus_graphs::onnx::IR_VERSION,
-        });
-        if options.fallback == Fallback::TrtPlugins {
-            // TensorRT has products of every type; only CPUs lack them.
-            model::native_products(&mut graph);
-        }
-        files.insert(file.clone(), staging.write(&file, &graph.encode_to_vec())?);
+        let graph = options.encoded_graph(&spec, length);
+        files.insert(file.clone(), staging.write(&file, &graph)?);
     }
     if let Some(path) = &options.tokenizer {
         let bytes = std::fs::read(path).map_err(|error| ExportError::io("read", path, error))?;

@@ -105,7 +105,7 @@ impl Drop for Staging {
 
 /// Refuses to replace anything but a package: every file in it has to be the package's own, or a
 /// plan that was built from it.
-fn check_replaceable(target: &Path) -> Result<(), ExportError> {
+pub(crate) fn check_replaceable(target: &Path) -> Result<(), ExportError> {
     let metadata = match fs::symlink_metadata(target) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(ExportError::io("look at", target, error)),

@@ -2,6 +2,7 @@
 
 use ratplus_exporter::ExportError;
 use ratplus_exporter::package::{self, PackageOptions, WeightSource};
+use ratplus_exporter::plan::ExportPlan;
 use ratplus_graphs::manifest::{
     Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, WEIGHTS_FILE,
 };
@@ -212,5 +213,59 @@ fn options_are_checked_together() {
         "--cache-dtype: with --fallback trt-plugins expected f32, the type of --dtype, found bf16",
     ] {
         assert!(error.contains(part), "{part} in {error}");
+    }
+}
+
+#[test]
+fn a_plan_tells_every_byte_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("deep/package");
+    let options = options();
+    let plan = ExportPlan::new(&target, &options).unwrap();
+    assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+    assert!(plan.free.unwrap() > 0);
+    let written = write(&target, &options).unwrap();
+    let sizes = |manifest: &Manifest| -> Vec<_> {
+        let files = manifest.files.iter();
+        files
+            .map(|(name, file)| (name.clone(), file.bytes))
+            .collect()
+    };
+    assert_eq!(sizes(&plan.manifest), sizes(&written));
+    let found = std::fs::read_dir(&target).unwrap();
+    let found: u64 = found
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert_eq!(plan.bytes, found);
+    // What an export would refuse, a plan refuses.
+    let bad = PackageOptions {
+        opset: 3,
+        ..options.clone()
+    };
+    assert!(matches!(
+        ExportPlan::new(&target, &bad),
+        Err(ExportError::Options(_))
+    ));
+    std::fs::write(target.join("mine.txt"), "mine").unwrap();
+    let refused = ExportPlan::new(&target, &options).unwrap_err().to_string();
+    assert!(refused.contains("mine.txt"), "{refused}");
+}
+
+#[test]
+fn too_little_room_is_refused_with_both_sizes() {
+    let target = Path::new("package");
+    let mut plan = ExportPlan::new(target, &options()).unwrap();
+    plan.free = Some(plan.bytes);
+    plan.check_room(target).unwrap();
+    plan.free = None;
+    plan.check_room(target).unwrap();
+    plan.free = Some(plan.bytes - 1);
+    let message = plan.check_room(target).unwrap_err().to_string();
+    for part in [
+        "package",
+        &plan.bytes.to_string(),
+        &(plan.bytes - 1).to_string(),
+    ] {
+        assert!(message.contains(part), "{message}");
     }
 }

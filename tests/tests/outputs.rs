@@ -112,3 +112,38 @@ fn doctor_says_what_is_there() {
         assert_eq!(found(name), true, "{findings}");
     }
 }
+
+#[test]
+fn a_dry_run_says_sizes_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    let case = case("kjv_hybrid");
+    let flags = ["--dry-run", "--max-seq-len", "64", "--prefill-lengths", "8"];
+    let mut args: Vec<OsString> = vec!["export".into(), case.checkpoint().into(), "-o".into()];
+    args.extend([
+        package.clone().into(),
+        "--config".into(),
+        case.file("config.json").into(),
+    ]);
+    args.extend(flags.map(OsString::from));
+    let (stdout, _) = texts(&run(args.clone()));
+    assert!(stdout.ends_with("nothing was written\n"), "{stdout}");
+    assert!(!package.exists());
+    args.retain(|arg| arg != "--dry-run");
+    assert!(run(args).status.success());
+    for file in [
+        "decode.onnx",
+        "prefill_8.onnx",
+        "weights.bin",
+        "manifest.json",
+    ] {
+        let bytes = std::fs::metadata(package.join(file))
+            .unwrap()
+            .len()
+            .to_string();
+        let told = stdout
+            .lines()
+            .any(|line| line.split_whitespace().take(2).eq([file, &bytes]));
+        assert!(told, "{file} {bytes}\n{stdout}");
+    }
+}

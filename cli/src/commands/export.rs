@@ -1,14 +1,15 @@
 //! `ratplus export`: a checkpoint becomes a package.
 
 use crate::args::{ExportArgs, ModelArgs};
-use crate::output::{Failure, OrInput, Outcome, bytes, si};
+use crate::output::{Failure, OrInput, Outcome, Table, bytes, si};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
 use ratplus_exporter::package::{self, CheckpointWeights, PackageOptions, Progress, WeightSource};
+use ratplus_exporter::plan::ExportPlan;
 use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
 use ratplus_exporter::synthetic::SyntheticWeights;
 use ratplus_graphs::cost;
-use ratplus_graphs::manifest::{Manifest, PackageShape};
+use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, PackageShape};
 use ratplus_graphs::spec::ModelSpec;
 use std::path::Path;
 
@@ -67,6 +68,11 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
     };
+    if args.dry_run {
+        let plan = ExportPlan::new(&args.output, &options).or_input()?;
+        foretell(&args.output, &plan);
+        return plan.check_room(&args.output).or_input();
+    }
     let bar = progress_bar();
     let manifest = package::write(&args.output, &options, weights, &mut |progress| {
         let Progress { what, bytes, total } = progress;
@@ -105,6 +111,24 @@ fn progress_bar() -> ProgressBar {
         "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left  {wide_msg}",
     );
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// What an export would write.
+fn foretell(output: &Path, plan: &ExportPlan) {
+    summarize(output, &plan.manifest);
+    let mut table = Table::new(1, ["file", "bytes", ""]);
+    let listed: u64 = plan.manifest.files.values().map(|file| file.bytes).sum();
+    let files = plan.manifest.files.iter();
+    let files = files.map(|(name, file)| (name.as_str(), file.bytes));
+    for (name, count) in files.chain([(MANIFEST_FILE, plan.bytes - listed), ("all", plan.bytes)]) {
+        table.row([name.to_owned(), count.to_string(), bytes(count as f64)]);
+    }
+    print!("{table}");
+    match plan.free {
+        Some(free) => println!("{} free on its file system", bytes(free as f64)),
+        None => println!("its file system does not say how much is free"),
+    }
+    println!("nothing was written");
 }
 
 fn summarize(output: &Path, manifest: &Manifest) {

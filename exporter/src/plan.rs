@@ -1,0 +1,95 @@
+//! What an export will write, before it writes anything.
+
+use crate::ExportError;
+use crate::package::PackageOptions;
+use crate::publish::check_replaceable;
+use ratplus_graphs::manifest::{self, FileInfo, Manifest};
+use ratplus_graphs::model;
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A package to be.
+#[derive(Clone, Debug)]
+pub struct ExportPlan {
+    /// Its manifest, with every file's exact size; checksums are zeros.
+    pub manifest: Manifest,
+    /// Bytes of all files, the manifest included.
+    pub bytes: u64,
+    /// Bytes free on the target's file system for this user; `None` where it does not say.
+    pub free: Option<u64>,
+}
+
+impl ExportPlan {
+    /// What [`write`](crate::package::write) would put at `target`, down to the byte. A package that is
+    /// there stays until the new one is whole, so both need room.
+    ///
+    /// # Errors
+    /// Options are wrong, `target` holds something that is not a package, or the tokenizer cannot be
+    /// read. Room is not checked: see [`check_room`](Self::check_room).
+    pub fn new(target: &Path, options: &PackageOptions) -> Result<Self, ExportError> {
+        options.validate()?;
+        let target = std::path::absolute(target)
+            .map_err(|error| ExportError::io("resolve", target, error))?;
+        check_replaceable(&target)?;
+        let spec = options.spec.normalized(options.shape.max_seq_len);
+        let sized = |bytes| FileInfo {
+            bytes,
+            sha256: "0".repeat(64),
+        };
+        let (_, weights) = model::storage(&spec, &options.shape);
+        let mut files = BTreeMap::from([(manifest::WEIGHTS_FILE.to_owned(), sized(weights))]);
+        for length in options.lengths() {
+            let graph = options.encoded_graph(&spec, length);
+            files.insert(manifest::engine_file(length), sized(graph.len() as u64));
+        }
+        if let Some(path) = &options.tokenizer {
+            let metadata =
+                std::fs::metadata(path).map_err(|error| ExportError::io("read", path, error))?;
+            files.insert(manifest::TOKENIZER_FILE.into(), sized(metadata.len()));
+        }
+        let manifest = options.manifest(&spec, files);
+        let listed: u64 = manifest.files.values().map(|file| file.bytes).sum();
+        Ok(Self {
+            bytes: listed + manifest.to_json().len() as u64,
+            free: free_bytes(&target),
+            manifest,
+        })
+    }
+
+    /// Refuses a package larger than the room there is for it.
+    ///
+    /// # Errors
+    /// `target`'s file system has less than [`bytes`](Self::bytes) free.
+    pub fn check_room(&self, target: &Path) -> Result<(), ExportError> {
+        match self.free {
+            Some(free) if free < self.bytes => Err(ExportError::target(
+                target,
+                &format!(
+                    "expected room for {} bytes on its file system, found {free}; free some, or name a \
+                     target elsewhere",
+                    self.bytes
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes that this user can write where `target` is or would be.
+fn free_bytes(target: &Path) -> Option<u64> {
+    let folder = target.ancestors().find(|folder| folder.is_dir())?;
+    let path = CString::new(folder.as_os_str().as_bytes()).ok()?;
+    let mut found = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` ends with a NUL, and `found` has room for what the call fills in on success.
+    let found = unsafe {
+        if libc::statvfs(path.as_ptr(), found.as_mut_ptr()) != 0 {
+            return None;
+        }
+        found.assume_init()
+    };
+    // File systems without a size of their own say 0 of 0.
+    (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
+}
