@@ -47,13 +47,16 @@ peer whose threads wait for each other at every step loses most by that.
 PROFILE = """\
 ## What limits
 
-At T=4096 a query sees 36 keys with D=64 and 132 with D=16 (W=0, I=4). Its own row of four tensors, each in a page of
-its own, then costs as much as its products: `perf record` of one thread at D=64 (2026-11-21, an Intel Xeon with AMX, f32) has
-44 % of its samples in the tile outside the products, a quarter of these at the stores of outputs and a seventh at the
-first loads of queries, and 31 % in the products. Before rows were fetched ahead the former were 58 % against 23 %. At
-T=16384 four times as many keys share that. The window's band costs what straddles its edges: panels of 64 queries
-multiply up to a quarter of a block for nothing. `vdpbf16ps` runs at half the rate of f32's fused multiply-add on that
-processor (98 against 219 GFLOP/s, one thread), so that bf16 is multiplied by AMX.
+At T=4096 a query sees 36 keys with D=64 and 132 with D=16 (W=0, I=4). Its own rows of queries and outputs, each in a
+page of its own, then cost more than its products: `perf record target/release/operators prefill D=64` (2026-11-22, an
+Intel Xeon with AMX, one thread, f32) has two samples in the rest of a tile for each in the products. At T=16384 four
+times as many keys share that. In bf16 the same rows are half as long and the products a third, so that less is gained
+where there are few keys. The window's band costs what straddles its edges: panels of 64 queries multiply up to a quarter
+of a block for nothing.
+
+`vdpbf16ps` gains nothing on that processor: with D=1 it runs at 145 GFLOP/s where f32 runs at 184 and AMX at 613 (2
+threads, T=4096, 4 heads of 128, `cargo test --release -p ratplus-kernels -- --ignored --nocapture timing`), so that bf16
+is multiplied by AMX where there is AMX, and by `vdpbf16ps` on processors without.
 """
 
 
