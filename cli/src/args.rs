@@ -382,8 +382,8 @@ pub struct EvalArgs {
     /// package has room for]
     #[arg(long, value_name = "N")]
     pub window: Option<usize>,
-    /// Tokens from one window's start to the next one's; windows overlap by the rest, which is context
-    /// [default: the window]
+    /// Tokens from one window's start to the next one's; windows overlap by the rest, one token at
+    /// least, which is context [default: one less than the window]
     #[arg(long, value_name = "N")]
     pub stride: Option<usize>,
     /// Print JSON instead of a table

@@ -2,8 +2,8 @@
 //!
 //! The mean negative log-likelihood is that of every scored token under the softmax of the logits
 //! before it, in f64; perplexity is its exponential. Texts longer than a window are scored in windows
-//! that overlap by `window - stride` tokens, which are context and not scored again (the strided
-//! perplexity of the Transformers documentation).
+//! that overlap by `window - stride` tokens, one at least: they are context and not scored again, and
+//! every token but a text's first is scored once.
 
 use crate::backend::{BackendError, Session};
 use crate::planner::{Chunk, PlanError, plan};
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 pub struct EvalOptions {
     /// Tokens of a window: the longest context that a prediction sees, and one more.
     pub window: usize,
-    /// Tokens from one window's start to the next one's.
+    /// Tokens from one window's start to the next one's, fewer than `window`: a window's first token
+    /// has no prediction in it.
     pub stride: usize,
 }
 
@@ -163,7 +164,7 @@ struct Window {
     first: usize,
 }
 
-/// Every token but a window's first is scored once, with as much context as its window has.
+/// Every token but a text's first is scored once, with as much context as its window has.
 fn windows(texts: &[Text<'_>], options: EvalOptions) -> Vec<Window> {
     let mut windows = Vec::new();
     for (text, Text { tokens, .. }) in texts.iter().enumerate() {
@@ -236,10 +237,10 @@ fn check(session: &Session, texts: &[Text<'_>], options: EvalOptions) -> Result<
             found: window,
         });
     }
-    if !(1..=window).contains(&stride) {
+    if !(1..window).contains(&stride) {
         return Err(EvalError::Option {
             option: "stride",
-            expected: format!("1 to {window}, the window"),
+            expected: format!("1 to {}, less than the window", window - 1),
             found: stride,
         });
     }
@@ -364,7 +365,7 @@ mod tests {
     fn every_token_is_scored_once_with_its_windows_context() {
         let tokens: Vec<u32> = (0..100).collect();
         for length in [2, 3, 16, 17, 31, 100] {
-            for (window, stride) in [(2, 1), (2, 2), (16, 1), (16, 5), (16, 15), (16, 16)] {
+            for (window, stride) in [(2, 1), (16, 1), (16, 5), (16, 14), (16, 15), (200, 199)] {
                 let text = Text {
                     tokens: &tokens[..length],
                     scored: None,
@@ -372,20 +373,17 @@ mod tests {
                 let mut scored = vec![0; length];
                 for Window { tokens, first, .. } in windows(&[text], EvalOptions { window, stride })
                 {
-                    assert!(tokens.len() <= window && first > tokens.start);
-                    let context = first - tokens.start;
-                    assert!(tokens.start == 0 || context >= (window - stride).max(1));
+                    assert!(tokens.len() <= window);
+                    let context = if tokens.start == 0 {
+                        1
+                    } else {
+                        window - stride
+                    };
+                    assert_eq!(first - tokens.start, context);
                     scored[first..tokens.end].iter_mut().for_each(|n| *n += 1);
                 }
-                // A window's first token is nobody's to predict where windows do not overlap.
-                let lost = |at: usize| at == 0 || (stride == window && at.is_multiple_of(window));
-                for (at, &times) in scored.iter().enumerate() {
-                    assert_eq!(
-                        times,
-                        usize::from(!lost(at)),
-                        "{at} of {length}, {window} {stride}"
-                    );
-                }
+                let once: Vec<_> = (0..length).map(|at| usize::from(at > 0)).collect();
+                assert_eq!(scored, once, "{window} {stride}");
             }
         }
     }

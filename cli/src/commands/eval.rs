@@ -84,7 +84,7 @@ pub fn run(args: EvalArgs) -> Outcome {
     let window = args.window.unwrap_or(room);
     let options = EvalOptions {
         window,
-        stride: args.stride.unwrap_or(window),
+        stride: args.stride.unwrap_or(window.saturating_sub(1)),
     };
     let mut reports: Vec<_> = golden.iter().map(score_golden).collect::<Result<_, _>>()?;
     for ((dir, package), source) in args.dirs.iter().zip(&packages).zip(&sources) {
