@@ -189,6 +189,9 @@ pub struct InspectArgs {
     /// Longest sequence, for a checkpoint [default: 4096]
     #[arg(long, value_name = "N")]
     pub max_seq_len: Option<usize>,
+    /// Type of the KV cache, for a checkpoint [default: f32]
+    #[arg(long, value_enum)]
+    pub cache_dtype: Option<Dtype>,
     /// Draw cost against context as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,

@@ -147,3 +147,36 @@ fn a_dry_run_says_sizes_and_writes_nothing() {
         assert!(told, "{file} {bytes}\n{stdout}");
     }
 }
+
+#[test]
+fn a_checkpoints_cache_can_be_counted_in_another_type() {
+    let case = case("kjv_hybrid");
+    let config = case.file("config.json");
+    let cache = |more: &[&str]| {
+        let flags = ["inspect", "--json", "--config", config.to_str().unwrap()];
+        let json = printed(&[&flags, more].concat(), &case.checkpoint());
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        json["state_bytes_per_sequence"]["cache"].as_u64().unwrap()
+    };
+    let f32 = cache(&[]);
+    assert_eq!(cache(&["--cache-dtype", "f32"]), f32);
+    assert_eq!(2 * cache(&["--cache-dtype", "bf16"]), f32);
+    // A package has a type, and says so instead of ignoring the flag.
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(&case, &package, &["--max-seq-len", "64"]);
+    let refused = run([
+        "inspect".into(),
+        package.into_os_string(),
+        "--cache-dtype".into(),
+        "f16".into(),
+        "--max-seq-len".into(),
+        "32".into(),
+    ]);
+    assert_eq!(refused.status.code(), Some(2));
+    let (_, stderr) = texts(&refused);
+    assert!(
+        stderr.contains("--max-seq-len and --cache-dtype, found a package"),
+        "{stderr}"
+    );
+}

@@ -43,6 +43,21 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
     if args.path.join(MANIFEST_FILE).is_file() {
         let package = ratplus_runtime::package::Package::open(&args.path).or_input()?;
         let manifest = package.manifest().clone();
+        let given = [
+            ("--max-seq-len", args.max_seq_len.is_some()),
+            ("--cache-dtype", args.cache_dtype.is_some()),
+        ];
+        let given: Vec<_> = given
+            .into_iter()
+            .filter_map(|(flag, given)| given.then_some(flag))
+            .collect();
+        if !given.is_empty() {
+            return Err(crate::output::Failure::input(format!(
+                "{}: expected a checkpoint with {}, found a package, which has its own: leave it out, or                  export again",
+                args.path.display(),
+                given.join(" and ")
+            )));
+        }
         return Ok(Subject {
             spec: manifest.model.clone(),
             shape: manifest.shape(),
@@ -63,7 +78,7 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             batch: 1,
             max_seq_len,
             dtype: ElementType::F32,
-            cache_dtype: ElementType::F32,
+            cache_dtype: args.cache_dtype.map_or(ElementType::F32, Into::into),
             logits: LogitsMode::Last,
         },
         manifest: None,
