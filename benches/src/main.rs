@@ -4,6 +4,8 @@
 //! Every shape is first run small and compared with the plain-loop reference. Words after `--` leave
 //! only the operators whose names have all of them: `-- prefill D=64`, under `perf record` for one.
 
+#![allow(unsafe_code)]
+
 mod problem;
 
 use problem::Problem;

@@ -42,6 +42,20 @@ pub enum ExportError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The target's file system is too full.
+    #[error(
+        "{}: expected room for {needed} bytes on its file system, found {free}; free some, or give a \
+         directory elsewhere to -o",
+        path.display()
+    )]
+    Room {
+        /// Where the package would be.
+        path: PathBuf,
+        /// Bytes of the package.
+        needed: u64,
+        /// Bytes that this user can write.
+        free: u64,
+    },
     /// A weight's bytes are not what its shape says.
     #[error("tensor `{name}`: {problem}")]
     Weight {

@@ -6,9 +6,6 @@ use crate::publish::check_replaceable;
 use ratplus_graphs::manifest::{self, FileInfo, Manifest};
 use ratplus_graphs::model;
 use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::mem::MaybeUninit;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A package to be.
@@ -65,14 +62,11 @@ impl ExportPlan {
     /// `target`'s file system has less than [`bytes`](Self::bytes) free.
     pub fn check_room(&self, target: &Path) -> Result<(), ExportError> {
         match self.free {
-            Some(free) if free < self.bytes => Err(ExportError::target(
-                target,
-                &format!(
-                    "expected room for {} bytes on its file system, found {free}; free some, or name a \
-                     target elsewhere",
-                    self.bytes
-                ),
-            )),
+            Some(free) if free < self.bytes => Err(ExportError::Room {
+                path: target.into(),
+                needed: self.bytes,
+                free,
+            }),
             _ => Ok(()),
         }
     }
@@ -81,15 +75,7 @@ impl ExportPlan {
 /// Bytes that this user can write where `target` is or would be.
 fn free_bytes(target: &Path) -> Option<u64> {
     let folder = target.ancestors().find(|folder| folder.is_dir())?;
-    let path = CString::new(folder.as_os_str().as_bytes()).ok()?;
-    let mut found = MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends with a NUL, and `found` has room for what the call fills in on success.
-    let found = unsafe {
-        if libc::statvfs(path.as_ptr(), found.as_mut_ptr()) != 0 {
-            return None;
-        }
-        found.assume_init()
-    };
+    let found = rustix::fs::statvfs(folder).ok()?;
     // File systems without a size of their own say 0 of 0.
     (found.f_blocks > 0).then(|| found.f_bavail.saturating_mul(found.f_frsize))
 }

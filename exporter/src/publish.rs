@@ -3,11 +3,11 @@
 use crate::ExportError;
 use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest};
 use ratplus_graphs::plans::{BUILDING_PREFIX, PLAN_BACKENDS, PLANS_FOLDER, is_plan_file};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -195,30 +195,13 @@ fn sync_dir(dir: &Path) -> Result<(), ExportError> {
 
 /// Swaps two directories in one step, so that the target always names a whole package.
 fn exchange(new: &Path, target: &Path) -> Result<(), ExportError> {
-    let c_path = |path: &Path| {
-        CString::new(path.as_os_str().as_bytes())
-            .map_err(|error| ExportError::io("rename into place", path, error.into()))
-    };
-    let (new_c, target_c) = (c_path(new)?, c_path(target)?);
-    // SAFETY: both strings are NUL-terminated and outlive the call.
-    let status = unsafe {
-        libc::renameat2(
-            libc::AT_FDCWD,
-            new_c.as_ptr(),
-            libc::AT_FDCWD,
-            target_c.as_ptr(),
-            libc::RENAME_EXCHANGE,
-        )
-    };
-    if status == 0 {
-        return Ok(());
-    }
-    let error = std::io::Error::last_os_error();
-    if !matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) {
-        return Err(ExportError::io("rename into place", target, error));
+    let failed = |error| ExportError::io("rename into place", target, error);
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        Ok(()) => return Ok(()),
+        Err(Errno::INVAL | Errno::NOSYS) => (),
+        Err(error) => return Err(failed(error.into())),
     }
     // A file system without exchange: the old package stands aside for two renames.
-    let failed = |error| ExportError::io("rename into place", target, error);
     let mut aside = new.as_os_str().to_owned();
     aside.push("-old");
     let aside = PathBuf::from(aside);

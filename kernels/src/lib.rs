@@ -5,11 +5,13 @@
 //! x86-64 runs AVX-512 or AVX2 code where the processor has it, found at run time; everything
 //! else runs portable code ([`isa`] tells which). Elements are f32, f16 or bf16, and sums are f32;
 //! so are products, but for those of bf16 where the processor multiplies bf16 ([`Isa::Amx`],
-//! [`Isa::Avx512Bf16`]): chunks then round queries and weights to it. On one machine results are bit-identical for every `ParallelFor` and do not depend on
-//! the other sequences of the batch.
+//! [`Isa::Avx512Bf16`]): chunks then round queries and weights to it. On one machine results are
+//! bit-identical for every `ParallelFor` and do not depend on the other sequences of the batch.
 //!
 //! What the operators compute is defined by [`ratplus_graphs`]: the patterns, the cache rows and
 //! the tensor shapes.
+
+#![allow(unsafe_code)]
 
 mod attention;
 #[cfg(feature = "cuda")]

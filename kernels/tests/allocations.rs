@@ -1,5 +1,7 @@
 //! A decode step allocates nothing once the thread has run one.
 
+#![allow(unsafe_code)]
+
 use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::{

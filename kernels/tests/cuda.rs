@@ -1,4 +1,6 @@
 //! Devices, memory, streams, graphs and kernels by name, over the emulated driver.
+
+#![allow(unsafe_code)]
 #![cfg(feature = "cuda")]
 
 use ratplus_cuda_emulator as emulator;

@@ -34,8 +34,6 @@
 //! # }
 //! ```
 
-#![deny(unsafe_code)]
-
 pub mod backend;
 pub mod bench;
 pub mod eval;

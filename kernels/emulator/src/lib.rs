@@ -9,6 +9,7 @@
 //! launch returns. Misuse that a GPU passes over in silence fails the launch: see
 //! [`Library::last_error`]. On Linux only; elsewhere the crate is empty.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 mod library;

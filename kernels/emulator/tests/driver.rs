@@ -1,5 +1,6 @@
 //! The driver's functions do what the real ones do.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! What only sm_90a has.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! Kernels that are right give the right results in every order.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -1,5 +1,6 @@
 //! The emulator takes the driver's place.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 use std::ffi::CStr;

@@ -1,5 +1,6 @@
 //! Kernels that are wrong fail their launch and are told why, in every order.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 mod common;

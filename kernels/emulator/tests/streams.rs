@@ -1,5 +1,6 @@
 //! Streams, captures, graphs and events.
 
+#![allow(unsafe_code)]
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -16,6 +16,8 @@
 //! Load it with `SessionOptions.register_custom_ops_library(path)` in Python,
 //! `SessionOptions::RegisterCustomOpsLibrary` in C++.
 
+#![allow(unsafe_code)]
+
 mod api;
 mod compute;
 mod descriptor;

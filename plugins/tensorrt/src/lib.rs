@@ -14,6 +14,8 @@
 //! Lengths are in device memory; a slot whose lengths do not fit counts as idle. The execution
 //! that comes after the work fails then, and [`RatplusTakeDeviceError`] tells after the last.
 
+#![allow(unsafe_code)]
+
 mod abi;
 #[cfg(target_os = "linux")]
 mod exports;

@@ -13,6 +13,7 @@ mod carried;
 mod engine;
 mod error;
 mod operators;
+#[allow(unsafe_code)]
 mod vectors;
 mod weights;
 

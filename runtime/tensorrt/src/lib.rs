@@ -5,8 +5,6 @@
 //! is decided by the version of the library that is loaded ([`Library::open`]). With no headers
 //! the crate builds all the same and says so when a library is asked for.
 
-#![deny(unsafe_code)]
-
 mod builder;
 mod error;
 mod library;

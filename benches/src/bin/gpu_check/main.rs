@@ -3,6 +3,8 @@
 //! Needs the driver and nothing else of CUDA. `benches/gpu/check.py` runs it with everything that
 //! goes with it; docs/gpu.md says how and what came out.
 
+#![allow(unsafe_code)]
+
 mod bench;
 mod buffers;
 mod correct;
