@@ -9,7 +9,8 @@ use std::time::Instant;
 const CASE: &str = "tests/golden/kjv_d16w64i4";
 const PROMPT: &str = "In the beginning God";
 
-/// Builds the tool, then exports, inspects, verifies and speaks with a small trained model.
+/// Builds the tool, then exports, inspects, verifies, scores and speaks with a small trained
+/// model.
 pub fn run(workspace: &Workspace) -> Result<(), Error> {
     let start = Instant::now();
     let steps = Steps::new(workspace);
@@ -40,17 +41,24 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
         command
     };
     let package = package.to_string_lossy();
+    let dense = workspace.target.join("demo/kjv_dense");
+    let dense = dense.to_string_lossy();
     let file = |name: &str| format!("{CASE}/{name}");
     let remedy =
         "read its message above; `target/release/ratplus doctor` says what this machine lacks";
 
-    let mut export = ratplus(&["export", &file("model.pth"), "-o", &package]);
-    export
-        .args(["--config", &file("config.json")])
-        .args(["--tokenizer", &file("tokenizer.json")])
-        .args(["--max-seq-len", "1024", "--prefill-lengths", "16,64"])
-        .args(["--logits", "all"]);
-    steps.run("export the checkpoint to ONNX files", &mut export, remedy)?;
+    let export = |package: &str, more: &[&str]| {
+        let mut export = ratplus(&["export", &file("model.pth"), "-o", package]);
+        export
+            .args(["--config", &file("config.json")])
+            .args(["--tokenizer", &file("tokenizer.json")])
+            .args(["--max-seq-len", "1024", "--prefill-lengths", "16,64"])
+            .args(["--logits", "all"])
+            .args(more);
+        export
+    };
+    let mut adapted = export(&package, &[]);
+    steps.run("export the checkpoint to ONNX files", &mut adapted, remedy)?;
 
     steps.run(
         "inspect the package",
@@ -61,6 +69,12 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
     let golden = file("golden.safetensors");
     let mut verify = ratplus(&["verify", &package, "--golden", &golden]);
     steps.run("verify it against the golden logits", &mut verify, remedy)?;
+
+    let mut all_keys = export(&dense, &["--dilation", "1"]);
+    let what = "export it once more, with dense attention";
+    steps.run(what, &mut all_keys, remedy)?;
+    let mut eval = ratplus(&["eval", &dense, &package, "--text", &file("sample.txt")]);
+    steps.run("score a text with both", &mut eval, remedy)?;
 
     let mut generate = ratplus(&["generate", &package, "--prompt", PROMPT]);
     generate.args([
