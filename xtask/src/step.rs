@@ -6,6 +6,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::Instant;
 
 /// Where `cargo run` adds its own directories.
@@ -64,6 +65,9 @@ pub fn command_line(command: &Command, root: &Path) -> String {
     words.join(" ")
 }
 
+/// When the first step began: a run that is cut off still tells where its time went.
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// Announces steps and times them.
 pub struct Steps<'a> {
     root: &'a Path,
@@ -102,9 +106,13 @@ impl<'a> Steps<'a> {
     /// Runs `work` between a line that names it and a line with its time.
     pub fn timed<T>(&self, title: &str, work: impl FnOnce() -> T) -> T {
         say(&format!("==> {title}"));
-        let start = Instant::now();
+        let (begin, start) = (*BEGIN, Instant::now());
         let result = work();
-        say(&format!("    ({:.1} s)", start.elapsed().as_secs_f64()));
+        say(&format!(
+            "    ({:.1} s, {:.0} s since the first step)",
+            start.elapsed().as_secs_f64(),
+            begin.elapsed().as_secs_f64()
+        ));
         result
     }
 

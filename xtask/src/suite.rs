@@ -76,6 +76,8 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
             "pytest",
             PYTHON_TESTS,
             "-rsxfE",
+            // A line a test, at once: a suite that hangs names the test.
+            "-v",
             "--color=no",
             "--durations=5",
         ])
