@@ -176,7 +176,7 @@ fn a_checkpoints_cache_can_be_counted_in_another_type() {
     assert_eq!(refused.status.code(), Some(2));
     let (_, stderr) = texts(&refused);
     assert!(
-        stderr.contains("--max-seq-len and --cache-dtype, found a package"),
+        stderr.contains("--max-seq-len and --cache-dtype, found a package, which has its own: leave it out, or export again"),
         "{stderr}"
     );
 }

@@ -53,7 +53,8 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             .collect();
         if !given.is_empty() {
             return Err(crate::output::Failure::input(format!(
-                "{}: expected a checkpoint with {}, found a package, which has its own: leave it out, or                  export again",
+                "{}: expected a checkpoint with {}, found a package, which has its own: leave it out, or \
+                 export again",
                 args.path.display(),
                 given.join(" and ")
             )));
