@@ -104,6 +104,9 @@ pub unsafe fn recurrence_scan_on<T: Element>(
     Ok(())
 }
 
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
+
 /// Channels that one task carries through time; their state lies in the first-level cache, and rows
 /// this long keep the machine's own prefetching going.
 const MAX_WIDTH: usize = 2048;
@@ -124,7 +127,6 @@ fn block_width<T>(params: &ScanParams<T>, threads: usize) -> usize {
 /// it is written would be for nothing. Smaller ones are read again soon, by the attention.
 fn is_streamed<T: Element>(params: &ScanParams<T>) -> bool {
     const LEAST_BYTES: usize = 128 << 20;
-    const LINE: usize = 64;
     let row = params.channels * size_of::<T>();
     let bytes = 2 * params.batch * params.seq_len * row;
     let starts = [params.gated_key.addr(), params.gated_value.addr()];
@@ -228,7 +230,6 @@ unsafe fn step<S: Simd, T: Element, const STREAMED: bool, const N: usize>(
     t: usize,
     states: [*mut f32; 2],
 ) {
-    const LINE: usize = 64;
     let row = params.channels;
     let first = (span.slot * params.seq_len + t) * row + span.channel;
     // A row is in other pages than the one before it, where the machine's own fetching stops.

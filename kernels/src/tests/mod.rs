@@ -2,6 +2,7 @@
 //! instruction set that this machine has.
 
 mod attention;
+mod cache_types;
 mod gpu;
 mod gpu_attention;
 mod gpu_decode;
