@@ -256,25 +256,27 @@ pub fn write(
     source: &mut dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Manifest, ExportError> {
-    ExportPlan::new(target, options)?.check_room(target)?;
-    let spec = options.spec.normalized(options.shape.max_seq_len);
+    let plan = ExportPlan::new(target, options)?;
+    plan.check_room(target)?;
+    let spec = &plan.manifest.model;
     let staging = Staging::beside(target)?;
     let mut files = BTreeMap::new();
     files.insert(
         manifest::WEIGHTS_FILE.to_owned(),
-        write_weights(&staging, options, &spec, source, progress)?,
+        write_weights(&staging, options, spec, source, progress)?,
     );
-    for length in options.lengths() {
-        let file = manifest::engine_file(length);
-        let graph = options.encoded_graph(&spec, length);
-        files.insert(file.clone(), staging.write(&file, &graph)?);
+    for (file, graph) in &plan.graphs {
+        files.insert(file.clone(), staging.write(file, graph)?);
     }
     if let Some(path) = &options.tokenizer {
         let bytes = std::fs::read(path).map_err(|error| ExportError::io("read", path, error))?;
         let file = manifest::TOKENIZER_FILE;
         files.insert(file.into(), staging.write(file, &bytes)?);
     }
-    let manifest = options.manifest(&spec, files);
+    let manifest = Manifest {
+        files,
+        ..plan.manifest
+    };
     staging.write(manifest::MANIFEST_FILE, &manifest.to_json())?;
     staging.publish()?;
     Ok(manifest)

@@ -17,6 +17,8 @@ pub struct ExportPlan {
     pub bytes: u64,
     /// Bytes free on the target's file system for this user; `None` where it does not say.
     pub free: Option<u64>,
+    /// By file, the engines' graphs.
+    pub(crate) graphs: Vec<(String, Vec<u8>)>,
 }
 
 impl ExportPlan {
@@ -38,10 +40,16 @@ impl ExportPlan {
         };
         let (_, weights) = model::storage(&spec, &options.shape);
         let mut files = BTreeMap::from([(manifest::WEIGHTS_FILE.to_owned(), sized(weights))]);
-        for length in options.lengths() {
-            let graph = options.encoded_graph(&spec, length);
-            files.insert(manifest::engine_file(length), sized(graph.len() as u64));
-        }
+        let graphs: Vec<_> = options
+            .lengths()
+            .into_iter()
+            .map(|length| {
+                let graph = options.encoded_graph(&spec, length);
+                (manifest::engine_file(length), graph)
+            })
+            .collect();
+        let graph_files = graphs.iter();
+        files.extend(graph_files.map(|(file, graph)| (file.clone(), sized(graph.len() as u64))));
         if let Some(path) = &options.tokenizer {
             let metadata =
                 std::fs::metadata(path).map_err(|error| ExportError::io("read", path, error))?;
@@ -53,6 +61,7 @@ impl ExportPlan {
             bytes: listed + manifest.to_json().len() as u64,
             free: free_bytes(&target),
             manifest,
+            graphs,
         })
     }
 
