@@ -20,6 +20,31 @@ pub struct EvalOptions {
     pub stride: usize,
 }
 
+impl EvalOptions {
+    /// Whether texts can be cut so for sequences of up to `longest` tokens.
+    ///
+    /// # Errors
+    /// [`EvalError::Option`].
+    pub fn check(&self, longest: usize) -> Result<(), EvalError> {
+        let EvalOptions { window, stride } = *self;
+        if !(2..=longest).contains(&window) {
+            return Err(EvalError::Option {
+                option: "window",
+                expected: format!("2 to {longest}, the package's --max-seq-len"),
+                found: window,
+            });
+        }
+        if !(1..window).contains(&stride) {
+            return Err(EvalError::Option {
+                option: "stride",
+                expected: format!("1 to {}, less than the window", window - 1),
+                found: stride,
+            });
+        }
+        Ok(())
+    }
+}
+
 /// What is scored.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
@@ -228,22 +253,7 @@ pub fn evaluate(
 }
 
 fn check(session: &Session, texts: &[Text<'_>], options: EvalOptions) -> Result<(), EvalError> {
-    let EvalOptions { window, stride } = options;
-    let longest = session.max_seq_len();
-    if !(2..=longest).contains(&window) {
-        return Err(EvalError::Option {
-            option: "window",
-            expected: format!("2 to {longest}, the package's --max-seq-len"),
-            found: window,
-        });
-    }
-    if !(1..window).contains(&stride) {
-        return Err(EvalError::Option {
-            option: "stride",
-            expected: format!("1 to {}, less than the window", window - 1),
-            found: stride,
-        });
-    }
+    options.check(session.max_seq_len())?;
     if !session.returns_all_logits() && session.lengths().first() != Some(&1) {
         return Err(EvalError::NoDecodeEngine);
     }
@@ -287,14 +297,16 @@ fn evaluate_group(
         })
         .collect::<Result<_, PlanError>>()?;
     let mut done = vec![0; group.len()];
+    let (mut ids, mut seq_length) = (Vec::new(), vec![0; batch]);
     (0..batch).for_each(|slot| session.reset(slot));
     // The next engine of the first slot that has one; every slot with the same one runs with it.
     while let Some(engine_len) = chunks
         .iter()
         .find_map(|chunks| chunks.last().map(|chunk| chunk.engine_len))
     {
-        let mut ids = vec![0; batch * engine_len];
-        let mut seq_length = vec![0; batch];
+        ids.clear();
+        ids.resize(batch * engine_len, 0);
+        seq_length.fill(0);
         for (slot, window) in group.iter().enumerate() {
             let Some(chunk) = chunks[slot].pop_if(|chunk| chunk.engine_len == engine_len) else {
                 continue;

@@ -34,6 +34,18 @@ def ratplus_bin() -> Path:
 
 
 @pytest.fixture(scope="session")
+def ratplus(ratplus_bin):
+    """Runs the program with words; what it did, which ended with `code`."""
+
+    def run(*words, code=0):
+        done = subprocess.run([ratplus_bin, *map(str, words)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def ort_library() -> Path:
     """The custom-op library."""
     return built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")

@@ -1,23 +1,12 @@
 """`ratplus export --synthetic` and `ratplus bench`."""
 
 import json
-import subprocess
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
 SIZES = {"vocab_size": 96, "d_model": 32, "num_layers": 2, "d_head": 8, "d_ffn": 64}
 PATTERN = {"dilation": 1, "local_window": 0, "initial": 0}
-
-
-@pytest.fixture(scope="module")
-def ratplus(ratplus_bin):
-    def run(*words, code=0):
-        done = subprocess.run([ratplus_bin, *map(str, words)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,12 @@
 
 import json
 import math
-import subprocess
 
 import numpy as np
 import pytest
 from conftest import golden_case
 from golden_maker import forward, make
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 PATTERN = {"dilation": 4, "local_window": 3, "initial": 2}
 SIZES = {
@@ -24,16 +23,6 @@ SIZES = {
     "patterns": [PATTERN, PATTERN],
 }
 TOKENS = np.random.default_rng(5).integers(0, SIZES["vocab_size"], 130)
-
-
-@pytest.fixture(scope="module")
-def ratplus(ratplus_bin):
-    def run(*words, code=0):
-        done = subprocess.run([ratplus_bin, *map(str, words)], capture_output=True, text=True, timeout=120)
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +127,10 @@ def test_what_does_not_fit_is_refused(ratplus, made, packages, tmp_path):
     other = golden_case("kjv_d16w64i4").directory / "golden.safetensors"
     text = made / "text.txt"
     for words, parts in [
-        ([packages["all"], "--text", text, "--window", 65], ["window: expected 2 to 64", "found 65"]),
-        ([packages["all"], "--text", text, "--window", 1], ["window: expected 2 to 64", "found 1"]),
-        ([packages["all"], "--text", text, "--stride", 0], ["stride: expected 1 to 63", "found 0"]),
-        ([packages["all"], "--text", text, "--stride", 64], ["stride: expected 1 to 63", "found 64"]),
+        ([packages["all"], "--text", text, "--window", 65], ["--window: expected 2 to 64", "found 65"]),
+        ([packages["all"], "--text", text, "--window", 1], ["--window: expected 2 to 64", "found 1"]),
+        ([packages["all"], "--text", text, "--stride", 0], ["--stride: expected 1 to 63", "found 0"]),
+        ([packages["all"], "--text", text, "--stride", 64], ["--stride: expected 1 to 63", "found 64"]),
         ([packages["all"], "--text", short], ["short.txt", "at least 2 tokens, found 1"]),
         ([packages["all"], "--text", strange], ["strange.txt", "expected UTF-8", "byte 6"]),
         ([packages["all"], "--text", tmp_path / "none.txt"], ["none.txt"]),
@@ -158,8 +147,6 @@ def test_what_does_not_fit_is_refused(ratplus, made, packages, tmp_path):
 def test_logits_that_are_no_numbers_are_a_bad_result(ratplus, made, packages, tmp_path):
     weights = load_file(made / "model.safetensors")
     weights["head.lm_head.weight"][3] = np.inf
-    from safetensors.numpy import save_file
-
     save_file(weights, tmp_path / "model.safetensors")
     flags = ["--config", made / "config.json", "--tokenizer", made / "tokenizer.json", "--max-seq-len", 64]
     ratplus("export", tmp_path / "model.safetensors", "-o", tmp_path / "bad", "--allow-nonfinite", *flags)

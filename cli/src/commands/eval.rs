@@ -7,7 +7,6 @@ use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
 use ratplus_runtime::eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
 use ratplus_runtime::package::Package;
-use ratplus_runtime::text::Tokenizer;
 use ratplus_runtime::verify::{Golden, Implementations};
 use serde::Serialize;
 use std::path::Path;
@@ -86,6 +85,9 @@ pub fn run(args: EvalArgs) -> Outcome {
         window,
         stride: args.stride.unwrap_or(window.saturating_sub(1)),
     };
+    options
+        .check(room)
+        .map_err(|error| Failure::input(format!("--{error}")))?;
     let mut reports: Vec<_> = golden.iter().map(score_golden).collect::<Result<_, _>>()?;
     for ((dir, package), source) in args.dirs.iter().zip(&packages).zip(&sources) {
         for &backend in &backends {
@@ -109,13 +111,7 @@ pub fn run(args: EvalArgs) -> Outcome {
 }
 
 fn of_text(path: &Path, package: &Package, dir: &Path) -> Result<Source, Failure> {
-    let tokenizer = package.tokenizer_json().ok_or_else(|| {
-        Failure::input(format!(
-            "{}: the package has no tokenizer; export it with --tokenizer tokenizer.json",
-            dir.display()
-        ))
-    })?;
-    let tokenizer = Tokenizer::from_json(tokenizer).or_input()?;
+    let tokenizer = super::tokenizer(package, dir)?;
     let named = |error: &dyn std::fmt::Display| {
         Failure::input(format!("--text {}: {error}", path.display()))
     };

@@ -8,7 +8,6 @@ use ratplus_runtime::generate::{self, Request, StopReason};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner;
 use ratplus_runtime::sampler::{Sampler, Sampling};
-use ratplus_runtime::text::Tokenizer;
 use ratplus_runtime::verify::Implementations;
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -17,21 +16,8 @@ use std::ops::ControlFlow;
 pub fn run(args: GenerateArgs) -> Outcome {
     let backend: BackendKind = args.backend.parse().or_input()?;
     let package = Package::open(&args.dir).or_input()?;
-    let Some(json) = package.tokenizer_json() else {
-        return Err(Failure::input(format!(
-            "{}: the package has no tokenizer; export it with --tokenizer tokenizer.json",
-            args.dir.display()
-        )));
-    };
-    let tokenizer = Tokenizer::from_json(json).or_input()?;
+    let tokenizer = super::tokenizer(&package, &args.dir)?;
     let vocab = package.manifest().model.vocab_size;
-    if tokenizer.vocab_size() > vocab {
-        return Err(Failure::input(format!(
-            "{}: the tokenizer knows {} tokens, the model {vocab}; export with the model's own tokenizer",
-            args.dir.display(),
-            tokenizer.vocab_size()
-        )));
-    }
     if let Some(token) = args
         .stop_tokens
         .iter()

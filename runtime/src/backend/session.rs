@@ -15,8 +15,8 @@ use std::sync::Arc;
 pub struct SessionOptions {
     /// Threads of each operator; `None` is the backend's choice. tract runs on one.
     pub threads: Option<usize>,
-    /// ONNX Runtime: threads that wait sleep, instead of spinning for the next operator. Each is slower,
-    /// and processors that others need as well are not held.
+    /// ONNX Runtime: threads that wait sleep, instead of spinning for the next operator. Operators start
+    /// later, and processors that others need as well are not held.
     pub passive_wait: bool,
     /// Intermediate tensors that every step also returns, by their names in the graph
     /// ([`ratplus_graphs::model::taps`] lists them).
