@@ -64,9 +64,8 @@ fn check_types(dtype: &str, cache_dtype: &str, fallback: &str) {
         let (batch, total) = tokens_shape(&case);
         let dir = tempfile::tempdir().unwrap();
         let package = dir.path().join("package");
-        // Of the long folders, every chunking where the types are the model's own; else one, in both
-        // its routes: all prefill, and the second half decoded.
-        let everything = total < LONG || (dtype == cache_dtype && fallback == "function");
+        // Every chunking; of the long folders with a cache of another type, one in both its routes.
+        let everything = total < LONG || dtype == cache_dtype;
         let lengths = match everything {
             true => format!("7,64,{total}"),
             false => "64".to_owned(),
