@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::plans::ComputeTarget;
+use ratplus_graphs::precision::KeepF32;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -90,6 +91,23 @@ pub struct ExportArgs {
     /// CPUs and in function bodies [default: that of --dtype]
     #[arg(long, value_enum)]
     pub cache_dtype: Option<Dtype>,
+    /// Store the matrices of linear layers, the head's among them, as block-wise integers that ONNX
+    /// Runtime multiplies by (MatMulNBits); all else keeps the type of --dtype
+    #[arg(long, value_enum, value_name = "BITS")]
+    pub quantize: Option<Integers>,
+    /// Weights that share a scale: 16, 32, 64, 128 or 256 [default: 32]
+    #[arg(long, value_name = "N", requires = "quantize")]
+    pub block_size: Option<usize>,
+    /// Give every block a zero point of its own too
+    #[arg(long, requires = "quantize")]
+    pub asymmetric: bool,
+    /// Layers that are neither quantised nor rounded to --dtype: numbers from 0, ranges, and `head`,
+    /// such as 0,30-31,head
+    #[arg(long, value_name = "LAYERS")]
+    pub keep_f32: Option<KeepF32>,
+    /// Write what every quantised weight lost as JSON
+    #[arg(long, value_name = "FILE.json", requires = "quantize")]
+    pub report: Option<PathBuf>,
     /// Sequences that run together, each with a length of its own
     #[arg(long, value_name = "B", default_value_t = 1)]
     pub batch: usize,
@@ -136,6 +154,24 @@ impl From<Dtype> for ElementType {
             Dtype::F32 => Self::F32,
             Dtype::F16 => Self::F16,
             Dtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// `--quantize`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum Integers {
+    Int4,
+    Int8,
+}
+
+impl Integers {
+    /// Bits of one weight.
+    pub fn bits(self) -> u32 {
+        match self {
+            Self::Int4 => 4,
+            Self::Int8 => 8,
         }
     }
 }

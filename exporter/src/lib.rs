@@ -4,6 +4,7 @@
 //! - [`official`]: the names of released checkpoints, the only place that knows them.
 //! - [`resolve`]: sizes and patterns from checkpoint, configuration, flags and path.
 //! - [`synthetic`]: random weights of any size, for benchmarks.
+//! - [`quantize`]: matrices as block-wise integers.
 //! - [`plan`]: what an export would write, and whether there is room.
 //! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
 
@@ -12,6 +13,7 @@ pub mod official;
 pub mod package;
 pub mod plan;
 pub mod publish;
+pub mod quantize;
 pub mod resolve;
 pub mod synthetic;
 
@@ -56,7 +58,7 @@ pub enum ExportError {
         /// Bytes that this user can write.
         free: u64,
     },
-    /// A weight's bytes are not what its shape says.
+    /// A weight's bytes are not what its shape says, or its values cannot be stored as asked.
     #[error("tensor `{name}`: {problem}")]
     Weight {
         /// Name in the package.

@@ -5,10 +5,12 @@ use crate::checkpoint::{Checkpoint, ReadOptions, Reader};
 use crate::official::Source;
 use crate::plan::ExportPlan;
 use crate::publish::{HashingWriter, Staging};
+use crate::quantize::{NotFinite, QuantizedWeight, Quantizer};
 use prost::Message;
 use ratplus_graphs::manifest::{self, Fallback, FileInfo, LayerCache, Manifest, PackageShape};
 use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, StoredTensor, Weight};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Precision, Stored};
 use ratplus_graphs::spec::ModelSpec;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,8 @@ pub struct PackageOptions {
     pub shape: PackageShape,
     /// Static lengths of prefill chunks. Decode (1) is always written.
     pub prefill_lengths: Vec<usize>,
+    /// What is stored otherwise than in the package's type.
+    pub precision: Precision,
     /// How custom nodes are written.
     pub fallback: Fallback,
     /// Opset of the default domain.
@@ -137,14 +141,32 @@ impl PackageOptions {
             }
         }
         for (flag, dtype) in [("--dtype", dtype), ("--cache-dtype", cache_dtype)] {
-            if dtype == ElementType::I64 {
-                errors.push(format!("{flag}: expected f32, f16 or bf16, found i64"));
+            if !ElementType::ACTIVATIONS.contains(&dtype) {
+                errors.push(format!("{flag}: expected f32, f16 or bf16, found {dtype}"));
             }
         }
         if self.fallback == Fallback::TrtPlugins && cache_dtype != dtype {
             errors.push(format!(
                 "--cache-dtype: with --fallback trt-plugins expected {dtype}, the type of --dtype, \
                  found {cache_dtype}: plugins have no other cache"
+            ));
+        }
+        if let Err(precision) = self.precision.validate(self.spec.num_layers) {
+            let named = |error: String| {
+                error
+                    .replace("keep_f32:", "--keep-f32:")
+                    .replace("block_size:", "--block-size:")
+                    .replace("bits:", "--quantize:")
+            };
+            errors.extend(precision.into_iter().map(named));
+        }
+        if self.precision.quantization.is_some()
+            && matches!(self.fallback, Fallback::Inline | Fallback::TrtPlugins)
+        {
+            errors.push(format!(
+                "--quantize: expected --fallback function or none, found {}: its products are nodes of \
+                 {MICROSOFT_DOMAIN}.{MATMUL_NBITS}, which ONNX Runtime alone has",
+                self.fallback
             ));
         }
         for &length in &self.prefill_lengths {
@@ -175,6 +197,7 @@ impl PackageOptions {
             spec,
             shape: self.shape,
             seq_len,
+            precision: &self.precision,
             fallback: self.fallback,
             opset: self.opset,
             ir_version: ratplus_graphs::onnx::IR_VERSION,
@@ -199,6 +222,7 @@ impl PackageOptions {
             max_seq_len: shape.max_seq_len,
             dtype: shape.dtype,
             cache_dtype: shape.own_cache_dtype(),
+            precision: self.precision.normalized(shape.dtype),
             opset: self.opset,
             ir_version: ratplus_graphs::onnx::IR_VERSION,
             fallback: self.fallback,
@@ -244,6 +268,15 @@ fn check_tokenizer(path: &Path) -> Result<(), String> {
     }
 }
 
+/// A package that was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// What it is.
+    pub manifest: Manifest,
+    /// What every quantised weight lost, in the order of the weights file.
+    pub quantized: Vec<QuantizedWeight>,
+}
+
 /// Writes the package to `target`, replacing a package that is there. Until everything is
 /// written and synced, `target` stays as it was.
 ///
@@ -255,16 +288,22 @@ pub fn write(
     options: &PackageOptions,
     source: &mut dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Manifest, ExportError> {
+) -> Result<Written, ExportError> {
     let plan = ExportPlan::new(target, options)?;
     plan.check_room(target)?;
-    let spec = &plan.manifest.model;
     let staging = Staging::beside(target)?;
     let mut files = BTreeMap::new();
-    files.insert(
-        manifest::WEIGHTS_FILE.to_owned(),
-        write_weights(&staging, options, spec, source, progress)?,
-    );
+    let (tensors, total) = plan.storage();
+    let mut weights = WeightsFile {
+        writer: HashingWriter::create(staging.path(manifest::WEIGHTS_FILE))?,
+        tensors: tensors.into_iter(),
+        total,
+        progress,
+        quantized: Vec::new(),
+    };
+    weights.fill(&plan.manifest, source)?;
+    let quantized = std::mem::take(&mut weights.quantized);
+    files.insert(manifest::WEIGHTS_FILE.to_owned(), weights.finish()?);
     for (file, graph) in &plan.graphs {
         files.insert(file.clone(), staging.write(file, graph)?);
     }
@@ -279,64 +318,129 @@ pub fn write(
     };
     staging.write(manifest::MANIFEST_FILE, &manifest.to_json())?;
     staging.publish()?;
-    Ok(manifest)
+    Ok(Written {
+        manifest,
+        quantized,
+    })
 }
 
-fn write_weights(
-    staging: &Staging,
-    options: &PackageOptions,
-    spec: &ModelSpec,
-    source: &mut dyn WeightSource,
-    progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<FileInfo, ExportError> {
-    let (tensors, total) = model::storage(spec, &options.shape);
-    let mut writer = HashingWriter::create(staging.path(manifest::WEIGHTS_FILE))?;
-    let mut weights = Weight::all(spec).into_iter();
-    for StoredTensor {
-        name,
-        tensor,
-        offset,
-    } in &tensors
-    {
-        writer.pad_to(*offset)?;
-        progress(Progress {
-            what: name,
-            bytes: *offset,
-            total,
-        });
-        if ROTARY_TABLES.contains(&name.as_str()) {
-            for position in 0..tensor.shape[0] {
-                for value in model::rotary_row(spec, name, position) {
-                    writer.write(&value.to_le_bytes())?;
+/// The weights file, tensor by tensor.
+struct WeightsFile<'a> {
+    writer: HashingWriter,
+    tensors: std::vec::IntoIter<StoredTensor>,
+    total: u64,
+    progress: &'a mut dyn FnMut(Progress<'_>),
+    quantized: Vec<QuantizedWeight>,
+}
+
+impl WeightsFile<'_> {
+    fn fill(
+        &mut self,
+        manifest: &Manifest,
+        source: &mut dyn WeightSource,
+    ) -> Result<(), ExportError> {
+        let spec = &manifest.model;
+        for weight in Weight::all(spec) {
+            match manifest.precision.stored(weight, manifest.dtype) {
+                Stored::As(dtype) => {
+                    self.tensor(&mut |write| source.stream(weight, dtype, write))?
+                }
+                Stored::Blocks(quantization) => {
+                    if let [outputs, inputs] = weight.shape(spec)[..] {
+                        let quantizer = Quantizer::new(quantization, [outputs, inputs]);
+                        self.blocks(weight, quantizer, source)?;
+                    }
                 }
             }
-        } else if let Some(weight) = weights.next() {
-            source.stream(weight, tensor.dtype, &mut |bytes| {
-                writer.write(bytes)?;
-                progress(Progress {
-                    what: name,
-                    bytes: writer.position(),
-                    total,
-                });
+        }
+        for table in ROTARY_TABLES {
+            self.tensor(&mut |write| {
+                for position in 0..manifest.max_seq_len {
+                    let row = model::rotary_row(spec, table, position);
+                    write(&row.flat_map(f32::to_le_bytes).collect::<Vec<_>>())?;
+                }
                 Ok(())
             })?;
         }
-        let (expected, found) = (offset + tensor.bytes() as u64, writer.position());
-        if expected != found {
-            return Err(ExportError::Weight {
-                name: name.clone(),
-                problem: format!(
-                    "expected {} bytes, the checkpoint gave {}",
-                    tensor.bytes(),
-                    found - offset
-                ),
-            });
-        }
+        Ok(())
     }
-    progress(Progress {
-        what: "",
-        bytes: total,
-        total,
-    });
-    writer.finish()
+
+    /// A weight as block-wise integers.
+    fn blocks(
+        &mut self,
+        weight: Weight,
+        mut quantizer: Quantizer,
+        source: &mut dyn WeightSource,
+    ) -> Result<(), ExportError> {
+        let not_finite = |NotFinite { index }| ExportError::Weight {
+            name: weight.name(),
+            problem: format!(
+                "expected finite values to quantise, found none at {index:?}; keep its layer in f32 \
+                 with --keep-f32"
+            ),
+        };
+        self.tensor(&mut |write| {
+            source.stream(weight, ElementType::F32, &mut |values| {
+                let blocks = quantizer.push(values).map_err(not_finite)?;
+                write(&blocks)
+            })
+        })?;
+        let (rest, lost) = quantizer.finish(weight.name());
+        for bytes in rest {
+            self.tensor(&mut |write| write(&bytes))?;
+        }
+        self.quantized.push(lost);
+        Ok(())
+    }
+
+    /// The next tensor, whose bytes `fill` hands to its argument.
+    fn tensor(
+        &mut self,
+        fill: &mut dyn FnMut(&mut Sink<'_>) -> Result<(), ExportError>,
+    ) -> Result<(), ExportError> {
+        let Some(StoredTensor {
+            name,
+            tensor,
+            offset,
+        }) = self.tensors.next()
+        else {
+            return Ok(());
+        };
+        let (writer, total) = (&mut self.writer, self.total);
+        writer.pad_to(offset)?;
+        let progress = &mut self.progress;
+        let mut report = |bytes| {
+            progress(Progress {
+                what: &name,
+                bytes,
+                total,
+            });
+        };
+        report(offset);
+        fill(&mut |bytes| {
+            writer.write(bytes)?;
+            report(writer.position());
+            Ok(())
+        })?;
+        let (expected, found) = (tensor.bytes() as u64, writer.position() - offset);
+        if expected == found {
+            return Ok(());
+        }
+        Err(ExportError::Weight {
+            name,
+            problem: format!("expected {expected} bytes, the checkpoint gave {found}"),
+        })
+    }
+
+    fn finish(self) -> Result<FileInfo, ExportError> {
+        (self.progress)(Progress {
+            what: "",
+            bytes: self.total,
+            total: self.total,
+        });
+        self.writer.finish()
+    }
 }
+
+/// Takes bytes of a tensor.
+type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), ExportError> + 'a;

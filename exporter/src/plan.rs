@@ -4,7 +4,7 @@ use crate::ExportError;
 use crate::package::PackageOptions;
 use crate::publish::check_replaceable;
 use ratplus_graphs::manifest::{self, FileInfo, Manifest};
-use ratplus_graphs::model;
+use ratplus_graphs::model::{self, StoredTensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -38,7 +38,7 @@ impl ExportPlan {
             bytes,
             sha256: "0".repeat(64),
         };
-        let (_, weights) = model::storage(&spec, &options.shape);
+        let (_, weights) = model::storage(&spec, &options.shape, &options.precision);
         let mut files = BTreeMap::from([(manifest::WEIGHTS_FILE.to_owned(), sized(weights))]);
         let graphs: Vec<_> = options
             .lengths()
@@ -63,6 +63,12 @@ impl ExportPlan {
             manifest,
             graphs,
         })
+    }
+
+    /// Every tensor of the weights file, and that file's length.
+    pub(crate) fn storage(&self) -> (Vec<StoredTensor>, u64) {
+        let manifest = &self.manifest;
+        model::storage(&manifest.model, &manifest.shape(), &manifest.precision)
     }
 
     /// Refuses a package larger than the room there is for it.

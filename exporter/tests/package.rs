@@ -9,6 +9,7 @@ use ratplus_graphs::manifest::{
 use ratplus_graphs::model::{self, Weight};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -71,6 +72,7 @@ fn options() -> PackageOptions {
             logits: LogitsMode::Last,
         },
         prefill_lengths: vec![16, 8, 16],
+        precision: Precision::default(),
         fallback: Fallback::Function,
         opset: 18,
         tokenizer: None,
@@ -82,7 +84,7 @@ fn write(target: &Path, options: &PackageOptions) -> Result<Manifest, ExportErro
         spec: options.spec.clone(),
         fail_at: None,
     };
-    package::write(target, options, &mut source, &mut |_| {})
+    package::write(target, options, &mut source, &mut |_| {}).map(|written| written.manifest)
 }
 
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -117,7 +119,7 @@ fn a_package_holds_what_its_manifest_lists() {
     // Dense attention keeps no window; windows longer than a sequence are cut to it.
     assert_eq!(manifest.model.layer_patterns(0)[0], Pattern::DENSE);
     assert_eq!(manifest.model.layer_patterns(1)[1].local_window, 40);
-    let (tensors, total) = model::storage(&manifest.model, &manifest.shape());
+    let (tensors, total) = model::storage(&manifest.model, &manifest.shape(), &manifest.precision);
     assert_eq!(files[WEIGHTS_FILE].len() as u64, total);
     let last = tensors.last().unwrap();
     let table = &files[WEIGHTS_FILE][last.offset as usize..];
@@ -201,6 +203,14 @@ fn options_are_checked_together() {
     options.spec.patterns.pop();
     options.fallback = Fallback::TrtPlugins;
     options.shape.cache_dtype = ElementType::BF16;
+    options.precision = Precision {
+        quantization: Some(Quantization {
+            bits: 4,
+            block_size: 24,
+            symmetric: true,
+        }),
+        keep_f32: "0,7-9".parse().unwrap(),
+    };
     let error = write(&dir.path().join("package"), &options)
         .unwrap_err()
         .to_string();
@@ -210,6 +220,9 @@ fn options_are_checked_together() {
         "found 0",
         "found 41",
         "--tokenizer",
+        "--block-size: expected 16, 32, 64, 128 or 256, found 24",
+        "--keep-f32: expected layers 0 to 1, found 9",
+        "--quantize: expected --fallback function or none, found trt-plugins",
         "--cache-dtype: with --fallback trt-plugins expected f32, the type of --dtype, found bf16",
     ] {
         assert!(error.contains(part), "{part} in {error}");

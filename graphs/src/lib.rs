@@ -3,6 +3,7 @@
 //! - [`pattern`]: which keys a query sees.
 //! - [`cache`]: closed-form arithmetic between token positions and rows of the compact KV cache.
 //! - [`spec`]: the model's sizes and patterns, as in `config.json`.
+//! - [`precision`]: how weights are stored: in the package's type, as block-wise integers, in f32.
 //! - [`ops`]: the two operators of domain [`ops::DOMAIN`]: ports, attributes, shape inference.
 //! - [`onnx`]: the ONNX messages this project reads and writes.
 //! - [`body`]: both operators in standard ONNX operators.
@@ -23,5 +24,6 @@ pub mod onnx;
 pub mod ops;
 pub mod pattern;
 pub mod plans;
+pub mod precision;
 pub mod spec;
 pub mod tolerance;

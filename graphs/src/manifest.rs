@@ -3,6 +3,7 @@
 use crate::cache::CacheLayout;
 use crate::ops::{ElementType, TensorType};
 use crate::plans::PlanSet;
+use crate::precision::Precision;
 use crate::spec::ModelSpec;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -140,6 +141,9 @@ pub struct Manifest {
     /// Type of the KV cache; none where it is [`Manifest::dtype`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_dtype: Option<ElementType>,
+    /// What is stored otherwise than in [`Manifest::dtype`].
+    #[serde(default, skip_serializing_if = "Precision::is_plain")]
+    pub precision: Precision,
     /// Opset of the default domain.
     pub opset: i64,
     /// ONNX IR version.
@@ -337,6 +341,15 @@ impl Manifest {
         }
     }
 
+    /// The types in words: the cache's and the weights' where they have their own.
+    pub fn types(&self) -> String {
+        let types = self.shape().types();
+        match self.precision.is_plain() {
+            true => types,
+            false => format!("{types}, {}", self.precision),
+        }
+    }
+
     /// The engine for chunks of `seq_len` tokens.
     pub fn engine(&self, seq_len: usize) -> Option<&Engine> {
         self.engines.iter().find(|engine| engine.seq_len == seq_len)
@@ -394,11 +407,13 @@ impl Manifest {
             ("dtype", Some(self.dtype)),
             ("cache_dtype", self.cache_dtype),
         ];
-        for (field, _) in types
-            .into_iter()
-            .filter(|(_, dtype)| *dtype == Some(ElementType::I64))
-        {
-            errors.push(format!("{field}: expected f32, f16 or bf16, found i64"));
+        for (field, dtype) in types {
+            if let Some(dtype) = dtype.filter(|dtype| !ElementType::ACTIVATIONS.contains(dtype)) {
+                errors.push(format!("{field}: expected f32, f16 or bf16, found {dtype}"));
+            }
+        }
+        if let Err(found) = self.precision.validate(self.model.num_layers) {
+            errors.extend(found.into_iter().map(|error| format!("precision: {error}")));
         }
         if !errors.is_empty() {
             return Err(ManifestErrors(errors));

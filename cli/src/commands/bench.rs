@@ -126,7 +126,7 @@ fn measure(
         backend: backend.to_string(),
         dtype: manifest.dtype.to_string(),
         cache_dtype: manifest.shape().cache_dtype.to_string(),
-        types: manifest.shape().types(),
+        types: manifest.types(),
         batch: manifest.batch,
         max_seq_len: longest,
         patterns: super::inspect::pattern_summary(&manifest.model),

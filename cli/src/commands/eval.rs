@@ -219,7 +219,7 @@ fn score(
         package: Some(dir.display().to_string()),
         backend: Some(backend.to_string()),
         patterns: Some(super::inspect::pattern_summary(&manifest.model)),
-        types: Some(manifest.shape().types()),
+        types: Some(manifest.types()),
         state_bytes: Some(session.state_bytes()),
         implementations: implementations.iter().map(ToString::to_string).collect(),
         tokens_per_second: Some(evaluation.ran as f64 / evaluation.time.as_secs_f64().max(1e-9)),

@@ -4,14 +4,22 @@ use crate::args::{ExportArgs, ModelArgs};
 use crate::output::{Failure, OrInput, Outcome, Table, bytes, si};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
-use ratplus_exporter::package::{self, CheckpointWeights, PackageOptions, Progress, WeightSource};
+use ratplus_exporter::package::{
+    self, CheckpointWeights, PackageOptions, Progress, WeightSource, Written,
+};
 use ratplus_exporter::plan::ExportPlan;
+use ratplus_exporter::quantize::QuantizedWeight;
 use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
 use ratplus_exporter::synthetic::SyntheticWeights;
 use ratplus_graphs::cost;
 use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, PackageShape};
+use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::ModelSpec;
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Weights that share a scale where nothing is said.
+const DEFAULT_BLOCK_SIZE: usize = 32;
 
 /// Lengths of prefill chunks where none are asked for.
 const DEFAULT_PREFILL_LENGTHS: [usize; 2] = [64, 512];
@@ -64,6 +72,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
             logits: args.logits.into(),
         },
         prefill_lengths,
+        precision: precision(args),
         fallback: args.fallback.into(),
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
@@ -74,15 +83,71 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         return plan.check_room(&args.output).or_input();
     }
     let bar = progress_bar();
-    let manifest = package::write(&args.output, &options, weights, &mut |progress| {
+    let written = package::write(&args.output, &options, weights, &mut |progress| {
         let Progress { what, bytes, total } = progress;
         bar.set_length(total);
         bar.set_position(bytes);
         bar.set_message(what.to_owned());
     });
     bar.finish_and_clear();
-    summarize(&args.output, &manifest.or_input()?);
+    let written = written.or_input()?;
+    summarize(&args.output, &written.manifest);
+    print!("{}", losses(&written));
+    if let Some(path) = &args.report {
+        let report = serde_json::to_string_pretty(&written.quantized).or_input()?;
+        std::fs::write(path, report + "\n")
+            .map_err(|error| Failure::input(format!("cannot write {}: {error}", path.display())))?;
+    }
     Ok(())
+}
+
+/// What is stored otherwise than in `--dtype`.
+fn precision(args: &ExportArgs) -> Precision {
+    let quantization = args.quantize.map(|integers| Quantization {
+        bits: integers.bits(),
+        block_size: args.block_size.unwrap_or(DEFAULT_BLOCK_SIZE),
+        symmetric: !args.asymmetric,
+    });
+    Precision {
+        quantization,
+        keep_f32: args.keep_f32.clone().unwrap_or_default(),
+    }
+}
+
+/// What quantised weights lost, a row a kind of matrix.
+fn losses(written: &Written) -> String {
+    let mut kinds: BTreeMap<&str, Vec<&QuantizedWeight>> = BTreeMap::new();
+    for weight in &written.quantized {
+        let kind = weight.name.trim_end_matches(".weight");
+        let kind = kind.rsplit('.').next().unwrap_or(kind);
+        kinds.entry(kind).or_default().push(weight);
+    }
+    if kinds.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(
+        1,
+        ["quantised", "matrices", "bytes", "rms error", "worst of"],
+    );
+    for (kind, weights) in kinds {
+        let mean = weights
+            .iter()
+            .map(|weight| weight.relative_error)
+            .sum::<f64>();
+        let worst = weights
+            .iter()
+            .max_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
+        table.row([
+            kind.to_owned(),
+            weights.len().to_string(),
+            bytes(weights.iter().map(|weight| weight.bytes as f64).sum()),
+            format!("{:.3}%", 100.0 * mean / weights.len() as f64),
+            worst.map_or(String::new(), |weight| {
+                format!("{:.3}%  {}", 100.0 * weight.relative_error, weight.name)
+            }),
+        ]);
+    }
+    table.to_string()
 }
 
 /// A checkpoint's sizes, patterns and weights.
@@ -143,7 +208,7 @@ fn summarize(output: &Path, manifest: &Manifest) {
         "{}: {} parameters in {}, chunks of {}, batch {}, up to {} tokens, fallback {}",
         output.display(),
         si(cost::parameters(spec) as f64).trim_end(),
-        manifest.shape().types(),
+        manifest.types(),
         lengths.join(", "),
         manifest.batch,
         manifest.max_seq_len,

@@ -150,7 +150,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             .collect();
         println!(
             "package      {}, batch {}, up to {} tokens; chunks of {}; opset {}, fallback {}",
-            shape.types(),
+            manifest.types(),
             manifest.batch,
             manifest.max_seq_len,
             lengths.join(", "),

@@ -131,6 +131,14 @@ fn print(package: &str, report: &VerifyReport) {
     for source in sources {
         println!("tolerance    {source}");
     }
+    if let Some(cost) = &report.quantization {
+        println!(
+            "quantised    the integers move logits by {:.2e} at most, {:.2e} in the mean, of a largest {:.2e}; \
+             the likeliest token is the golden file's at {} of {} positions. Held to nothing: `ratplus eval` \
+             says what it costs on a text",
+            cost.max_error, cost.mean_error, cost.largest_logit, cost.argmax_agreed, cost.rows
+        );
+    }
     for found in &report.implementations {
         for engine in &found.engines {
             println!("ran          {}: {engine}", found.backend);

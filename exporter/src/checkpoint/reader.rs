@@ -83,10 +83,10 @@ impl<'a> Reader<'a> {
                 tensor.dtype
             )));
         };
-        if dtype == ElementType::I64 {
-            return Err(request(
-                "expected f32, f16 or bf16 as the target, found i64".into(),
-            ));
+        if !ElementType::ACTIVATIONS.contains(&dtype) {
+            return Err(request(format!(
+                "expected f32, f16 or bf16 as the target, found {dtype}"
+            )));
         }
         if rows.start > rows.end || rows.end > tensor.rows() {
             return Err(request(format!(

@@ -25,7 +25,11 @@ use crate::ops::{
     AttentionAttributes, Axis, DOMAIN, DOMAIN_VERSION, ElementType, Op, TRT_PLUGINS_DOMAIN,
     TensorType,
 };
+use crate::precision::{
+    MATMUL_NBITS, MICROSOFT_DOMAIN, MICROSOFT_VERSION, Precision, Stored, node_attributes,
+};
 use crate::spec::ModelSpec;
+
 /// Everything that determines one ONNX file.
 #[derive(Clone, Debug)]
 pub struct GraphOptions<'a> {
@@ -35,6 +39,8 @@ pub struct GraphOptions<'a> {
     pub shape: PackageShape,
     /// `L`.
     pub seq_len: usize,
+    /// What is stored otherwise than in the package's type.
+    pub precision: &'a Precision,
     /// How custom nodes are written.
     pub fallback: Fallback,
     /// Opset of the default domain.
@@ -57,6 +63,7 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
         w: NodeWriter::new(""),
         options,
         value_info: Vec::new(),
+        local: shape.dtype,
     };
     builder.write();
     let engine = manifest::engine(spec, &shape, seq_len);
@@ -69,7 +76,7 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
             .map(|info| ValueInfoProto::new(&info.name, &info.tensor))
             .collect()
     };
-    let initializer = storage(spec, &shape)
+    let initializer = storage(spec, &shape, options.precision)
         .0
         .iter()
         .map(|stored| {
@@ -97,6 +104,12 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
         opset_import.push(OperatorSetIdProto {
             domain: domain(options.fallback).into(),
             version: DOMAIN_VERSION,
+        });
+    }
+    if options.precision.quantization.is_some() {
+        opset_import.push(OperatorSetIdProto {
+            domain: MICROSOFT_DOMAIN.into(),
+            version: MICROSOFT_VERSION,
         });
     }
     let functions = if options.fallback == Fallback::Function {
@@ -142,6 +155,8 @@ struct Builder<'a> {
     w: NodeWriter,
     options: &'a GraphOptions<'a>,
     value_info: Vec<ValueInfoProto>,
+    /// Type of weights and of values between linear layers where nodes are being written.
+    local: ElementType,
 }
 
 const F32: ElementType = ElementType::F32;
@@ -175,13 +190,12 @@ impl Builder<'_> {
             LogitsMode::All => stream,
             LogitsMode::Last => self.last_tokens(&stream),
         };
+        self.enter(Weight::LmHead);
         let hidden = self.norm(Weight::FinalNorm, &last, Some(FINAL_NORM));
-        let weight = self.weight(Weight::LmHead);
-        let hidden = self.widen(&hidden);
         match shape.logits {
-            LogitsMode::Last => self.gemm(&hidden, &weight, Some(LOGITS)),
+            LogitsMode::Last => self.linear(&hidden, Weight::LmHead, Some(LOGITS)),
             LogitsMode::All => {
-                let logits = self.gemm(&hidden, &weight, None);
+                let logits = self.linear(&hidden, Weight::LmHead, None);
                 let target = [shape.batch, seq_len, spec.vocab_size].map(|size| size as i64);
                 let target = self.w.ints(&target);
                 self.w
@@ -191,62 +205,98 @@ impl Builder<'_> {
         };
     }
 
+    /// `T`: the type of the residual stream and of what operators take and give.
     fn dtype(&self) -> ElementType {
         self.options.shape.dtype
     }
 
-    /// To f32.
+    /// The nodes to come belong to `weight`'s layer, or to the head.
+    fn enter(&mut self, weight: Weight) {
+        let kept = self.options.precision.keep_f32.keeps(weight);
+        self.local = if kept { F32 } else { self.dtype() };
+    }
+
+    /// A value of the layer's type to f32.
     fn widen(&mut self, value: &str) -> String {
+        self.w.convert(value, self.local, F32)
+    }
+
+    /// A value of `T` to f32.
+    fn widen_shared(&mut self, value: &str) -> String {
         let dtype = self.dtype();
         self.w.convert(value, dtype, F32)
     }
 
-    /// From f32 to `T`, under `name` where one is given.
-    fn round(&mut self, value: String, name: Option<&str>) -> String {
-        match (self.dtype(), name) {
-            (F32, None) => value,
-            (F32, Some(name)) => {
-                // Give the producer's output the name.
-                self.w.rename_last_output(&value, name);
-                name.into()
-            }
-            (dtype, None) => self.w.cast(&value, dtype),
-            (dtype, Some(name)) => {
-                let to = AttributeProto::int("to", dtype.onnx().into());
-                self.w.push("", "Cast", &[&value], &[name], vec![to]);
-                name.into()
-            }
+    /// From f32 to the layer's type.
+    fn round(&mut self, value: &str) -> String {
+        self.w.convert(value, F32, self.local)
+    }
+
+    /// From f32 to `dtype`, under `name`.
+    fn round_as(&mut self, dtype: ElementType, value: &str, name: &str) -> String {
+        if dtype == F32 {
+            // Give the producer's output the name.
+            self.w.rename_last_output(value, name);
+        } else {
+            let to = AttributeProto::int("to", dtype.onnx().into());
+            self.w.push("", "Cast", &[value], &[name], vec![to]);
         }
+        name.into()
     }
 
-    /// A weight in f32.
-    fn weight(&mut self, weight: Weight) -> String {
-        self.widen(&weight.name())
+    /// A node with one output, under `name` where one is given.
+    fn node(
+        &mut self,
+        (domain, op_type): (&str, &str),
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+        name: Option<&str>,
+    ) -> String {
+        let output = match name {
+            Some(name) => name.to_owned(),
+            None => self.w.fresh(&op_type.to_lowercase()),
+        };
+        self.w.push(domain, op_type, inputs, &[&output], attributes);
+        output
     }
 
-    /// `rows x weight^T` in f32.
-    fn gemm(&mut self, rows: &str, weight: &str, name: Option<&str>) -> String {
-        let transposed = vec![AttributeProto::int("transB", 1)];
-        match name {
-            None => self.w.op("Gemm", &[rows, weight], transposed),
-            Some(name) => {
-                self.w
-                    .push("", "Gemm", &[rows, weight], &[name], transposed);
-                name.into()
-            }
-        }
-    }
-
-    /// A linear layer from `T` to f32.
-    fn linear(&mut self, rows: &str, weight: Weight) -> String {
-        let weight = self.weight(weight);
+    /// A linear layer, `rows x weight^T`, from the layer's type to f32.
+    fn linear(&mut self, rows: &str, weight: Weight, name: Option<&str>) -> String {
+        let GraphOptions {
+            spec,
+            shape,
+            precision,
+            ..
+        } = *self.options;
         let rows = self.widen(rows);
-        self.gemm(&rows, &weight, None)
+        let stored = precision.stored(weight, shape.dtype);
+        let (Stored::Blocks(quantization), &[outputs, inputs]) = (stored, &*weight.shape(spec))
+        else {
+            let weight = self.widen(&weight.name());
+            let transposed = vec![AttributeProto::int("transB", 1)];
+            return self.node(("", "Gemm"), &[&rows, &weight], transposed, name);
+        };
+        let planes = quantization.planes();
+        let mut parts = Vec::new();
+        for plane in planes {
+            let constants = plane.tensors(quantization, &weight.name(), [outputs, inputs]);
+            let mut operands = vec![rows.as_str()];
+            operands.extend(constants.iter().map(|(name, _)| name.as_str()));
+            let attributes = node_attributes(quantization, [outputs, inputs]);
+            let name = name.filter(|_| planes.len() == 1);
+            let op = (MICROSOFT_DOMAIN, MATMUL_NBITS);
+            parts.push(self.node(op, &operands, attributes, name));
+        }
+        match &parts[..] {
+            [high, low] => self.node(("", "Add"), &[high, low], Vec::new(), name),
+            parts => parts.concat(),
+        }
     }
 
+    /// From `T` to the layer's type.
     fn norm(&mut self, weight: Weight, rows: &str, name: Option<&str>) -> String {
-        let weight = self.weight(weight);
-        let rows = self.widen(rows);
+        let weight = self.widen(&weight.name());
+        let rows = self.widen_shared(rows);
         let w = &mut self.w;
         let two = w.float(2.0);
         let squares = w.call("Pow", &[&rows, &two]);
@@ -257,13 +307,17 @@ impl Builder<'_> {
         let root = w.call("Sqrt", &[&mean]);
         let scaled = w.call("Div", &[&rows, &root]);
         let scaled = w.call("Mul", &[&scaled, &weight]);
-        self.round(scaled, name)
+        match name {
+            Some(name) => self.round_as(self.local, &scaled, name),
+            None => self.round(&scaled),
+        }
     }
 
+    /// The residual stream and a change in f32, to `T`.
     fn add(&mut self, stream: &str, change: &str, name: &str) -> String {
-        let stream = self.widen(stream);
+        let stream = self.widen_shared(stream);
         let sum = self.w.call("Add", &[&stream, change]);
-        self.round(sum, Some(name))
+        self.round_as(self.dtype(), &sum, name)
     }
 
     fn sequence_layer(&mut self, layer: usize, stream: &str) -> String {
@@ -276,10 +330,15 @@ impl Builder<'_> {
         let d = spec.d_model;
         let chunk = [shape.batch, seq_len, d];
         self.w.set_prefix(&format!("layers.{layer}.seq."));
+        self.enter(Weight::InProj(layer));
         let rows = self.norm(Weight::InputNorm(layer), stream, None);
-        let projected = self.linear(&rows, Weight::InProj(layer));
-        let projected = self.round(projected, None);
-        let parts = self.w.split(&projected, 1, &vec![d; spec.in_proj_blocks()]);
+        let projected = self.linear(&rows, Weight::InProj(layer), None);
+        let projected = self.round(&projected);
+        let mut parts = self.w.split(&projected, 1, &vec![d; spec.in_proj_blocks()]);
+        // All but the output gate go to the operators.
+        for part in &mut parts[1..] {
+            *part = self.w.convert(part, self.local, shape.dtype);
+        }
         let query = self.w.reshape(&parts[1], &chunk);
         let (gated_key, gated_value) = (Tap::GatedKey.name(layer), Tap::GatedValue.name(layer));
         if spec.recurrence {
@@ -336,20 +395,21 @@ impl Builder<'_> {
             &outputs,
         );
         let attended = self.w.reshape(&attention, &[shape.batch * seq_len, d]);
-        let attended = self.widen(&attended);
+        let attended = self.widen_shared(&attended);
         let gate = self.widen(&parts[0]);
         let gate = self.w.call("Sigmoid", &[&gate]);
         let gated = self.w.call("Mul", &[&attended, &gate]);
-        let gated = self.round(gated, None);
-        let projected = self.linear(&gated, Weight::OutProj(layer));
+        let gated = self.round(&gated);
+        let projected = self.linear(&gated, Weight::OutProj(layer), None);
         self.add(stream, &projected, &Tap::Mixed.name(layer))
     }
 
     fn feed_forward(&mut self, layer: usize, stream: &str) -> String {
         self.w.set_prefix(&format!("layers.{layer}.ffn."));
+        self.enter(Weight::Fc1(layer));
         let rows = self.norm(Weight::FfnNorm(layer), stream, None);
-        let wide = self.linear(&rows, Weight::Fc1(layer));
-        let wide = self.round(wide, None);
+        let wide = self.linear(&rows, Weight::Fc1(layer), None);
+        let wide = self.round(&wide);
         let wide = self.widen(&wide);
         // gelu(x) = x (1 + erf(x / sqrt 2)) / 2
         let root = self.w.float(std::f32::consts::SQRT_2);
@@ -360,8 +420,8 @@ impl Builder<'_> {
         let active = self.w.call("Mul", &[&wide, &factor]);
         let half = self.w.float(0.5);
         let active = self.w.call("Mul", &[&active, &half]);
-        let active = self.round(active, None);
-        let narrow = self.linear(&active, Weight::Fc2(layer));
+        let active = self.round(&active);
+        let narrow = self.linear(&active, Weight::Fc2(layer), None);
         self.add(stream, &narrow, &Tap::Hidden.name(layer))
     }
 

@@ -199,6 +199,7 @@ mod tests {
     use crate::onnx::{IR_VERSION, OPSET, TensorProto, ValueInfoProto};
     use crate::ops::TensorType;
     use crate::pattern::Pattern;
+    use crate::precision::Precision;
     use crate::spec::{LayerPatterns, ModelSpec};
 
     fn spec() -> ModelSpec {
@@ -219,6 +220,7 @@ mod tests {
     fn model(dtype: ElementType, logits: LogitsMode, fallback: Fallback) -> ModelProto {
         build(&GraphOptions {
             spec: &spec(),
+            precision: &Precision::default(),
             shape: PackageShape {
                 batch: 2,
                 max_seq_len: 16,

@@ -1,7 +1,9 @@
 //! Intermediate tensors that can be made outputs.
 
+use super::Weight;
 use crate::manifest::{LogitsMode, PackageShape};
-use crate::ops::TensorType;
+use crate::ops::{ElementType, TensorType};
+use crate::precision::Precision;
 use crate::spec::ModelSpec;
 
 /// Name of an intermediate tensor of `layer` that `verify` can compare.
@@ -48,7 +50,12 @@ pub const EMBEDDED: &str = "embedded";
 pub const FINAL_NORM: &str = "final_norm";
 
 /// Every tensor that can be tapped, in the order the graph computes them.
-pub fn taps(spec: &ModelSpec, shape: &PackageShape, seq_len: usize) -> Vec<(String, TensorType)> {
+pub fn taps(
+    spec: &ModelSpec,
+    shape: &PackageShape,
+    precision: &Precision,
+    seq_len: usize,
+) -> Vec<(String, TensorType)> {
     let (batch, d) = (shape.batch, spec.d_model);
     let rows = TensorType::new(shape.dtype, [batch * seq_len, d]);
     let chunk = TensorType::new(shape.dtype, [batch, seq_len, d]);
@@ -62,9 +69,11 @@ pub fn taps(spec: &ModelSpec, shape: &PackageShape, seq_len: usize) -> Vec<(Stri
             list.push((tap.name(layer), tensor.clone()));
         }
     }
+    let kept = precision.keep_f32.keeps(Weight::FinalNorm);
+    let dtype = if kept { ElementType::F32 } else { shape.dtype };
     let last = match shape.logits {
-        LogitsMode::All => rows,
-        LogitsMode::Last => TensorType::new(shape.dtype, [batch, d]),
+        LogitsMode::All => TensorType::new(dtype, [batch * seq_len, d]),
+        LogitsMode::Last => TensorType::new(dtype, [batch, d]),
     };
     list.push((FINAL_NORM.to_owned(), last));
     list

@@ -2,6 +2,7 @@
 
 use crate::manifest::PackageShape;
 use crate::ops::{ElementType, TensorType};
+use crate::precision::Precision;
 use crate::spec::ModelSpec;
 
 /// A weight, by its place in the model. [`Weight::name`] is its name in released checkpoints and
@@ -46,6 +47,27 @@ impl Weight {
             .chain(layers)
             .chain([Self::FinalNorm, Self::LmHead])
             .collect()
+    }
+
+    /// Its layer; none for the embedding, the final norm and the head.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Self::InputNorm(layer)
+            | Self::InProj(layer)
+            | Self::OutProj(layer)
+            | Self::FfnNorm(layer)
+            | Self::Fc1(layer)
+            | Self::Fc2(layer) => Some(layer),
+            Self::Embedding | Self::FinalNorm | Self::LmHead => None,
+        }
+    }
+
+    /// Whether it is the matrix of a linear layer.
+    pub fn is_linear(self) -> bool {
+        matches!(
+            self,
+            Self::InProj(_) | Self::OutProj(_) | Self::Fc1(_) | Self::Fc2(_) | Self::LmHead
+        )
     }
 
     /// Name in released checkpoints and in packages.
@@ -108,7 +130,11 @@ pub struct StoredTensor {
 pub const WEIGHT_ALIGNMENT: u64 = 4096;
 
 /// Every stored tensor in file order, and the file's length.
-pub fn storage(spec: &ModelSpec, shape: &PackageShape) -> (Vec<StoredTensor>, u64) {
+pub fn storage(
+    spec: &ModelSpec,
+    shape: &PackageShape,
+    precision: &Precision,
+) -> (Vec<StoredTensor>, u64) {
     let mut offset = 0u64;
     let mut end = 0u64;
     let tables = ROTARY_TABLES.map(|name| {
@@ -117,12 +143,9 @@ pub fn storage(spec: &ModelSpec, shape: &PackageShape) -> (Vec<StoredTensor>, u6
             TensorType::new(ElementType::F32, [shape.max_seq_len, spec.d_head / 2]),
         )
     });
-    let weights = Weight::all(spec).into_iter().map(|weight| {
-        (
-            weight.name(),
-            TensorType::new(shape.dtype, weight.shape(spec)),
-        )
-    });
+    let weights = Weight::all(spec)
+        .into_iter()
+        .flat_map(|weight| precision.tensors(weight, spec, shape.dtype));
     let tensors = weights
         .chain(tables)
         .map(|(name, tensor)| {

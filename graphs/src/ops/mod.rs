@@ -35,6 +35,8 @@ pub enum ElementType {
     BF16,
     /// Signed 64-bit integer.
     I64,
+    /// Unsigned byte.
+    U8,
 }
 
 impl ElementType {
@@ -47,6 +49,7 @@ impl ElementType {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
             Self::I64 => 8,
+            Self::U8 => 1,
         }
     }
 
@@ -57,12 +60,13 @@ impl ElementType {
             Self::F16 => 10,
             Self::BF16 => 16,
             Self::I64 => 7,
+            Self::U8 => 2,
         }
     }
 
     /// The type with this `TensorProto.DataType`.
     pub fn from_onnx(code: i32) -> Option<Self> {
-        [Self::F32, Self::F16, Self::BF16, Self::I64]
+        [Self::F32, Self::F16, Self::BF16, Self::I64, Self::U8]
             .into_iter()
             .find(|t| t.onnx() == code)
     }
@@ -75,6 +79,7 @@ impl fmt::Display for ElementType {
             Self::F16 => "f16",
             Self::BF16 => "bf16",
             Self::I64 => "i64",
+            Self::U8 => "u8",
         })
     }
 }

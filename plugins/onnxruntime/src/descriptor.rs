@@ -116,6 +116,7 @@ impl Descriptor {
             Some(ElementType::F16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
             Some(ElementType::BF16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
             Some(ElementType::I64) => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+            Some(ElementType::U8) => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
             None => ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,
         }
     }

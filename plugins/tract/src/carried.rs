@@ -3,6 +3,7 @@
 
 use crate::TractError;
 use crate::operators::{CACHE_TYPE, ELEMENT_TYPE, ROUND};
+use crate::quantized::{Product, is_product, products};
 use ratplus_graphs::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 };
@@ -66,6 +67,20 @@ pub(crate) fn carry(model: &ModelProto, rounding: Rounding) -> Result<Carried, T
         })
         .collect();
     check_names(graph, &mut errors);
+    let products = products(graph).unwrap_or_else(|found| {
+        errors.extend(found);
+        Vec::new()
+    });
+    let parts: HashSet<_> = products.iter().flat_map(Product::parts).collect();
+    let mut weights: Vec<_> = weights
+        .into_iter()
+        .filter(|(name, _)| !parts.contains(name))
+        .collect();
+    weights.extend(
+        products
+            .iter()
+            .map(|product| (product.blocks.clone(), product.matrix())),
+    );
     let dtypes = value_types(graph, &inputs, &weights);
     if !errors.is_empty() {
         return Err(TractError::Graph(errors));
@@ -80,7 +95,13 @@ pub(crate) fn carry(model: &ModelProto, rounding: Rounding) -> Result<Carried, T
     };
     graph.input = inputs.iter().chain(&weights).map(declared).collect();
     graph.output = outputs.iter().map(declared).collect();
+    let mut quantized = products.iter();
     for node in &mut graph.node {
+        if is_product(node)
+            && let Some(product) = quantized.next()
+        {
+            product.rewrite(node);
+        }
         let to = node.find_attribute("to").and_then(|to| to.i);
         if node.domain == DOMAIN {
             for (name, variable) in [(ELEMENT_TYPE, PortType::T), (CACHE_TYPE, PortType::C)] {
@@ -149,7 +170,8 @@ fn check_names(graph: &GraphProto, errors: &mut Vec<String>) {
     }
     for node in &graph.node {
         let ours = Op::ALL.iter().any(|op| op.name() == node.op_type);
-        if (node.domain == DOMAIN) != ours || !(ours || node.domain.is_empty()) {
+        let other = node.domain.is_empty() || is_product(node);
+        if (node.domain == DOMAIN) != ours || !(ours || other) {
             errors.push(format!(
                 "node `{}`: there is no operator `{}` in domain `{}`",
                 node.name, node.op_type, node.domain

@@ -8,11 +8,14 @@
 //! are therefore rewritten in memory: every such tensor is carried in f32, and every cast to the
 //! type becomes an operator that rounds to the nearest value of the type, ties to even. The
 //! result is what the graph's own roundings give and nothing else.
+//!
+//! Block-wise integers are widened when weights are loaded; their products are f32.
 
 mod carried;
 mod engine;
 mod error;
 mod operators;
+mod quantized;
 #[allow(unsafe_code)]
 mod vectors;
 mod weights;

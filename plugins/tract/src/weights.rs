@@ -1,8 +1,9 @@
 use crate::TractError;
 use crate::carried::{carrier, widen};
+use crate::quantized::{Product, products};
 use ratplus_graphs::onnx::{ModelProto, TensorProto};
 use ratplus_graphs::ops::{ElementType, TensorType};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -29,11 +30,24 @@ impl TractWeights {
     pub fn load(model: &ModelProto, dir: &Path) -> Result<Self, TractError> {
         let mut files = HashMap::new();
         let mut tensors = HashMap::new();
-        let initializers = model.graph.iter().flat_map(|graph| &graph.initializer);
-        for proto in initializers {
-            let loaded = load(proto, dir, &mut files)?;
-            tensors.insert(proto.name.clone(), loaded);
+        let Some(graph) = &model.graph else {
+            return Ok(Self::default());
+        };
+        let products = products(graph).map_err(TractError::Graph)?;
+        let parts: HashSet<_> = products.iter().flat_map(Product::parts).collect();
+        let mut integers = HashMap::new();
+        for proto in &graph.initializer {
+            let (tensor, bytes) = read_tensor(proto, dir, &mut files)?;
+            if parts.contains(&proto.name) {
+                integers.insert(&proto.name, bytes);
+                continue;
+            }
+            let loaded = carried(&tensor, &bytes).map_err(|what| fail(proto, dir, what))?;
+            tensors.insert(proto.name.clone(), (tensor, loaded));
+            // The parts of a product follow one another.
+            widen_products(&products, &mut integers, &mut tensors)?;
         }
+        widen_products(&products, &mut integers, &mut tensors)?;
         Ok(Self { tensors })
     }
 
@@ -55,18 +69,48 @@ impl TractWeights {
     }
 }
 
-fn load(
+fn fail(proto: &TensorProto, dir: &Path, what: String) -> TractError {
+    TractError::Weight {
+        file: dir.join(proto.external_entry("location").unwrap_or_default()),
+        tensor: proto.name.clone(),
+        what,
+    }
+}
+
+/// Widens the matrices whose parts are all there, and lets the parts go.
+fn widen_products(
+    products: &[Product],
+    integers: &mut HashMap<&String, Vec<u8>>,
+    tensors: &mut HashMap<String, (TensorType, Arc<Tensor>)>,
+) -> Result<(), TractError> {
+    for product in products {
+        if !product.parts().all(|part| integers.contains_key(part)) {
+            continue;
+        }
+        let parts: Vec<_> = product
+            .parts()
+            .filter_map(|part| integers.remove(part))
+            .collect();
+        let of_product =
+            |what: String| TractError::Graph(vec![format!("matrix `{}`: {what}", product.blocks)]);
+        let matrix = product.widen(&parts).map_err(of_product)?;
+        let tensor = product.matrix();
+        let loaded = Tensor::from_shape(&tensor.shape, &matrix)
+            .map_err(|error| of_product(error.to_string()))?;
+        tensors.insert(product.blocks.clone(), (tensor, Arc::new(loaded)));
+    }
+    Ok(())
+}
+
+/// Type, shape and bytes of an initializer.
+fn read_tensor(
     proto: &TensorProto,
     dir: &Path,
     files: &mut HashMap<PathBuf, File>,
-) -> Result<(TensorType, Arc<Tensor>), TractError> {
+) -> Result<(TensorType, Vec<u8>), TractError> {
     let location = proto.external_entry("location").unwrap_or_default();
     let path = dir.join(location);
-    let fail = |what: String| TractError::Weight {
-        file: path.clone(),
-        tensor: proto.name.clone(),
-        what,
-    };
+    let fail = |what: String| fail(proto, dir, what);
     let tensor = proto
         .tensor_type()
         .ok_or_else(|| fail(format!("unknown data type {}", proto.data_type)))?;
@@ -101,7 +145,13 @@ fn load(
             bytes.len()
         )));
     }
+    Ok((tensor, bytes))
+}
+
+/// An initializer as tract takes it.
+fn carried(tensor: &TensorType, bytes: &[u8]) -> Result<Arc<Tensor>, String> {
     let loaded = match tensor.dtype {
+        ElementType::U8 => return Err("expected f32, f16, bf16 or i64, found u8".into()),
         ElementType::I64 => {
             let values: Vec<_> = bytes
                 .chunks_exact(8)
@@ -117,8 +167,7 @@ fn load(
             Tensor::from_shape(&tensor.shape, &values)
         }
     };
-    let loaded = loaded.map_err(|error| fail(error.to_string()))?;
-    Ok((tensor, Arc::new(loaded)))
+    loaded.map(Arc::new).map_err(|error| error.to_string())
 }
 
 fn read(file: &mut File, offset: u64, bytes: usize) -> Result<Vec<u8>, String> {

@@ -202,6 +202,7 @@ mod tests {
             max_seq_len: 16,
             dtype: shape.dtype,
             cache_dtype: shape.own_cache_dtype(),
+            precision: Default::default(),
             opset: 18,
             ir_version: 9,
             fallback: Fallback::Function,

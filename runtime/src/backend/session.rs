@@ -441,7 +441,8 @@ fn plan(
         });
     }
     let extra = |index: usize| {
-        let mut known = taps(&manifest.model, &manifest.shape(), lengths[index]);
+        let shape = manifest.shape();
+        let mut known = taps(&manifest.model, &shape, &manifest.precision, lengths[index]);
         let names: Vec<_> = known.iter().map(|(name, _)| name.clone()).collect();
         if let Some(unknown) = options
             .extra_outputs

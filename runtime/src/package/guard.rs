@@ -3,9 +3,10 @@
 
 use prost::Message;
 use ratplus_graphs::manifest::{Engine, Fallback, Manifest, TensorInfo, WEIGHTS_FILE};
-use ratplus_graphs::model::{StoredTensor, domain};
-use ratplus_graphs::onnx::{ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use ratplus_graphs::model::{StoredTensor, Weight, domain};
+use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
+use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored, node_attributes};
 use std::collections::BTreeMap;
 
 /// Decodes an engine's file and checks it against the manifest.
@@ -23,14 +24,15 @@ pub(super) fn decode(
     let problems = check(manifest, engine, storage, &model);
     if problems.is_empty() {
         // Every backend of ours knows the operators by one domain.
+        let custom = |domain: &str| !domain.is_empty() && domain != MICROSOFT_DOMAIN;
         let nodes = model.graph.iter_mut().flat_map(|graph| &mut graph.node);
-        for node in nodes.filter(|node| !node.domain.is_empty()) {
+        for node in nodes.filter(|node| custom(&node.domain)) {
             node.domain = DOMAIN.into();
         }
         for import in model
             .opset_import
             .iter_mut()
-            .filter(|import| !import.domain.is_empty())
+            .filter(|import| custom(&import.domain))
         {
             import.domain = DOMAIN.into();
         }
@@ -70,7 +72,13 @@ fn check(
     values("input", &engine.inputs, &graph.input, &mut problems);
     values("output", &engine.outputs, &graph.output, &mut problems);
     initializers(storage, &graph.initializer, &mut problems);
+    let products = products(manifest);
     for node in &graph.node {
+        if node.domain == MICROSOFT_DOMAIN && node.op_type == MATMUL_NBITS {
+            let expected = products.get(node.input.get(1).map_or("", String::as_str));
+            check_product(node, expected, &mut problems);
+            continue;
+        }
         let custom = (manifest.fallback != Fallback::Inline).then(|| domain(manifest.fallback));
         check_node(node, custom, &mut problems);
     }
@@ -165,6 +173,72 @@ fn initializers(storage: &[StoredTensor], found: &[TensorProto], problems: &mut 
     }
     for name in missing.keys() {
         problems.push(format!("initializer `{name}`: missing"));
+    }
+}
+
+/// What follows the rows in a node whose matrix is block-wise integers, and its attributes.
+struct Product {
+    constants: Vec<String>,
+    attributes: Vec<AttributeProto>,
+}
+
+/// Every such node of the package by its first constant.
+fn products(manifest: &Manifest) -> BTreeMap<String, Product> {
+    let mut products = BTreeMap::new();
+    for weight in Weight::all(&manifest.model) {
+        let stored = manifest.precision.stored(weight, manifest.dtype);
+        let shape = weight.shape(&manifest.model);
+        let (Stored::Blocks(quantization), &[outputs, inputs]) = (stored, &*shape) else {
+            continue;
+        };
+        for plane in quantization.planes() {
+            let tensors = plane.tensors(quantization, &weight.name(), [outputs, inputs]);
+            let constants: Vec<_> = tensors.into_iter().map(|(name, _)| name).collect();
+            let attributes = node_attributes(quantization, [outputs, inputs]);
+            let product = Product {
+                constants: constants.clone(),
+                attributes,
+            };
+            products.extend(constants.into_iter().next().map(|name| (name, product)));
+        }
+    }
+    products
+}
+
+/// Sizes in attributes decide what a runtime reads of the constants.
+fn check_product(node: &NodeProto, expected: Option<&Product>, problems: &mut Vec<String>) {
+    let Some(expected) = expected else {
+        problems.push(format!(
+            "node `{}`: its matrix `{}` is not one that the manifest has as integers",
+            node.name,
+            node.input.get(1).map_or("", String::as_str)
+        ));
+        return;
+    };
+    if node.input[1..] != expected.constants[..] || node.output.len() != 1 {
+        problems.push(format!(
+            "node `{}`: expected one output and, after the rows, the inputs {}, found {}",
+            node.name,
+            expected.constants.join(", "),
+            node.input[1..].join(", ")
+        ));
+    }
+    let mut attributes = node.attribute.clone();
+    attributes.sort_by(|a, b| a.name.cmp(&b.name));
+    if attributes != expected.attributes {
+        let show = |list: &[AttributeProto]| {
+            let one = |found: &AttributeProto| match found.i {
+                Some(value) => format!("{}={value}", found.name),
+                None => format!("{} of another type", found.name),
+            };
+            list.iter().map(one).collect::<Vec<_>>().join(" ")
+        };
+        problems.push(format!(
+            "node `{}`: expected the attributes {} for the model's sizes, found {}",
+            node.name,
+            show(&expected.attributes),
+            show(&attributes)
+        ));
     }
 }
 

@@ -94,7 +94,8 @@ impl Package {
             )
         })?;
         let contents = files.load(&manifest, options).map_err(fail)?;
-        let (storage, weights_bytes) = storage(&manifest.model, &manifest.shape());
+        let (storage, weights_bytes) =
+            storage(&manifest.model, &manifest.shape(), &manifest.precision);
         let mut problems = Vec::new();
         if contents.weights.len() as u64 != weights_bytes {
             problems.push(format!(

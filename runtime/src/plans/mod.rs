@@ -110,6 +110,10 @@ impl Needs {
                  functions to stand for them; export it with `--fallback function` or \
                  `--fallback inline`",
             ),
+            (Some(_), _) if manifest.precision.quantization.is_some() => refused(
+                "TensorRT has no such products, and the package's weights are block-wise integers of \
+                 ONNX Runtime's; export it without --quantize",
+            ),
             (Some(product), fallback) => {
                 let plugins = product == Product::TensorRt && fallback != Fallback::Inline;
                 let shape = manifest.shape();
@@ -317,6 +321,8 @@ pub(crate) fn kind(dtype: ElementType) -> ElementKind {
         ElementType::F16 => ElementKind::F16,
         ElementType::BF16 => ElementKind::BF16,
         ElementType::I64 => ElementKind::I64,
+        // `nvinfer1::DataType::kUINT8`.
+        ElementType::U8 => ElementKind::Other(5),
     }
 }
 

@@ -34,7 +34,7 @@ impl Verifier<'_> {
         });
         let relative = roundings[0].max(roundings[1]);
         let width = manifest.model.d_model;
-        let names: Vec<_> = model::taps(&manifest.model, &shape, 1)
+        let names: Vec<_> = model::taps(&manifest.model, &shape, &manifest.precision, 1)
             .into_iter()
             .map(|(name, _)| name)
             .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)

@@ -5,6 +5,10 @@
 //! tolerance comes from [`ratplus_graphs::tolerance`]: a fraction of the largest golden logit in
 //! f32; where activations or cache are f16 or bf16, twice the error that tract makes with the
 //! same roundings.
+//!
+//! A package of block-wise integers is another model than its golden file's: how far the two are
+//! apart is [`QuantizationError`], measured and held to nothing. What backends are held to is tract
+//! in f32 with the same integers, as closely as without them.
 
 mod compare;
 mod diverge;
@@ -15,13 +19,14 @@ mod turn;
 
 pub use compare::{Differences, Worst};
 pub use golden::{Golden, GoldenError, GoldenTap};
-pub use report::{Implementations, Row, Skip, VerifyReport};
+pub use report::{Implementations, QuantizationError, Row, Skip, VerifyReport};
 pub use route::{Route, Step};
 use turn::{Seen, turns};
 
 use crate::backend::{BackendError, BackendKind, Session, SessionOptions};
 use crate::package::Package;
 use ratplus_graphs::tolerance::{F32_LOGIT, NAIVE_ROUNDING_FACTOR};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -76,14 +81,22 @@ pub fn verify(
         progress,
         naive: BTreeMap::new(),
     };
-    let made;
+    let quantized = package.manifest().precision.quantization.is_some();
+    let mut quantization = None;
     let (golden, golden_source) = match golden {
-        Some(golden) => (golden, "golden file".to_owned()),
-        None => {
-            made = verifier.reference_golden()?;
-            (&made, "tract in f32 without rounding".to_owned())
+        Some(file) if quantized => {
+            let exact = verifier.exact(file)?;
+            quantization = Some(QuantizationError::between(file, &exact));
+            let source = "tract in f32 with the same integers, on the golden file's tokens";
+            (Cow::Owned(exact), source)
         }
+        Some(file) => (Cow::Borrowed(file), "golden file"),
+        None => (
+            Cow::Owned(verifier.reference_golden()?),
+            "tract in f32 without rounding",
+        ),
     };
+    let golden = golden.as_ref();
     let explicit = !options.backends.is_empty();
     let mut backends = if explicit {
         options.backends.clone()
@@ -113,10 +126,11 @@ pub fn verify(
         tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
         dtype: manifest.dtype,
         cache_dtype: manifest.shape().cache_dtype,
-        types: manifest.shape().types(),
+        types: manifest.types(),
         fallback: manifest.fallback,
         batch: manifest.batch,
-        golden: golden_source,
+        golden: golden_source.into(),
+        quantization,
         sequences: golden.batch(),
         seq_len: golden.seq_len(),
         largest_logit: golden.largest_logit(),
@@ -267,24 +281,40 @@ impl Verifier<'_> {
                     .collect()
             })
             .collect();
-        let mut golden = Golden {
-            logits: vec![0.0; tokens.len() * total * vocab],
+        self.exact(&Golden {
+            logits: Vec::new(),
             tokens,
             positions: (0..total).collect(),
             vocab_size: vocab,
             taps: Vec::new(),
-        };
+        })
+    }
+
+    /// What tract makes of a golden file's tokens one by one, without rounding, at its positions
+    /// and taps.
+    fn exact(&mut self, like: &Golden) -> Result<Golden, VerifyError> {
         (self.progress)("reference: tract, decode");
-        let mut session = self.open(BackendKind::Tract, Vec::new(), true)?;
-        let mut logits = std::mem::take(&mut golden.logits);
-        self.drive(&mut session, &golden, Route::Decode, &mut |seen| {
+        let (total, vocab) = (like.seq_len(), like.vocab_size);
+        let layers = self.package.manifest().model.num_layers;
+        let names: Vec<_> = like.taps.iter().map(|tap| tap.graph_name(layers)).collect();
+        let mut session = self.open(BackendKind::Tract, names.clone(), true)?;
+        let mut exact = like.clone();
+        exact.logits = vec![0.0; like.batch() * like.positions.len() * vocab];
+        self.drive(&mut session, like, Route::Decode, &mut |seen| {
             seen.each_logits(&mut |sequence, position, row| {
-                let start = (sequence * total + position) * vocab;
-                logits[start..start + vocab].copy_from_slice(row);
+                if let Ok(index) = like.positions.binary_search(&position) {
+                    let start = (sequence * like.positions.len() + index) * vocab;
+                    exact.logits[start..start + vocab].copy_from_slice(row);
+                }
             });
+            for (tap, name) in exact.taps.iter_mut().zip(&names) {
+                for (sequence, position, row) in seen.tap(name, tap.width) {
+                    let start = (sequence * total + position) * tap.width;
+                    tap.values[start..start + tap.width].copy_from_slice(&row);
+                }
+            }
         })?;
-        golden.logits = logits;
-        Ok(golden)
+        Ok(exact)
     }
 
     fn verify_backend(
@@ -407,7 +437,7 @@ impl Verifier<'_> {
         seconds: f64,
     ) -> Result<Row, VerifyError> {
         let exact = F32_LOGIT * scale;
-        let types = self.package.manifest().shape().types();
+        let types = self.package.manifest().types();
         let (tolerance, source) = if !self.low_precision() {
             (exact, format!("{F32_LOGIT:e} x the largest golden value"))
         } else if backend == BackendKind::Tract {

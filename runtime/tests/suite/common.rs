@@ -12,6 +12,7 @@ use ratplus_graphs::model::{GraphOptions, ROTARY_TABLES, build, rotary_row, stor
 use ratplus_graphs::onnx::{IR_VERSION, OPSET};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
 use ratplus_runtime::ort_library;
@@ -28,6 +29,7 @@ pub struct Options {
     pub logits: LogitsMode,
     pub batch: usize,
     pub lengths: &'static [usize],
+    pub quantization: Option<Quantization>,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             logits: LogitsMode::Last,
             batch: 2,
             lengths: &[1, 4, 16],
+            quantization: None,
         }
     }
 }
@@ -85,7 +88,12 @@ pub fn write_spec(
         logits,
         batch,
         lengths,
+        quantization,
     } = options;
+    let precision = Precision {
+        quantization,
+        ..Precision::default()
+    };
     let shape = PackageShape {
         batch,
         max_seq_len,
@@ -93,12 +101,13 @@ pub fn write_spec(
         cache_dtype: cache_dtype.unwrap_or(dtype),
         logits,
     };
-    let (tensors, size) = storage(&spec, &shape);
+    let (tensors, size) = storage(&spec, &shape, &precision);
     let mut weights = vec![0u8; size as usize];
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     for stored in &tensors {
         let table = ROTARY_TABLES.contains(&stored.name.as_str());
         let norm = stored.tensor.shape.len() == 1;
+        let scale = stored.name.ends_with(".scales");
         let fan_in = *stored.tensor.shape.last().unwrap() as f32;
         let values: Vec<f32> = if table {
             (0..max_seq_len)
@@ -107,7 +116,9 @@ pub fn write_spec(
         } else {
             let one = |rng: &mut ChaCha8Rng| {
                 let value = rng.random_range(-1.0f32..1.0);
-                if norm {
+                if scale {
+                    0.02 + 0.01 * value
+                } else if norm {
                     1.0 + 0.1 * value
                 } else {
                     2.0 * value / fan_in.sqrt()
@@ -126,6 +137,7 @@ pub fn write_spec(
                 .iter()
                 .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
                 .collect(),
+            ElementType::U8 => values.iter().map(|v| v.to_bits() as u8).collect(),
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
         weights[stored.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
@@ -134,6 +146,7 @@ pub fn write_spec(
     for &seq_len in lengths {
         let graph = GraphOptions {
             spec: &spec,
+            precision: &precision,
             shape,
             seq_len,
             fallback,
@@ -155,6 +168,7 @@ pub fn write_spec(
         max_seq_len,
         dtype,
         cache_dtype: shape.own_cache_dtype(),
+        precision,
         opset: OPSET,
         ir_version: IR_VERSION,
         fallback,

@@ -8,4 +8,5 @@ mod emulated;
 mod generate;
 mod package;
 mod plans;
+mod quantized;
 mod session;

@@ -118,7 +118,7 @@ fn caches_of_a_type_of_their_own() {
             ..Options::default()
         });
         let manifest = fixture.package.manifest();
-        let what = manifest.shape().types();
+        let what = manifest.types();
         for kind in [BackendKind::OrtCuda, BackendKind::TensorRt] {
             let error = Session::open(&fixture.package, kind, &SessionOptions::default());
             let error = error.err().unwrap().to_string();

@@ -52,7 +52,7 @@ impl Cpu {
             match call.types.element {
                 ElementType::F16 => self.run_as::<half::f16>(call),
                 ElementType::BF16 => self.run_as::<half::bf16>(call),
-                ElementType::F32 | ElementType::I64 => self.run_as::<f32>(call),
+                ElementType::F32 | ElementType::I64 | ElementType::U8 => self.run_as::<f32>(call),
             }
         }
     }
@@ -72,7 +72,7 @@ impl Cpu {
                 match call.types.cache {
                     ElementType::F16 => self.attend::<T, half::f16>(call, plan, &threads),
                     ElementType::BF16 => self.attend::<T, half::bf16>(call, plan, &threads),
-                    ElementType::F32 | ElementType::I64 => {
+                    ElementType::F32 | ElementType::I64 | ElementType::U8 => {
                         self.attend::<T, f32>(call, plan, &threads)
                     }
                 }

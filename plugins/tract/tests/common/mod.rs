@@ -13,6 +13,7 @@ use ratplus_graphs::manifest::{
 use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, Weight};
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::ops::{ElementType, TensorType};
+use ratplus_graphs::precision::Precision;
 use ratplus_graphs::spec::ModelSpec;
 use ratplus_reference::full::{self, FullAttention};
 use ratplus_tract::{Rounding, TensorRef, TractEngine, TractWeights};
@@ -67,7 +68,7 @@ fn push(bytes: &mut Vec<u8>, dtype: ElementType, value: f32) {
 
 /// Writes the weights file of a package.
 pub fn write_weights(spec: &ModelSpec, shape: &PackageShape, weights: &Weights, dir: &Path) {
-    let (stored, length) = model::storage(spec, shape);
+    let (stored, length) = model::storage(spec, shape, &Precision::default());
     let mut bytes = Vec::new();
     for tensor in stored {
         bytes.resize(tensor.offset as usize, 0);
@@ -105,6 +106,7 @@ impl Package {
     pub fn graph(&self, seq_len: usize, fallback: Fallback) -> ModelProto {
         model::build(&GraphOptions {
             spec: &self.spec,
+            precision: &Precision::default(),
             shape: self.shape,
             seq_len,
             fallback,
@@ -136,10 +138,11 @@ impl Package {
             .iter()
             .map(|&length| {
                 let mut graph = self.graph(length, fallback);
-                let tapped: Vec<_> = model::taps(&self.spec, &self.shape, length)
-                    .into_iter()
-                    .filter(|(name, _)| taps.contains(&name.as_str()))
-                    .collect();
+                let tapped: Vec<_> =
+                    model::taps(&self.spec, &self.shape, &Precision::default(), length)
+                        .into_iter()
+                        .filter(|(name, _)| taps.contains(&name.as_str()))
+                        .collect();
                 assert_eq!(tapped.len(), taps.len(), "{taps:?}");
                 model::add_outputs(&mut graph, &tapped);
                 let engine = TractEngine::with_rounding(&graph, &weights, rounding)

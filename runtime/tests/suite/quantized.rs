@@ -1,0 +1,198 @@
+//! Packages of block-wise integers.
+
+use crate::common::{
+    MAX_SEQ_LEN, Options, backends, fixture, info, open, tokens, write_manifest, write_package,
+};
+use prost::Message;
+use ratplus_graphs::manifest::{Fallback, LogitsMode};
+use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto};
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::precision::{MATMUL_NBITS, Quantization};
+use ratplus_graphs::tolerance::F32_LOGIT;
+use ratplus_runtime::backend::{BackendKind, SessionOptions};
+use ratplus_runtime::package::Package;
+use ratplus_runtime::plans::{self, BuildOptions};
+use ratplus_runtime::verify::{VerifyOptions, verify};
+
+fn quantized(bits: u32, block_size: usize, symmetric: bool) -> Options {
+    Options {
+        quantization: Some(Quantization {
+            bits,
+            block_size,
+            symmetric,
+        }),
+        logits: LogitsMode::All,
+        ..Options::default()
+    }
+}
+
+/// Rows of 24 and 96 weights: blocks that end within a row's last one, or at its end.
+#[test]
+fn backends_agree_as_closely_as_on_the_values() {
+    for (bits, block_size, symmetric) in [
+        (4, 16, true),
+        (4, 32, false),
+        (4, 256, true),
+        (8, 16, false),
+        (8, 32, true),
+    ] {
+        for dtype in [ElementType::F32, ElementType::BF16] {
+            let options = Options {
+                dtype,
+                ..quantized(bits, block_size, symmetric)
+            };
+            let fixture = fixture(options);
+            let report = verify(
+                &fixture.package,
+                None,
+                &VerifyOptions {
+                    backends: backends(Fallback::Function),
+                    chunks: Vec::new(),
+                    session: SessionOptions::default(),
+                    tokens: MAX_SEQ_LEN,
+                    seed: 5,
+                },
+                &mut |_| {},
+            )
+            .unwrap();
+            assert!(report.passed, "{}: {:?}", report.types, report.rows);
+            assert!(
+                report.types.contains(&format!("int{bits}")),
+                "{}",
+                report.types
+            );
+            // Against itself without rounding there is nothing that integers could cost.
+            assert!(report.quantization.is_none());
+            if dtype == ElementType::F32 {
+                let held = F32_LOGIT * report.largest_logit;
+                assert!(report.rows.iter().all(|row| row.tolerance <= held));
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_are_not_ignored() {
+    let [a, b] = [4, 8].map(|bits| fixture(quantized(bits, 32, true)));
+    let prompt: Vec<i64> = tokens(3, 4).into_iter().map(i64::from).collect();
+    let logits = |fixture| {
+        let mut session = open(fixture, BackendKind::Tract);
+        let ids: Vec<_> = prompt.iter().chain(&[0; 4]).copied().collect();
+        let step = session.run(4, &ids, &[4, 0]).unwrap();
+        step.last_logits(0).unwrap().to_vec()
+    };
+    assert_ne!(logits(&a), logits(&b));
+}
+
+#[test]
+fn engine_plans_are_refused_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    write_package(dir.path(), quantized(4, 32, true), 1);
+    let package = Package::open(dir.path()).unwrap();
+    for backend in [BackendKind::TensorRt, BackendKind::TensorRtRtx] {
+        let built = plans::build(&package, backend, &BuildOptions::default(), &mut |_| {});
+        let error = built.err().unwrap().to_string();
+        assert!(error.contains("without --quantize"), "{error}");
+    }
+}
+
+/// Replaces an engine's graph, checksum included: only the guard can object.
+fn refuse(expected: &str, change: impl FnOnce(&mut ModelProto)) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manifest = write_package(dir.path(), quantized(8, 32, true), 1);
+    let file = manifest.engines[1].file.clone();
+    let path = dir.path().join(&file);
+    let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
+    change(&mut model);
+    let bytes = model.encode_to_vec();
+    manifest.files.insert(file.clone(), info(&bytes));
+    std::fs::write(path, bytes).unwrap();
+    write_manifest(dir.path(), &manifest);
+    let error = Package::open(dir.path()).err().unwrap();
+    let problems: Vec<_> = error.problems.iter().map(String::as_str).collect();
+    assert_eq!(problems, [format!("{file}: {expected}")]);
+}
+
+fn product(model: &mut ModelProto) -> &mut NodeProto {
+    let mut nodes = model.graph.iter_mut().flat_map(|graph| &mut graph.node);
+    nodes.find(|node| node.op_type == MATMUL_NBITS).unwrap()
+}
+
+/// An operator that reads as many bytes as its attributes say must not be told more than there are.
+#[test]
+fn sizes_that_are_not_the_matrix_s_are_refused() {
+    let name = "backbone.layers.0.seq_layer.in_proj.weight";
+    let node = "layers.0.seq.matmulnbits_12";
+    let attributes = |n: &str| {
+        format!(
+            "node `{node}`: expected the attributes K=24 N=120 accuracy_level=1 \
+             bits=4 block_size=32 for the model's sizes, found {n}"
+        )
+    };
+    let set = |name: &'static str, value: i64| {
+        move |model: &mut ModelProto| {
+            let attributes = &mut product(model).attribute;
+            attributes.retain(|attribute| attribute.name != name);
+            attributes.push(AttributeProto::int(name, value));
+        }
+    };
+    let rest = "accuracy_level=1 bits=4 block_size=32";
+    refuse(&attributes(&format!("K=4096 N=120 {rest}")), set("K", 4096));
+    refuse(&attributes(&format!("K=24 N=-1 {rest}")), set("N", -1));
+    refuse(
+        &attributes("K=24 N=120 accuracy_level=1 bits=8 block_size=32"),
+        set("bits", 8),
+    );
+    refuse(
+        &attributes(&format!("K=24 N=120 {rest} more=1")),
+        set("more", 1),
+    );
+    let inputs = |found: &str| {
+        format!(
+            "node `{node}`: expected one output and, after the rows, the inputs {name}.high.blocks, \
+             {name}.high.scales, found {found}"
+        )
+    };
+    refuse(&inputs(&format!("{name}.high.blocks, rope.cos")), |model| {
+        product(model).input[2] = "rope.cos".into();
+    });
+    refuse(&inputs(&format!("{name}.high.blocks")), |model| {
+        product(model).input.truncate(2);
+    });
+    refuse(
+        &format!(
+            "node `{node}`: its matrix `embedding.wte.weight` is not one that the manifest has as integers"
+        ),
+        |model| product(model).input[1] = "embedding.wte.weight".into(),
+    );
+    refuse(
+        &format!("node `{node}`: operator `com.microsoft.Other` is not one a package may use here"),
+        |model| product(model).op_type = "Other".into(),
+    );
+}
+
+/// In a package without integers the operator is a stranger's.
+#[test]
+fn plain_packages_have_no_such_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut manifest = write_package(dir.path(), Options::default(), 1);
+    let file = manifest.engines[1].file.clone();
+    let path = dir.path().join(&file);
+    let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
+    let nodes = &mut model.graph.as_mut().unwrap().node;
+    let gemm = nodes
+        .iter_mut()
+        .find(|node| node.op_type == "Gemm")
+        .unwrap();
+    gemm.domain = "com.microsoft".into();
+    gemm.op_type = MATMUL_NBITS.into();
+    let bytes = model.encode_to_vec();
+    manifest.files.insert(file, info(&bytes));
+    std::fs::write(path, bytes).unwrap();
+    write_manifest(dir.path(), &manifest);
+    let error = Package::open(dir.path()).err().unwrap().to_string();
+    assert!(
+        error.contains("is not one that the manifest has as integers"),
+        "{error}"
+    );
+}

@@ -1,0 +1,176 @@
+"""Quantised packages: the integers are the checkpoint's, their products what their values say, in
+every ONNX Runtime that has the operator."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from conftest import golden_case
+from ort_driver import Package, chunked
+from safetensors.numpy import load_file
+from test_ort_plugin_process import other_version
+
+KINDS = [
+    ("--quantize", "int4"),
+    ("--quantize", "int4", "--asymmetric", "--block-size", "16"),
+    ("--quantize", "int8", "--block-size", "64"),
+    ("--quantize", "int8", "--asymmetric"),
+]
+IDS = ["int4", "int4-asymmetric", "int8", "int8-asymmetric"]
+CASE = "d16_w20_i4"
+LINEAR = ("in_proj", "out_proj", "fc1", "fc2", "lm_head")
+
+
+def initializers(directory):
+    model = onnx.load(directory / "decode.onnx")
+    return model, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def nibbles(array):
+    """The lower half of every byte, then the upper, along the last axis."""
+    return np.stack([array & 15, array >> 4], -1).reshape(*array.shape[:-1], -1).astype(np.int64)
+
+
+def matrix(node, tensors):
+    """The f64 matrix of a node, as ONNX Runtime documents the operator."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    rows, columns = attributes["N"], attributes["K"]
+    blocks, scales = tensors[node.input[1]], tensors[node.input[2]]
+    count = blocks.shape[1]
+    assert blocks.shape == (rows, -(-columns // attributes["block_size"]), attributes["block_size"] // 2)
+    zero = np.full((rows, count), 8)
+    if len(node.input) == 4:
+        zero = nibbles(tensors[node.input[3]].reshape(rows, -1))[:, :count]
+    values = (nibbles(blocks) - zero[:, :, None]) * scales.reshape(rows, count, 1).astype(np.float64)
+    return values.reshape(rows, -1)[:, :columns]
+
+
+def matrices(directory):
+    """Every quantised weight of a package by its name."""
+    model, tensors = initializers(directory)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            assert node.domain == "com.microsoft"
+            name = node.input[1].removesuffix(".blocks").removesuffix(".high").removesuffix(".low")
+            found[name] = found.get(name, 0) + matrix(node, tensors)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+def test_integers_are_the_checkpoints_weights(export_case, tmp_path, kind):
+    report = tmp_path / "report.json"
+    directory = export_case(CASE, more=(*kind, "--report", report))
+    weights = load_file(golden_case(CASE).checkpoint)
+    found = matrices(directory)
+    assert sorted(found) == sorted(name for name in weights if name.split(".")[-2] in LINEAR)
+    reported = {entry["name"]: entry for entry in json.loads(report.read_text())}
+    assert reported.keys() == found.keys()
+    bits = 4 if "int4" in kind else 8
+    for name, values in found.items():
+        weight = weights[name].astype(np.float64)
+        error = np.sqrt(((values - weight) ** 2).mean() / (weight**2).mean())
+        # Uniform steps over twice the largest of 16 to 64 values: some 9 % in 4 bits.
+        assert error < (0.11 if bits == 4 else 0.008), name
+        assert error == pytest.approx(reported[name]["relative_error"], rel=1e-3)
+        assert np.abs(values - weight).max() == pytest.approx(reported[name]["max_error"], rel=1e-3)
+        assert reported[name]["shape"] == list(weight.shape)
+
+
+def test_kept_layers_are_stored_in_f32(export_case):
+    directory = export_case(CASE, dtype="bf16", more=("--quantize", "int4", "--keep-f32", "0,head"))
+    weights = load_file(golden_case(CASE).checkpoint)
+    model, tensors = initializers(directory)
+    kept = [name for name in weights if name.startswith(("backbone.layers.0.", "backbone.ln.", "head."))]
+    assert len(kept) == 8
+    for name in kept:
+        np.testing.assert_array_equal(tensors[name], weights[name].astype(np.float32))
+    assert set(matrices(directory)).isdisjoint(kept)
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert types["embedding.wte.weight"] == types["backbone.layers.1.hidden_layer.ln.weight"] == onnx.TensorProto.BFLOAT16
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=IDS)
+def test_products_are_those_of_the_values(export_case, ort_library, f32_tolerance, kind):
+    # The same package with the integers' values in place of the checkpoint's weights, in f32.
+    directory = export_case(CASE, more=kind)
+    plain = Package(export_case(CASE), ort_library, None)
+    tokens = golden_case(CASE).golden()["tokens"]
+    quantized = Package(directory, ort_library, None).run(tokens, chunked(tokens.shape[1]))
+    before = plain.run(tokens, chunked(tokens.shape[1]))
+    restored = Package(with_values(export_case(CASE), directory), ort_library, None)
+    expected = restored.run(tokens, chunked(tokens.shape[1]))
+    scale = np.abs(expected).max()
+    assert np.abs(quantized - expected).max() <= f32_tolerance * scale
+    # Which is not because the integers lose nothing.
+    assert np.abs(expected - before).max() > 20 * f32_tolerance * scale or "int8" in kind
+
+
+def with_values(plain, quantized):
+    """A copy of a plain package whose weights file holds the integers' values."""
+    directory = quantized.parent / f"{quantized.name}-values"
+    if directory.exists():
+        return directory
+    shutil.copytree(plain, directory)
+    model = onnx.load(directory / "decode.onnx", load_external_data=False)
+    data = bytearray((directory / "weights.bin").read_bytes())
+    values = matrices(quantized)
+    for tensor in model.graph.initializer:
+        if tensor.name in values:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            array = values[tensor.name].astype(np.float32).tobytes()
+            assert len(array) == int(place["length"])
+            data[int(place["offset"]) : int(place["offset"]) + len(array)] = array
+    (directory / "weights.bin").write_bytes(data)
+    return directory
+
+
+DECODE = """
+import json, sys, numpy as np, onnxruntime as ort
+directory, tokens, out = sys.argv[1:]
+options = ort.SessionOptions()
+options.log_severity_level = 3
+session = ort.InferenceSession(directory + "/decode.onnx", options, ["CPUExecutionProvider"])
+tokens = np.load(tokens)
+batch = len(tokens)
+engine = json.load(open(directory + "/manifest.json"))["engines"][0]
+states = {t["name"]: np.zeros(t["shape"], np.float32) for t in engine["inputs"][3:]}
+rows = []
+for position in range(tokens.shape[1]):
+    feeds = {
+        "input_ids": tokens[:, position : position + 1],
+        "past_length": np.full(batch, position, np.int64),
+        "seq_length": np.ones(batch, np.int64),
+    }
+    logits, *presents = session.run([t["name"] for t in engine["outputs"]], feeds | states)
+    states = dict(zip(states, presents))
+    rows.append(logits)
+np.save(out, np.concatenate(rows, 1))
+print(ort.__version__)
+"""
+
+
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[2]], ids=[IDS[1], IDS[2]])
+def test_older_runtimes_have_the_operator(export_case, f32_tolerance, tmp_path, kind, version):
+    directory = export_case(CASE, more=kind)
+    tokens = golden_case(CASE).golden()["tokens"][:, :40]
+    np.save(tmp_path / "tokens.npy", tokens)
+    results = []
+    for packages in (None, other_version(version)):
+        out = tmp_path / "logits.npy"
+        environment = os.environ | ({"PYTHONPATH": str(packages)} if packages else {})
+        command = [sys.executable, "-c", DECODE, directory, tmp_path / "tokens.npy", out]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+        results.append((done.stdout.strip(), np.load(out)))
+    (newest, expected), (older, found) = results
+    assert older.startswith(version + ".") and newest == ort.__version__ != older
+    assert expected.shape == found.shape == (*tokens.shape, 97)
+    assert np.abs(found - expected).max() <= f32_tolerance * np.abs(expected).max()
