@@ -7,7 +7,7 @@ use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use std::fs::File;
 use std::io::{BufWriter, Result, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model of a released size: `1.5b`, `2.6b` or `7.6b`.
 pub fn released(name: &str) -> Option<ModelSpec> {
@@ -37,10 +37,43 @@ pub fn released(name: &str) -> Option<ModelSpec> {
 /// # Errors
 /// The file cannot be written.
 pub fn write_safetensors(spec: &ModelSpec, path: &Path) -> Result<()> {
+    write_weights(spec, &Weight::all(spec), path)
+}
+
+/// The same in `count` files of about the same size and their index, whose path is returned.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn write_shards(spec: &ModelSpec, dir: &Path, count: usize) -> Result<PathBuf> {
     let weights = Weight::all(spec);
+    let bytes = |weight: &Weight| 2 * weight.shape(spec).iter().product::<usize>();
+    let total: usize = weights.iter().map(bytes).sum();
+    let mut shards = vec![Vec::new(); count];
+    let mut before = 0;
+    for weight in weights {
+        shards[before * count / total].push(weight);
+        before += bytes(&weight);
+    }
+    let mut map = serde_json::Map::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        map.extend(
+            shard
+                .iter()
+                .map(|weight| (weight.name(), file.clone().into())),
+        );
+        write_weights(spec, shard, &dir.join(file))?;
+    }
+    let index = dir.join("model.safetensors.index.json");
+    let json = serde_json::json!({"metadata": {"total_size": total}, "weight_map": map});
+    std::fs::write(&index, json.to_string())?;
+    Ok(index)
+}
+
+fn write_weights(spec: &ModelSpec, weights: &[Weight], path: &Path) -> Result<()> {
     let mut header = serde_json::Map::new();
     let mut offset = 0usize;
-    for weight in &weights {
+    for weight in weights {
         let shape = weight.shape(spec);
         let end = offset + 2 * shape.iter().product::<usize>();
         let entry =
@@ -54,7 +87,7 @@ pub fn write_safetensors(spec: &ModelSpec, path: &Path) -> Result<()> {
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-    for weight in &weights {
+    for weight in weights {
         let shape = weight.shape(spec);
         let columns = shape.last().copied().unwrap_or(1);
         // A table of values keeps the generator out of the way of the disk.
