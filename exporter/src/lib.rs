@@ -20,7 +20,7 @@ pub mod synthetic;
 use checkpoint::CheckpointError;
 use std::path::{Path, PathBuf};
 
-/// Why an export did not happen. Nothing was left behind.
+/// Why an export did not happen. Nothing was left behind, but where a variant says so.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
     /// Options that cannot work.
@@ -41,6 +41,38 @@ pub enum ExportError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The package is in its place, but what comes after that failed.
+    #[error(
+        "{}: the new package is in place, but cannot {action} {}: {source}; check the disk, and what is \
+         left goes with the next export there",
+        target.display(),
+        path.display()
+    )]
+    Published {
+        /// The package.
+        target: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Neither package has the target's name.
+    #[error(
+        "cannot rename a package into place at {}: {source}; the one that was there lies whole in {}: \
+         export again, which moves it back first, or move it yourself",
+        target.display(),
+        old.display()
+    )]
+    SetAside {
+        /// Where nothing is now.
+        target: PathBuf,
+        /// The package that was there.
+        old: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },

@@ -4,7 +4,7 @@ use crate::ExportError;
 use crate::checkpoint::{Checkpoint, ReadOptions, Reader};
 use crate::official::Source;
 use crate::plan::ExportPlan;
-use crate::publish::{HashingWriter, Staging};
+use crate::publish::{HashingWriter, Staging, clear_left_over};
 use crate::quantize::{NotFinite, QuantizedWeight, Quantizer};
 use prost::Message;
 use ratplus_graphs::manifest::{self, Fallback, FileInfo, LayerCache, Manifest, PackageShape};
@@ -278,17 +278,20 @@ pub struct Written {
 }
 
 /// Writes the package to `target`, replacing a package that is there. Until everything is
-/// written and synced, `target` stays as it was.
+/// written and synced, `target` stays as it was. What exports to it that were cut off have left is
+/// cleared first; see [`ratplus_graphs::staging`].
 ///
 /// # Errors
 /// Options are wrong, `target` holds something that is not a package or has too little room, a weight
-/// cannot be read, or a file cannot be written. Nothing is left behind.
+/// cannot be read, or a file cannot be written. Nothing is left behind, but where the error says so.
 pub fn write(
     target: &Path,
     options: &PackageOptions,
     source: &mut dyn WeightSource,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Written, ExportError> {
+    // First: what it removes is room.
+    clear_left_over(target)?;
     let plan = ExportPlan::new(target, options)?;
     plan.check_room(target)?;
     let staging = Staging::beside(target)?;

@@ -11,6 +11,7 @@
 //! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
 //! - [`manifest`]: `manifest.json`, where the exporter and the runtime meet.
 //! - [`plans`]: what the manifest says about engine plans built from the package.
+//! - [`staging`]: folders beside a package while it is written.
 //! - [`tolerance`]: what counts as equal.
 //!
 //! Every other crate is generated from this one or tested against it.
@@ -26,4 +27,5 @@ pub mod pattern;
 pub mod plans;
 pub mod precision;
 pub mod spec;
+pub mod staging;
 pub mod tolerance;

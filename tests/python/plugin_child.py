@@ -2,9 +2,11 @@
 
     plugin_child.py LIBRARY run DIRECTORY       every case: case.onnx on case.npz, to case.out.npz
     plugin_child.py LIBRARY cycles MODEL INPUTS COUNT
+    plugin_child.py LIBRARY thread_exit MODEL INPUTS COUNT
     plugin_child.py LIBRARY soak MODEL INPUTS COUNT
     plugin_child.py LIBRARY faults DIRECTORY    models that fail, then one that works
     plugin_child.py LIBRARY fork MODEL INPUTS
+    plugin_child.py LIBRARY threads DIRECTORY THREADS COUNT     every case in a session that all threads share
 
 The last line is a JSON object.
 """
@@ -14,6 +16,7 @@ import json
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,10 @@ def make_session(library, model, threads=2):
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
+    if "RATPLUS_NO_ARENA" in os.environ:
+        # Every tensor its own allocation, which a sanitizer watches.
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     options.register_custom_ops_library(library)
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
@@ -62,6 +69,62 @@ def cycles(library, model, inputs, count):
             early = resident_kib()
     gc.collect()
     return {"cycles": count - count // 4, "growth_kib": resident_kib() - early}
+
+
+def thread_exit(library, model, inputs, count):
+    """Threads that ran the operator end after the session, and with it the library, is gone."""
+    inputs, ended = load(inputs), 0
+    for _ in range(int(count)):
+        session, ran, unloaded = make_session(library, model), threading.Barrier(5), threading.Event()
+
+        def work(session):
+            session.run(None, inputs)
+            del session
+            ran.wait()
+            unloaded.wait()
+
+        threads = [threading.Thread(target=work, args=(session,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        # Its threads hold it until they have run.
+        del session
+        ran.wait()
+        threads_alive = sum(thread.is_alive() for thread in threads)
+        gc.collect()
+        unloaded.set()
+        for thread in threads:
+            thread.join()
+        ended += threads_alive
+    return {"ended": ended}
+
+
+def shared_by_threads(library, directory, threads, count):
+    """Runs of all cases by all threads at once, each compared with what one thread alone computed."""
+    jobs, threads, count = [], int(threads), int(count)
+    for index, model in enumerate(sorted(Path(directory).glob("*.onnx"))):
+        session = make_session(library, model, threads=1 + index % 2)
+        inputs = load(model.with_suffix(".npz"))
+        for shift in range(3):
+            feed = {n: np.roll(a, shift, -1) if a.dtype == np.float32 else a for n, a in inputs.items()}
+            jobs.append((session, feed, [output.tobytes() for output in session.run(None, feed)]))
+    wrong, done, start = [0] * threads, [0] * threads, threading.Barrier(threads)
+
+    def work(me):
+        start.wait()
+        for step in range(count):
+            # Every thread in an order of its own.
+            session, feed, expected = jobs[(step * (2 * me + 1) + me) % len(jobs)]
+            found = session.run(None, feed)
+            wrong[me] += [output.tobytes() for output in found] != expected
+            done[me] += 1
+
+    workers = [threading.Thread(target=work, args=(me,)) for me in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    distinct = len({b"".join(expected) for _, _, expected in jobs})
+    return {"runs": sum(done), "wrong": sum(wrong), "sessions": len(jobs) // 3, "distinct": distinct}
 
 
 def soak(library, model, inputs, count):
@@ -110,7 +173,9 @@ def fork(library, model, inputs):
 if __name__ == "__main__":
     library, mode, *arguments = sys.argv[1:]
     try:
-        result = {"run": run, "cycles": cycles, "soak": soak, "faults": faults, "fork": fork}[mode](library, *arguments)
+        modes = {"run": run, "cycles": cycles, "soak": soak, "faults": faults, "fork": fork}
+        modes |= {"threads": shared_by_threads, "thread_exit": thread_exit}
+        result = modes[mode](library, *arguments)
     except Exception as error:
         result = {"error": str(error)}
     print(json.dumps({"onnxruntime": ort.__version__} | result))

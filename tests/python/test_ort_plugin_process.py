@@ -22,11 +22,17 @@ NODES = {
 }
 
 
-def child(library, *arguments, packages=None):
-    """Runs plugin_child.py; its JSON and its standard error."""
+def start(library, *arguments, packages=None, environment=None):
+    """Runs plugin_child.py."""
     path = {"PYTHONPATH": str(packages)} if packages else {}
     command = [sys.executable, CHILD, library, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=os.environ | path)
+    environment = os.environ | path | (environment or {})
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment)
+
+
+def child(library, *arguments, packages=None, environment=None):
+    """Runs plugin_child.py; its JSON and its standard error."""
+    done = start(library, *arguments, packages=packages, environment=environment)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -49,6 +55,17 @@ def write_cases(directory):
     for name, node in NODES.items():
         for t in DTYPES:
             write_case(directory, f"{name}_{t}", node, t)
+    return directory
+
+
+def write_thread_cases(directory):
+    """Four small models: both operators, three types, patterns of every kind."""
+    directory.mkdir()
+    patterns = [Pattern(4, 2, 1), Pattern(-1, 3, 2), Pattern(1, 0, 0)]
+    write_case(directory, "decode", Attention(2, 1, 8, 24, patterns), "f32")
+    write_case(directory, "prefill", Attention(2, 5, 8, 24, patterns[:2]), "bf16")
+    write_case(directory, "scan", Scan(2, 5, 24), "f16")
+    write_case(directory, "step", Scan(2, 1, 24), "f32")
     return directory
 
 
@@ -195,6 +212,19 @@ def test_loading_and_unloading_costs_no_memory(operators, tmp_path):
     write_case(tmp_path, "case", NODES["prefill"], "f32")
     found, _ = child(operators.library, "cycles", tmp_path / "case.onnx", tmp_path / "case.npz", 1000)
     assert found["growth_kib"] < found["cycles"], f"1 KiB a cycle or more: {found}"
+
+
+def test_threads_may_end_after_the_library_was_unloaded(operators, tmp_path):
+    write_case(tmp_path, "case", NODES["prefill"], "f32")
+    found, _ = child(operators.library, "thread_exit", tmp_path / "case.onnx", tmp_path / "case.npz", 20)
+    assert found["ended"] == 80, found
+
+
+def test_threads_share_sessions(ort_library, tmp_path):
+    found, _ = child(ort_library, "threads", write_thread_cases(tmp_path / "cases"), 8, 20_000)
+    assert (found["runs"], found["wrong"], found["sessions"]) == (160_000, 0, 4), found
+    # Jobs of two threads have other results, so that mixing them up shows.
+    assert found["distinct"] == 12, found
 
 
 def test_runs_for_cuda_cost_no_memory(emulated_library, tmp_path):

@@ -6,6 +6,7 @@ mod counts;
 mod demo;
 mod peers;
 mod resources;
+mod sanitize;
 mod setup;
 mod step;
 mod suite;
@@ -33,6 +34,9 @@ cargo xtask <command>
   peers [--suite must|full] [--seconds N]
           measures the CPU kernels next to ONNX Runtime's and PyTorch's ways, with wheels of its
           own (several GB) in target/peers; writes docs/cpu.md
+  sanitize
+          the custom-op library built with AddressSanitizer, in Python and ONNX Runtime; a build
+          of its own in target/sanitize (docs/reliability.md)
   ci      setup, formatting, lints, documentation and cuda-resources --check, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         ["cuda-resources"] => |workspace| resources::run(workspace, false),
         ["cuda-resources", "--check"] => |workspace| resources::run(workspace, true),
         ["gpu-bundle"] => |workspace| bundle::run(workspace).map(|()| true),
+        ["sanitize"] => sanitize::run,
         ["ci"] => ci::run,
         ["help" | "-h" | "--help"] => {
             println!("{HELP}");

@@ -9,6 +9,7 @@ use ratplus_graphs::manifest::{
 };
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::spec::ModelSpec;
+use ratplus_graphs::staging;
 use std::path::Path;
 
 /// What is inspected.
@@ -40,7 +41,7 @@ pub fn run(args: InspectArgs) -> Outcome {
 }
 
 fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
-    if args.path.join(MANIFEST_FILE).is_file() {
+    if args.path.join(MANIFEST_FILE).is_file() || staging::set_aside(&args.path).is_some() {
         let package = ratplus_runtime::package::Package::open(&args.path).or_input()?;
         let manifest = package.manifest().clone();
         let given = [

@@ -146,6 +146,11 @@ impl Kernel {
                 *input = self.api.tensor(value)?;
             }
         }
+        #[cfg(feature = "fault-injection")]
+        // SAFETY: for sanitizers to find.
+        unsafe {
+            self.fault.overread(&inputs[0])
+        };
         let unkept;
         let prepared = match self.find_plan(inputs)? {
             Ok(prepared) => prepared,

@@ -5,6 +5,7 @@ use crate::raw;
 use crate::text::MAX_TOKENIZER_BYTES;
 use memmap2::Mmap;
 use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
+use ratplus_graphs::staging;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
@@ -40,9 +41,16 @@ enum Loaded {
 impl Files {
     pub fn new(dir: &Path) -> Result<Self, String> {
         if !dir.is_dir() {
-            return Err(
-                "expected a folder that `ratplus export` wrote, found none; check the path".into(),
-            );
+            let found = "expected a folder that `ratplus export` wrote, found none";
+            return Err(match staging::set_aside(dir) {
+                None => format!("{found}; check the path"),
+                Some(old) => format!(
+                    "{found}: an export is replacing it, or was cut off while it did, and the package of \
+                     before lies whole in `{}`; if none runs, export again, which moves it back first, \
+                     or move it yourself",
+                    old.display()
+                ),
+            });
         }
         let canonical = |path: &Path| {
             path.canonicalize().map_err(|error| {
