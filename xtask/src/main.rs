@@ -4,6 +4,7 @@ mod bundle;
 mod ci;
 mod counts;
 mod demo;
+mod fuzz;
 mod peers;
 mod resources;
 mod setup;
@@ -33,7 +34,9 @@ cargo xtask <command>
   peers [--suite must|full] [--seconds N]
           measures the CPU kernels next to ONNX Runtime's and PyTorch's ways, with wheels of its
           own (several GB) in target/peers; writes docs/cpu.md
-  ci      setup, formatting, lints, documentation and cuda-resources --check, then test
+  fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
+          runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
+  ci      setup, formatting, lints, documentation, cuda-resources --check and fuzz, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
 Exit 0: done. Exit 1: a check or a test failed. Exit 2: bad input or environment.";
@@ -48,6 +51,12 @@ fn main() -> ExitCode {
         return end(peers::Options::parse(words).and_then(|options| {
             let workspace = Workspace::enter()?;
             peers::run(&workspace, &options)
+        }));
+    }
+    if let ["fuzz", words @ ..] = &arguments[..] {
+        return end(fuzz::Options::parse(words).and_then(|options| {
+            let workspace = Workspace::enter()?;
+            fuzz::run(&workspace, &options)
         }));
     }
     let command: fn(&Workspace) -> Outcome = match arguments[..] {

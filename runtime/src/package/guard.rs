@@ -9,7 +9,7 @@ use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
 use std::collections::BTreeMap;
 
 /// Decodes an engine's file and checks it against the manifest.
-pub(super) fn decode(
+pub fn decode(
     manifest: &Manifest,
     engine: &Engine,
     storage: &[StoredTensor],
