@@ -1,6 +1,9 @@
 //! Writers of checkpoints, right and wrong, for tests: PyTorch is not needed to make them. And
 //! what tests ask of the readers behind [`Checkpoint`](super::Checkpoint).
 
+#[allow(unsafe_code)]
+pub mod allocation;
+
 use super::tensor::{StoredType, Tensor};
 
 /// Name, first byte and length of every record of a zip archive, or why it is refused.
