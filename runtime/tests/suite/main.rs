@@ -6,6 +6,7 @@ mod cuda;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod generate;
+mod hostile;
 mod package;
 mod plans;
 mod session;
