@@ -71,7 +71,7 @@ fn resolved(checkpoint: &Checkpoint) {
 fn converted(checkpoint: &Checkpoint, tensors: &[&Tensor], choice: usize) {
     let types = ElementType::ACTIVATIONS;
     let dtype = types[choice % types.len()];
-    let allow_nonfinite = choice % 2 == 0;
+    let allow_nonfinite = choice.is_multiple_of(2);
     let mut reader = checkpoint.reader(ReadOptions { allow_nonfinite });
     for tensor in tensors {
         let Some(stored) = tensor.dtype().element_type() else {
