@@ -19,6 +19,7 @@
 pub mod body;
 pub mod cache;
 pub mod cost;
+mod limits;
 pub mod manifest;
 pub mod model;
 pub mod onnx;

@@ -418,6 +418,10 @@ impl Manifest {
         if !errors.is_empty() {
             return Err(ManifestErrors(errors));
         }
+        let sizes = crate::limits::manifest(self);
+        if !sizes.is_empty() {
+            return Err(ManifestErrors(sizes));
+        }
         let shape = self.shape();
         for found in &self.engines {
             if found.seq_len == 0 || found.seq_len > self.max_seq_len {

@@ -151,6 +151,9 @@ impl ModelSpec {
                 errors.push(format!("{field}: expected 1 to 2^24, found {value}"));
             }
         }
+        if errors.is_empty() {
+            errors.extend(crate::limits::weights(self));
+        }
         if self.d_head > 0 && !self.d_model.is_multiple_of(self.d_head) {
             errors.push(format!(
                 "d_head: expected a divisor of d_model {}, found {}",

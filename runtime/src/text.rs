@@ -1,5 +1,7 @@
 //! Text to tokens and back, one token at a time.
 
+mod growth;
+
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -53,9 +55,13 @@ impl Tokenizer {
                 json.len()
             )));
         }
-        let inner = guarded("expected the contents of a tokenizer.json", || {
+        growth::check(json)?;
+        let mut inner = guarded("expected the contents of a tokenizer.json", || {
             tokenizers::Tokenizer::from_bytes(json)
         })?;
+        // A prompt has its own length; a file could ask for one of 2^32 tokens.
+        inner.with_padding(None);
+        guarded("truncation", || inner.with_truncation(None).map(drop))?;
         Ok(Self { inner })
     }
 
@@ -315,6 +321,19 @@ mod tests {
     fn end_tokens_are_the_special_ones() {
         assert_eq!(byte_level().end_tokens(), BTreeSet::from([256]));
         assert_eq!(byte_level().vocab_size(), 257);
+    }
+
+    #[test]
+    fn a_prompt_is_neither_padded_nor_cut() {
+        let mut json: Value = serde_json::to_value(&byte_level().inner).unwrap();
+        json["padding"] = json!({
+            "strategy": {"Fixed": u32::MAX}, "direction": "Right", "pad_to_multiple_of": 1u64 << 40,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
+        });
+        json["truncation"] =
+            json!({"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"});
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("abc").unwrap().len(), 3);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What every change has to pass.
 
 use crate::Outcome;
+use crate::fuzz;
 use crate::resources;
 use crate::setup;
 use crate::step::{Error, Steps, say};
@@ -57,6 +58,14 @@ pub fn run(workspace: &Workspace) -> Outcome {
     let mut skips = Vec::new();
     if !other_processor(&steps, &mut skips)? {
         failed.push(PORTABLE);
+    }
+    match fuzz::run_in_ci(workspace, &mut skips) {
+        Ok(true) => (),
+        Ok(false) => failed.push("fuzz"),
+        Err(error) => {
+            say(&format!("    FAILED: {error}"));
+            failed.push("fuzz");
+        }
     }
     if !failed.is_empty() {
         say(&format!("\nchecks that failed: {}\n", failed.join(", ")));

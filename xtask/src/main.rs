@@ -4,6 +4,7 @@ mod bundle;
 mod ci;
 mod counts;
 mod demo;
+mod fuzz;
 mod peers;
 mod resources;
 mod sanitize;
@@ -37,7 +38,9 @@ cargo xtask <command>
   sanitize
           the custom-op library built with AddressSanitizer, in Python and ONNX Runtime; a build
           of its own in target/sanitize (docs/reliability.md)
-  ci      setup, formatting, lints, documentation and cuda-resources --check, then test
+  fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
+          runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
+  ci      setup, formatting, lints, documentation, cuda-resources --check and fuzz, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
 Exit 0: done. Exit 1: a check or a test failed. Exit 2: bad input or environment.";
@@ -52,6 +55,12 @@ fn main() -> ExitCode {
         return end(peers::Options::parse(words).and_then(|options| {
             let workspace = Workspace::enter()?;
             peers::run(&workspace, &options)
+        }));
+    }
+    if let ["fuzz", words @ ..] = &arguments[..] {
+        return end(fuzz::Options::parse(words).and_then(|options| {
+            let workspace = Workspace::enter()?;
+            fuzz::run(&workspace, &options)
         }));
     }
     let command: fn(&Workspace) -> Outcome = match arguments[..] {

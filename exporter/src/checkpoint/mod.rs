@@ -21,8 +21,9 @@ mod reader;
 mod safetensors;
 mod source;
 mod tensor;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 mod torch;

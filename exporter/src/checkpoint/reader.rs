@@ -163,8 +163,9 @@ impl<'a> Reader<'a> {
                 cast::first_non_finite(out, dtype)
             });
         }
-        self.scratch.resize(PIECE, 0);
         let per_piece = PIECE / stored.size();
+        let elements = per_piece.min(out.len() / dtype.size());
+        self.scratch.resize(elements * stored.size(), 0);
         let mut found = None;
         for (piece, out) in out.chunks_mut(per_piece * dtype.size()).enumerate() {
             let scratch = &mut self.scratch[..out.len() / dtype.size() * stored.size()];
@@ -426,7 +427,7 @@ pub(super) fn hash_range(
     len: u64,
     scratch: &mut Vec<u8>,
 ) -> Result<crc32fast::Hasher, Fail> {
-    scratch.resize(PIECE, 0);
+    scratch.resize(len.min(PIECE as u64) as usize, 0);
     let mut hasher = crc32fast::Hasher::new();
     let mut done = 0;
     while done < len {

@@ -3,7 +3,6 @@ use crate::nvinfer::NvinferError;
 use crate::ort_library::LibraryError;
 use ratplus_graphs::ops::LengthError;
 use ratplus_kernels::cuda::CudaError;
-use ratplus_tract::TractError;
 
 /// Why a session was not opened, or a step not run.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +73,13 @@ pub enum BackendError {
         message: String,
     },
     /// tract failed.
+    #[cfg(feature = "tract")]
     #[error("{file}: {source}")]
     Tract {
         /// The engine.
         file: String,
         /// Its words.
-        source: Box<TractError>,
+        source: Box<ratplus_tract::TractError>,
     },
     /// The implementation asked for is not the one that ran.
     #[error("backend `{backend}`: {file}: {}", .problems.join("\n  "))]

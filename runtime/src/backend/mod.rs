@@ -7,6 +7,7 @@ mod ort;
 mod profile;
 mod session;
 mod tensorrt;
+#[cfg_attr(not(feature = "tract"), path = "without_tract.rs")]
 mod tract;
 
 pub use error::{BackendError, InputProblem};

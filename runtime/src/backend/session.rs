@@ -69,6 +69,7 @@ pub(super) struct Plan {
     pub taps: Vec<Vec<(String, TensorType)>>,
     pub threads: Option<usize>,
     pub passive_wait: bool,
+    #[cfg_attr(not(feature = "tract"), expect(dead_code, reason = "for tract"))]
     pub without_rounding: bool,
     pub device: i32,
     pub without_cuda_graph: bool,

@@ -10,7 +10,7 @@ use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored, node_att
 use std::collections::BTreeMap;
 
 /// Decodes an engine's file and checks it against the manifest.
-pub(super) fn decode(
+pub fn decode(
     manifest: &Manifest,
     engine: &Engine,
     storage: &[StoredTensor],

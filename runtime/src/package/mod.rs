@@ -4,6 +4,8 @@ mod files;
 mod guard;
 mod plans;
 
+#[doc(hidden)]
+pub use guard::decode as decode_model;
 pub use plans::{OpenedPlan, PlanTarget};
 
 use memmap2::Mmap;

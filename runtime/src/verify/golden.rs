@@ -74,9 +74,17 @@ impl Golden {
             )));
         }
         let bytes = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
-        let file = SafeTensors::deserialize(&bytes)
-            .map_err(|error| fail(format!("expected a safetensors file: {error}")))?;
-        parse(&file).map_err(fail)
+        Self::from_bytes(&bytes).map_err(fail)
+    }
+
+    /// Reads the contents of a golden file.
+    ///
+    /// # Errors
+    /// As [`Golden::read`]; the message names no file.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|error| format!("expected a safetensors file: {error}"))?;
+        parse(&file)
     }
 
     /// Number of sequences.
@@ -183,6 +191,11 @@ fn tap(
         None => return Ok(None),
     };
     let (shape, values) = floats(file, name)?;
+    if shape.contains(&0) {
+        return Err(format!(
+            "{name}: expected at least one channel, found {shape:?}"
+        ));
+    }
     let (values, width) = match shape.as_slice() {
         &[b, t, width] if (b, t) == (batch, seq_len) => (values, width),
         &[b, heads, t, dim] if (b, t) == (batch, seq_len) => (

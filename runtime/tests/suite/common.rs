@@ -227,7 +227,10 @@ pub fn fixture(options: Options) -> Fixture {
 
 /// Backends that this machine can run the package of `fallback` on; a missing one is printed.
 pub fn backends(fallback: Fallback) -> Vec<BackendKind> {
-    let mut kinds = vec![BackendKind::Tract];
+    let mut kinds = Vec::new();
+    if cfg!(feature = "tract") {
+        kinds.push(BackendKind::Tract);
+    }
     match ort_library::onnxruntime(None) {
         Err(error) => eprintln!("SKIPPED ort-cpu and ort-fallback: {error}"),
         Ok(_) => {

@@ -7,6 +7,7 @@ mod determinism;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
 mod generate;
+mod hostile;
 mod package;
 mod plans;
 mod quantized;

@@ -1,30 +1,47 @@
 //! Hostile and damaged files, and views against a naive oracle.
 
+mod counted;
 mod damage;
 mod pickles;
 mod shards;
 mod views;
 mod zips;
 
+use super::testing::allocation::{Counting, peak};
 use super::{Checkpoint, CheckpointError, ReadOptions};
+use counted::Refusal;
 use ratplus_graphs::ops::ElementType;
 use std::collections::BTreeMap;
 
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Opens a file, which may take memory in proportion to its length alone: the least value takes
+/// one byte of a pickle and becomes a node, a depth and a place on the stack, in vectors that
+/// double.
 fn open_pth(bytes: Vec<u8>) -> Result<Checkpoint, CheckpointError> {
-    Checkpoint::from_bytes("x.pth", bytes)
+    let len = bytes.len();
+    let (opened, peak) = peak(|| Checkpoint::from_bytes("x.pth", bytes));
+    assert!(
+        peak <= (64 << 10) + 160 * len,
+        "{peak} bytes of memory for a file of {len}"
+    );
+    opened
 }
 
-/// The message, which has to name the file first.
+/// The message without the file, which it has to name first.
 #[track_caller]
-fn message(result: Result<Checkpoint, CheckpointError>) -> String {
+fn message(result: Result<Checkpoint, CheckpointError>) -> Refusal {
     match result {
         Ok(checkpoint) => panic!("accepted: {checkpoint:?}"),
         Err(error) => {
             let text = error.to_string();
-            match text.split_once(": ") {
-                Some((_, rest)) => rest.to_owned(),
-                None => text,
-            }
+            let (file, rest) = text.split_once(": ").expect("a file's name");
+            assert!(
+                file.starts_with('/') || file.starts_with("x.") || file.ends_with(".index.json"),
+                "{text}"
+            );
+            Refusal::new(rest)
         }
     }
 }

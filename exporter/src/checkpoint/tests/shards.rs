@@ -2,20 +2,25 @@
 
 use super::super::testing::{f32_safetensors, safetensors};
 use super::super::{Checkpoint, Format};
-use super::{message, values};
+use super::{Refusal, message, values};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
 
-fn refused(bytes: Vec<u8>) -> String {
-    let text = message(Checkpoint::from_bytes("x.safetensors", bytes));
-    text.strip_prefix("safetensors header: ")
-        .unwrap_or(&text)
-        .to_owned()
+fn refused(bytes: Vec<u8>) -> Refusal {
+    message(Checkpoint::from_bytes("x.safetensors", bytes))
+        .without(|text| problem(text, "safetensors header: "))
+}
+
+/// Without the part that is malformed and the JSON parser's place in it.
+fn problem<'a>(text: &'a str, part: &str) -> &'a str {
+    let text = text.strip_prefix(part).unwrap_or(text);
+    text.rsplit_once(" at line ")
+        .map_or(text, |(problem, _)| problem)
 }
 
 #[test]
-fn headers_that_lie() {
+pub(super) fn headers_that_lie() {
     let with_len = |len: u64| [len.to_le_bytes().to_vec(), vec![b'{'; 20]].concat();
     assert_eq!(
         refused(vec![1, 2]),
@@ -93,40 +98,51 @@ fn headers_that_lie() {
     ];
     for (header, data, expected) in cases {
         let found = refused(safetensors(&header, &vec![0; data]));
-        assert!(found.starts_with(expected), "{header}: {found}");
+        assert_eq!(found, expected, "{header}");
     }
     let info = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
     let twice = format!(r#"{{"a":{info},"a":{info}}}"#);
-    assert!(refused(safetensors(&twice, &[0; 8])).starts_with("`a` is listed twice"));
+    assert_eq!(refused(safetensors(&twice, &[0; 8])), "`a` is listed twice");
     let hole = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#;
     assert_eq!(
-        refused(safetensors(hole, &[0; 12])).split(" at ").next(),
-        Some("invalid offset for tensor `b`")
+        refused(safetensors(hole, &[0; 12])),
+        "invalid offset for tensor `b`"
     );
     let overlap = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}"#;
     assert_eq!(
-        refused(safetensors(overlap, &[0; 12])).split(" at ").next(),
-        Some("invalid offset for tensor `b`")
+        refused(safetensors(overlap, &[0; 12])),
+        "invalid offset for tensor `b`"
     );
     for dtype in ["F33", "f32", ""] {
-        assert!(
-            refused(safetensors(&entry(dtype, "[2]", "[0,8]"), &[0; 8]))
-                .contains("unknown variant")
+        let found = refused(safetensors(&entry(dtype, "[2]", "[0,8]"), &[0; 8]));
+        assert_eq!(
+            found.without(|text| text.split_once(", expected").map_or(text, |(head, _)| head)),
+            format!("unknown variant `{dtype}`")
         );
     }
-    for header in [
-        "{",
-        "{}x",
-        r#"{"a":1}"#,
-        r#"{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+    for (header, expected) in [
+        ("{", "EOF while parsing an object"),
+        ("{}x", "trailing characters"),
+        (
+            r#"{"a":1}"#,
+            "invalid type: integer `1`, expected struct TensorInfo",
+        ),
+        (
+            r#"{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+            "duplicate field `dtype`",
+        ),
+        (
+            r#"{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#,
+            "invalid value: integer `-2`, expected usize",
+        ),
     ] {
-        refused(safetensors(header, &[0; 8]));
+        assert_eq!(refused(safetensors(header, &[0; 8])), expected, "{header}");
     }
     let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    assert!(refused(safetensors(&deep, &[])).starts_with("recursion limit exceeded"));
+    assert_eq!(refused(safetensors(&deep, &[])), "recursion limit exceeded");
     let mut not_utf8 = safetensors(r#"{"ab":{}}"#, &[]);
     not_utf8[10] = 0xff;
-    refused(not_utf8);
+    assert_eq!(refused(not_utf8), "invalid unicode code point");
 }
 
 #[test]
@@ -204,16 +220,13 @@ fn shards_are_read_through_their_index_and_through_a_hub_cache() {
 }
 
 #[test]
-fn indexes_that_lie() {
+pub(super) fn indexes_that_lie() {
     let directory = tempfile::tempdir().unwrap();
     two_shards(directory.path());
     let path = directory.path().join(INDEX);
     let refused = |map: &[(&str, &str)]| {
         write(&path, index(map));
-        let text = message(Checkpoint::open(&path));
-        text.strip_prefix("shard index: ")
-            .unwrap_or(&text)
-            .to_owned()
+        message(Checkpoint::open(&path)).without(|text| problem(text, "shard index: "))
     };
     let (s1, s2) = ("s1.safetensors", "s2.safetensors");
     for name in [
@@ -258,23 +271,28 @@ fn indexes_that_lie() {
         refused(&[("a", s1), ("b", s1), ("c", s2)]),
         "\n  tensor `b`: expected in `s1.safetensors`, found in `s2.safetensors`"
     );
-    for text in [
-        "",
-        "[]",
-        "{}",
-        r#"{"weight_map":{"a":"s","a":"s"}}"#,
-        r#"{"weight_map":{"a":3}}"#,
+    for (text, expected) in [
+        ("", "EOF while parsing a value"),
+        (
+            "[]",
+            "invalid length 0, expected struct RawIndex with 1 element",
+        ),
+        ("{}", "missing field `weight_map`"),
+        (r#"{"weight_map":{"a":"s","a":"s"}}"#, "`a` is listed twice"),
+        (
+            r#"{"weight_map":{"a":3}}"#,
+            "invalid type: integer `3`, expected a string",
+        ),
     ] {
         write(&path, text);
-        assert!(
-            message(Checkpoint::open(&path)).starts_with("shard index: "),
-            "{text}"
-        );
+        let found = message(Checkpoint::open(&path));
+        let found = found.without(|text| problem(text, "shard index: "));
+        assert_eq!(found, expected, "{text}");
     }
 }
 
 #[test]
-fn directories_hold_one_checkpoint() {
+pub(super) fn directories_hold_one_checkpoint() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
     assert_eq!(
@@ -306,10 +324,13 @@ fn directories_hold_one_checkpoint() {
 }
 
 #[test]
-fn paths_that_are_no_checkpoints() {
+pub(super) fn paths_that_are_no_checkpoints() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("none.pth");
-    assert!(message(Checkpoint::open(&missing)).starts_with("cannot open: "));
+    assert_eq!(
+        message(Checkpoint::open(&missing)),
+        "cannot open: No such file or directory (os error 2)"
+    );
     let other = directory.path().join("model.gguf");
     write(&other, "GGUF");
     assert_eq!(

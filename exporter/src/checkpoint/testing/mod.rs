@@ -1,10 +1,26 @@
-//! Writers of checkpoints, right and wrong, for tests: PyTorch is not needed to make them.
+//! Writers of checkpoints, right and wrong, for tests: PyTorch is not needed to make them. And
+//! what tests ask of the readers behind [`Checkpoint`](super::Checkpoint).
 
-use super::tensor::StoredType;
+#[allow(unsafe_code)]
+pub mod allocation;
+
+use super::tensor::{StoredType, Tensor};
+
+/// Name, first byte and length of every record of a zip archive, or why it is refused.
+pub fn zip_entries(bytes: Vec<u8>) -> Result<Vec<(String, u64, u64)>, super::CheckpointError> {
+    let entries = super::zip::entries(&bytes).map_err(|fail| fail.at("x.zip".as_ref()))?;
+    let place = |entry: super::zip::Entry| (entry.name, entry.offset, entry.len);
+    Ok(entries.into_iter().map(place).collect())
+}
+
+/// First byte of a tensor in its file, and its strides in elements.
+pub fn place(tensor: &Tensor) -> (u64, &[u64]) {
+    (tensor.offset, &tensor.strides)
+}
 
 /// One record of an archive, with everything that can be lied about.
 #[derive(Clone, Debug)]
-pub(super) struct ZipRecord {
+pub struct ZipRecord {
     pub name: String,
     pub data: Vec<u8>,
     pub local_name: Option<String>,
@@ -26,7 +42,7 @@ pub(super) struct ZipRecord {
 }
 
 impl ZipRecord {
-    pub(super) fn new(name: impl Into<String>, data: impl Into<Vec<u8>>) -> Self {
+    pub fn new(name: impl Into<String>, data: impl Into<Vec<u8>>) -> Self {
         Self {
             name: name.into(),
             data: data.into(),
@@ -51,7 +67,7 @@ impl ZipRecord {
 
 /// The end of an archive.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ZipEnd {
+pub struct ZipEnd {
     pub zip64: bool,
     pub zip64_entries: Option<u64>,
     pub zip64_offset: Option<u64>,
@@ -65,7 +81,7 @@ pub(super) struct ZipEnd {
     pub trailing: Vec<u8>,
 }
 
-pub(super) fn zip(records: &[ZipRecord], end: &ZipEnd) -> Vec<u8> {
+pub fn zip(records: &[ZipRecord], end: &ZipEnd) -> Vec<u8> {
     let mut out = Vec::new();
     let mut central = Vec::new();
     for record in records {
@@ -150,39 +166,39 @@ pub(super) fn zip(records: &[ZipRecord], end: &ZipEnd) -> Vec<u8> {
 
 /// A pickle, operation by operation.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pickler(pub Vec<u8>);
+pub struct Pickler(pub Vec<u8>);
 
 impl Pickler {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Self(vec![0x80, 2])
     }
 
-    pub(super) fn op(mut self, bytes: impl AsRef<[u8]>) -> Self {
+    pub fn op(mut self, bytes: impl AsRef<[u8]>) -> Self {
         self.0.extend_from_slice(bytes.as_ref());
         self
     }
 
-    pub(super) fn str(self, text: &str) -> Self {
+    pub fn str(self, text: &str) -> Self {
         let len = (text.len() as u32).to_le_bytes();
         self.op(b"X").op(len).op(text)
     }
 
-    pub(super) fn int(self, value: i64) -> Self {
+    pub fn int(self, value: i64) -> Self {
         self.op([0x8a, 8]).op(value.to_le_bytes())
     }
 
-    pub(super) fn global(self, module: &str, name: &str) -> Self {
+    pub fn global(self, module: &str, name: &str) -> Self {
         self.op(format!("c{module}\n{name}\n"))
     }
 
-    pub(super) fn tuple(self, values: &[i64]) -> Self {
+    pub fn tuple(self, values: &[i64]) -> Self {
         values
             .iter()
             .fold(self.op(b"("), |p, &value| p.int(value))
             .op(b"t")
     }
 
-    pub(super) fn storage(self, class: &str, key: &str, numel: i64) -> Self {
+    pub fn storage(self, class: &str, key: &str, numel: i64) -> Self {
         self.op(b"(")
             .str("storage")
             .global("torch", class)
@@ -192,7 +208,7 @@ impl Pickler {
             .op(b"tQ")
     }
 
-    pub(super) fn tensor(self, tensor: &View) -> Self {
+    pub fn tensor(self, tensor: &View) -> Self {
         self.global("torch._utils", "_rebuild_tensor_v2")
             .op(b"(")
             .storage(tensor.class, &tensor.key, tensor.numel)
@@ -204,14 +220,14 @@ impl Pickler {
             .op(b")RtR")
     }
 
-    pub(super) fn stop(self) -> Vec<u8> {
+    pub fn stop(self) -> Vec<u8> {
         self.op(b".").0
     }
 }
 
 /// A tensor as a pickle describes it.
 #[derive(Clone, Debug)]
-pub(super) struct View {
+pub struct View {
     pub class: &'static str,
     pub key: String,
     pub numel: i64,
@@ -221,7 +237,7 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn contiguous(class: &'static str, key: &str, shape: &[i64]) -> Self {
+    pub fn contiguous(class: &'static str, key: &str, shape: &[i64]) -> Self {
         let mut strides = vec![1; shape.len()];
         for dim in (1..shape.len()).rev() {
             strides[dim - 1] = strides[dim] * shape[dim];
@@ -237,7 +253,7 @@ impl View {
     }
 }
 
-pub(super) fn storage_class(dtype: StoredType) -> &'static str {
+pub fn storage_class(dtype: StoredType) -> &'static str {
     match dtype {
         StoredType::F32 => "FloatStorage",
         StoredType::F16 => "HalfStorage",
@@ -248,7 +264,7 @@ pub(super) fn storage_class(dtype: StoredType) -> &'static str {
 }
 
 /// `{"task": {name: tensor, ...}}` as a pickle.
-pub(super) fn state_pickle(tensors: &[(&str, View)]) -> Vec<u8> {
+pub fn state_pickle(tensors: &[(&str, View)]) -> Vec<u8> {
     let start = Pickler::new().op(b"}(").str("task").op(b"}(");
     tensors
         .iter()
@@ -258,7 +274,7 @@ pub(super) fn state_pickle(tensors: &[(&str, View)]) -> Vec<u8> {
 }
 
 /// The records of an archive with this pickle and these storages.
-pub(super) fn records(pickle: Vec<u8>, storages: &[(&str, Vec<u8>)]) -> Vec<ZipRecord> {
+pub fn records(pickle: Vec<u8>, storages: &[(&str, Vec<u8>)]) -> Vec<ZipRecord> {
     let mut records = vec![
         ZipRecord::new("model/data.pkl", pickle),
         ZipRecord::new("model/byteorder", *b"little"),
@@ -274,7 +290,7 @@ pub(super) fn records(pickle: Vec<u8>, storages: &[(&str, Vec<u8>)]) -> Vec<ZipR
 }
 
 /// A whole archive.
-pub(super) fn pth(pickle: Vec<u8>, storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
+pub fn pth(pickle: Vec<u8>, storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
     zip(
         &records(pickle, storages),
         &ZipEnd {
@@ -285,7 +301,7 @@ pub(super) fn pth(pickle: Vec<u8>, storages: &[(&str, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// A safetensors file with this header.
-pub(super) fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
+pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     bytes.extend(data);
@@ -293,7 +309,7 @@ pub(super) fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// A safetensors file of f32 tensors.
-pub(super) fn f32_safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+pub fn f32_safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     for (name, shape) in tensors {
         let start = data.len();

@@ -1,0 +1,117 @@
+//! Pickles of state dicts.
+
+use ratplus_exporter::checkpoint::testing::{Pickler, View, state_pickle};
+
+pub const WORDS: &[&[u8]] = &[
+    b"\x80\x02",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_tensor_v3\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"ccollections\nOrderedDict\n",
+    b"ceasydict\nEasyDict\n",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch\nBFloat16Storage\n",
+    b"ctorch.storage\nUntypedStorage\n",
+    b"ctorch\nfloat16\n",
+    b"ctorch\nSize\n",
+    b"X\x07\x00\x00\x00storage",
+    b"X\x04\x00\x00\x00task",
+    b"X\x06\x00\x00\x00config",
+    b"X\x01\x00\x00\x000",
+    b"X\x03\x00\x00\x00cpu",
+    b"\x8c\x01a",
+    b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"\x8a\x01\xff",
+    b"K\x02K\x03\x86",
+    b"(",
+    b")R",
+    b"tR",
+    b"tQ",
+    b"}(",
+    b"uu.",
+    b"us.",
+    b"](",
+    b"e",
+    b"a",
+    b"s",
+    b"b",
+    b"q\x00h\x00",
+    b"\x94",
+    b"\x93",
+    b"\x81",
+    b"\x85",
+    b"\x8f(",
+    b"\x90",
+    b"\x91",
+    b"\x95\x00\x00\x00\x00\x00\x00\x00\x00",
+];
+
+pub fn seeds() -> Vec<Vec<u8>> {
+    let view = View::contiguous("FloatStorage", "0", &[2, 3]);
+    let large = View::contiguous("BFloat16Storage", "1", &[8, 32]);
+    let turned = View {
+        shape: vec![32, 4],
+        strides: vec![1, 64],
+        ..large.clone()
+    };
+    let repeated = View {
+        shape: vec![5, 3],
+        strides: vec![0, 1],
+        ..view.clone()
+    };
+    let trained = Pickler::new()
+        .op(b"}(")
+        .str("config")
+        .global("easydict", "EasyDict")
+        .op(b")\x81(")
+        .str("model")
+        .op(b"}(")
+        .str("list")
+        .op(b"](K\x01NG\x3f\xe0\0\0\0\0\0\0eX\x01\0\0\0tK\x01\x85uu}(")
+        .str("lr")
+        .op(b"K\x02ub")
+        .str("task")
+        .global("collections", "OrderedDict")
+        .op(b")R(")
+        .str("w")
+        .global("torch._utils", "_rebuild_parameter")
+        .op(b"(")
+        .tensor(&view)
+        .op([0x88])
+        .global("collections", "OrderedDict")
+        .op(b")RtR")
+        .op(b"u}")
+        .str("_metadata")
+        .global("collections", "OrderedDict")
+        .op(b")Rsb")
+        .str("size")
+        .global("torch", "Size")
+        .op(b"K\x02\x85\x85R")
+        .str("bytes")
+        .op(b"C\x02hiu")
+        .stop();
+    let untyped = Pickler::new()
+        .op(b"}")
+        .str("w")
+        .global("torch._utils", "_rebuild_tensor_v3")
+        .op(b"((")
+        .str("storage")
+        .global("torch.storage", "UntypedStorage")
+        .str("0")
+        .str("cuda:0")
+        .int(24)
+        .op(b"tQ")
+        .int(1)
+        .tuple(&[5])
+        .tuple(&[2])
+        .op(b"\x89N")
+        .global("torch", "bfloat16")
+        .op(b"tRs")
+        .stop();
+    vec![
+        state_pickle(&[("w", view)]),
+        state_pickle(&[("a", large), ("b", turned), ("c", repeated)]),
+        trained,
+        untyped,
+    ]
+}

@@ -1,0 +1,34 @@
+//! `tokenizer.json`, a byte 0xff, and a prompt, which is also a list of tokens.
+
+use ratplus_runtime::text::Tokenizer;
+
+/// Bytes of the prompt that are used.
+const LONGEST: usize = 512;
+
+pub fn run(data: &[u8]) {
+    let mut parts = data.splitn(2, |&byte| byte == 0xff);
+    let (json, prompt) = (
+        parts.next().unwrap_or_default(),
+        parts.next().unwrap_or_default(),
+    );
+    let Ok(tokenizer) = Tokenizer::from_json(json) else {
+        return;
+    };
+    let prompt = &prompt[..prompt.len().min(LONGEST)];
+    let (_, _) = (tokenizer.end_tokens(), tokenizer.vocab_size());
+    let encoded = tokenizer
+        .encode(&String::from_utf8_lossy(prompt))
+        .unwrap_or_default();
+    let raw: Vec<u32> = prompt.iter().map(|&byte| u32::from(byte)).collect();
+    for tokens in [&encoded[..encoded.len().min(LONGEST)], &raw, &[u32::MAX, 0]] {
+        let _ = tokenizer.decode(tokens);
+        let (context, new) = tokens.split_at(tokens.len() / 3);
+        let mut stream = tokenizer.stream(context);
+        for &token in new {
+            if stream.push(token).is_err() {
+                break;
+            }
+        }
+        let _ = stream.finish();
+    }
+}
