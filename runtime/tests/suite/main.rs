@@ -9,3 +9,4 @@ mod generate;
 mod package;
 mod plans;
 mod session;
+mod slots;
