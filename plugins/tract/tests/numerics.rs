@@ -105,7 +105,6 @@ fn model(
             op_type: op.name().into(),
             domain: DOMAIN.into(),
             attribute: node_attributes(op, attributes),
-            ..NodeProto::default()
         }],
     };
     ModelProto {
