@@ -5,7 +5,7 @@
 //! that overlap by `window - stride` tokens, one at least: they are context and not scored again, and
 //! every token but a text's first is scored once.
 
-use crate::backend::{BackendError, Session};
+use crate::backend::{BackendError, NonFiniteLogits, Session};
 use crate::planner::{Chunk, PlanError, plan};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -167,12 +167,14 @@ pub enum EvalError {
     )]
     NoDecodeEngine,
     /// Logits that are no numbers.
-    #[error("text {text}, token {index}: its logits are not all finite")]
+    #[error("text {text}, token {index}: {source}")]
     NotFinite {
         /// Index of the text.
         text: usize,
         /// Index of the token they predict.
         index: usize,
+        /// The slot that ran the window, its step, and what was found.
+        source: NonFiniteLogits,
     },
     /// A step failed.
     #[error(transparent)]
@@ -330,14 +332,15 @@ fn evaluate_group(
                 if !inside || !text.scores(target) {
                     continue;
                 }
-                let logits = output.logits_at(slot, index).unwrap_or_default();
-                let token = text.tokens[target] as usize;
-                if !evaluation.score(logits, token) {
-                    return Err(EvalError::NotFinite {
-                        text: window.text,
-                        index: target,
-                    });
-                }
+                let Some(result) = output.checked_logits_at(slot, index) else {
+                    unreachable!("chunks are of lengths whose logits are all returned");
+                };
+                let logits = result.map_err(|source| EvalError::NotFinite {
+                    text: window.text,
+                    index: target,
+                    source,
+                })?;
+                evaluation.score(logits, text.tokens[target] as usize);
             }
             done[slot] += ran;
             evaluation.ran += ran;

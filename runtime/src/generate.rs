@@ -1,6 +1,6 @@
 //! Prompts in, tokens out.
 
-use crate::backend::{BackendError, Session};
+use crate::backend::{BackendError, NonFiniteLogits, Session, finite};
 use crate::planner::{Chunk, PlanError, plan};
 use crate::sampler::{SampleError, Sampler, Sampling};
 use std::collections::BTreeSet;
@@ -43,15 +43,9 @@ pub enum StopReason {
     MaxSeqLen,
     /// The callback said so.
     Cancelled,
-    /// The model returned logits that are no numbers; other sequences went on.
-    Failed {
-        /// Index of the request, and of the slot.
-        slot: usize,
-        /// How many tokens the sequence had.
-        step: usize,
-        /// What was found.
-        error: SampleError,
-    },
+    /// The model returned logits that are no numbers; other sequences went on. The slot is the index
+    /// of the request.
+    Failed(NonFiniteLogits),
 }
 
 /// One finished sequence.
@@ -337,15 +331,21 @@ impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
             let Some(logits) = step.last_logits(slot) else {
                 continue;
             };
-            if sequence.request.max_new_tokens == 0 {
-                sequence.stop = Some(StopReason::MaxNewTokens);
-                continue;
-            }
-            let token = match sequence.sampler.sample(logits) {
-                Ok(token) => token,
-                Err(error) => {
+            let picked = match sequence.request.max_new_tokens {
+                0 => finite(logits).map(|_| None),
+                // Looks at every logit once, for the largest and for those that are no numbers.
+                _ => sequence.sampler.sample(logits).map(Some),
+            };
+            let token = match picked {
+                Ok(Some(token)) => token,
+                Ok(None) => {
+                    sequence.stop = Some(StopReason::MaxNewTokens);
+                    continue;
+                }
+                Err(source) => {
                     let step = sequence.request.prompt.len() + sequence.tokens.len();
-                    sequence.stop = Some(StopReason::Failed { slot, step, error });
+                    sequence.stop =
+                        Some(StopReason::Failed(NonFiniteLogits { step, slot, source }));
                     continue;
                 }
             };

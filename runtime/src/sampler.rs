@@ -1,5 +1,6 @@
 //! Picks the next token.
 
+use crate::backend::NonFinite;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -32,29 +33,16 @@ impl Default for Sampling {
     }
 }
 
-/// A parameter that cannot be used, or logits that are no numbers.
+/// A parameter outside its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub enum SampleError {
-    /// A parameter outside its range.
-    #[error("{parameter}: expected {expected}, found {found}")]
-    Parameter {
-        /// Its name.
-        parameter: &'static str,
-        /// Its range.
-        expected: &'static str,
-        /// What was given.
-        found: String,
-    },
-    /// NaN or infinity.
-    #[error(
-        "the logit of token {token} is {value}, expected a finite number; the weights or the state are damaged"
-    )]
-    NonFinite {
-        /// The first such token.
-        token: usize,
-        /// Its logit.
-        value: f32,
-    },
+#[error("{parameter}: expected {expected}, found {found}")]
+pub struct SampleError {
+    /// Its name.
+    pub parameter: &'static str,
+    /// Its range.
+    pub expected: &'static str,
+    /// What was given.
+    pub found: String,
 }
 
 /// Picks tokens for one sequence. The same seed and logits give the same tokens; equal logits
@@ -74,7 +62,7 @@ impl Sampler {
     /// A parameter outside its range.
     pub fn new(sampling: Sampling) -> Result<Self, SampleError> {
         let refuse = |parameter, expected, found: String| {
-            Err(SampleError::Parameter {
+            Err(SampleError {
                 parameter,
                 expected,
                 found,
@@ -112,7 +100,7 @@ impl Sampler {
     ///
     /// # Errors
     /// A logit is NaN or infinite.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, NonFinite> {
         let (best, peak) = greedy(logits)?;
         if self.sampling.temperature == 0.0 || self.sampling.top_k == Some(1) {
             return Ok(best);
@@ -166,11 +154,11 @@ impl Sampler {
 }
 
 /// The most likely token and its logit; the lowest id of equals.
-fn greedy(logits: &[f32]) -> Result<(u32, f32), SampleError> {
+fn greedy(logits: &[f32]) -> Result<(u32, f32), NonFinite> {
     let mut best = (0, f32::NEG_INFINITY);
     for (token, &value) in logits.iter().enumerate() {
         if !value.is_finite() {
-            return Err(SampleError::NonFinite { token, value });
+            return Err(NonFinite { token, value });
         }
         if value > best.1 {
             best = (token as u32, value);
@@ -268,7 +256,7 @@ mod tests {
                     .unwrap()
                     .sample(&[0.0, value])
                     .unwrap_err();
-                assert!(matches!(error, SampleError::NonFinite { token: 1, .. }));
+                assert_eq!((error.token, error.value.to_bits()), (1, value.to_bits()));
             }
         }
     }

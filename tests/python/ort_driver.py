@@ -35,11 +35,14 @@ class Package:
     States start as NaN: a sequence that starts over must not see what its slot held.
     """
 
-    def __init__(self, directory: Path, library: Path | None = None, profile: Path | None = None):
+    def __init__(
+        self, directory: Path, library: Path | None = None, profile: Path | None = None, threads: int = 2
+    ):
         self.directory = Path(directory)
         self.manifest = json.loads((self.directory / "manifest.json").read_text())
         self.engines = {engine["seq_len"]: engine for engine in self.manifest["engines"]}
         self._library = library
+        self._threads = threads
         self._profile = profile
         self._sessions: dict = {}
         self.batch = self.manifest["batch"]
@@ -64,7 +67,9 @@ class Package:
         if seq_len not in self._sessions:
             options = ort.SessionOptions()
             options.log_severity_level = 3
-            options.intra_op_num_threads = 2
+            options.intra_op_num_threads = self._threads
+            # Tests run beside one another: threads that wait leave their processor to others.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             if self._library is not None:
                 options.register_custom_ops_library(str(self._library))
             if self._profile is not None:

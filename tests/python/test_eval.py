@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -151,4 +152,7 @@ def test_logits_that_are_no_numbers_are_a_bad_result(ratplus, made, packages, tm
     flags = ["--config", made / "config.json", "--tokenizer", made / "tokenizer.json", "--max-seq-len", 64]
     ratplus("export", tmp_path / "model.safetensors", "-o", tmp_path / "bad", "--allow-nonfinite", *flags)
     done = ratplus("eval", tmp_path / "bad", "--text", made / "text.txt", code=1)
-    assert "text 0, token 1: its logits are not all finite" in done.stderr
+    assert "text 0, token 1: non-finite logits at step 1, slot 0: token 3's is " in done.stderr
+    done = ratplus("generate", tmp_path / "bad", "--prompt", "In the beginning", code=1)
+    (step,) = re.findall(r"non-finite logits at step (\d+), slot 0: token 3's is ", done.stderr)
+    assert int(step) > 1 and "`ratplus verify` names the tensor" in done.stderr

@@ -102,8 +102,8 @@ pub fn run(args: GenerateArgs) -> Outcome {
         .map(|completion| completion.stop)
         .next()
     {
-        Some(StopReason::Failed { slot, step, error }) => Err(Failure::BadResult(format!(
-            "slot {slot}, step {step}: {error}; `ratplus verify` names the tensor"
+        Some(StopReason::Failed(error)) => Err(Failure::BadResult(format!(
+            "{error}; `ratplus verify` names the tensor"
         ))),
         Some(StopReason::MaxSeqLen) => {
             eprintln!(

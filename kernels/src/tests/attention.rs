@@ -50,31 +50,33 @@ impl Setup {
         }
     }
 
-    fn width(&self) -> usize {
+    /// Channels of a token.
+    pub(super) fn width(&self) -> usize {
         self.patterns.len() * self.head_dim
     }
 
-    fn cache(&self) -> usize {
+    /// Elements of a slot's cache.
+    pub(super) fn cache(&self) -> usize {
         self.layout.rows() * self.head_dim
     }
 }
 
 /// The inputs of one call.
 #[derive(Clone)]
-struct Chunk<T> {
-    seq_len: usize,
-    query: Vec<T>,
-    key: Vec<T>,
-    value: Vec<T>,
-    past: Vec<i64>,
-    seq: Vec<i64>,
+pub(super) struct Chunk<T> {
+    pub(super) seq_len: usize,
+    pub(super) query: Vec<T>,
+    pub(super) key: Vec<T>,
+    pub(super) value: Vec<T>,
+    pub(super) past: Vec<i64>,
+    pub(super) seq: Vec<i64>,
 }
 
 /// Keys and values of all slots.
-type Cache<T> = [Vec<T>; 2];
+pub(super) type Cache<T> = [Vec<T>; 2];
 
 /// Runs a chunk on `cache`, in place or into buffers that held NaN; returns the output.
-fn run<T: Real>(
+pub(super) fn run<T: Real>(
     setup: &Setup,
     machine: Machine,
     way: &Way,

@@ -9,6 +9,7 @@ mod gpu_decode;
 mod gpu_scan;
 mod machine;
 mod model;
+mod numerics;
 mod scan;
 mod simd;
 #[cfg(unix)]
@@ -50,6 +51,8 @@ fn ask_for_amx() {
 pub(crate) trait Real: Element + PartialEq {
     /// Largest relative error of rounding to the type.
     const UNIT: f64;
+    /// The smallest positive value.
+    const SUBNORMAL: f64;
     fn of(x: f64) -> Self;
     fn real(self) -> f64;
     fn bits(self) -> u32;
@@ -58,9 +61,10 @@ pub(crate) trait Real: Element + PartialEq {
 }
 
 macro_rules! real {
-    ($($type:ty, $digits:literal, $of:expr;)*) => {$(
+    ($($type:ty, $digits:literal, $smallest:literal, $of:expr;)*) => {$(
         impl Real for $type {
             const UNIT: f64 = 1.0 / (1u64 << $digits) as f64;
+            const SUBNORMAL: f64 = $smallest;
             fn of(x: f64) -> Self { $of(x) }
             fn real(self) -> f64 { self.into() }
             fn bits(self) -> u32 { self.to_bits().into() }
@@ -70,10 +74,10 @@ macro_rules! real {
 }
 
 real! {
-    f32, 24, |x| x as f32;
+    f32, 24, 1.4e-45, |x| x as f32;
     // By way of f32: `from_f64` drops the last bits before it rounds.
-    f16, 11, |x| f16::from_f32(x as f32);
-    bf16, 8, |x| bf16::from_f32(x as f32);
+    f16, 11, 5.97e-8, |x| f16::from_f32(x as f32);
+    bf16, 8, 9.2e-41, |x| bf16::from_f32(x as f32);
 }
 
 /// The same bits, or the first place where they differ.

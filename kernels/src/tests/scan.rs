@@ -9,22 +9,28 @@ use std::ops::Range;
 
 /// The tensors of one call.
 #[derive(Clone)]
-struct Call<T> {
-    batch: usize,
-    seq_len: usize,
-    channels: usize,
-    key: Vec<T>,
-    value: Vec<T>,
-    gate: Vec<T>,
-    past: Vec<i64>,
-    seq: Vec<i64>,
-    gated_key: Vec<T>,
-    gated_value: Vec<T>,
+pub(super) struct Call<T> {
+    pub(super) batch: usize,
+    pub(super) seq_len: usize,
+    pub(super) channels: usize,
+    pub(super) key: Vec<T>,
+    pub(super) value: Vec<T>,
+    pub(super) gate: Vec<T>,
+    pub(super) past: Vec<i64>,
+    pub(super) seq: Vec<i64>,
+    pub(super) gated_key: Vec<T>,
+    pub(super) gated_value: Vec<T>,
 }
 
 impl<T: Real> Call<T> {
     /// Runs on `state`, in place or into a buffer that held NaN.
-    fn run(&mut self, machine: Machine, way: &Way, state: &mut [Vec<f32>; 2], aliased: bool) {
+    pub(super) fn run(
+        &mut self,
+        machine: Machine,
+        way: &Way,
+        state: &mut [Vec<f32>; 2],
+        aliased: bool,
+    ) {
         let mut fresh = state.clone().map(|s| vec![f32::NAN; s.len()]);
         let new = if aliased {
             [state[0].as_mut_ptr(), state[1].as_mut_ptr()]
@@ -61,7 +67,8 @@ impl<T: Real> Call<T> {
         }
     }
 
-    fn row(&self, slot: usize, t: usize) -> Range<usize> {
+    /// Where token `t` of `slot` lies.
+    pub(super) fn row(&self, slot: usize, t: usize) -> Range<usize> {
         let at = (slot * self.seq_len + t) * self.channels;
         at..at + self.channels
     }

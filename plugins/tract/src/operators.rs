@@ -6,6 +6,7 @@ use ratplus_graphs::ops::{
     AttentionAttributes, AttributeKind, ElementType, Op as Schema, RawAttentionAttributes,
     TensorType, infer_dilated_attention, infer_recurrence_scan,
 };
+use ratplus_reference::full::sigmoid;
 use ratplus_reference::{
     AttentionInputs, AttentionOutputs, AttentionRounding, AttentionShape, Round, ScanInputs,
     ScanOutputs, ScanShape, dilated_attention, exact, recurrence_scan,
@@ -25,7 +26,7 @@ pub(crate) const CACHE_TYPE: &str = "cache_type";
 /// `op_type` that [`crate::carried`] gives casts to f16 and bf16.
 pub(crate) const ROUND: &str = "RoundTo";
 
-/// Adds both operators to `onnx`. tract ignores domains: the names alone decide. `T` and `C`
+/// Adds both operators to `onnx`, and a `Sigmoid` that is exact. tract ignores domains: the names alone decide. `T` and `C`
 /// are f32 there; [`crate::TractEngine`] rounds for packages of other types.
 pub fn register(onnx: &mut Onnx) {
     let register = &mut onnx.op_register;
@@ -36,6 +37,10 @@ pub fn register(onnx: &mut Onnx) {
         build(node, Schema::DilatedAttention)
     });
     register.insert(ROUND, round_node);
+    // tract's own is a rational function, off by 1e-6, that makes a number of NaN.
+    register.insert("Sigmoid", |_, _| {
+        Ok((expand(ElementWiseOp(Box::new(Sigmoid))), Vec::new()))
+    });
 }
 
 type Built = TractResult<(Box<dyn InferenceOp>, Vec<String>)>;
@@ -151,6 +156,25 @@ impl ElementWiseMiniOp for RoundTo {
         let mut plain = tensor.try_as_plain_ram_mut()?;
         for value in plain.as_slice_mut::<f32>()? {
             *value = round(*value);
+        }
+        Ok(())
+    }
+}
+
+/// `Sigmoid` of f32, rounded once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sigmoid;
+
+impl ElementWiseMiniOp for Sigmoid {
+    fn name(&self) -> String {
+        "Sigmoid.exact".into()
+    }
+
+    fn eval_in_place(&self, tensor: &mut Tensor, _: Option<DatumType>) -> TractResult<()> {
+        release_upper_parts();
+        let mut plain = tensor.try_as_plain_ram_mut()?;
+        for value in plain.as_slice_mut::<f32>()? {
+            *value = sigmoid(f64::from(*value)) as f32;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 mod error;
 mod implementation;
 mod layout;
+mod logits;
 mod ort;
 mod profile;
 mod session;
@@ -12,6 +13,8 @@ mod tract;
 
 pub use error::{BackendError, InputProblem};
 pub use implementation::{EngineImplementations, Implementation, NodeImplementation};
+pub(crate) use logits::finite;
+pub use logits::{NonFinite, NonFiniteLogits};
 pub use profile::OperatorTime;
 pub use session::{Session, SessionOptions, StateBuffer, Step};
 

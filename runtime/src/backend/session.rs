@@ -1,7 +1,10 @@
 use super::ort::OrtDriver;
 use super::tensorrt::TensorRtDriver;
 use super::tract::TractDriver;
-use super::{BackendError, BackendKind, EngineImplementations, InputProblem, OperatorTime};
+use super::{
+    BackendError, BackendKind, EngineImplementations, InputProblem, NonFiniteLogits, OperatorTime,
+    finite,
+};
 use crate::package::Package;
 use ratplus_graphs::manifest::{Fallback, LogitsMode, Manifest, PackageShape, state_tensors};
 use ratplus_graphs::model::taps;
@@ -178,7 +181,8 @@ impl Session {
         self.past_length[slot] as usize
     }
 
-    /// Starts `slot` over. Nothing is cleared: no implementation reads rows of an earlier sequence.
+    /// Starts `slot` over. Nothing is cleared: no implementation reads rows of an earlier sequence,
+    /// whatever they hold, NaN included.
     pub fn reset(&mut self, slot: usize) {
         self.past_length[slot] = 0;
     }
@@ -255,7 +259,8 @@ impl Session {
     ///
     /// `input_ids` holds `B x engine_len` tokens, slot after slot; those at or past a slot's
     /// `seq_length` are padding and may be any token of the vocabulary. A `seq_length` of 0 leaves
-    /// its slot as it is.
+    /// its slot as it is. Logits that are no numbers are a slot's own matter and no error of the step:
+    /// [`Step::checked_logits`] tells.
     ///
     /// # Errors
     /// [`BackendError::Input`] before anything ran. After any other error every slot starts over
@@ -528,6 +533,29 @@ impl<'a> Step<'a> {
     pub fn last_logits(&self, slot: usize) -> Option<&'a [f32]> {
         let length = usize::try_from(*self.session.seq_length.get(slot)?).ok()?;
         self.logits_at(slot, length.checked_sub(1)?)
+    }
+
+    /// The slot's result: its [`last_logits`](Self::last_logits) where all are numbers, or which is
+    /// not; `None` for an idle slot.
+    ///
+    /// A step that came back without an error may hold slots that failed and slots that did not: a
+    /// damaged weight or state spoils the sequence that meets it, and no other.
+    pub fn checked_logits(&self, slot: usize) -> Option<Result<&'a [f32], NonFiniteLogits>> {
+        let length = usize::try_from(*self.session.seq_length.get(slot)?).ok()?;
+        self.checked_logits_at(slot, length.checked_sub(1)?)
+    }
+
+    /// [`logits_at`](Self::logits_at) in the same way. A token that is not a number can spoil those
+    /// before it in its chunk, too: products with a weight of 0.
+    pub fn checked_logits_at(
+        &self,
+        slot: usize,
+        index: usize,
+    ) -> Option<Result<&'a [f32], NonFiniteLogits>> {
+        let logits = self.logits_at(slot, index)?;
+        let past = self.session.past_length[slot] - self.session.seq_length[slot];
+        let step = past as usize + index + 1;
+        Some(finite(logits).map_err(|source| NonFiniteLogits { step, slot, source }))
     }
 
     /// An extra output in f32, and its shape; `None` where it was not asked for.

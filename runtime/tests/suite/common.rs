@@ -218,11 +218,18 @@ pub struct Fixture {
     pub package: Package,
 }
 
+impl Fixture {
+    /// The package that was opened in `dir`.
+    pub fn new(dir: tempfile::TempDir, package: Package) -> Self {
+        Self { _dir: dir, package }
+    }
+}
+
 pub fn fixture(options: Options) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     write_package(dir.path(), options, 1);
     let package = Package::open(dir.path()).unwrap();
-    Fixture { _dir: dir, package }
+    Fixture::new(dir, package)
 }
 
 /// Backends that this machine can run the package of `fallback` on; a missing one is printed.

@@ -230,15 +230,11 @@ fn not_a_number_stops_one_slot() {
             ],
         );
         assert_eq!(found[0], expected[0], "{kind}");
-        let failed = matches!(
-            found[1].1,
-            StopReason::Failed {
-                slot: 1,
-                step: 9,
-                ..
-            }
-        );
-        assert!(failed && found[1].0.is_empty(), "{kind}: {:?}", found[1]);
+        let StopReason::Failed(error) = &found[1].1 else {
+            panic!("{kind}: {:?}", found[1]);
+        };
+        assert_eq!((error.step, error.slot), (9, 1), "{kind}: {error}");
+        assert!(found[1].0.is_empty(), "{kind}");
         assert_eq!(run(&mut session, &good), expected, "{kind}");
     }
 }

@@ -12,3 +12,4 @@ mod package;
 mod plans;
 mod quantized;
 mod session;
+mod slots;

@@ -1,0 +1,468 @@
+//! Gates that saturate and rows without keys: the reference's operators, and what tract makes of one
+//! node, of its function and of its standard operators, against f64.
+
+use half::bf16;
+use ratplus_graphs::body::{BodyShape, function, inline, node_attributes};
+use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::onnx::{
+    GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto, ValueInfoProto,
+};
+use ratplus_graphs::ops::{AttentionAttributes, DOMAIN, ElementType, Op, TensorType};
+use ratplus_graphs::pattern::Pattern;
+use ratplus_reference::full::sigmoid;
+use ratplus_tract::{TensorRef, TractEngine, TractWeights};
+
+const MAGNITUDES: [f64; 26] = [
+    0.0,
+    1e-40,
+    1e-3,
+    0.5,
+    1.0,
+    4.0,
+    12.0,
+    16.5,
+    16.7,
+    17.0,
+    17.9,
+    18.0,
+    18.1,
+    20.0,
+    40.0,
+    80.0,
+    87.3,
+    88.0,
+    89.0,
+    100.0,
+    103.0,
+    104.0,
+    105.0,
+    1e3,
+    1e4,
+    f64::INFINITY,
+];
+const OPERANDS: [(f32, f32); 7] = [
+    (0.0, 1.0),
+    (1.0, 0.0),
+    (1.0, -1.0),
+    (-1.0, 1.0),
+    (2.0, 2.0),
+    (1e-40, 1.0),
+    (1e30, -1e30),
+];
+const GARBAGE: [f32; 4] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38];
+const SEQ_LEN: usize = 7;
+const SHOWN: usize = 5;
+
+/// What runs a node.
+#[derive(Clone, Copy, Debug)]
+enum Runner {
+    Reference,
+    Tract(Fallback),
+}
+
+const RUNNERS: [Runner; 4] = [
+    Runner::Reference,
+    Runner::Tract(Fallback::None),
+    Runner::Tract(Fallback::Function),
+    Runner::Tract(Fallback::Inline),
+];
+
+fn rounded(dtype: ElementType, x: f32) -> f32 {
+    match dtype {
+        ElementType::BF16 => bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}
+
+fn model(
+    op: Op,
+    shape: &BodyShape,
+    attributes: Option<&AttentionAttributes>,
+    inputs: &[TensorType],
+    outputs: &[TensorType],
+    fallback: Fallback,
+) -> ModelProto {
+    let names = |ports: &[ratplus_graphs::ops::Port]| -> Vec<String> {
+        ports.iter().map(|port| port.name.to_owned()).collect()
+    };
+    let (from, to) = (names(op.inputs()), names(op.outputs()));
+    let infos = |names: &[String], types: &[TensorType]| -> Vec<ValueInfoProto> {
+        let both = names.iter().zip(types);
+        both.map(|(name, tensor)| ValueInfoProto::new(name, tensor))
+            .collect()
+    };
+    let opset = |domain: &str, version| OperatorSetIdProto {
+        domain: domain.into(),
+        version,
+    };
+    let (input, output) = (infos(&from, inputs), infos(&to, outputs));
+    let node = match fallback {
+        Fallback::Inline => inline(op, shape, attributes, "", &from, &to),
+        _ => vec![NodeProto {
+            input: from,
+            output: to,
+            name: "node".into(),
+            op_type: op.name().into(),
+            domain: DOMAIN.into(),
+            attribute: node_attributes(op, attributes),
+        }],
+    };
+    ModelProto {
+        ir_version: IR_VERSION,
+        opset_import: vec![opset("", OPSET), opset(DOMAIN, 1)],
+        graph: Some(GraphProto {
+            node,
+            name: "one node".into(),
+            input,
+            output,
+            ..GraphProto::default()
+        }),
+        functions: match fallback {
+            Fallback::Function => vec![function(op, shape, OPSET)],
+            _ => Vec::new(),
+        },
+        ..ModelProto::default()
+    }
+}
+
+/// A node in tract: its outputs.
+fn run(model: &ModelProto, op: Op, inputs: &[TensorRef<'_>]) -> Vec<Vec<f32>> {
+    let mut engine = TractEngine::with_weights(model, &TractWeights::default()).expect("a model");
+    let infos = engine.outputs().to_vec();
+    let mut results: Vec<_> = infos
+        .iter()
+        .map(|info| vec![f32::NAN; info.tensor.elements()])
+        .collect();
+    let mut outputs: Vec<_> = infos
+        .iter()
+        .zip(&mut results)
+        .map(|(info, result)| (info.name.as_str(), &mut result[..]))
+        .collect();
+    let named: Vec<_> = op
+        .inputs()
+        .iter()
+        .map(|port| port.name)
+        .zip(inputs.iter().copied())
+        .collect();
+    engine.run(&named, &mut outputs).expect("a run");
+    results
+}
+
+/// Within the tolerance where the model is finite; elsewhere no number is made of it.
+fn compare(got: f32, want: f64, tolerance: f64, place: impl FnOnce() -> String) {
+    let got = f64::from(got);
+    let right = match want.is_finite() {
+        true => (got - want).abs() <= tolerance,
+        false => !got.is_finite(),
+    };
+    assert!(right, "{}: {got:e} is not {want:e}", place());
+}
+
+fn gates(runner: Runner, dtype: ElementType) -> usize {
+    let logits: Vec<f64> = MAGNITUDES
+        .iter()
+        .flat_map(|&z| [z, -z])
+        .chain([f64::NAN])
+        .collect();
+    let columns: Vec<(f32, f32, f32)> = OPERANDS
+        .iter()
+        .flat_map(|&(h, x)| logits.iter().map(move |&z| (z as f32, h, x)))
+        .map(|(z, h, x)| (rounded(dtype, z), h, rounded(dtype, x)))
+        .collect();
+    let channels = columns.len();
+    let row = |t: usize, c: usize| -> (f32, f32) {
+        let z = columns[if t.is_multiple_of(2) {
+            c
+        } else {
+            (c + 13 * t) % channels
+        }]
+        .0;
+        // A gate that is no number ends its channel: it comes once, last.
+        let z = if z.is_nan() && t + 1 < SHOWN { 0.5 } else { z };
+        (
+            z,
+            if t % 4 < 2 {
+                columns[c].2
+            } else {
+                -columns[c].2
+            },
+        )
+    };
+    let fill = |of: &dyn Fn(usize, usize) -> f32| -> Vec<f32> {
+        let slot: Vec<f32> = (0..SEQ_LEN * channels)
+            .map(|i| of(i / channels, i % channels))
+            .collect();
+        [slot.clone(), slot].concat()
+    };
+    let (gate, key) = (fill(&|t, c| row(t, c).0), fill(&|t, c| row(t, c).1));
+    let state: Vec<f32> = columns
+        .iter()
+        .map(|column| column.1)
+        .chain((0..channels).map(|c| GARBAGE[c % GARBAGE.len()]))
+        .collect();
+    let (past, seq) = ([3i64, 0], [SHOWN as i64; 2]);
+    let tensor = |dtype, shape: &[usize]| TensorType {
+        dtype,
+        shape: shape.to_vec(),
+    };
+    let results = match runner {
+        Runner::Reference => {
+            let mut results = [key.clone(), key.clone(), state.clone(), state.clone()];
+            let [gated_key, gated_value, new_state_key, new_state_value] = &mut results;
+            ratplus_reference::recurrence_scan(
+                ratplus_reference::ScanShape {
+                    batch: 2,
+                    seq_len: SEQ_LEN,
+                    channels,
+                },
+                &ratplus_reference::ScanInputs {
+                    key: &key,
+                    value: &key,
+                    gate: &gate,
+                    state_key: &state,
+                    state_value: &state,
+                    past_length: &past,
+                    seq_length: &seq,
+                },
+                &mut ratplus_reference::ScanOutputs {
+                    gated_key,
+                    gated_value,
+                    new_state_key,
+                    new_state_value,
+                },
+                match dtype {
+                    ElementType::BF16 => |x| bf16::from_f32(x).to_f32(),
+                    _ => ratplus_reference::exact,
+                },
+            )
+            .expect("a scan");
+            results.to_vec()
+        }
+        Runner::Tract(fallback) => {
+            let chunk = tensor(dtype, &[2, SEQ_LEN, channels]);
+            let carried = tensor(ElementType::F32, &[2, channels]);
+            let lengths = tensor(ElementType::I64, &[2]);
+            let shape = BodyShape {
+                dtype,
+                cache_dtype: dtype,
+                batch: 2,
+                seq_len: SEQ_LEN,
+                num_heads: 1,
+                head_dim: channels,
+                max_seq_len: 16,
+            };
+            let inputs = [
+                &chunk, &chunk, &chunk, &carried, &carried, &lengths, &lengths,
+            ];
+            let outputs = [&chunk, &chunk, &carried, &carried];
+            let model = model(
+                Op::RecurrenceScan,
+                &shape,
+                None,
+                &inputs.map(Clone::clone),
+                &outputs.map(Clone::clone),
+                fallback,
+            );
+            let values = [&key, &key, &gate, &state, &state].map(|values| TensorRef::F32(values));
+            let lengths = [&past, &seq].map(|values| TensorRef::I64(values));
+            run(
+                &model,
+                Op::RecurrenceScan,
+                &[&values[..], &lengths[..]].concat(),
+            )
+        }
+    };
+    let unit = if dtype == ElementType::BF16 {
+        2f64.powi(-8)
+    } else {
+        0.0
+    };
+    const STEP: f64 = 3e-7;
+    let mut points = 0;
+    for slot in 0..2 {
+        for c in 0..channels {
+            let mut h = if slot == 0 {
+                f64::from(columns[c].1)
+            } else {
+                0.0
+            };
+            let mut largest = h.abs();
+            for t in 0..SEQ_LEN {
+                let at = (slot * SEQ_LEN + t) * channels + c;
+                let place = || format!("{runner:?} {dtype} slot {slot} token {t} {:?}", columns[c]);
+                if t >= SHOWN {
+                    assert_eq!([results[0][at], results[1][at]], [0.0; 2], "{}", place());
+                    continue;
+                }
+                let (z, x) = (f64::from(gate[at]), f64::from(key[at]));
+                h = sigmoid(z) * h + sigmoid(-z) * x;
+                largest = largest.max(x.abs());
+                // Three roundings and a sigmoid a token, of the largest so far.
+                let tolerance = STEP * (t + 2) as f64 * largest + f64::from(f32::MIN_POSITIVE);
+                for result in &results[..2] {
+                    compare(result[at], h, tolerance + unit * h.abs(), place);
+                    points += 1;
+                }
+                if t + 1 == SHOWN {
+                    for result in &results[2..] {
+                        compare(result[slot * channels + c], h, tolerance, place);
+                        points += 1;
+                    }
+                }
+            }
+        }
+    }
+    points
+}
+
+/// A head that sees itself alone gives its value, one that sees all the mean of equals, whatever lies in
+/// rows that were not written; with scores of any finite size.
+fn rows(runner: Runner, dtype: ElementType) -> usize {
+    const DIM: usize = 8;
+    const MAX: usize = 12;
+    let patterns = [(-1, 0, 0), (1, 0, 0)].map(|(d, w, i)| Pattern::new(d, w, i).unwrap());
+    let attributes = AttentionAttributes {
+        patterns: patterns.to_vec(),
+        scale: 1.0,
+    };
+    let held = attributes.cache_layout(MAX).rows();
+    assert_eq!(held, MAX);
+    let mut points = 0;
+    for score in [0.0f32, 88.0, -104.0, 1e4, -6e4, 1e30, -1e30] {
+        for past in [0usize, 3] {
+            let width = 2 * DIM;
+            let score = rounded(dtype, score);
+            let value: Vec<f32> = (0..2 * SEQ_LEN * width)
+                .map(|i| rounded(dtype, (i * 37 % 61) as f32 / 16.0 - 2.0))
+                .collect();
+            let first = |x: f32| -> Vec<f32> {
+                let one = |i: usize| if i.is_multiple_of(DIM) { x } else { 0.0 };
+                (0..2 * SEQ_LEN * width).map(one).collect()
+            };
+            let (query, key) = (first(1.0), first(score));
+            let cache = |x: f32, rest: f32| -> Vec<f32> {
+                let one = |i: usize| match (i / DIM % held < past, i.is_multiple_of(DIM)) {
+                    (false, _) => f32::NAN,
+                    (true, true) => x,
+                    (true, false) => rest,
+                };
+                (0..2 * held * DIM).map(one).collect()
+            };
+            let (past_key, past_value) = (cache(score, 0.0), cache(1.0, 1.0));
+            let (cos, sin) = (vec![1f32; MAX * DIM / 2], vec![0f32; MAX * DIM / 2]);
+            let (past_length, seq_length) = ([past as i64; 2], [SHOWN as i64, 0]);
+            let output = match runner {
+                Runner::Reference => {
+                    let mut output = value.clone();
+                    let (mut present_key, mut present_value) =
+                        (past_key.clone(), past_value.clone());
+                    ratplus_reference::dilated_attention(
+                        &attributes,
+                        ratplus_reference::AttentionShape {
+                            batch: 2,
+                            seq_len: SEQ_LEN,
+                            head_dim: DIM,
+                            max_seq_len: MAX,
+                        },
+                        &ratplus_reference::AttentionInputs {
+                            query: &query,
+                            key: &key,
+                            value: &value,
+                            past_key: &past_key,
+                            past_value: &past_value,
+                            past_length: &past_length,
+                            seq_length: &seq_length,
+                            cos: &cos,
+                            sin: &sin,
+                        },
+                        &mut ratplus_reference::AttentionOutputs {
+                            output: &mut output,
+                            present_key: &mut present_key,
+                            present_value: &mut present_value,
+                        },
+                        ratplus_reference::AttentionRounding::uniform(match dtype {
+                            ElementType::BF16 => |x| bf16::from_f32(x).to_f32(),
+                            _ => ratplus_reference::exact,
+                        }),
+                    )
+                    .expect("an attention");
+                    output
+                }
+                Runner::Tract(fallback) => {
+                    let tensor = |dtype, shape: &[usize]| TensorType {
+                        dtype,
+                        shape: shape.to_vec(),
+                    };
+                    let chunk = tensor(dtype, &[2, SEQ_LEN, width]);
+                    let rows = tensor(dtype, &[2, held, DIM]);
+                    let lengths = tensor(ElementType::I64, &[2]);
+                    let table = tensor(ElementType::F32, &[MAX, DIM / 2]);
+                    let shape = BodyShape {
+                        dtype,
+                        cache_dtype: dtype,
+                        batch: 2,
+                        seq_len: SEQ_LEN,
+                        num_heads: 2,
+                        head_dim: DIM,
+                        max_seq_len: MAX,
+                    };
+                    let inputs = [
+                        &chunk, &chunk, &chunk, &rows, &rows, &lengths, &lengths, &table, &table,
+                    ];
+                    let model = model(
+                        Op::DilatedAttention,
+                        &shape,
+                        Some(&attributes),
+                        &inputs.map(Clone::clone),
+                        &[&chunk, &rows, &rows].map(Clone::clone),
+                        fallback,
+                    );
+                    let values =
+                        [&query, &key, &value, &past_key, &past_value].map(|x| TensorRef::F32(x));
+                    let lengths = [&past_length, &seq_length].map(|x| TensorRef::I64(x));
+                    let tables = [&cos, &sin].map(|x| TensorRef::F32(x));
+                    let inputs = [&values[..], &lengths[..], &tables[..]].concat();
+                    run(&model, Op::DilatedAttention, &inputs).swap_remove(0)
+                }
+            };
+            for t in 0..2 * SEQ_LEN {
+                let (slot, row) = (t / SEQ_LEN, t % SEQ_LEN);
+                for d in 0..width {
+                    let place = || {
+                        format!("{runner:?} {dtype} {score:e} after {past} token {t} channel {d}")
+                    };
+                    let own = |row: usize| f64::from(value[(slot * SEQ_LEN + row) * width + d]);
+                    let got = output[t * width + d];
+                    let want = match (slot, row < SHOWN) {
+                        (0, true) if d < DIM => own(row),
+                        (0, true) => {
+                            let sum: f64 = past as f64 + (0..=row).map(own).sum::<f64>();
+                            sum / (past + row + 1) as f64
+                        }
+                        _ => 0.0,
+                    };
+                    let unit = if dtype == ElementType::BF16 {
+                        2f64.powi(-8)
+                    } else {
+                        0.0
+                    };
+                    compare(got, want, 1e-5 + unit * want.abs(), place);
+                    points += 1;
+                }
+            }
+        }
+    }
+    points
+}
+
+#[test]
+fn gates_saturate_and_rows_have_no_keys() {
+    for runner in RUNNERS {
+        let mut points = 0;
+        for dtype in [ElementType::F32, ElementType::BF16] {
+            points += gates(runner, dtype) + rows(runner, dtype);
+        }
+        println!("{runner:?}: {points} points");
+        assert!(points >= 2000, "{points}");
+    }
+}
