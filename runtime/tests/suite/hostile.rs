@@ -603,7 +603,7 @@ fn damage(file: &str, manifest: &Manifest, from: &Path) -> usize {
 /// Every bit of a file; of the weights' padding, a page after every tensor, one bit in every
 /// eighth byte.
 fn bits(file: &str, manifest: &Manifest, len: usize) -> Vec<(usize, u8)> {
-    let (tensors, _) = storage(&manifest.model, &manifest.shape());
+    let (tensors, _) = storage(&manifest.model, &manifest.shape(), &manifest.precision);
     let held = |at: usize| {
         tensors.iter().any(|stored| {
             let start = stored.offset as usize;

@@ -2,6 +2,7 @@
 
 use super::package::package;
 use ratplus_graphs::manifest::{Fallback, Manifest};
+use ratplus_graphs::precision::Quantization;
 use serde_json::json;
 
 pub const WORDS: &[&[u8]] = &[
@@ -12,6 +13,9 @@ pub const WORDS: &[&[u8]] = &[
     b"\"sha256\":\"\"",
     b"\"bytes\":18446744073709551615",
     b"\"cache_dtype\":\"bf16\"",
+    b"\"precision\":{",
+    b"\"quantization\":{",
+    b"\"keep_f32\":{\"layers\":[0],\"head\":true}",
     b"\"fallback\":\"trt-plugins\"",
     b"\"logits\":\"all\"",
     b"\"batch\":65536",
@@ -24,7 +28,13 @@ pub const WORDS: &[&[u8]] = &[
 ];
 
 pub fn seeds() -> Vec<Vec<u8>> {
-    let manifest = package(Fallback::Function).manifest;
+    let manifest = package(Fallback::Function, None).manifest;
+    let quantization = Quantization {
+        bits: 4,
+        block_size: 32,
+        symmetric: true,
+    };
+    let quantized = package(Fallback::None, Some(quantization)).manifest;
     // The largest sizes that a specification may have, in a file of a few hundred bytes.
     let mut wide = json!(manifest);
     wide["model"]["d_model"] = json!(1 << 24);
@@ -36,7 +46,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
     long["model"]["d_head"] = json!(1 << 24);
     long["model"]["patterns"] =
         json!([{"dilation": 1, "local_window": 2147483647, "initial": 2147483647}]);
-    let mut seeds = vec![manifest.to_json(), json!(manifest).to_string().into_bytes()];
+    let mut seeds = vec![
+        manifest.to_json(),
+        quantized.to_json(),
+        json!(manifest).to_string().into_bytes(),
+    ];
     for value in [wide, long] {
         let manifest: Manifest = serde_json::from_value(value).expect("a manifest");
         seeds.push(json!(manifest).to_string().into_bytes());

@@ -3,6 +3,7 @@
 pub use super::package::Package;
 use super::package::package;
 use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::precision::Quantization;
 use std::sync::LazyLock;
 
 /// One package for each first byte of an input.
@@ -13,7 +14,14 @@ pub static PACKAGES: LazyLock<Vec<Package>> = LazyLock::new(|| {
         Fallback::None,
         Fallback::TrtPlugins,
     ];
-    ways.map(package).into()
+    let quantization = Quantization {
+        bits: 8,
+        block_size: 16,
+        symmetric: false,
+    };
+    let plain = ways.map(|fallback| package(fallback, None));
+    let quantized = package(Fallback::None, Some(quantization));
+    plain.into_iter().chain([quantized]).collect()
 });
 
 pub const WORDS: &[&[u8]] = &[
@@ -27,6 +35,9 @@ pub const WORDS: &[&[u8]] = &[
     b"ai.ratplus",
     b"RecurrenceScan",
     b"DilatedAttention",
+    b"com.microsoft",
+    b"MatMulNBits",
+    b"block_size",
     b"18446744073709551615",
     b"\x70\x01",
     b"\x6a\x00",

@@ -9,6 +9,7 @@ use ratplus_graphs::model::{GraphOptions, StoredTensor, build, storage};
 use ratplus_graphs::onnx::{IR_VERSION, OPSET};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 
 /// A package without its weights.
@@ -21,8 +22,8 @@ pub struct Package {
     pub model: Vec<u8>,
 }
 
-/// The smallest package whose custom nodes are written so.
-pub fn package(fallback: Fallback) -> Package {
+/// The smallest package whose custom nodes are written so, with these integers for weights.
+pub fn package(fallback: Fallback, quantization: Option<Quantization>) -> Package {
     let pattern = |d, w, i| Pattern::new(d, w, i).expect("a pattern");
     let heads = vec![pattern(4, 3, 1), pattern(-1, 5, 2)];
     let spec = ModelSpec {
@@ -44,8 +45,13 @@ pub fn package(fallback: Fallback) -> Package {
         cache_dtype: ElementType::F16,
         logits: LogitsMode::Last,
     };
+    let precision = Precision {
+        quantization,
+        ..Precision::default()
+    };
     let model = build(&GraphOptions {
         spec: &spec,
+        precision: &precision,
         shape,
         seq_len: 1,
         fallback,
@@ -53,7 +59,7 @@ pub fn package(fallback: Fallback) -> Package {
         ir_version: IR_VERSION,
     });
     let engine = engine(&spec, &shape, 1);
-    let (storage, bytes) = storage(&spec, &shape);
+    let (storage, bytes) = storage(&spec, &shape, &precision);
     let info = |bytes| FileInfo {
         bytes,
         sha256: "0".repeat(64),
@@ -71,6 +77,7 @@ pub fn package(fallback: Fallback) -> Package {
         max_seq_len: shape.max_seq_len,
         dtype: shape.dtype,
         cache_dtype: shape.own_cache_dtype(),
+        precision,
         opset: OPSET,
         ir_version: IR_VERSION,
         fallback,

@@ -28,7 +28,7 @@ fn check(manifest: &Manifest) {
     assert_eq!(lengths.first(), Some(&1));
     assert!(lengths.is_sorted_by(|a, b| a < b));
     // As a package is opened.
-    let (tensors, bytes) = storage(&manifest.model, &manifest.shape());
+    let (tensors, bytes) = storage(&manifest.model, &manifest.shape(), &manifest.precision);
     assert!(
         tensors
             .iter()
