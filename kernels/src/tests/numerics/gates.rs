@@ -163,13 +163,13 @@ fn sweep<T: Real>(machine: Machine, way: &Way, tokens: usize, padding: usize) ->
     let garbage = (0..channels).map(|c| GARBAGE[c % GARBAGE.len()]);
     let before: Vec<f32> = state.iter().copied().chain(garbage).collect();
     let mut after = [before.clone(), before];
-    call.run(machine, way, &mut after, tokens % 2 == 0);
+    call.run(machine, way, &mut after, tokens.is_multiple_of(2));
     let serial = Machine::scanning(ScanMethod::Serial);
     let tiled = !matches!(machine, Machine::Cpu(_)) && machine != serial;
     let mut points = 0;
     for slot in 0..2 {
         for c in 0..channels {
-            for which in 0..2 {
+            for (which, state_after) in after.iter().enumerate() {
                 let [input, result] = match which {
                     0 => [&call.key, &call.gated_key],
                     _ => [&call.value, &call.gated_value],
@@ -190,7 +190,7 @@ fn sweep<T: Real>(machine: Machine, way: &Way, tokens: usize, padding: usize) ->
                     });
                     points += 1;
                 }
-                let last = after[which][slot * channels + c];
+                let last = state_after[slot * channels + c];
                 let &(want, error) = expected.last().unwrap();
                 compare(last, want, error, || {
                     format!(

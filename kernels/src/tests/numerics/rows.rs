@@ -46,7 +46,14 @@ fn only_itself<T: Real>(machine: Machine, way: &Way) -> usize {
         let setup = Setup::new(patterns.clone(), 50, 2, DIM);
         for (seq_len, past) in [(1, 0), (1, 5), (9, 0), (33, 16)] {
             let (chunk, mut cache) = chunk::<T>(&setup, seq_len as u64, seq_len, past);
-            let output = run(&setup, machine, way, &chunk, &mut cache, seq_len % 2 == 0);
+            let output = run(
+                &setup,
+                machine,
+                way,
+                &chunk,
+                &mut cache,
+                seq_len.is_multiple_of(2),
+            );
             for (head, pattern) in patterns.iter().enumerate() {
                 for token in 0..setup.batch * seq_len {
                     if *pattern != alone {

@@ -98,7 +98,7 @@ fn scans<T: Real>(machine: Machine, seq_len: usize, trials: usize, way: &dyn Fn(
             }
         }
         lengths(&mut rng, own, seq_len, &mut other.past, &mut other.seq);
-        other.run(machine, &way(trial), &mut state, trial % 2 == 0);
+        other.run(machine, &way(trial), &mut state, trial.is_multiple_of(2));
         let place = format!("{machine:?} slot {own}, filling {trial}");
         let rows = of_slot(own, each);
         assert_bits(
@@ -160,7 +160,7 @@ fn attentions<T: Real>(
             &way(trial),
             &other,
             &mut cache,
-            trial % 2 == 0,
+            trial.is_multiple_of(2),
         );
         let place = format!("{machine:?} slot {own}, filling {trial}");
         let rows = of_slot(own, each);
