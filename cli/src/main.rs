@@ -9,7 +9,22 @@ use clap::Parser;
 use output::Failure;
 use std::process::ExitCode;
 
+/// Ends quietly where nobody reads on, as in `ratplus eval .. | head`: Rust starts programs with
+/// that signal ignored, and printing then panics.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+fn stop_at_closed_pipes() {
+    // SAFETY: no other thread runs yet, and the default action is no handler of ours.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+#[cfg(not(unix))]
+fn stop_at_closed_pipes() {}
+
 fn main() -> ExitCode {
+    stop_at_closed_pipes();
     let outcome = match Cli::parse().command {
         Command::Export(args) => commands::export::run(args),
         Command::Inspect(args) => commands::inspect::run(args),

@@ -180,3 +180,30 @@ fn a_checkpoints_cache_can_be_counted_in_another_type() {
         "{stderr}"
     );
 }
+
+/// `ratplus inspect .. | head`: whoever stops reading hears nothing more.
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    use std::io::Read;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(ratplus_tests::ratplus())
+        .args(["export", "--help"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    assert_eq!(stderr, "");
+    let status = child.wait().unwrap();
+    // It may have written everything before the pipe was closed.
+    assert!(status.success() || status.signal() == Some(13), "{status}");
+}
