@@ -6,6 +6,7 @@ use crate::resources;
 use crate::setup;
 use crate::step::{Error, Steps, say};
 use crate::suite;
+use crate::supply;
 use crate::workspace::Workspace;
 use std::process::Command;
 
@@ -58,6 +59,9 @@ pub fn run(workspace: &Workspace) -> Outcome {
     let mut skips = Vec::new();
     if !other_processor(&steps, &mut skips)? {
         failed.push(PORTABLE);
+    }
+    if !supply::run(workspace, &steps, &mut skips)? {
+        failed.push(supply::TITLE);
     }
     match fuzz::run_in_ci(workspace, &mut skips) {
         Ok(true) => (),

@@ -11,6 +11,7 @@ mod sanitize;
 mod setup;
 mod step;
 mod suite;
+mod supply;
 mod tensorrt;
 mod toolkit;
 mod workspace;
@@ -40,7 +41,8 @@ cargo xtask <command>
           of its own in target/sanitize (docs/reliability.md)
   fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
           runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
-  ci      setup, formatting, lints, documentation, cuda-resources --check and fuzz, then test
+  ci      setup, formatting, lints, documentation, cuda-resources --check, cargo-deny and
+          fuzz, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
 Exit 0: done. Exit 1: a check or a test failed. Exit 2: bad input or environment.";
