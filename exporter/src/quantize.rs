@@ -189,21 +189,30 @@ impl Rows {
     }
 
     fn lose(&mut self, values: &[f32], block: &Block) {
-        let zero = block.zero_point as f32;
-        let (mut squared_error, mut squares, mut most) = ([0.0f64; 4], [0.0f64; 4], [0.0f32; 4]);
-        for (values, integers) in values.chunks(4).zip(block.integers.chunks(4)) {
-            for (lane, (&value, &q)) in values.iter().zip(integers).enumerate() {
-                let error = value - block.scale * (f32::from(q) - zero);
-                squared_error[lane] += f64::from(error) * f64::from(error);
-                squares[lane] += f64::from(value) * f64::from(value);
-                most[lane] = most[lane].max(error.abs());
+        const LANES: usize = 4;
+        let (mut errors, mut squares, mut most) =
+            ([0.0f64; LANES], [0.0f64; LANES], [0.0f32; LANES]);
+        let mut add = |lane: usize, value: f32, centred: f32| {
+            let error = value - block.scale * centred;
+            errors[lane] += f64::from(error) * f64::from(error);
+            squares[lane] += f64::from(value) * f64::from(value);
+            most[lane] = larger(most[lane], error.abs());
+        };
+        let (whole, rest) = values.as_chunks::<LANES>();
+        let (centred, _) = block.centred.as_chunks::<LANES>();
+        for (values, centred) in whole.iter().zip(centred) {
+            for lane in 0..LANES {
+                add(lane, values[lane], centred[lane]);
             }
         }
-        self.squared_error += squared_error.iter().sum::<f64>();
+        for (&value, &centred) in rest.iter().zip(&block.centred[values.len() - rest.len()..]) {
+            add(0, value, centred);
+        }
+        self.squared_error += errors.iter().sum::<f64>();
         self.squares += squares.iter().sum::<f64>();
-        self.max_error = most
-            .iter()
-            .fold(self.max_error, |most, &error| most.max(f64::from(error)));
+        self.max_error = self
+            .max_error
+            .max(f64::from(most.into_iter().fold(0.0, larger)));
     }
 
     fn append(&mut self, rows: Self) {
@@ -247,7 +256,7 @@ struct Block {
     zero_point: u32,
     /// One for each value, then zero points.
     integers: [u8; 256],
-    /// A candidate's, less its zero point.
+    /// The integers less the zero point.
     centred: [f32; 256],
 }
 
@@ -271,13 +280,8 @@ const WHOLE: [f32; 1] = [1.0];
 impl Block {
     /// Finds the integers, the scale and the zero point.
     fn fit(&mut self, quantization: Quantization, values: &[f32]) {
-        let (low, high) = values.iter().fold((0.0f32, 0.0f32), |(low, high), &value| {
-            (low.min(value), high.max(value))
-        });
+        let (low, high) = range(values);
         let (levels, middle) = (quantization.largest(), quantization.middle());
-        self.scale = 0.0;
-        self.zero_point = middle;
-        let mut best = f64::INFINITY;
         let covered = match quantization.bits {
             4 => &COVERED[..],
             _ => &WHOLE,
@@ -287,8 +291,9 @@ impl Block {
         let both = quantization
             .symmetric
             .then_some(middle as f32 / (middle - 1) as f32);
+        let mut best: Option<(Fitted, u32)> = None;
         for covered in covered.iter().copied().chain(both) {
-            let (mut scale, zero_point) = if quantization.symmetric {
+            let (scale, zero_point) = if quantization.symmetric {
                 let largest = if -low > high { low } else { high };
                 (-covered * largest / middle as f32, middle)
             } else {
@@ -299,23 +304,33 @@ impl Block {
                 };
                 (scale, (zero_point as u32).min(levels))
             };
-            // Once more with the scale that these integers like best.
-            for _ in 0..2 {
-                let Some(found) = self.round(values, scale, zero_point, levels) else {
-                    break;
-                };
-                if found.squared_error < best {
-                    best = found.squared_error;
-                    self.scale = found.scale;
-                    self.zero_point = zero_point;
-                    self.keep(values.len());
+            let found = self.round(values, scale, zero_point, levels);
+            best = match (found, best) {
+                (Some(found), Some((known, _))) if known.squared_error <= found.squared_error => {
+                    best
                 }
-                scale = found.scale;
-            }
+                (Some(found), _) => Some((found, zero_point)),
+                (None, _) => best,
+            };
         }
-        if best == f64::INFINITY {
-            self.integers.fill(middle as u8);
+        // Once more with the scale that the best integers like best: nothing gets worse by it.
+        let refined = best.and_then(|(found, zero_point)| {
+            let refined = self.round(values, found.scale, zero_point, levels)?;
+            Some((refined.scale, zero_point))
+        });
+        (self.scale, self.zero_point) = refined.unwrap_or((0.0, middle));
+        if refined.is_none() {
+            self.centred.fill(0.0);
         }
+        // The integer of a small number in the lowest bits of a float.
+        const INTEGERS: f32 = 8_388_608.0;
+        let zero = self.zero_point as f32;
+        let count = values.len();
+        let (integers, padding) = self.integers.split_at_mut(count);
+        for (integer, &centred) in integers.iter_mut().zip(&self.centred) {
+            *integer = (centred + zero + INTEGERS).to_bits() as u8;
+        }
+        padding.fill(self.zero_point as u8);
     }
 
     /// Rounds the values into `centred`; none where the scale divides nothing.
@@ -337,29 +352,31 @@ impl Block {
         let (least, most) = (-zero, levels as f32 - zero);
         // In steps of the scale, so that nothing overflows: sums of e e, e c and c c, where e is what
         // is left of x after c.
-        let mut sums = [[0.0f32; LANES]; 3];
-        let mut add = |lane: usize, value: f32| {
-            let steps = value * inverse;
-            let centred = steps.max(least).min(most) + ROUND - ROUND;
-            let left = steps - centred;
-            sums[0][lane] += left * left;
-            sums[1][lane] += left * centred;
-            sums[2][lane] += centred * centred;
+        let (mut left, mut products, mut integers) = ([0.0f32; LANES], [0.0; LANES], [0.0; LANES]);
+        let mut add = |values: [f32; LANES]| {
+            let steps = values.map(|value| value * inverse);
+            let centred = steps.map(|steps| larger(least, smaller(most, steps)) + ROUND - ROUND);
+            for lane in 0..LANES {
+                let error = steps[lane] - centred[lane];
+                left[lane] += error * error;
+                products[lane] += error * centred[lane];
+                integers[lane] += centred[lane] * centred[lane];
+            }
             centred
         };
         let (whole, rest) = values.as_chunks::<LANES>();
         let (centred, _) = self.centred.as_chunks_mut::<LANES>();
-        for (values, centred) in whole.iter().zip(centred) {
-            for lane in 0..LANES {
-                centred[lane] = add(lane, values[lane]);
-            }
+        for (&values, centred) in whole.iter().zip(&mut *centred) {
+            *centred = add(values);
         }
-        let rest = self.centred[whole.len() * LANES..].iter_mut().zip(rest);
-        for (centred, &value) in rest {
-            *centred = add(0, value);
+        if !rest.is_empty() {
+            // Zeros, which are integers, add nothing.
+            let mut last = [0.0; LANES];
+            last[..rest.len()].copy_from_slice(rest);
+            centred[whole.len()] = add(last);
         }
-        let [left, products, integers] =
-            sums.map(|lanes| lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>());
+        let sum = |lanes: [f32; LANES]| lanes.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+        let (left, products, integers) = (sum(left), sum(products), sum(integers));
         let better = (f64::from(scale) * (1.0 + products / integers)) as f32;
         if integers == 0.0 || !better.is_finite() {
             return None;
@@ -370,17 +387,35 @@ impl Block {
                 * f64::from(scale).powi(2),
         })
     }
+}
 
-    fn keep(&mut self, count: usize) {
-        let zero = self.zero_point as f32;
-        for (integer, &centred) in self.integers.iter_mut().zip(&self.centred[..count]) {
-            *integer = (centred + zero) as u8;
+/// The least and the largest value, 0 among them.
+fn range(values: &[f32]) -> (f32, f32) {
+    const LANES: usize = 8;
+    let (mut low, mut high) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (whole, rest) = values.as_chunks::<LANES>();
+    for values in whole {
+        for lane in 0..LANES {
+            low[lane] = smaller(low[lane], values[lane]);
+            high[lane] = larger(high[lane], values[lane]);
         }
-        self.integers[count..].fill(self.zero_point as u8);
     }
+    let least = low.iter().chain(rest).copied().fold(0.0, smaller);
+    (least, high.iter().chain(rest).copied().fold(0.0, larger))
+}
+
+/// `f32::min` of numbers: without its care for NaN it is one instruction.
+fn smaller(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
+/// `f32::max` of numbers.
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// What rounding with a scale gave.
+#[derive(Clone, Copy)]
 struct Fitted {
     /// The best one for the same integers.
     scale: f32,
