@@ -152,12 +152,11 @@ impl PackageOptions {
             ));
         }
         if let Err(precision) = self.precision.validate(self.spec.num_layers) {
-            let named = |error: String| {
-                error
-                    .replace("keep_f32:", "--keep-f32:")
-                    .replace("block_size:", "--block-size:")
-                    .replace("bits:", "--quantize:")
+            let flag = |field: &str| match field {
+                "bits" => "--quantize".to_owned(),
+                field => format!("--{}", field.replace('_', "-")),
             };
+            let named = |(field, error)| format!("{}: {error}", flag(field));
             errors.extend(precision.into_iter().map(named));
         }
         if self.precision.quantization.is_some()

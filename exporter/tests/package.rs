@@ -220,7 +220,7 @@ fn options_are_checked_together() {
         "found 0",
         "found 41",
         "--tokenizer",
-        "--block-size: expected 16, 32, 64, 128 or 256, found 24",
+        "--block-size: expected one of [16, 32, 64, 128, 256], found 24",
         "--keep-f32: expected layers 0 to 1, found 9",
         "--quantize: expected --fallback function or none, found trt-plugins",
         "--cache-dtype: with --fallback trt-plugins expected f32, the type of --dtype, found bf16",

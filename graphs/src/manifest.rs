@@ -350,6 +350,11 @@ impl Manifest {
         }
     }
 
+    /// Whether weights may differ from the checkpoint's by rounding.
+    pub fn rounds_weights(&self) -> bool {
+        self.dtype != ElementType::F32 || self.precision.quantization.is_some()
+    }
+
     /// The engine for chunks of `seq_len` tokens.
     pub fn engine(&self, seq_len: usize) -> Option<&Engine> {
         self.engines.iter().find(|engine| engine.seq_len == seq_len)
@@ -413,7 +418,8 @@ impl Manifest {
             }
         }
         if let Err(found) = self.precision.validate(self.model.num_layers) {
-            errors.extend(found.into_iter().map(|error| format!("precision: {error}")));
+            let found = found.into_iter();
+            errors.extend(found.map(|(field, error)| format!("precision.{field}: {error}")));
         }
         if !errors.is_empty() {
             return Err(ManifestErrors(errors));

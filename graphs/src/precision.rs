@@ -32,6 +32,9 @@ const F32_ACCURACY: i64 = 1;
 /// Block sizes that the operator takes.
 pub const BLOCK_SIZES: [usize; 5] = [16, 32, 64, 128, 256];
 
+/// A field that has no such value, and what was expected and found.
+pub type Problem = (&'static str, String);
+
 /// Block-wise integers in place of the matrices of linear layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -66,7 +69,7 @@ impl Quantization {
             4 => &[Plane { half: "", shift: 0 }],
             _ => &[
                 Plane {
-                    half: ".high",
+                    half: UPPER_HALF,
                     shift: 4,
                 },
                 Plane {
@@ -77,19 +80,16 @@ impl Quantization {
         }
     }
 
-    /// # Errors
-    /// A field has no such value.
-    pub fn validate(self) -> Result<(), String> {
+    fn problems(self) -> Vec<Problem> {
+        let mut problems = Vec::new();
         if ![4, 8].contains(&self.bits) {
-            return Err(format!("bits: expected 4 or 8, found {}", self.bits));
+            problems.push(("bits", format!("expected 4 or 8, found {}", self.bits)));
         }
         if !BLOCK_SIZES.contains(&self.block_size) {
-            return Err(format!(
-                "block_size: expected 16, 32, 64, 128 or 256, found {}",
-                self.block_size
-            ));
+            let problem = format!("expected one of {BLOCK_SIZES:?}, found {}", self.block_size);
+            problems.push(("block_size", problem));
         }
-        Ok(())
+        problems
     }
 }
 
@@ -99,6 +99,18 @@ impl fmt::Display for Quantization {
         write!(f, "int{}, {kind}blocks of {}", self.bits, self.block_size)
     }
 }
+
+/// What the names of the upper half's constants have after the matrix's.
+const UPPER_HALF: &str = ".high";
+
+/// Whether a node whose first constant is `blocks` has the lowest bits of its matrix, those that
+/// rounding decided.
+pub fn has_lowest_bits(blocks: &str) -> bool {
+    !blocks.ends_with(&format!("{UPPER_HALF}.{BLOCKS}"))
+}
+
+/// What the name of a node's first constant ends with.
+const BLOCKS: &str = "blocks";
 
 /// Four bits of every integer of a matrix: one node and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +146,7 @@ impl Plane {
         };
         let bytes = quantization.block_size / 2;
         let mut tensors = vec![
-            named("blocks", ElementType::U8, vec![outputs, blocks, bytes]),
+            named(BLOCKS, ElementType::U8, vec![outputs, blocks, bytes]),
             named("scales", ElementType::F32, vec![outputs * blocks]),
         ];
         if self.has_zero_points(quantization) {
@@ -302,26 +314,23 @@ impl Precision {
 
     /// # Errors
     /// Every field that has no such value in a model of `num_layers`.
-    pub fn validate(&self, num_layers: usize) -> Result<(), Vec<String>> {
-        let mut errors = Vec::new();
-        if let Some(Err(error)) = self.quantization.map(Quantization::validate) {
-            errors.push(error);
+    pub fn validate(&self, num_layers: usize) -> Result<(), Vec<Problem>> {
+        let quantization = self.quantization.map(Quantization::problems);
+        let mut problems = quantization.unwrap_or_default();
+        let layers = &self.keep_f32.layers;
+        if !layers.is_sorted_by(|a, b| a < b) {
+            let problem = format!("expected ascending layers, found {layers:?}");
+            problems.push(("keep_f32", problem));
         }
-        if !self.keep_f32.layers.is_sorted_by(|a, b| a < b) {
-            errors.push("keep_f32: expected ascending layers".into());
+        if let Some(last) = layers.iter().max().filter(|&&layer| layer >= num_layers) {
+            let most = num_layers.saturating_sub(1);
+            let problem = format!("expected layers 0 to {most}, found {last}");
+            problems.push(("keep_f32", problem));
         }
-        if let Some(&last) = self.keep_f32.layers.last()
-            && last >= num_layers
-        {
-            errors.push(format!(
-                "keep_f32: expected layers 0 to {}, found {last}",
-                num_layers.saturating_sub(1)
-            ));
-        }
-        if errors.is_empty() {
+        if problems.is_empty() {
             Ok(())
         } else {
-            Err(errors)
+            Err(problems)
         }
     }
 }
@@ -460,6 +469,16 @@ mod tests {
             ]
         );
         assert_eq!(shapes(quantization(8, false)).len(), 6);
+        let lowest = |bits| -> Vec<_> {
+            let planes = quantization(bits, true).planes();
+            let blocks = planes
+                .iter()
+                .map(|plane| plane.tensors(quantization(bits, true), "w", [5, 70]));
+            blocks
+                .map(|tensors| has_lowest_bits(&tensors[0].0))
+                .collect()
+        };
+        assert_eq!((lowest(4), lowest(8)), (vec![true], vec![false, true]));
     }
 
     #[test]
@@ -467,7 +486,7 @@ mod tests {
         let precision = Precision {
             quantization: Some(Quantization {
                 bits: 5,
-                block_size: 32,
+                block_size: 24,
                 symmetric: true,
             }),
             keep_f32: "4".parse().unwrap(),
@@ -475,15 +494,13 @@ mod tests {
         assert_eq!(
             precision.validate(4).unwrap_err(),
             [
-                "bits: expected 4 or 8, found 5",
-                "keep_f32: expected layers 0 to 3, found 4"
+                ("bits", "expected 4 or 8, found 5".to_owned()),
+                (
+                    "block_size",
+                    "expected one of [16, 32, 64, 128, 256], found 24".to_owned()
+                ),
+                ("keep_f32", "expected layers 0 to 3, found 4".to_owned()),
             ]
         );
-        let odd = Quantization {
-            bits: 8,
-            block_size: 24,
-            symmetric: true,
-        };
-        assert!(odd.validate().unwrap_err().contains("found 24"));
     }
 }

@@ -5,7 +5,7 @@ use crate::args::{LibraryArgs, VerifyArgs};
 use crate::output::{Failure, OrInput, Outcome, Table};
 use ratplus_runtime::backend::{BackendKind, SessionOptions};
 use ratplus_runtime::package::Package;
-use ratplus_runtime::verify::{self, Golden, Row, VerifyOptions, VerifyReport};
+use ratplus_runtime::verify::{self, Golden, Row, STORED_WEIGHTS, VerifyOptions, VerifyReport};
 
 /// Runs the matrix and prints it.
 pub fn run(args: VerifyArgs) -> Outcome {
@@ -131,14 +131,6 @@ fn print(package: &str, report: &VerifyReport) {
     for source in sources {
         println!("tolerance    {source}");
     }
-    if let Some(cost) = &report.quantization {
-        println!(
-            "quantised    the integers move logits by {:.2e} at most, {:.2e} in the mean, of a largest {:.2e}; \
-             the likeliest token is the golden file's at {} of {} positions. Held to nothing: `ratplus eval` \
-             says what it costs on a text",
-            cost.max_error, cost.mean_error, cost.largest_logit, cost.argmax_agreed, cost.rows
-        );
-    }
     for found in &report.implementations {
         for engine in &found.engines {
             println!("ran          {}: {engine}", found.backend);
@@ -152,6 +144,18 @@ fn print(package: &str, report: &VerifyReport) {
             "FAILED       {}, {}, {}",
             row.backend, row.route, row.tensor
         );
+        if let Some(most) = row.mean_tolerance.filter(|most| row.mean_error > *most) {
+            println!(
+                "             mean error {:.2e}, expected at most {most:.2e}",
+                row.mean_error
+            );
+        }
+        if row.tensor == STORED_WEIGHTS {
+            println!(
+                "             the package's weights are not the golden file's model's: export the \
+                 checkpoint that it was made from"
+            );
+        }
         if let Some(worst) = row.worst {
             println!(
                 "             worst: sequence {}, position {}, index {}: expected {}, found {}",

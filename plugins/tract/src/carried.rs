@@ -76,11 +76,17 @@ pub(crate) fn carry(model: &ModelProto, rounding: Rounding) -> Result<Carried, T
         .into_iter()
         .filter(|(name, _)| !parts.contains(name))
         .collect();
-    weights.extend(
-        products
-            .iter()
-            .map(|product| (product.blocks.clone(), product.matrix())),
-    );
+    let mut matrices = HashMap::new();
+    for product in &products {
+        match matrices.insert(&product.blocks, product) {
+            None => weights.push((product.blocks.clone(), product.matrix())),
+            Some(other) if other == product => (),
+            Some(_) => errors.push(format!(
+                "`{}` is the matrix of two nodes that read it differently",
+                product.blocks
+            )),
+        }
+    }
     let dtypes = value_types(graph, &inputs, &weights);
     if !errors.is_empty() {
         return Err(TractError::Graph(errors));
@@ -254,6 +260,18 @@ fn widen_constant(tensor: &mut TensorProto) {
         .collect();
     tensor.data_type = ElementType::F32.onnx();
     tensor.raw_data = Some(values);
+}
+
+/// How far a value of `dtype` is from the one of the next smaller magnitude: what rounding to it may
+/// have cost, doubled; 0 for f32 and i64, which round nothing here.
+pub(crate) fn step(dtype: ElementType, value: f32) -> f32 {
+    let magnitude = value.abs();
+    let smaller = match dtype {
+        ElementType::F16 => half::f16::from_f32(magnitude).to_bits().checked_sub(1),
+        ElementType::BF16 => half::bf16::from_f32(magnitude).to_bits().checked_sub(1),
+        _ => None,
+    };
+    smaller.map_or(0.0, |bits| magnitude - widen(dtype, &bits.to_le_bytes()))
 }
 
 /// The f32 value of one little-endian element; 0 for i64.

@@ -1,12 +1,14 @@
 //! Products with block-wise integers. tract has no such operator: their matrices are widened to f32
 //! once, when weights are loaded, and the nodes become `Gemm`.
 
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::onnx::{AttributeProto, GraphProto, NodeProto};
 use ratplus_graphs::ops::{ElementType, TensorType};
-use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN};
+use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, has_lowest_bits};
 
 /// A node `rows x matrix^T` whose matrix is four-bit integers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Product {
     /// Initializer of `[outputs, blocks, block_size / 2]` bytes; the widened matrix takes its name.
     pub blocks: String,
@@ -95,8 +97,14 @@ impl Product {
         node.attribute = vec![AttributeProto::int("transB", 1)];
     }
 
-    /// The matrix, row by row, of the bytes of [`parts`](Self::parts).
-    pub fn widen(&self, parts: &[Vec<u8>]) -> Result<Vec<f32>, String> {
+    /// The matrix, row by row, of the bytes of [`parts`](Self::parts); `noise` moves every value by
+    /// up to half a step, as rounding did.
+    pub fn widen(
+        &self,
+        parts: &[Vec<u8>],
+        noise: &mut Option<ChaCha8Rng>,
+    ) -> Result<Vec<f32>, String> {
+        let mut noise = noise.as_mut().filter(|_| has_lowest_bits(&self.blocks));
         let Self {
             outputs,
             inputs,
@@ -136,7 +144,10 @@ impl Product {
                 let mut scale = [0; 4];
                 scale.copy_from_slice(&scales[4 * index..4 * index + 4]);
                 let steps = i32::from(half(byte, within)) - i32::from(zero);
-                matrix.push(f32::from_le_bytes(scale) * steps as f32);
+                let moved = noise
+                    .as_mut()
+                    .map_or(0.0, |rng| rng.random_range(-0.5..0.5));
+                matrix.push(f32::from_le_bytes(scale) * (steps as f32 + moved));
             }
         }
         Ok(matrix)

@@ -1,6 +1,8 @@
 use crate::TractError;
-use crate::carried::{carrier, widen};
+use crate::carried::{carrier, step, widen};
 use crate::quantized::{Product, products};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::onnx::{ModelProto, TensorProto};
 use ratplus_graphs::ops::{ElementType, TensorType};
 use std::collections::{HashMap, HashSet};
@@ -28,6 +30,24 @@ impl TractWeights {
     /// # Errors
     /// A file is missing, shorter than an initializer says, or outside `dir`.
     pub fn load(model: &ModelProto, dir: &Path) -> Result<Self, TractError> {
+        Self::read(model, dir, None)
+    }
+
+    /// [`load`](Self::load), with every weight that is stored in f16, bf16 or block-wise integers
+    /// moved at random by up to half a step of its type there: what comes of it shows what rounding
+    /// the weights costs.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with_noise(model: &ModelProto, dir: &Path, seed: u64) -> Result<Self, TractError> {
+        Self::read(model, dir, Some(ChaCha8Rng::seed_from_u64(seed)))
+    }
+
+    fn read(
+        model: &ModelProto,
+        dir: &Path,
+        mut noise: Option<ChaCha8Rng>,
+    ) -> Result<Self, TractError> {
         let mut files = HashMap::new();
         let mut tensors = HashMap::new();
         let Some(graph) = &model.graph else {
@@ -38,16 +58,21 @@ impl TractWeights {
         let mut integers = HashMap::new();
         for proto in &graph.initializer {
             let (tensor, bytes) = read_tensor(proto, dir, &mut files)?;
-            if parts.contains(&proto.name) {
-                integers.insert(&proto.name, bytes);
+            if !parts.contains(&proto.name) {
+                let loaded = carried(&tensor, &bytes, &mut noise);
+                let loaded = loaded.map_err(|what| fail(proto, dir, what))?;
+                tensors.insert(proto.name.clone(), (tensor, loaded));
                 continue;
             }
-            let loaded = carried(&tensor, &bytes).map_err(|what| fail(proto, dir, what))?;
-            tensors.insert(proto.name.clone(), (tensor, loaded));
-            // The parts of a product follow one another.
-            widen_products(&products, &mut integers, &mut tensors)?;
+            integers.insert(&proto.name, bytes);
+            let whole =
+                |product: &&Product| product.parts().all(|part| integers.contains_key(part));
+            if let Some(product) = products.iter().find(whole) {
+                let parts = product.parts().filter_map(|part| integers.remove(part));
+                let loaded = widened(product, &parts.collect::<Vec<_>>(), &mut noise)?;
+                tensors.insert(product.blocks.clone(), (product.matrix(), loaded));
+            }
         }
-        widen_products(&products, &mut integers, &mut tensors)?;
         Ok(Self { tensors })
     }
 
@@ -77,29 +102,18 @@ fn fail(proto: &TensorProto, dir: &Path, what: String) -> TractError {
     }
 }
 
-/// Widens the matrices whose parts are all there, and lets the parts go.
-fn widen_products(
-    products: &[Product],
-    integers: &mut HashMap<&String, Vec<u8>>,
-    tensors: &mut HashMap<String, (TensorType, Arc<Tensor>)>,
-) -> Result<(), TractError> {
-    for product in products {
-        if !product.parts().all(|part| integers.contains_key(part)) {
-            continue;
-        }
-        let parts: Vec<_> = product
-            .parts()
-            .filter_map(|part| integers.remove(part))
-            .collect();
-        let of_product =
-            |what: String| TractError::Graph(vec![format!("matrix `{}`: {what}", product.blocks)]);
-        let matrix = product.widen(&parts).map_err(of_product)?;
-        let tensor = product.matrix();
-        let loaded = Tensor::from_shape(&tensor.shape, &matrix)
-            .map_err(|error| of_product(error.to_string()))?;
-        tensors.insert(product.blocks.clone(), (tensor, Arc::new(loaded)));
-    }
-    Ok(())
+/// A product's matrix as tract takes it.
+fn widened(
+    product: &Product,
+    parts: &[Vec<u8>],
+    noise: &mut Option<ChaCha8Rng>,
+) -> Result<Arc<Tensor>, TractError> {
+    let matrix = product.widen(parts, noise).and_then(|matrix| {
+        Tensor::from_shape(&product.matrix().shape, &matrix).map_err(|error| error.to_string())
+    });
+    matrix
+        .map(Arc::new)
+        .map_err(|what| TractError::Graph(vec![format!("matrix `{}`: {what}", product.blocks)]))
 }
 
 /// Type, shape and bytes of an initializer.
@@ -149,7 +163,11 @@ fn read_tensor(
 }
 
 /// An initializer as tract takes it.
-fn carried(tensor: &TensorType, bytes: &[u8]) -> Result<Arc<Tensor>, String> {
+fn carried(
+    tensor: &TensorType,
+    bytes: &[u8],
+    noise: &mut Option<ChaCha8Rng>,
+) -> Result<Arc<Tensor>, String> {
     let loaded = match tensor.dtype {
         ElementType::U8 => return Err("expected f32, f16, bf16 or i64, found u8".into()),
         ElementType::I64 => {
@@ -160,10 +178,13 @@ fn carried(tensor: &TensorType, bytes: &[u8]) -> Result<Arc<Tensor>, String> {
             Tensor::from_shape(&tensor.shape, &values)
         }
         dtype => {
-            let values: Vec<_> = bytes
-                .chunks_exact(dtype.size())
-                .map(|bytes| widen(dtype, bytes))
-                .collect();
+            let values = bytes.chunks_exact(dtype.size());
+            let mut values: Vec<_> = values.map(|bytes| widen(dtype, bytes)).collect();
+            if let Some(rng) = noise {
+                for value in &mut values {
+                    *value += step(dtype, *value) * rng.random_range(-0.5..0.5);
+                }
+            }
             Tensor::from_shape(&tensor.shape, &values)
         }
     };
@@ -186,4 +207,45 @@ fn read(file: &mut File, offset: u64, bytes: usize) -> Result<Vec<u8>, String> {
         .and_then(|_| file.read_exact(&mut buffer))
         .map_err(|error| error.to_string())?;
     Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Noise reaches every stored value, and none further than rounding could have moved it.
+    #[test]
+    fn noise_is_up_to_half_a_step() {
+        let values = [1.5f32, -3.0, 1e-3, 60000.0, -0.1, 5e-8, 0.0];
+        for (dtype, least_bits) in [(ElementType::F16, 10), (ElementType::BF16, 7)] {
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|&value| match dtype {
+                    ElementType::F16 => half::f16::from_f32(value).to_le_bytes(),
+                    _ => half::bf16::from_f32(value).to_le_bytes(),
+                })
+                .collect();
+            let tensor = TensorType::new(dtype, [values.len()]);
+            let load = |seed: Option<u64>| {
+                let mut noise = seed.map(ChaCha8Rng::seed_from_u64);
+                let loaded = carried(&tensor, &bytes, &mut noise).unwrap();
+                loaded
+                    .try_as_plain_ram()
+                    .unwrap()
+                    .as_slice::<f32>()
+                    .unwrap()
+                    .to_vec()
+            };
+            let (exact, noisy) = (load(None), load(Some(0)));
+            assert_ne!(noisy, load(Some(1)));
+            for (&exact, &noisy) in exact.iter().zip(&noisy) {
+                let step = step(dtype, exact);
+                let spacing = exact.abs() * (-least_bits as f32).exp2();
+                assert!(step <= spacing || exact.abs() < 1e-6, "{exact}: {step}");
+                assert!((noisy - exact).abs() <= 0.5 * step, "{exact}: {noisy}");
+                assert!(noisy != exact || exact == 0.0, "{exact}");
+            }
+        }
+        assert_eq!(step(ElementType::F32, 1.0), 0.0);
+    }
 }

@@ -227,6 +227,7 @@ mod tests {
             threads: None,
             passive_wait: false,
             without_rounding: false,
+            weight_noise: None,
             device: 0,
             without_cuda_graph: false,
             profile: false,

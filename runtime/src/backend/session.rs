@@ -27,6 +27,9 @@ pub struct SessionOptions {
     /// tract only: leave out every rounding to f16 or bf16 between operators, so that an f32 run of
     /// the package's weights can judge its roundings.
     pub without_rounding: bool,
+    /// tract only: move every weight that is stored in f16, bf16 or integers by up to half a step of
+    /// its type, at random from this seed. What comes of it shows what rounding the weights costs.
+    pub weight_noise: Option<u64>,
     /// Number of the GPU, for backends that run on one.
     pub device: i32,
     /// ort-cuda and tensorrt: launch the decode engine's kernels one by one instead of replaying a CUDA
@@ -74,6 +77,8 @@ pub(super) struct Plan {
     pub passive_wait: bool,
     #[cfg_attr(not(feature = "tract"), expect(dead_code, reason = "for tract"))]
     pub without_rounding: bool,
+    #[cfg_attr(not(feature = "tract"), expect(dead_code, reason = "for tract"))]
+    pub weight_noise: Option<u64>,
     pub device: i32,
     pub without_cuda_graph: bool,
     pub profile: bool,
@@ -476,6 +481,7 @@ fn plan(
         threads: options.threads,
         passive_wait: options.passive_wait,
         without_rounding: options.without_rounding,
+        weight_noise: options.weight_noise,
         device: options.device,
         without_cuda_graph: options.without_cuda_graph,
         profile: options.profile,

@@ -42,7 +42,14 @@ impl TractDriver {
             };
             let weights = match &weights {
                 Some(weights) => weights,
-                None => weights.insert(TractWeights::load(model, package.dir()).map_err(failed)?),
+                None => {
+                    let dir = package.dir();
+                    let loaded = match plan.weight_noise {
+                        None => TractWeights::load(model, dir),
+                        Some(seed) => TractWeights::load_with_noise(model, dir, seed),
+                    };
+                    weights.insert(loaded.map_err(failed)?)
+                }
             };
             let mut tapped = model.clone();
             add_outputs(&mut tapped, taps);

@@ -1,7 +1,7 @@
 //! Names the first layer and tensor at which a backend leaves the reference.
 
 use super::turn::turns;
-use super::{Golden, Route, Verifier, VerifyError};
+use super::{Exactness, Golden, Route, Verifier, VerifyError};
 use crate::backend::BackendKind;
 use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::model::{self, FINAL_NORM};
@@ -39,8 +39,8 @@ impl Verifier<'_> {
             .map(|(name, _)| name)
             .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)
             .collect();
-        let mut expected = self.open(BackendKind::Tract, names.clone(), false)?;
-        let mut found = self.open(backend, names.clone(), false)?;
+        let mut expected = self.open(BackendKind::Tract, names.clone(), Exactness::AsStored)?;
+        let mut found = self.open(backend, names.clone(), Exactness::AsStored)?;
         for turn in turns(&found, golden, route)? {
             let expected = turn.run(&mut expected, golden, route)?;
             let found = turn.run(&mut found, golden, route)?;

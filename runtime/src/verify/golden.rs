@@ -1,5 +1,6 @@
 //! Golden files: tokens with the logits and intermediate tensors they have to give.
 
+use super::Differences;
 use ratplus_graphs::model::Tap;
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
@@ -75,6 +76,20 @@ impl Golden {
         }
         let bytes = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
         Self::from_bytes(&bytes).map_err(fail)
+    }
+
+    /// How far `other`'s logits are from these, at the positions that both have.
+    pub fn differences(&self, other: &Self) -> Differences {
+        let mut differences = Differences::default();
+        for sequence in 0..self.batch() {
+            for &position in &self.positions {
+                let rows = [self, other].map(|golden| golden.logits_at(sequence, position));
+                if let [Some(expected), Some(found)] = rows {
+                    differences.add(sequence, position, expected, found);
+                }
+            }
+        }
+        differences
     }
 
     /// Reads the contents of a golden file.

@@ -1,6 +1,6 @@
 //! What `verify` found.
 
-use super::{Differences, Golden, Worst};
+use super::Worst;
 use crate::backend::{BackendError, BackendKind, Session};
 use ratplus_graphs::manifest::Fallback;
 use ratplus_graphs::ops::ElementType;
@@ -30,9 +30,6 @@ pub struct VerifyReport {
     pub seq_len: usize,
     /// Largest absolute golden logit.
     pub largest_logit: f64,
-    /// What the integers of a quantised package cost, where there is a golden file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quantization: Option<QuantizationError>,
     /// Whether every row passed and logits of every backend that ran were compared.
     pub passed: bool,
     /// One row per backend, route and tensor.
@@ -43,44 +40,8 @@ pub struct VerifyReport {
     pub skipped: Vec<Skip>,
 }
 
-/// How far a package's integers take its logits from the golden file's: tract's in f32 without
-/// rounding, so that nothing else is in it.
-#[derive(Clone, Debug, Serialize)]
-pub struct QuantizationError {
-    /// Rows compared: (sequence, position) pairs.
-    pub rows: u64,
-    /// Largest absolute difference.
-    #[serde(serialize_with = "finite_or_text")]
-    pub max_error: f64,
-    /// Mean absolute difference.
-    #[serde(serialize_with = "finite_or_text")]
-    pub mean_error: f64,
-    /// Largest absolute golden logit.
-    pub largest_logit: f64,
-    /// Rows whose likeliest token agrees.
-    pub argmax_agreed: u64,
-}
-
-impl QuantizationError {
-    pub(super) fn between(golden: &Golden, exact: &Golden) -> Self {
-        let mut differences = Differences::default();
-        for sequence in 0..golden.batch() {
-            for &position in &golden.positions {
-                let rows = [golden, exact].map(|g| g.logits_at(sequence, position));
-                if let [Some(expected), Some(found)] = rows {
-                    differences.add(sequence, position, expected, found);
-                }
-            }
-        }
-        Self {
-            rows: differences.rows(),
-            max_error: differences.max(),
-            mean_error: differences.mean(),
-            largest_logit: golden.largest_logit(),
-            argmax_agreed: differences.argmax_agreed(),
-        }
-    }
-}
+/// Tensor of the row that compares logits of the stored weights, in f32, with the golden file's.
+pub const STORED_WEIGHTS: &str = "stored weights";
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -90,7 +51,7 @@ pub struct Row {
     pub backend: BackendKind,
     /// The way through the sequence.
     pub route: String,
-    /// `logits`, or a tap.
+    /// `logits`, a tap, or [`STORED_WEIGHTS`].
     pub tensor: String,
     /// Rows compared: (sequence, position) pairs.
     pub rows: u64,
@@ -103,9 +64,12 @@ pub struct Row {
     /// Largest difference that passes.
     #[serde(serialize_with = "finite_or_text")]
     pub tolerance: f64,
+    /// Largest mean difference that passes; of [`STORED_WEIGHTS`] only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_tolerance: Option<f64>,
     /// Where the tolerance comes from.
     pub tolerance_source: String,
-    /// Rows whose likeliest token agrees; logits only.
+    /// Rows whose likeliest token agrees; of logits only.
     pub argmax_agreed: Option<u64>,
     /// Where the largest difference was.
     pub worst: Option<Worst>,

@@ -12,7 +12,7 @@ use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::{BackendKind, SessionOptions};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::plans::{self, BuildOptions};
-use ratplus_runtime::verify::{VerifyOptions, verify};
+use ratplus_runtime::verify::{STORED_WEIGHTS, VerifyOptions, verify};
 
 fn quantized(bits: u32, block_size: usize, symmetric: bool) -> Options {
     Options {
@@ -61,8 +61,8 @@ fn backends_agree_as_closely_as_on_the_values() {
                 "{}",
                 report.types
             );
-            // Against itself without rounding there is nothing that integers could cost.
-            assert!(report.quantization.is_none());
+            // Without a golden file nothing says what the weights were.
+            assert!(report.rows.iter().all(|row| row.tensor != STORED_WEIGHTS));
             if dtype == ElementType::F32 {
                 let held = F32_LOGIT * report.largest_logit;
                 assert!(report.rows.iter().all(|row| row.tolerance <= held));

@@ -1,0 +1,136 @@
+//! tract in f32: what backends are compared with, and what rounding the weights may cost.
+
+use super::{Golden, Route, Row, STORED_WEIGHTS, Verifier, VerifyError};
+use crate::backend::BackendKind;
+use ratplus_graphs::tolerance::{
+    F32_LOGIT, NAIVE_ROUNDING_FACTOR, STORED_WEIGHTS_MEAN_FACTOR, STORED_WEIGHTS_MEAN_ROWS,
+};
+use std::time::Instant;
+
+/// Seeds of the noise that shows what rounding weights costs.
+const NOISE_SEEDS: [u64; 2] = [0, 1];
+
+/// What a session rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Exactness {
+    /// As the package says.
+    AsStored,
+    /// tract in f32: nothing but the weights that are stored.
+    WithoutRounding,
+    /// That, with noise of this seed in them.
+    NoisyWeights(u64),
+}
+
+impl Verifier<'_> {
+    /// Random tokens, and what tract makes of them one by one without rounding.
+    pub(super) fn reference_golden(&mut self) -> Result<Golden, VerifyError> {
+        use rand::{Rng as _, SeedableRng};
+        let manifest = self.package.manifest();
+        let vocab = manifest.model.vocab_size;
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(self.options.seed);
+        let total = self.options.tokens;
+        let tokens: Vec<Vec<i64>> = (0..manifest.batch)
+            .map(|_| {
+                (0..total)
+                    .map(|_| rng.random_range(0..vocab as i64))
+                    .collect()
+            })
+            .collect();
+        let tokens = Golden {
+            logits: Vec::new(),
+            tokens,
+            positions: (0..total).collect(),
+            vocab_size: vocab,
+            taps: Vec::new(),
+        };
+        self.exact(&tokens, Exactness::WithoutRounding)
+    }
+
+    /// Compares the golden file with tract on the weights as they are stored, where that is not as
+    /// the file's model has them; returns what tract made of them.
+    pub(super) fn stored_weights(
+        &mut self,
+        file: &Golden,
+        rows: &mut Vec<Row>,
+    ) -> Result<Option<Golden>, VerifyError> {
+        if !self.package.manifest().rounds_weights() {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let exact = self.exact(file, Exactness::WithoutRounding)?;
+        let (mut noise, mut mean_noise) = (0.0f64, 0.0f64);
+        for seed in NOISE_SEEDS {
+            let noisy = self.exact(file, Exactness::NoisyWeights(seed))?;
+            let differences = exact.differences(&noisy);
+            noise = noise.max(differences.max());
+            mean_noise = mean_noise.max(differences.mean());
+        }
+        let differences = file.differences(&exact);
+        let floor = F32_LOGIT * file.largest_logit();
+        let tolerance = (NAIVE_ROUNDING_FACTOR * noise).max(floor);
+        let mean_tolerance = (differences.rows() >= STORED_WEIGHTS_MEAN_ROWS)
+            .then(|| (STORED_WEIGHTS_MEAN_FACTOR * mean_noise).max(floor));
+        let mean_passed = mean_tolerance.is_none_or(|most| differences.mean() <= most);
+        rows.push(Row {
+            backend: BackendKind::Tract,
+            route: Route::Decode.to_string(),
+            tensor: STORED_WEIGHTS.into(),
+            rows: differences.rows(),
+            max_error: differences.max(),
+            mean_error: differences.mean(),
+            tolerance,
+            mean_tolerance,
+            tolerance_source: format!(
+                "{STORED_WEIGHTS}: {NAIVE_ROUNDING_FACTOR} x what noise of up to half a step in every \
+                 rounded weight makes of tract in f32, {STORED_WEIGHTS_MEAN_FACTOR} x in the mean"
+            ),
+            argmax_agreed: Some(differences.argmax_agreed()),
+            worst: differences.worst(),
+            seconds: started.elapsed().as_secs_f64(),
+            passed: differences.max().is_finite()
+                && differences.max() <= tolerance
+                && mean_passed,
+            divergence: None,
+        });
+        Ok(Some(exact))
+    }
+
+    /// What tract makes of a golden file's tokens one by one, at its positions and, without noise,
+    /// at its taps.
+    fn exact(&mut self, like: &Golden, how: Exactness) -> Result<Golden, VerifyError> {
+        (self.progress)(&match how {
+            Exactness::NoisyWeights(seed) => format!("reference: tract, decode, noise {seed}"),
+            _ => "reference: tract, decode".into(),
+        });
+        let (total, vocab) = (like.seq_len(), like.vocab_size);
+        let layers = self.package.manifest().model.num_layers;
+        let taps = match how {
+            Exactness::NoisyWeights(_) => &[][..],
+            _ => &like.taps,
+        };
+        let names: Vec<_> = taps.iter().map(|tap| tap.graph_name(layers)).collect();
+        let mut session = self.open(BackendKind::Tract, names.clone(), how)?;
+        let mut exact = Golden {
+            tokens: like.tokens.clone(),
+            positions: like.positions.clone(),
+            logits: vec![0.0; like.batch() * like.positions.len() * vocab],
+            vocab_size: vocab,
+            taps: taps.to_vec(),
+        };
+        self.drive(&mut session, like, Route::Decode, &mut |seen| {
+            seen.each_logits(&mut |sequence, position, row| {
+                if let Ok(index) = like.positions.binary_search(&position) {
+                    let start = (sequence * like.positions.len() + index) * vocab;
+                    exact.logits[start..start + vocab].copy_from_slice(row);
+                }
+            });
+            for (tap, name) in exact.taps.iter_mut().zip(&names) {
+                for (sequence, position, row) in seen.tap(name, tap.width) {
+                    let start = (sequence * total + position) * tap.width;
+                    tap.values[start..start + tap.width].copy_from_slice(&row);
+                }
+            }
+        })?;
+        Ok(exact)
+    }
+}
