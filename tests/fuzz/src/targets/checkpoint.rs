@@ -93,13 +93,11 @@ fn read(
     dtype: ElementType,
     step: usize,
 ) -> Result<Vec<u8>, CheckpointError> {
-    let row = tensor.row_len() * dtype.size();
     let mut out = vec![0xa5; tensor.numel() * dtype.size()];
-    // Without elements there may be any number of rows.
-    let rows = if out.is_empty() {
-        tensor.rows().min(3)
-    } else {
-        tensor.rows()
+    // Without elements there may be any number of rows, or of elements in a row.
+    let (rows, row) = match out.len() {
+        0 => (tensor.rows().min(3), 0),
+        _ => (tensor.rows(), tensor.row_len() * dtype.size()),
     };
     for start in (0..rows).step_by(step) {
         let end = rows.min(start.saturating_add(step));
