@@ -106,7 +106,12 @@ pub struct ExportArgs {
     #[arg(long, value_name = "LAYERS")]
     pub keep_f32: Option<KeepF32>,
     /// Write what every quantised weight lost as JSON
-    #[arg(long, value_name = "FILE.json", requires = "quantize")]
+    #[arg(
+        long,
+        value_name = "FILE.json",
+        requires = "quantize",
+        conflicts_with = "dry_run"
+    )]
     pub report: Option<PathBuf>,
     /// Sequences that run together, each with a length of its own
     #[arg(long, value_name = "B", default_value_t = 1)]

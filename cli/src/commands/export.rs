@@ -77,6 +77,11 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
     };
+    if args.keep_f32.is_some() && options.precision.normalized(options.shape.dtype).is_plain() {
+        eprintln!(
+            "note: --keep-f32 changes nothing here: without --quantize, --dtype f32 stores every weight so"
+        );
+    }
     if args.dry_run {
         let plan = ExportPlan::new(&args.output, &options).or_input()?;
         foretell(&args.output, &plan);
@@ -95,8 +100,13 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
     print!("{}", losses(&written));
     if let Some(path) = &args.report {
         let report = serde_json::to_string_pretty(&written.quantized).or_input()?;
-        std::fs::write(path, report + "\n")
-            .map_err(|error| Failure::input(format!("cannot write {}: {error}", path.display())))?;
+        std::fs::write(path, report + "\n").map_err(|error| {
+            Failure::input(format!(
+                "--report {}: {error}; the package is in place in {}",
+                path.display(),
+                args.output.display()
+            ))
+        })?;
     }
     Ok(())
 }

@@ -1,0 +1,198 @@
+use super::*;
+use proptest::prelude::*;
+
+const ALL: [(u32, usize, bool); 6] = [
+    (4, 16, true),
+    (4, 32, false),
+    (4, 256, true),
+    (8, 32, true),
+    (8, 64, false),
+    (8, 128, true),
+];
+
+fn quantization((bits, block_size, symmetric): (u32, usize, bool)) -> Quantization {
+    Quantization {
+        bits,
+        block_size,
+        symmetric,
+    }
+}
+
+/// Quantises in pieces of `piece` bytes and restores from the tensors' bytes alone.
+fn round_trip(
+    quantization: Quantization,
+    shape: [usize; 2],
+    values: &[f32],
+    piece: usize,
+) -> (Vec<f32>, QuantizedWeight) {
+    let mut quantizer = Quantizer::new(quantization, shape);
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let mut first = Vec::new();
+    for piece in bytes.chunks(piece) {
+        first.extend(quantizer.push(piece).unwrap());
+    }
+    let (rest, lost) = quantizer.finish("w".into());
+    let mut tensors = [first].into_iter().chain(rest);
+    let (blocks, bytes) = (quantization.blocks(shape[1]), quantization.block_size / 2);
+    let mut found = vec![0.0; values.len()];
+    for plane in quantization.planes() {
+        for (name, tensor) in plane.tensors(quantization, "w", shape).iter().skip(3) {
+            assert!(name.ends_with("zero_points") && tensor.shape.len() == 1);
+        }
+        let integers = tensors.next().unwrap();
+        let scales = tensors.next().unwrap();
+        let zeros = plane
+            .has_zero_points(quantization)
+            .then(|| tensors.next().unwrap());
+        assert_eq!(integers.len(), shape[0] * blocks * bytes);
+        let nibble = |bytes: &[u8], index: usize| bytes[index / 2] >> (4 * (index % 2)) & 15;
+        for row in 0..shape[0] {
+            for column in 0..shape[1] {
+                let block = column / quantization.block_size;
+                let at = row * blocks + block;
+                let scale = f32::from_le_bytes(scales[4 * at..4 * at + 4].try_into().unwrap());
+                let row_bytes = &integers[row * blocks * bytes..];
+                let q = nibble(
+                    row_bytes,
+                    block * bytes * 2 + column % quantization.block_size,
+                );
+                let zero = zeros
+                    .as_ref()
+                    .map_or(8, |zeros| nibble(&zeros[row * blocks.div_ceil(2)..], block));
+                found[row * shape[1] + column] += scale * (f32::from(q) - f32::from(zero));
+            }
+        }
+    }
+    assert_eq!(tensors.next(), None);
+    (found, lost)
+}
+
+/// What rounding to the nearest of equal steps over the block's range would do.
+fn naive_squares(quantization: Quantization, values: &[f32]) -> f64 {
+    let extreme = |pick: fn(f32, f32) -> f32| values.iter().copied().fold(0.0, pick);
+    let (low, high) = (extreme(f32::min), extreme(f32::max));
+    let levels = quantization.largest() as f32;
+    let (step, zero) = match quantization.symmetric {
+        true => (low.abs().max(high) / (levels / 2.0).floor(), 0.0),
+        false => (
+            (high - low) / levels,
+            (-low * levels / (high - low)).round(),
+        ),
+    };
+    let error = |&value: &f32| {
+        let q = (value / step + zero).round();
+        let q = match quantization.symmetric {
+            true => q,
+            false => q.clamp(0.0, levels),
+        };
+        f64::from(value - step * (q - zero)).powi(2)
+    };
+    if step > 0.0 {
+        values.iter().map(error).sum()
+    } else {
+        0.0
+    }
+}
+
+fn weights(count: usize) -> impl Strategy<Value = Vec<f32>> {
+    let one = prop_oneof![
+        8 => -1.0f32..1.0,
+        1 => Just(0.0),
+        1 => -30.0f32..30.0,
+        1 => (-1.0f32..1.0).prop_map(|value| value * 1e-30),
+    ];
+    proptest::collection::vec(one, count)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Never worse than the naive way, in whatever pieces the bytes come, and the reported
+    /// error is the one that the stored bytes have.
+    #[test]
+    fn nothing_is_lost_that_need_not_be(
+        which in 0..ALL.len(),
+        (columns, values) in (1usize..300).prop_flat_map(|n| (Just(n), weights(3 * n))),
+        piece in 1usize..700,
+    ) {
+        let quantization = quantization(ALL[which]);
+        let (found, lost) = round_trip(quantization, [3, columns], &values, piece);
+        let squares = |pairs: &mut dyn Iterator<Item = (f32, f32)>| -> f64 {
+            pairs.map(|(a, b)| (f64::from(a) - f64::from(b)).powi(2)).sum()
+        };
+        let all = squares(&mut values.iter().copied().zip(found.iter().copied()));
+        let norm: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
+        let expected = if norm > 0.0 { (all / norm).sqrt() } else { 0.0 };
+        prop_assert!((lost.relative_error - expected).abs() <= 1e-3 * expected + 1e-7);
+        for (row, found) in values.chunks(columns).zip(found.chunks(columns)) {
+            let blocks = row.chunks(quantization.block_size);
+            for (block, found) in blocks.zip(found.chunks(quantization.block_size)) {
+                let ours = squares(&mut block.iter().copied().zip(found.iter().copied()));
+                let naive = naive_squares(quantization, block);
+                let norm: f64 = block.iter().map(|&v| f64::from(v).powi(2)).sum();
+                prop_assert!(ours <= 1.01 * naive + 1e-11 * norm, "{ours:e} against {naive:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn values_on_the_grid_come_back_exactly() {
+    for which in ALL {
+        let quantization = quantization(which);
+        let middle = quantization.middle() as i32;
+        let low = if quantization.symmetric { -middle } else { -3 };
+        let levels = quantization.largest() as i32;
+        // Every block has both ends of the range.
+        let steps = |i: i32| match i % quantization.block_size as i32 {
+            0 => 0,
+            1 => levels,
+            _ => (i * 7) % (levels + 1),
+        };
+        let values: Vec<f32> = (0..quantization.block_size as i32 * 2 + 5)
+            .map(|i| 0.25 * (low + steps(i)) as f32)
+            .collect();
+        let (found, lost) = round_trip(quantization, [1, values.len()], &values, 11);
+        assert_eq!(found, values, "{quantization}");
+        assert_eq!((lost.relative_error, lost.max_error), (0.0, 0.0));
+    }
+}
+
+#[test]
+fn zeros_and_tiny_values_stay_finite() {
+    for which in ALL {
+        let quantization = quantization(which);
+        for value in [
+            0.0,
+            f32::from_bits(1),
+            1e-42,
+            f32::MIN_POSITIVE,
+            1e-35,
+            1e30,
+        ] {
+            let (found, lost) = round_trip(quantization, [2, 40], &[value; 80], 64);
+            assert!(
+                found.iter().all(|v| v.is_finite()),
+                "{quantization} {value:e}"
+            );
+            assert!(lost.relative_error.is_finite());
+            // Below, a step is no number to divide by, and the block is 0.
+            if value == 0.0 || value >= 1e-35 {
+                let near = |v: &f32| (v - value).abs() <= 0.01 * value;
+                assert!(
+                    found.iter().all(near),
+                    "{quantization} {value:e}: {}",
+                    found[0]
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_is_named() {
+    let mut quantizer = Quantizer::new(quantization((4, 32, true)), [2, 3]);
+    let values = [0.0, 1.0, 2.0, 3.0, f32::NAN, 5.0];
+    let bytes: Vec<u8> = values.iter().flat_map(|v: &f32| v.to_le_bytes()).collect();
+    assert_eq!(quantizer.push(&bytes), Err(NotFinite { index: [1, 1] }));
+}
