@@ -27,6 +27,11 @@ def built(variable: str, default: str) -> Path:
     return path
 
 
+def times(count: int) -> int:
+    """`count` as often as RATPLUS_TIMES says, once without it: how many times CI's work long tests do."""
+    return count * int(os.environ.get("RATPLUS_TIMES", "1"))
+
+
 @pytest.fixture(scope="session")
 def ratplus_bin() -> Path:
     """The `ratplus` program."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT, flavour
+from conftest import ROOT, flavour, times
 from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, build_model
 
 CHILD = Path(__file__).with_name("plugin_child.py")
@@ -27,7 +27,7 @@ def start(library, *arguments, packages=None, environment=None):
     path = {"PYTHONPATH": str(packages)} if packages else {}
     command = [sys.executable, CHILD, library, *arguments]
     environment = os.environ | path | (environment or {})
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=times(600), env=environment)
 
 
 def child(library, *arguments, packages=None, environment=None):
@@ -210,7 +210,8 @@ def test_the_release_library_has_no_faults(ort_library, tmp_path):
 
 def test_loading_and_unloading_costs_no_memory(operators, tmp_path):
     write_case(tmp_path, "case", NODES["prefill"], "f32")
-    found, _ = child(operators.library, "cycles", tmp_path / "case.onnx", tmp_path / "case.npz", 1000)
+    case = (tmp_path / "case.onnx", tmp_path / "case.npz")
+    found, _ = child(operators.library, "cycles", *case, times(1000))
     assert found["growth_kib"] < found["cycles"], f"1 KiB a cycle or more: {found}"
 
 
@@ -221,8 +222,8 @@ def test_threads_may_end_after_the_library_was_unloaded(operators, tmp_path):
 
 
 def test_threads_share_sessions(ort_library, tmp_path):
-    found, _ = child(ort_library, "threads", write_thread_cases(tmp_path / "cases"), 8, 20_000)
-    assert (found["runs"], found["wrong"], found["sessions"]) == (160_000, 0, 4), found
+    found, _ = child(ort_library, "threads", write_thread_cases(tmp_path / "cases"), 8, times(20_000))
+    assert (found["runs"], found["wrong"], found["sessions"]) == (times(160_000), 0, 4), found
     # Jobs of two threads have other results, so that mixing them up shows.
     assert found["distinct"] == 12, found
 

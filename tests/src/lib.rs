@@ -1,6 +1,9 @@
 //! Helpers of the end-to-end tests: the built command, golden folders, synthetic checkpoints.
 
 pub mod synthetic;
+mod times;
+
+pub use times::times;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,4 +1,5 @@
 use super::*;
+use crate::times::times;
 use proptest::prelude::*;
 
 const ALL: [(u32, usize, bool); 6] = [
@@ -105,7 +106,7 @@ fn weights(count: usize) -> impl Strategy<Value = Vec<f32>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: times(10_000) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Never worse than the naive way, in whatever pieces the bytes come, and the reported
     /// error is the one that the stored bytes have.

@@ -1,6 +1,7 @@
 use super::gpu::element;
 use super::machine::{Machine, Way};
 use super::model::History;
+use super::times::times;
 use super::{Real, assert_bits, random, rng};
 use crate::Serial;
 use crate::attention::{AttentionParams, attention_workspace_bytes};
@@ -434,7 +435,7 @@ pub(super) fn patterns() -> impl Strategy<Value = Vec<Pattern>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(times(24) as u32))]
 
     #[test]
     fn any_chunking_agrees_with_the_model(

@@ -1,4 +1,5 @@
 use super::machine::{Machine, Way};
+use super::times::times;
 use super::{Real, assert_bits, model, random, rng};
 use crate::cuda::ScanMethod;
 use crate::{ScanParams, Serial, recurrence_scan};
@@ -246,7 +247,7 @@ fn isolation<T: Real>(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(times(40) as u32))]
 
     #[test]
     fn any_chunking_agrees_with_the_model(

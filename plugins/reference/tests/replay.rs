@@ -1,10 +1,14 @@
 //! The operators, replayed over random chunkings from poisoned state, against whole histories.
 
+#[path = "../../../tests/src/times.rs"]
+mod times;
+
 use proptest::prelude::*;
 use ratplus_graphs::ops::AttentionAttributes;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_reference::full::{self, FullAttention};
 use ratplus_reference::*;
+use times::times;
 
 const BASE: f64 = 10000.0;
 
@@ -230,7 +234,7 @@ fn patterns() -> impl Strategy<Value = Vec<Pattern>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: times(10_000) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn attention_in_chunks_is_attention(

@@ -1,6 +1,7 @@
 //! The same bytes for any number of threads, in every run and every process.
 
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, tokens};
+use crate::times::times;
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
 use ratplus_runtime::backend::{Session, SessionOptions};
@@ -61,7 +62,7 @@ fn hashes() -> Vec<String> {
                     ..SessionOptions::default()
                 };
                 let mut session = Session::open(&fixture.package, kind, &options).unwrap();
-                for _ in 0..RUNS {
+                for _ in 0..times(RUNS) {
                     lines.push(format!("hash {kind} {dtype} {}", hash(&mut session)));
                 }
             }
@@ -90,7 +91,7 @@ fn outputs_hash_equal_over_threads_runs_and_processes() {
     let mut distinct = own.clone();
     distinct.sort();
     distinct.dedup();
-    let all = own.len() / (THREADS.len() * RUNS);
+    let all = own.len() / (THREADS.len() * times(RUNS));
     assert_eq!(distinct.len(), all, "{distinct:#?}");
     println!(
         "{} runs in each of 2 processes: {all} hashes for {all} backends and types",

@@ -13,3 +13,5 @@ mod plans;
 mod quantized;
 mod session;
 mod slots;
+#[path = "../../../tests/src/times.rs"]
+mod times;

@@ -7,6 +7,7 @@
 mod mxcsr;
 
 use crate::common::{Fixture, Options, VOCAB, backends, open, tokens, write_package};
+use crate::times::times;
 use mxcsr::Control;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -145,7 +146,7 @@ fn fillings_of_the_other_slots_change_no_byte() {
     for kind in backends(Fallback::Function) {
         // The kernels' own tests have a thousand for each instruction set.
         let trials = match kind {
-            BackendKind::OrtCpu => 1000,
+            BackendKind::OrtCpu => times(1000),
             _ => 60,
         };
         let mut session = open(&fixture, kind);

@@ -4,6 +4,7 @@ use super::super::tensor::StoredType;
 use super::super::testing::{View, pth, state_pickle, storage_class};
 use super::super::{CheckpointError, ReadOptions};
 use super::{F32, f32s, open_pth};
+use crate::times::times;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ratplus_graphs::ops::ElementType;
@@ -111,7 +112,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: times(100_000) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn views_agree_with_the_oracle(case in case()) {

@@ -141,6 +141,7 @@ fn scores<T: Real>(machine: Machine, way: &Way, tokens: usize) -> usize {
         const TILED: f64 = 1e9;
         let large = |score: &f64| score.is_finite() && score.abs() > TILED;
         if TILES.map(Machine::attending).contains(&machine) && scores.iter().any(large) {
+            println!("skipped {scores:?} on {machine:?}: tiles are not right past {TILED:e}");
             continue;
         }
         let mut setup = Setup::new(vec![Pattern::DENSE], 64, 1, DIM);
@@ -299,7 +300,7 @@ fn rows_of_the_cuda_kernels_without_keys_and_scores_without_numbers() {
         let way = &machine.ways()[0].1;
         let mut points = empty_parts(machine);
         points += scores::<f32>(machine, way, 1) + scores::<bf16>(machine, way, 1);
-        report("rows", method, points, 1000);
+        report("rows", method, points, 2000);
     }
     for method in TILES {
         let machine = Machine::attending(method);
