@@ -7,6 +7,7 @@
     plugin_child.py LIBRARY faults DIRECTORY    models that fail, then one that works
     plugin_child.py LIBRARY fork MODEL INPUTS
     plugin_child.py LIBRARY threads DIRECTORY THREADS COUNT     every case in a session that all threads share
+    plugin_child.py LIBRARY one_output MODEL INPUTS THREADS COUNT   threads that write the same outputs: wrong use
 
 The last line is a JSON object.
 """
@@ -127,6 +128,31 @@ def shared_by_threads(library, directory, threads, count):
     return {"runs": sum(done), "wrong": sum(wrong), "sessions": len(jobs) // 3, "distinct": distinct}
 
 
+def one_output(library, model, inputs, threads, count):
+    """Runs by all threads at once that have the same outputs bound, which no caller may do."""
+    session, inputs, threads, count = make_session(library, model), load(inputs), int(threads), int(count)
+    names = [output.name for output in session.get_outputs()]
+    outputs = [ort.OrtValue.ortvalue_from_numpy(output) for output in session.run(names, inputs)]
+    start = threading.Barrier(threads)
+
+    def work():
+        binding = session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, array)
+        for name, output in zip(names, outputs):
+            binding.bind_ortvalue_output(name, output)
+        start.wait()
+        for _ in range(count):
+            session.run_with_iobinding(binding)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return {"runs": threads * count}
+
+
 def soak(library, model, inputs, count):
     """Runs of one session; memory after a tenth and at the end."""
     inputs, count = load(inputs), int(count)
@@ -174,7 +200,7 @@ if __name__ == "__main__":
     library, mode, *arguments = sys.argv[1:]
     try:
         modes = {"run": run, "cycles": cycles, "soak": soak, "faults": faults, "fork": fork}
-        modes |= {"threads": shared_by_threads, "thread_exit": thread_exit}
+        modes |= {"threads": shared_by_threads, "thread_exit": thread_exit, "one_output": one_output}
         result = modes[mode](library, *arguments)
     except Exception as error:
         result = {"error": str(error)}

@@ -36,9 +36,9 @@ cargo xtask <command>
   peers [--suite must|full] [--seconds N]
           measures the CPU kernels next to ONNX Runtime's and PyTorch's ways, with wheels of its
           own (several GB) in target/peers; writes docs/cpu.md
-  sanitize
-          the custom-op library built with AddressSanitizer, in Python and ONNX Runtime; a build
-          of its own in target/sanitize (docs/reliability.md)
+  sanitize [--thread]
+          the custom-op library built with AddressSanitizer, or with ThreadSanitizer, in Python
+          and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)
   fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
           runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
   ci      setup, formatting, lints, documentation, cuda-resources --check, cargo-deny and
@@ -72,7 +72,10 @@ fn main() -> ExitCode {
         ["cuda-resources"] => |workspace| resources::run(workspace, false),
         ["cuda-resources", "--check"] => |workspace| resources::run(workspace, true),
         ["gpu-bundle"] => |workspace| bundle::run(workspace).map(|()| true),
-        ["sanitize"] => sanitize::run,
+        ["sanitize"] => |workspace| sanitize::run(workspace, sanitize::Sanitizer::Address),
+        ["sanitize", "--thread"] => {
+            |workspace| sanitize::run(workspace, sanitize::Sanitizer::Thread)
+        }
         ["ci"] => ci::run,
         ["help" | "-h" | "--help"] => {
             println!("{HELP}");

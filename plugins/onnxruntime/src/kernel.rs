@@ -34,6 +34,8 @@ pub struct Kernel {
     processor: Processor,
     #[cfg(feature = "fault-injection")]
     fault: crate::fault::Fault,
+    #[cfg(feature = "fault-injection")]
+    order: crate::fault::Order,
 }
 
 impl Kernel {
@@ -106,6 +108,8 @@ impl Kernel {
             processor,
             #[cfg(feature = "fault-injection")]
             fault,
+            #[cfg(feature = "fault-injection")]
+            order: crate::fault::Order::default(),
         })
     }
 
@@ -123,6 +127,8 @@ impl Kernel {
     /// # Safety
     /// `context` is the one ORT passes to `KernelComputeV2`.
     pub unsafe fn compute(&self, context: *mut OrtKernelContext) -> Result<(), Failure> {
+        #[cfg(feature = "fault-injection")]
+        let _inside = self.order.enter();
         // SAFETY: the caller's contract.
         unsafe { self.run(context) }.map_err(|failure| failure.prefixed(&self.name))
     }
@@ -149,7 +155,8 @@ impl Kernel {
         #[cfg(feature = "fault-injection")]
         // SAFETY: for sanitizers to find.
         unsafe {
-            self.fault.overread(&inputs[0])
+            self.fault.overread(&inputs[0]);
+            self.fault.race("race");
         };
         let unkept;
         let prepared = match self.find_plan(inputs)? {
@@ -249,6 +256,7 @@ impl Kernel {
 #[cfg(feature = "fault-injection")]
 impl Drop for Kernel {
     fn drop(&mut self) {
+        self.order.close();
         self.fault.trip("destroy");
     }
 }

@@ -36,6 +36,8 @@ struct Call<'a> {
     panicked: AtomicBool,
     /// Locked only by a thread that panicked.
     payload: Mutex<Option<Box<dyn Any + Send>>>,
+    #[cfg(feature = "fault-injection")]
+    order: crate::fault::Order,
 }
 
 impl ParallelFor for OrtThreads {
@@ -54,7 +56,11 @@ impl ParallelFor for OrtThreads {
             body,
             panicked: AtomicBool::new(false),
             payload: Mutex::new(None),
+            #[cfg(feature = "fault-injection")]
+            order: crate::fault::Order::default(),
         };
+        #[cfg(feature = "fault-injection")]
+        call.order.open();
         // 0 batches: every task on its own, which suits tasks of unequal length.
         // SAFETY: `task` takes a `Call`, and the function returns after the last task has.
         let done = unsafe {
@@ -66,6 +72,8 @@ impl ParallelFor for OrtThreads {
                 (&raw const call).cast_mut().cast(),
             )
         };
+        #[cfg(feature = "fault-injection")]
+        call.order.close();
         let payload = call.payload.into_inner();
         if let Some(payload) = payload.unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
@@ -81,6 +89,8 @@ impl ParallelFor for OrtThreads {
 unsafe extern "C" fn task(call: *mut c_void, index: usize) {
     // SAFETY: `run` passes its `Call`, which lives until all tasks are done.
     let call = unsafe { &*call.cast_const().cast::<Call<'_>>() };
+    #[cfg(feature = "fault-injection")]
+    let _inside = call.order.enter();
     if call.panicked.load(Ordering::Relaxed) {
         return;
     }

@@ -8,8 +8,8 @@ use crate::plan::{AttentionPlan, Plan};
 use ort_sys::{OrtAllocatorType, OrtMemType, OrtMemoryInfo};
 use ratplus_graphs::ops::{self, ElementType, LengthError};
 use ratplus_kernels::{
-    AttentionParams, Element, ParallelFor, ScanParams, attention_workspace_bytes,
-    dilated_attention, recurrence_scan,
+    AttentionParams, Element, Isa, ParallelFor, ScanParams, attention_workspace_bytes,
+    dilated_attention_on, recurrence_scan_on,
 };
 use std::ptr::null_mut;
 
@@ -63,7 +63,11 @@ impl Cpu {
         // SAFETY: the context is the running node's.
         let threads = unsafe { OrtThreads::new(call.api, call.context) };
         #[cfg(feature = "fault-injection")]
-        threads.run(8, &|_| call.fault.trip("task"));
+        threads.run(8, &|_| {
+            call.fault.trip("task");
+            // SAFETY: for sanitizers to find.
+            unsafe { call.fault.race("race_in_task") };
+        });
         match &call.plan.attention {
             // SAFETY: the caller's contract.
             None => unsafe { scan::<T>(call, &threads) },
@@ -115,7 +119,7 @@ impl Cpu {
             workspace: workspace.data,
         };
         // SAFETY: the caller's contract; ORT aligns what it allocates to 64 bytes.
-        unsafe { dilated_attention(&params, threads) }.map_err(|e| length_failure(&e))
+        unsafe { dilated_attention_on(isa(), &params, threads) }.map_err(|e| length_failure(&e))
     }
 }
 
@@ -148,6 +152,14 @@ pub unsafe fn check_lengths(plan: &Plan, inputs: &[Tensor]) -> Result<(), Failur
     ops::check_lengths(past, seq, plan.seq_len, max_seq_len).map_err(|e| length_failure(&e))
 }
 
+/// The instruction set to compute with.
+fn isa() -> Isa {
+    #[cfg(feature = "fault-injection")]
+    return crate::fault::isa();
+    #[cfg(not(feature = "fault-injection"))]
+    Isa::best()
+}
+
 fn length_failure(error: &LengthError) -> Failure {
     Failure::invalid(error.to_string())
 }
@@ -172,7 +184,7 @@ unsafe fn scan<T: Element>(call: &Call<'_>, threads: &dyn ParallelFor) -> Result
         new_state_value: output(call, 3),
     };
     // SAFETY: the caller's contract.
-    unsafe { recurrence_scan(&params, threads) }.map_err(|e| length_failure(&e))
+    unsafe { recurrence_scan_on(isa(), &params, threads) }.map_err(|e| length_failure(&e))
 }
 
 fn input<T>(call: &Call<'_>, index: usize) -> *const T {
