@@ -36,6 +36,15 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Outp
         .expect("ratplus starts")
 }
 
+/// `RATPLUS_TIMES`: the long checks do that many times the work; once where it is not set.
+///
+/// # Panics
+/// It is no number.
+pub fn times() -> usize {
+    let text = std::env::var("RATPLUS_TIMES");
+    text.map_or(1, |text| text.parse().expect("RATPLUS_TIMES is a number"))
+}
+
 /// Standard output and standard error as text.
 pub fn texts(output: &Output) -> (String, String) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
