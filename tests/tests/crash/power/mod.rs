@@ -18,7 +18,7 @@ use trace::{Event, describe, parse};
 /// Different states of one kind of export, of four.
 const STATES: usize = 2500;
 
-/// States from one after which an export runs to the next.
+/// States with the target as before, from one after which an export runs to the next.
 const EXPORT_EVERY: usize = 20;
 
 /// Draws in a row without anything new, after which a point of time is taken to have no more.
@@ -75,7 +75,9 @@ fn lose_power(scene: &Scene, setting: Setting, ends: &[End]) {
         |disk, success| {
             let end = judge.judge(disk, success)?;
             states += 1;
-            if states % EXPORT_EVERY == 1 {
+            // The few after the rename all do.
+            let few = matches!(end, End::New | End::Aside);
+            if few || states % EXPORT_EVERY == 1 {
                 judge.export_again()?;
                 exports += 1;
             }
