@@ -63,6 +63,8 @@ impl Staging {
                 cleared: false,
                 _lock: lock,
             };
+            // A power loss must not keep the package and lose the lock: nobody would clear it.
+            sync_dir(&staging.folder)?;
             let new = staging.new_folder();
             fs::create_dir(&new).map_err(|error| ExportError::io("create", &new, error))?;
             return Ok(staging);
@@ -158,6 +160,8 @@ impl Staging {
             &self.folder.join(OLD_FOLDER),
         );
         let failed = |error| ExportError::io("rename into place", target, error);
+        // A power loss must not take the folder that the old package is moved to.
+        target.parent().map_or(Ok(()), sync_dir)?;
         let moved = match fs::rename(target, old) {
             Ok(()) => true,
             Err(error) if error.kind() == ErrorKind::NotFound => false,

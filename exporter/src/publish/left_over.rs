@@ -127,7 +127,11 @@ pub(super) fn clear(folder: &Path, target: &Path) -> Result<(), ExportError> {
         Err(error) if error.kind() == ErrorKind::NotFound => (),
         Err(error) => return Err(ExportError::io("look at", &old, error)),
     }
-    removing(&new, fs::remove_dir_all(&new))?;
+    match fs::remove_dir_all(&new) {
+        // A power loss must not keep some of it and lose the lock: nobody would clear it.
+        Ok(()) => sync_dir(folder)?,
+        failed => removing(&new, failed)?,
+    }
     let lock = folder.join(LOCK_FILE);
     removing(&lock, fs::remove_file(&lock))?;
     removing(folder, fs::remove_dir(folder))

@@ -5,6 +5,8 @@
 //! - `RATPLUS_FAULT`: `K:ACTION`, with K from 1 and one of kill, enospc, eio, eintr, short, full and
 //!   dead; after the last two, later calls fail as well.
 //! - `RATPLUS_FAULT_LOG`: each call is appended to it as `K NAME PATH`, before it happens.
+//! - `RATPLUS_FAULT_TRACE`: each call that changed or synced something is appended to it after it
+//!   succeeded, with its arguments and the bytes it wrote.
 //! - `RATPLUS_FAULT_NO_EXCHANGE`: the file system cannot swap two names.
 //!
 //! Linux only. What libc calls by itself (the pages of a mapping, a directory's entries inside
@@ -15,3 +17,4 @@
 
 mod calls;
 mod plan;
+mod trace;

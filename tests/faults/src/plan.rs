@@ -1,5 +1,6 @@
 //! Which call is acted on, and how.
 
+use std::borrow::Cow;
 use std::ffi::{CStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
@@ -48,6 +49,7 @@ pub enum Verdict {
 struct Plan {
     root: Vec<u8>,
     log: Option<i32>,
+    trace: Option<i32>,
     at: usize,
     action: Option<Action>,
     no_exchange: bool,
@@ -64,10 +66,11 @@ fn plan() -> Option<&'static Plan> {
             None => (0, None),
             Some((at, action)) => (at.parse().ok()?, Some(parse(action)?)),
         };
-        let log = std::env::var_os("RATPLUS_FAULT_LOG").map(|path| open_log(&path));
+        let log = |name| std::env::var_os(name).map(|path| open_log(&path));
         Some(Plan {
             root,
-            log,
+            log: log("RATPLUS_FAULT_LOG"),
+            trace: log("RATPLUS_FAULT_TRACE"),
             at,
             action,
             no_exchange: std::env::var_os("RATPLUS_FAULT_NO_EXCHANGE").is_some(),
@@ -111,6 +114,17 @@ pub fn no_exchange() -> bool {
     plan().is_some_and(|plan| plan.no_exchange)
 }
 
+/// Where calls are recorded in full.
+pub fn trace() -> Option<i32> {
+    plan().and_then(|plan| plan.trace)
+}
+
+/// Whether calls on that path count.
+pub fn is_below(path: &[u8]) -> bool {
+    let below = plan().and_then(|plan| path.strip_prefix(plan.root.as_slice()));
+    below.is_some_and(|below| below.is_empty() || below.starts_with(b"/"))
+}
+
 /// Counts a call on `path`; the call may not return.
 pub fn on_path(name: &str, kind: Kind, path: &CStr) -> Verdict {
     on(name, kind, path.to_bytes())
@@ -130,20 +144,26 @@ pub fn on_path_at(name: &str, kind: Kind, folder: i32, path: &CStr) -> Verdict {
     if plan().is_none() {
         return Verdict::Go;
     }
+    let mut buffer = [0; 4096];
+    on(name, kind, &name_at(folder, path, &mut buffer))
+}
+
+/// `path` with that of the open folder it is relative to before it.
+pub fn name_at<'a>(folder: i32, path: &'a CStr, buffer: &mut [u8; 4096]) -> Cow<'a, [u8]> {
     let path = path.to_bytes();
     if folder == libc::AT_FDCWD || path.starts_with(b"/") {
-        return on(name, kind, path);
+        return path.into();
     }
-    let mut buffer = [0; 4096];
-    let mut whole = name_of(folder, &mut buffer).to_vec();
+    let mut whole = name_of(folder, buffer).to_vec();
     if !path.is_empty() {
         whole.push(b'/');
         whole.extend(path);
     }
-    on(name, kind, &whole)
+    whole.into()
 }
 
-fn name_of(file: i32, buffer: &mut [u8; 4096]) -> &[u8] {
+/// The path of an open file, as of now.
+pub fn name_of(file: i32, buffer: &mut [u8; 4096]) -> &[u8] {
     let link = format!("/proc/self/fd/{file}\0");
     // SAFETY: the path ends with a zero, and the kernel writes at most the buffer's length.
     let length = unsafe {
@@ -161,8 +181,7 @@ fn on(name: &str, kind: Kind, path: &[u8]) -> Verdict {
     let Some(plan) = plan() else {
         return Verdict::Go;
     };
-    let below = path.strip_prefix(plan.root.as_slice());
-    if !below.is_some_and(|below| below.is_empty() || below.starts_with(b"/")) {
+    if !is_below(path) {
         return Verdict::Go;
     }
     let call = CALLS.fetch_add(1, Ordering::SeqCst) + 1;

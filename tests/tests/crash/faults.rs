@@ -15,7 +15,7 @@ const ACTIONS: [&str; 7] = ["kill", "enospc", "eio", "eintr", "short", "full", "
 
 /// What is there before an export.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Before {
+pub enum Before {
     Nothing,
     Package,
     /// The package was moved away by an export that died.
@@ -23,10 +23,33 @@ enum Before {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Setting {
-    before: Before,
+pub struct Setting {
+    pub before: Before,
     /// Whether the file system can swap two names.
-    exchange: bool,
+    pub exchange: bool,
+}
+
+impl Setting {
+    /// Puts there what has to be there; returns the old package, if there is one.
+    pub fn prepare<'a>(&self, scene: &'a Scene) -> Option<&'a Tree> {
+        scene.clear();
+        match self.before {
+            Before::Nothing => return None,
+            Before::Package => scene.put_old(),
+            Before::Aside => scene.put_aside(),
+        }
+        Some(&scene.old)
+    }
+
+    /// An export of the new package, with the calls below the scene's folder counted.
+    pub fn command(&self, scene: &Scene, log: &Path, fault: Option<(usize, &str)>) -> Command {
+        let mut command = scene.command(NEW);
+        preload(&mut command, scene.root(), log, fault);
+        if !self.exchange {
+            command.env("RATPLUS_FAULT_NO_EXCHANGE", "1");
+        }
+        command
+    }
 }
 
 fn library() -> PathBuf {
@@ -65,23 +88,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn prepare(&self) -> Option<&Tree> {
-        self.scene.clear();
-        match self.setting.before {
-            Before::Nothing => return None,
-            Before::Package => self.scene.put_old(),
-            Before::Aside => self.scene.put_aside(),
-        }
-        Some(&self.scene.old)
-    }
-
     fn command(&self, fault: Option<(usize, &str)>) -> Command {
-        let mut command = self.scene.command(NEW);
-        preload(&mut command, self.scene.root(), &self.log, fault);
-        if !self.setting.exchange {
-            command.env("RATPLUS_FAULT_NO_EXCHANGE", "1");
-        }
-        command
+        self.setting.command(self.scene, &self.log, fault)
     }
 
     /// The calls of the export that ran last: name and path.
@@ -99,7 +107,7 @@ impl<'a> Run<'a> {
 
     /// The calls of an export without a fault.
     fn dry(&self) -> Vec<(String, String)> {
-        self.prepare();
+        self.setting.prepare(self.scene);
         succeeded(&self.command(None).output().unwrap()).unwrap();
         assert!(tree(&self.scene.target()).unwrap() == self.scene.new);
         assert_eq!(self.scene.left_over(), [""; 0].map(PathBuf::from));
@@ -108,7 +116,7 @@ impl<'a> Run<'a> {
 
     /// What is wrong after an export that met a fault, if anything, and how it ended.
     fn judge(&self, call: usize, action: &str) -> Result<End, String> {
-        let before = self.prepare();
+        let before = self.setting.prepare(self.scene);
         let output = self.command(Some((call, action))).output().unwrap();
         let calls = self.calls();
         let (_, stderr) = ratplus_tests::texts(&output);

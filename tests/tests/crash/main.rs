@@ -4,5 +4,6 @@
 mod build;
 mod faults;
 mod kills;
+mod power;
 mod scene;
 mod served;

@@ -19,6 +19,8 @@ pub const NEW: &[&str] = &["--max-seq-len", "64", "--prefill-lengths", "16"];
 
 pub struct Scene {
     dir: tempfile::TempDir,
+    /// Below `dir`.
+    target: PathBuf,
     checkpoint: PathBuf,
     flags: Vec<OsString>,
     pub old: Tree,
@@ -27,7 +29,7 @@ pub struct Scene {
 
 /// In memory where there is such a place: thousands of exports wait for the disk otherwise, and a
 /// killed process loses nothing that it gave to the kernel.
-fn folder() -> tempfile::TempDir {
+pub fn folder() -> tempfile::TempDir {
     let memory = tempfile::tempdir_in("/dev/shm");
     memory.unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
@@ -50,6 +52,11 @@ fn tiny() -> ModelSpec {
 impl Scene {
     /// With the smallest safetensors checkpoint that there is, and a tokenizer.
     pub fn tiny() -> Self {
+        Self::tiny_at("package")
+    }
+
+    /// [`tiny`](Self::tiny) with another target, whose folder may be missing.
+    pub fn tiny_at(target: &str) -> Self {
         let dir = folder();
         let checkpoint = dir.path().join("model.safetensors");
         ratplus_tests::synthetic::write_safetensors(&tiny(), &checkpoint).unwrap();
@@ -57,7 +64,7 @@ impl Scene {
         fs::write(&tokenizer, r#"{"model": {}}"#).unwrap();
         let flags = "--d-head 16 --dilation 4 --local-window 3 --initial 1 --tokenizer".split(' ');
         let flags = flags.map(Into::into).chain([tokenizer.into()]);
-        Self::new(dir, checkpoint, flags.collect())
+        Self::new(dir, target, checkpoint, flags.collect())
     }
 
     /// With a golden case's `.pth` and its configuration.
@@ -70,12 +77,19 @@ impl Scene {
             dir.path().join(name)
         };
         let (checkpoint, config) = (copied("model.pth"), copied("config.json"));
-        Self::new(dir, checkpoint, vec!["--config".into(), config.into()])
+        let flags = vec!["--config".into(), config.into()];
+        Self::new(dir, "package", checkpoint, flags)
     }
 
-    fn new(dir: tempfile::TempDir, checkpoint: PathBuf, flags: Vec<OsString>) -> Self {
+    fn new(
+        dir: tempfile::TempDir,
+        target: &str,
+        checkpoint: PathBuf,
+        flags: Vec<OsString>,
+    ) -> Self {
         let mut scene = Self {
             dir,
+            target: target.into(),
             checkpoint,
             flags,
             old: Tree::new(),
@@ -101,14 +115,19 @@ impl Scene {
     }
 
     pub fn target(&self) -> PathBuf {
-        self.root().join("package")
+        self.root().join(&self.target)
     }
 
     /// An export to the target, not started.
     pub fn command(&self, flags: &[&str]) -> Command {
+        self.command_to(&self.target(), flags)
+    }
+
+    /// As [`command`](Self::command), to another target.
+    pub fn command_to(&self, target: &Path, flags: &[&str]) -> Command {
         let mut command = Command::new(ratplus_tests::ratplus());
         command.arg("export").arg(&self.checkpoint);
-        command.arg("-o").arg(self.target());
+        command.arg("-o").arg(target);
         command.args(&self.flags).args(flags);
         command
     }
@@ -128,8 +147,9 @@ impl Scene {
 
     /// Removes everything but the sources.
     pub fn clear(&self) {
-        for path in self.left_over().into_iter().chain([self.target()]) {
-            if path.exists() {
+        for entry in fs::read_dir(self.root()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
                 fs::remove_dir_all(path).unwrap();
             }
         }

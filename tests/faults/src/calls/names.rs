@@ -1,212 +1,12 @@
-//! libc's calls on files, each counted before it goes to the kernel or to libc.
+//! Calls that name a path, and those on folders.
 
+use super::fail;
 use crate::plan::{Kind, Verdict, no_exchange, on_file, on_path, on_path_at};
-use libc::{DIR, c_char, c_int, c_uint, c_void, dirent64, iovec, mode_t, off64_t, size_t, ssize_t};
+use crate::trace;
+use libc::{DIR, c_char, c_int, c_uint, dirent64, mode_t};
 use std::ffi::CStr;
 
 type Stat = libc::stat64;
-
-fn fail(error: c_int) -> c_int {
-    // SAFETY: libc's own variable of this thread.
-    unsafe { *libc::__errno_location() = error };
-    -1
-}
-
-/// A function of libc itself, behind this library's of the same name.
-macro_rules! next {
-    ($name:literal as $type:ty) => {{
-        // SAFETY: the name ends with a zero.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, concat!($name, "\0").as_ptr().cast()) };
-        // SAFETY: libc declares the function so; every libc has it.
-        unsafe { std::mem::transmute::<*mut c_void, $type>(found) }
-    }};
-}
-
-/// Returns where the call has to fail.
-macro_rules! unless_fails {
-    ($verdict:expr) => {
-        if let Verdict::Fail(error) = $verdict {
-            return fail(error);
-        }
-    };
-    ($verdict:expr, $value:expr) => {
-        if let Verdict::Fail(error) = $verdict {
-            fail(error);
-            return $value;
-        }
-    };
-}
-
-fn opening(flags: c_int) -> Kind {
-    match flags & libc::O_CREAT {
-        0 => Kind::Other,
-        _ => Kind::Grows,
-    }
-}
-
-/// libc's `open`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe { openat(libc::AT_FDCWD, path, flags, mode) }
-}
-
-/// libc's `open64`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe { openat(libc::AT_FDCWD, path, flags, mode) }
-}
-
-/// libc's `openat64`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn openat64(
-    folder: c_int,
-    path: *const c_char,
-    flags: c_int,
-    mode: mode_t,
-) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe { openat(folder, path, flags, mode) }
-}
-
-/// libc's `openat`; the mode is read where it was not given, as libc may not, and not used then.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn openat(
-    folder: c_int,
-    path: *const c_char,
-    flags: c_int,
-    mode: mode_t,
-) -> c_int {
-    // SAFETY: the caller's promise.
-    let name = unsafe { CStr::from_ptr(path) };
-    unless_fails!(on_path_at("open", opening(flags), folder, name));
-    // SAFETY: the caller's promise.
-    unsafe { libc::syscall(libc::SYS_openat, folder, path, flags, mode) as c_int }
-}
-
-/// libc's `read`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn read(file: c_int, bytes: *mut c_void, count: size_t) -> ssize_t {
-    let Some(count) = transfer("read", Kind::Read, file, count) else {
-        return -1;
-    };
-    // SAFETY: the caller's promise; no more than it asked for.
-    unsafe { libc::syscall(libc::SYS_read, file, bytes, count) as ssize_t }
-}
-
-/// libc's `pread64`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn pread64(
-    file: c_int,
-    bytes: *mut c_void,
-    count: size_t,
-    offset: off64_t,
-) -> ssize_t {
-    let Some(count) = transfer("pread", Kind::Read, file, count) else {
-        return -1;
-    };
-    // SAFETY: the caller's promise; no more than it asked for.
-    unsafe { libc::syscall(libc::SYS_pread64, file, bytes, count, offset) as ssize_t }
-}
-
-/// libc's `write`.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn write(file: c_int, bytes: *const c_void, count: size_t) -> ssize_t {
-    let Some(count) = transfer("write", Kind::Write, file, count) else {
-        return -1;
-    };
-    // SAFETY: the caller's promise; no more than it gave.
-    unsafe { libc::syscall(libc::SYS_write, file, bytes, count) as ssize_t }
-}
-
-/// libc's `writev`; where it is to be short, the first piece alone is written.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn writev(file: c_int, pieces: *const iovec, count: c_int) -> ssize_t {
-    let Some(count) = transfer("writev", Kind::Write, file, count.max(0) as size_t) else {
-        return -1;
-    };
-    // SAFETY: the caller's promise; no more than it gave.
-    unsafe { libc::syscall(libc::SYS_writev, file, pieces, count) as ssize_t }
-}
-
-/// How much a call may transfer; `None` where it fails.
-fn transfer(name: &str, kind: Kind, file: c_int, count: size_t) -> Option<size_t> {
-    match on_file(name, kind, file) {
-        Verdict::Go => Some(count),
-        Verdict::Half => Some(count.div_ceil(2)),
-        Verdict::Fail(error) => {
-            fail(error);
-            None
-        }
-    }
-}
-
-/// libc's `fsync`.
-#[unsafe(no_mangle)]
-pub extern "C" fn fsync(file: c_int) -> c_int {
-    unless_fails!(on_file("fsync", Kind::Other, file));
-    // SAFETY: takes a number alone.
-    unsafe { libc::syscall(libc::SYS_fsync, file) as c_int }
-}
-
-/// libc's `fdatasync`.
-#[unsafe(no_mangle)]
-pub extern "C" fn fdatasync(file: c_int) -> c_int {
-    unless_fails!(on_file("fdatasync", Kind::Other, file));
-    // SAFETY: takes a number alone.
-    unsafe { libc::syscall(libc::SYS_fdatasync, file) as c_int }
-}
-
-/// libc's `ftruncate64`.
-#[unsafe(no_mangle)]
-pub extern "C" fn ftruncate64(file: c_int, size: off64_t) -> c_int {
-    unless_fails!(on_file("ftruncate", Kind::Grows, file));
-    // SAFETY: takes numbers alone.
-    unsafe { libc::syscall(libc::SYS_ftruncate, file, size) as c_int }
-}
-
-/// libc's `flock`.
-#[unsafe(no_mangle)]
-pub extern "C" fn flock(file: c_int, operation: c_int) -> c_int {
-    unless_fails!(on_file("flock", Kind::Other, file));
-    // SAFETY: takes numbers alone.
-    unsafe { libc::syscall(libc::SYS_flock, file, operation) as c_int }
-}
-
-/// libc's `close`; as the kernel, it closes the file even where it fails.
-#[unsafe(no_mangle)]
-pub extern "C" fn close(file: c_int) -> c_int {
-    let verdict = on_file("close", Kind::Other, file);
-    // SAFETY: the caller's promise about the file.
-    let closed = unsafe { libc::syscall(libc::SYS_close, file) as c_int };
-    unless_fails!(verdict);
-    closed
-}
 
 /// libc's `mkdir`.
 ///
@@ -215,11 +15,67 @@ pub extern "C" fn close(file: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
     // SAFETY: the caller's promise.
-    unless_fails!(on_path("mkdir", Kind::Grows, unsafe {
-        CStr::from_ptr(path)
-    }));
+    unsafe { mkdirat(libc::AT_FDCWD, path, mode) }
+}
+
+/// libc's `mkdirat`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mkdirat(folder: c_int, path: *const c_char, mode: mode_t) -> c_int {
     // SAFETY: the caller's promise.
-    unsafe { libc::syscall(libc::SYS_mkdirat, libc::AT_FDCWD, path, mode) as c_int }
+    let name = unsafe { CStr::from_ptr(path) };
+    unless_fails!(on_path_at("mkdir", Kind::Grows, folder, name));
+    // SAFETY: the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_mkdirat, folder, path, mode) as c_int };
+    if result == 0 {
+        trace::at_path("mkdir", folder, name, &[]);
+    }
+    result
+}
+
+/// libc's `symlink`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn symlink(content: *const c_char, path: *const c_char) -> c_int {
+    // SAFETY: the caller's promise.
+    let name = unsafe { CStr::from_ptr(path) };
+    unless_fails!(on_path("symlink", Kind::Grows, name));
+    // SAFETY: the caller's promise.
+    let result =
+        unsafe { libc::syscall(libc::SYS_symlinkat, content, libc::AT_FDCWD, path) as c_int };
+    if result == 0 {
+        trace::at_path("symlink", libc::AT_FDCWD, name, &[]);
+    }
+    result
+}
+
+/// libc's `linkat`.
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn linkat(
+    from_folder: c_int,
+    from: *const c_char,
+    to_folder: c_int,
+    to: *const c_char,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    let name = unsafe { CStr::from_ptr(to) };
+    unless_fails!(on_path_at("link", Kind::Grows, to_folder, name));
+    // SAFETY: the caller's promise.
+    let result = unsafe {
+        libc::syscall(libc::SYS_linkat, from_folder, from, to_folder, to, flags) as c_int
+    };
+    if result == 0 {
+        trace::at_path("link", to_folder, name, &[]);
+    }
+    result
 }
 
 /// libc's `unlink`.
@@ -252,7 +108,15 @@ pub unsafe extern "C" fn unlinkat(folder: c_int, path: *const c_char, flags: c_i
     let name = unsafe { CStr::from_ptr(path) };
     unless_fails!(on_path_at("unlink", Kind::Other, folder, name));
     // SAFETY: the caller's promise.
-    unsafe { libc::syscall(libc::SYS_unlinkat, folder, path, flags) as c_int }
+    let result = unsafe { libc::syscall(libc::SYS_unlinkat, folder, path, flags) as c_int };
+    if result == 0 {
+        let call = match flags & libc::AT_REMOVEDIR {
+            0 => "unlink",
+            _ => "rmdir",
+        };
+        trace::at_path(call, folder, name, &[]);
+    }
+    result
 }
 
 /// libc's `rename`.
@@ -292,13 +156,19 @@ unsafe fn renaming(
     flags: c_uint,
 ) -> c_int {
     // SAFETY: the caller's promise.
-    let path = unsafe { CStr::from_ptr(to) };
-    unless_fails!(on_path_at(name, Kind::Grows, to_folder, path));
+    let (old, new) = unsafe { (CStr::from_ptr(from), CStr::from_ptr(to)) };
+    unless_fails!(on_path_at(name, Kind::Grows, to_folder, new));
     if flags != 0 && no_exchange() {
         return fail(libc::EINVAL);
     }
     // SAFETY: the caller's promise.
-    unsafe { libc::syscall(libc::SYS_renameat2, from_folder, from, to_folder, to, flags) as c_int }
+    let result = unsafe {
+        libc::syscall(libc::SYS_renameat2, from_folder, from, to_folder, to, flags) as c_int
+    };
+    if result == 0 {
+        trace::renamed((from_folder, old), (to_folder, new), flags);
+    }
+    result
 }
 
 /// libc's `statx`.
