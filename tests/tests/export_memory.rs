@@ -1,6 +1,13 @@
 //! An export's memory does not grow with the model.
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use ratplus_graphs::manifest::WEIGHTS_FILE;
+use ratplus_runtime::package::Package;
 use ratplus_tests::{ratplus, synthetic};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,6 +26,46 @@ fn anonymous(pid: u32) -> Option<u64> {
 const SIZE: &str = "RATPLUS_EXPORT_SIZE";
 /// More flags, with spaces between.
 const FLAGS: &str = "RATPLUS_EXPORT_FLAGS";
+
+/// Bits to flip in the package's weights, each time in all of them.
+const FLIPS: &str = "RATPLUS_EXPORT_FLIPS";
+
+/// No flipped bit is accepted, wherever in the file it is: the first, the last, around 4 GiB where
+/// there is such a place, and anywhere.
+fn flip_bits(package: &Path, count: usize) {
+    let path = package.join(WEIGHTS_FILE);
+    let file = OpenOptions::new().read(true).write(true).open(&path);
+    let file = file.unwrap();
+    let len = file.metadata().unwrap().len();
+    let mut rng = ChaCha8Rng::seed_from_u64(15);
+    let started = Instant::now();
+    for index in 0..count {
+        let at = match index {
+            0 => len - 1,
+            1 => 0,
+            2 | 3 if len > 1 << 32 => (1 << 32) - 3 + index as u64,
+            _ => rng.random_range(0..len),
+        };
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        let flipped = byte[0] ^ 1 << rng.random_range(0..8);
+        file.write_all_at(&[flipped], at).unwrap();
+        let error = Package::open(package).err().map(|error| error.to_string());
+        assert!(
+            error
+                .as_ref()
+                .is_some_and(|error| error.contains(WEIGHTS_FILE)),
+            "byte {at}: {error:?}"
+        );
+        file.write_all_at(&byte, at).unwrap();
+    }
+    Package::open(package).unwrap();
+    println!(
+        "{count} flipped bits in {:.2} GB, all refused, {:.1} s each",
+        len as f64 / 1e9,
+        started.elapsed().as_secs_f64() / (count + 1) as f64
+    );
+}
 
 /// The 1.5B shape, 3.1 GB of bf16: sampled every millisecond while it is exported, and timed
 /// against `cp` of the same bytes. Only the memory is judged: machines are shared.
@@ -93,4 +140,7 @@ fn exporting_the_1_5b_shape_stays_under_300_mb() {
         copying.as_secs_f64(),
     );
     assert!(most < MOST, "{most} bytes");
+    std::fs::remove_dir_all(&from).unwrap();
+    let flips = std::env::var(FLIPS).map_or(2, |flips| flips.parse().expect("a number"));
+    flip_bits(&dir.path().join("out"), flips);
 }

@@ -52,6 +52,14 @@ impl Default for Options {
 }
 
 impl Options {
+    /// All targets, this long each.
+    pub fn lasting(seconds: u64) -> Self {
+        Self {
+            seconds,
+            ..Self::default()
+        }
+    }
+
     /// Reads the words after `fuzz`.
     pub fn parse(words: &[&str]) -> Result<Self, Error> {
         let bad = |found: &str| {

@@ -6,6 +6,7 @@ mod counts;
 mod demo;
 mod fuzz;
 mod peers;
+mod release;
 mod resources;
 mod sanitize;
 mod setup;
@@ -41,6 +42,9 @@ cargo xtask <command>
           and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)
   fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
           runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
+  release [tests|large|sanitize|fuzz]..
+          what a release passes besides ci, about 3 hours: long tests at many times the work, the
+          7.6B shape (47 GB of disk), the sanitizers, fuzz for 20 min a target (docs/reliability.md)
   ci      setup, formatting, lints, documentation, cuda-resources --check, cargo-deny and
           fuzz, then test
 
@@ -63,6 +67,12 @@ fn main() -> ExitCode {
         return end(fuzz::Options::parse(words).and_then(|options| {
             let workspace = Workspace::enter()?;
             fuzz::run(&workspace, &options)
+        }));
+    }
+    if let ["release", words @ ..] = &arguments[..] {
+        return end(release::Part::parse(words).and_then(|parts| {
+            let workspace = Workspace::enter()?;
+            release::run(&workspace, &parts)
         }));
     }
     let command: fn(&Workspace) -> Outcome = match arguments[..] {

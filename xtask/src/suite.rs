@@ -43,22 +43,7 @@ fn report(what: &str, lines: &[String]) {
 
 fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
     let steps = Steps::new(workspace);
-    setup::run(workspace)?;
-    setup::other_runtimes(workspace);
-    tensorrt::libraries(workspace);
-    let remedy = "mend what the compiler says above, then run it again";
-    // Tests among the targets: the same features, so that the test run compiles nothing twice.
-    let mut build = Command::new("cargo");
-    build.args([
-        "build",
-        "--workspace",
-        "--release",
-        "--lib",
-        "--bins",
-        "--tests",
-    ]);
-    steps.run("build everything", &mut build, remedy)?;
-
+    prepare(workspace, &steps)?;
     let mut cargo = Command::new("cargo");
     cargo
         .args(["test", "--workspace", "--release", "--no-fail-fast"])
@@ -89,8 +74,27 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
     Ok(())
 }
 
+/// Installs and builds all that tests need.
+pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
+    setup::run(workspace)?;
+    setup::other_runtimes(workspace);
+    tensorrt::libraries(workspace);
+    let remedy = "mend what the compiler says above, then run it again";
+    // Tests among the targets: the same features, so that the test run compiles nothing twice.
+    let mut build = Command::new("cargo");
+    build.args([
+        "build",
+        "--workspace",
+        "--release",
+        "--lib",
+        "--bins",
+        "--tests",
+    ]);
+    steps.run("build everything", &mut build, remedy)
+}
+
 /// Where tests find what was built and installed.
-fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), Error> {
+pub fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), Error> {
     command
         .env("RATPLUS_BIN", workspace.absolute(&workspace.program()))
         .env(
