@@ -17,6 +17,7 @@ use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
 use ratplus_runtime::ort_library;
 use ratplus_runtime::package::Package;
+use ratplus_runtime::verify::{VerifyOptions, VerifyReport, verify};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -273,4 +274,16 @@ pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
     (0..count)
         .map(|_| rng.random_range(0..VOCAB as u32))
         .collect()
+}
+
+/// What `verify` finds on random tokens, along every route.
+pub fn verified(fixture: &Fixture, backends: Vec<BackendKind>) -> VerifyReport {
+    let options = VerifyOptions {
+        backends,
+        chunks: Vec::new(),
+        session: SessionOptions::default(),
+        tokens: MAX_SEQ_LEN,
+        seed: 5,
+    };
+    verify(&fixture.package, None, &options, &mut |_| {}).unwrap()
 }

@@ -1,10 +1,9 @@
 //! ort-cuda in the emulator, where it differs from the CPU's way.
 
-use crate::common::{Fixture, MAX_SEQ_LEN, Options, fixture, tokens};
+use crate::common::{Fixture, Options, fixture, tokens, verified};
 use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::ops::ElementType;
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
-use ratplus_runtime::verify::{VerifyOptions, verify};
 
 /// Logits of every step of a prompt, the last token's, decoded in slot 1.
 fn decode(session: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
@@ -52,14 +51,7 @@ fn products_in_the_package_type_are_within_the_tolerance() {
             logits: LogitsMode::All,
             ..Options::default()
         });
-        let options = VerifyOptions {
-            backends: vec![BackendKind::Tract, BackendKind::OrtCuda],
-            chunks: Vec::new(),
-            session: SessionOptions::default(),
-            tokens: MAX_SEQ_LEN,
-            seed: 5,
-        };
-        let report = verify(&fixture.package, None, &options, &mut |_| {}).unwrap();
+        let report = verified(&fixture, vec![BackendKind::Tract, BackendKind::OrtCuda]);
         for row in &report.rows {
             println!(
                 "{dtype} {} {}: {:e} of {:e}",

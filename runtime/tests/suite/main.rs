@@ -3,6 +3,7 @@
 mod bench;
 mod common;
 mod cuda;
+mod damage;
 mod determinism;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;

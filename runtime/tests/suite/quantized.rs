@@ -1,7 +1,7 @@
 //! Packages of block-wise integers.
 
 use crate::common::{
-    MAX_SEQ_LEN, Options, backends, fixture, info, open, tokens, write_manifest, write_package,
+    Options, backends, fixture, info, open, tokens, verified, write_manifest, write_package,
 };
 use prost::Message;
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
@@ -9,10 +9,10 @@ use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::precision::{MATMUL_NBITS, Quantization};
 use ratplus_graphs::tolerance::F32_LOGIT;
-use ratplus_runtime::backend::{BackendKind, SessionOptions};
+use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::plans::{self, BuildOptions};
-use ratplus_runtime::verify::{STORED_WEIGHTS, VerifyOptions, verify};
+use ratplus_runtime::verify::STORED_WEIGHTS;
 
 fn quantized(bits: u32, block_size: usize, symmetric: bool) -> Options {
     Options {
@@ -42,19 +42,7 @@ fn backends_agree_as_closely_as_on_the_values() {
                 ..quantized(bits, block_size, symmetric)
             };
             let fixture = fixture(options);
-            let report = verify(
-                &fixture.package,
-                None,
-                &VerifyOptions {
-                    backends: backends(Fallback::Function),
-                    chunks: Vec::new(),
-                    session: SessionOptions::default(),
-                    tokens: MAX_SEQ_LEN,
-                    seed: 5,
-                },
-                &mut |_| {},
-            )
-            .unwrap();
+            let report = verified(&fixture, backends(Fallback::Function));
             assert!(report.passed, "{}: {:?}", report.types, report.rows);
             assert!(
                 report.types.contains(&format!("int{bits}")),

@@ -1,7 +1,7 @@
 //! Sessions on every backend of this machine: chunkings, slots, refusals, extra outputs.
 
 use crate::common::{
-    EMULATED, MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package,
+    EMULATED, MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, verified, write_package,
 };
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::model::{FINAL_NORM, Tap};
@@ -12,7 +12,6 @@ use ratplus_runtime::backend::{
 };
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner::{Chunk, chunks_of, plan};
-use ratplus_runtime::verify::{VerifyOptions, verify};
 
 /// Runs `prompt` in `slot` alone and returns the logits after its last token.
 fn run(session: &mut Session, slot: usize, prompt: &[u32], chunks: &[Chunk]) -> Vec<f32> {
@@ -128,19 +127,7 @@ fn caches_of_a_type_of_their_own() {
         if EMULATED {
             continue;
         }
-        let report = verify(
-            &fixture.package,
-            None,
-            &VerifyOptions {
-                backends: backends(Fallback::Function),
-                chunks: Vec::new(),
-                session: SessionOptions::default(),
-                tokens: MAX_SEQ_LEN,
-                seed: 5,
-            },
-            &mut |_| {},
-        );
-        let report = report.unwrap();
+        let report = verified(&fixture, backends(Fallback::Function));
         for row in &report.rows {
             let (backend, route) = (row.backend, &row.route);
             println!(
