@@ -44,7 +44,7 @@ cargo xtask <command>
           runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
   release [tests|large|sanitize|fuzz]..
           what a release passes besides ci, about 3 hours: long tests at many times the work, the
-          7.6B shape (47 GB of disk), the sanitizers, fuzz for 20 min a target (docs/reliability.md)
+          7.6B shape (32 GB of disk), the sanitizers, fuzz for 20 min a target (docs/reliability.md)
   ci      setup, formatting, lints, documentation, cuda-resources --check, cargo-deny and
           fuzz, then test
 
