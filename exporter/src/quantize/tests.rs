@@ -19,13 +19,14 @@ fn quantization((bits, block_size, symmetric): (u32, usize, bool)) -> Quantizati
     }
 }
 
-/// Quantises in pieces of `piece` bytes and restores from the tensors' bytes alone.
+/// Quantises in pieces of `piece` bytes and restores from the tensors' bytes alone, without the
+/// roundings of a runtime's f32.
 fn round_trip(
     quantization: Quantization,
     shape: [usize; 2],
     values: &[f32],
     piece: usize,
-) -> (Vec<f32>, QuantizedWeight) {
+) -> (Vec<f64>, QuantizedWeight) {
     let mut quantizer = Quantizer::new(quantization, shape);
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let mut first = Vec::new();
@@ -60,7 +61,8 @@ fn round_trip(
                 let zero = zeros
                     .as_ref()
                     .map_or(8, |zeros| nibble(&zeros[row * blocks.div_ceil(2)..], block));
-                found[row * shape[1] + column] += scale * (f32::from(q) - f32::from(zero));
+                found[row * shape[1] + column] +=
+                    f64::from(scale) * (f64::from(q) - f64::from(zero));
             }
         }
     }
@@ -118,8 +120,8 @@ proptest! {
     ) {
         let quantization = quantization(ALL[which]);
         let (found, lost) = round_trip(quantization, [3, columns], &values, piece);
-        let squares = |pairs: &mut dyn Iterator<Item = (f32, f32)>| -> f64 {
-            pairs.map(|(a, b)| (f64::from(a) - f64::from(b)).powi(2)).sum()
+        let squares = |pairs: &mut dyn Iterator<Item = (f32, f64)>| -> f64 {
+            pairs.map(|(a, b)| (f64::from(a) - b).powi(2)).sum()
         };
         let all = squares(&mut values.iter().copied().zip(found.iter().copied()));
         let norm: f64 = values.iter().map(|&v| f64::from(v).powi(2)).sum();
@@ -154,6 +156,7 @@ fn values_on_the_grid_come_back_exactly() {
             .map(|i| 0.25 * (low + steps(i)) as f32)
             .collect();
         let (found, lost) = round_trip(quantization, [1, values.len()], &values, 11);
+        let values: Vec<_> = values.into_iter().map(f64::from).collect();
         assert_eq!(found, values, "{quantization}");
         assert_eq!((lost.relative_error, lost.max_error), (0.0, 0.0));
     }
@@ -179,7 +182,7 @@ fn zeros_and_tiny_values_stay_finite() {
             assert!(lost.relative_error.is_finite());
             // Below, a step is no number to divide by, and the block is 0.
             if value == 0.0 || value >= 1e-35 {
-                let near = |v: &f32| (v - value).abs() <= 0.01 * value;
+                let near = |v: &f64| (v - f64::from(value)).abs() <= 0.01 * f64::from(value);
                 assert!(
                     found.iter().all(near),
                     "{quantization} {value:e}: {}",
