@@ -49,19 +49,19 @@ fn run() -> Result<(), String> {
         let mut image = "None".to_owned();
         if let Some(Some(built)) = built.get(index) {
             resources.extend(read_resources(unit, &built.log)?);
-            let path = built.image.display().to_string();
-            image = format!("Some(&Aligned(*include_bytes!({path:?})).0)");
+            let path = below("OUT_DIR", &out, &built.image)?;
+            image = format!("Some(&Aligned(*include_bytes!({path})).0)");
         }
-        let source = folder.join(unit.file).display().to_string();
+        let source = source(unit.file);
         writeln!(
             images,
-            "    Image {{ source: include_str!({source:?}), embedded: {image} }},"
+            "    Image {{ source: include_str!({source}), embedded: {image} }},"
         )
         .expect("a string takes all text");
     }
     let headers = sources.headers.keys().map(|name| {
-        let path = folder.join(name).display().to_string();
-        format!("    Header {{ name: c{name:?}, text: include_str!({path:?}) }},\n")
+        let path = source(name);
+        format!("    Header {{ name: c{name:?}, text: include_str!({path}) }},\n")
     });
     let headers: String = headers.collect();
     let toolkit = match &nvcc {
@@ -86,6 +86,20 @@ fn run() -> Result<(), String> {
          pub(super) static RESOURCES: &[Resources] = &[\n{resources}];\n"
     );
     write(&out.join("embedded.rs"), &table)
+}
+
+/// The path of a CUDA source, as an expression. A checkout that was moved takes its build with it.
+fn source(name: &str) -> String {
+    let path = format!("/cuda/{name}");
+    format!("concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?})")
+}
+
+/// The path of a file in the folder that `variable` names, as an expression.
+fn below(variable: &str, folder: &Path, file: &Path) -> Result<String, String> {
+    let name = file.strip_prefix(folder).ok().and_then(Path::to_str);
+    let name = name.ok_or_else(|| format!("{}: expected it in {variable}", file.display()))?;
+    let path = format!("/{name}");
+    Ok(format!("concat!(env!({variable:?}), {path:?})"))
 }
 
 fn variable(name: &str) -> Result<String, String> {

@@ -144,6 +144,8 @@ fn tests(workspace: &Workspace) -> Outcome {
         let mut python = Command::new(workspace.python());
         python
             .args(["-m", "pytest", PYTHON_FILE, "-k", name])
+            // Long is not hung.
+            .args(["-o", "faulthandler_timeout=0"])
             .args(["-v", "--color=no", "--durations=3"])
             .env_remove("PYTEST_ADDOPTS")
             .env(TIMES, times.to_string());
