@@ -143,7 +143,7 @@ fn tests(workspace: &Workspace) -> Outcome {
     for (times, name) in PYTHON {
         let mut python = Command::new(workspace.python());
         python
-            .args(["-m", "pytest", PYTHON_FILE, "-k", name])
+            .args(["-m", "pytest", &format!("{PYTHON_FILE}::{name}")])
             // Long is not hung.
             .args(["-o", "faulthandler_timeout=0"])
             .args(["-v", "--color=no", "--durations=3"])
