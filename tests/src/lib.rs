@@ -95,3 +95,14 @@ pub fn golden_cases() -> Vec<GoldenCase> {
     assert!(!cases.is_empty(), "no golden folder found");
     cases
 }
+
+/// The golden folder of that name.
+///
+/// # Panics
+/// There is none.
+pub fn golden_case(name: &str) -> GoldenCase {
+    let mut cases = golden_cases().into_iter();
+    cases
+        .find(|case| case.name == name)
+        .unwrap_or_else(|| panic!("no golden folder {name}"))
+}

@@ -1,6 +1,6 @@
 //! Bad input: exit 2, one message that says what to do, nothing half-written, nothing lost.
 
-use ratplus_tests::{GoldenCase, golden_cases, run, texts};
+use ratplus_tests::{GoldenCase, golden_case, run, texts};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
@@ -8,10 +8,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 fn case(name: &str) -> GoldenCase {
-    golden_cases()
-        .into_iter()
-        .find(|case| case.name == name)
-        .unwrap()
+    golden_case(name)
 }
 
 struct Scratch(tempfile::TempDir);

@@ -3,7 +3,7 @@
 use prost::Message;
 use ratplus_graphs::manifest::Manifest;
 use ratplus_graphs::onnx::ModelProto;
-use ratplus_tests::{golden_cases, run, texts};
+use ratplus_tests::{golden_case, run, texts};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 
@@ -11,10 +11,7 @@ use std::ffi::OsString;
 /// without the library then computes something else than the reference.
 #[test]
 fn the_first_tensor_that_differs_is_named() {
-    let case = golden_cases()
-        .into_iter()
-        .find(|case| case.name == "dense")
-        .unwrap();
+    let case = golden_case("dense");
     let dir = tempfile::tempdir().unwrap();
     let package = dir.path().join("package");
     let mut args: Vec<OsString> = vec!["export".into(), case.checkpoint().into(), "-o".into()];

@@ -1,6 +1,7 @@
 //! Every golden folder through the command: export, then verify on every backend.
 
-use ratplus_tests::{GoldenCase, golden_cases, run, texts};
+use ratplus_runtime::verify::STORED_WEIGHTS;
+use ratplus_tests::{GoldenCase, golden_case, golden_cases, run, texts};
 use safetensors::SafeTensors;
 use std::ffi::OsString;
 use std::path::Path;
@@ -121,7 +122,7 @@ fn check_types(dtype: &str, cache_dtype: &str, fallback: &str) {
         taps.sort_unstable();
         taps.dedup();
         // The last of them in the alphabet.
-        let stored = taps.pop_if(|tensor| *tensor == "stored weights");
+        let stored = taps.pop_if(|tensor| *tensor == STORED_WEIGHTS);
         assert_eq!(stored.is_some(), dtype != "f32", "{}", case.name);
         assert_eq!(
             taps,
@@ -219,7 +220,7 @@ fn quantised_weights() {
             let largest = number(&report["largest_logit"]);
             let stored = rows
                 .iter()
-                .find(|row| row["tensor"] == "stored weights")
+                .find(|row| row["tensor"] == STORED_WEIGHTS)
                 .unwrap();
             let relative = number(&stored["max_error"]) / largest;
             // The integers do something, and what they do is no ruin.
@@ -272,10 +273,7 @@ fn with_rows_reversed(checkpoint: &Path, copy: &Path, matrix: &str) {
 /// However coarse the weights are: what the golden file's model does not have is no rounding.
 #[test]
 fn other_weights_are_not_taken_for_rounding() {
-    let case = golden_cases()
-        .into_iter()
-        .find(|case| case.name == "streaming")
-        .unwrap();
+    let case = golden_case("streaming");
     let (_, total) = tokens_shape(&case);
     let dir = tempfile::tempdir().unwrap();
     let other = dir.path().join("other.safetensors");
@@ -301,7 +299,7 @@ fn other_weights_are_not_taken_for_rounding() {
             let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
             let row = &report["rows"][0];
             println!("{flags}: {} of {}", row["max_error"], row["tolerance"]);
-            assert_eq!(row["tensor"], "stored weights");
+            assert_eq!(row["tensor"], STORED_WEIGHTS);
             assert_eq!(row["passed"], sound, "{flags}: {row}");
             assert_eq!(result.status.code(), Some(i32::from(!sound)), "{stderr}");
         }
@@ -352,10 +350,7 @@ fn only_positions(golden: &Path, sparse: &Path, positions: &[usize]) {
 /// With logits of the last token only, the chunk ends and every decoded position are compared.
 #[test]
 fn logits_of_the_last_token() {
-    let case = golden_cases()
-        .into_iter()
-        .find(|case| case.name == "head_hybrid")
-        .unwrap();
+    let case = golden_case("head_hybrid");
     let dir = tempfile::tempdir().unwrap();
     let package = dir.path().join("package");
     export(

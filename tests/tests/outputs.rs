@@ -1,14 +1,11 @@
 //! What good commands print.
 
-use ratplus_tests::{GoldenCase, golden_cases, run, texts};
+use ratplus_tests::{GoldenCase, golden_case, run, texts};
 use std::ffi::OsString;
 use std::path::Path;
 
 fn case(name: &str) -> GoldenCase {
-    golden_cases()
-        .into_iter()
-        .find(|case| case.name == name)
-        .unwrap()
+    golden_case(name)
 }
 
 fn export(case: &GoldenCase, package: &Path, flags: &[&str]) {
