@@ -84,6 +84,7 @@ struct Contents {
     tensors: BTreeMap<String, Tensor>,
     records: Vec<Record>,
     config: Option<serde_json::Value>,
+    metadata: BTreeMap<String, String>,
 }
 
 /// An opened checkpoint.
@@ -94,6 +95,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Tensor>,
     records: Vec<Record>,
     config: Option<serde_json::Value>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -141,9 +143,8 @@ impl Checkpoint {
         let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
         match extension {
             "safetensors" => {
-                let tensors =
+                let contents =
                     safetensors::open(source.as_ref(), 0).map_err(|fail| fail.at(path))?;
-                let contents = Contents { tensors, records: Vec::new(), config: None };
                 Ok(Self::single(path, source, Format::Safetensors, contents))
             }
             "pth" | "pt" | "bin" | "ckpt" => {
@@ -169,6 +170,7 @@ impl Checkpoint {
             tensors: contents.tensors,
             records: contents.records,
             config: contents.config,
+            metadata: contents.metadata,
         }
     }
 
@@ -180,6 +182,7 @@ impl Checkpoint {
         names.dedup();
         let mut files = Vec::new();
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+        let mut metadata = BTreeMap::new();
         let mut problems = Vec::new();
         for name in &names {
             let shard = directory.join(name);
@@ -197,7 +200,10 @@ impl Checkpoint {
                 path: shard,
                 source,
             });
-            for (tensor, info) in found {
+            for (key, value) in found.metadata {
+                metadata.entry(key).or_insert(value);
+            }
+            for (tensor, info) in found.tensors {
                 let shown = show(tensor.as_bytes());
                 match map.get(&tensor) {
                     Some(expected) if expected == name => {}
@@ -236,6 +242,7 @@ impl Checkpoint {
             tensors,
             records: Vec::new(),
             config: None,
+            metadata,
         })
     }
 
@@ -262,6 +269,12 @@ impl Checkpoint {
     /// The `config` a training run saved beside its weights, as plain data.
     pub fn saved_config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
+    }
+
+    /// The `__metadata__` of safetensors files, the first shard's where two differ; empty for
+    /// other formats.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
     }
 
     /// The file that holds `tensor`.

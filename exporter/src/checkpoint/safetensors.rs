@@ -1,5 +1,6 @@
 //! Headers of safetensors files, and the index of sharded ones.
 
+use super::Contents;
 use super::error::{Fail, show};
 use super::source::{Source, read_vec};
 use super::tensor::{StoredType, Tensor};
@@ -73,7 +74,7 @@ fn stored_type(dtype: safetensors::Dtype) -> Option<StoredType> {
 }
 
 /// Reads the header of one file.
-pub(super) fn open(source: &dyn Source, file: usize) -> Result<BTreeMap<String, Tensor>, Fail> {
+pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     let len = source.len();
     if len < 8 {
         return bad(format!("{len} bytes are too few; the file was cut short"));
@@ -138,7 +139,17 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<BTreeMap<String, 
         };
         tensors.insert(name, tensor);
     }
-    Ok(tensors)
+    Ok(Contents {
+        tensors,
+        records: Vec::new(),
+        config: None,
+        metadata: metadata
+            .metadata()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+    })
 }
 
 #[derive(Deserialize)]

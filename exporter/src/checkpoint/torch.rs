@@ -170,6 +170,7 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
         tensors,
         records,
         config,
+        metadata: BTreeMap::new(),
     })
 }
 

@@ -157,6 +157,35 @@ fn an_empty_tensor_and_metadata_are_read() {
         [vec![0, 5], vec![]]
     );
     assert_eq!(values(&checkpoint, 1).unwrap().len(), 1);
+    assert_eq!(
+        checkpoint.metadata(),
+        &[("format".to_owned(), "pt".to_owned())].into()
+    );
+}
+
+#[test]
+fn metadata_of_shards_is_merged() {
+    let directory = tempfile::tempdir().unwrap();
+    let shard = |name: &str, tensor: &str, metadata: &str| {
+        let header = format!(
+            r#"{{"__metadata__":{metadata},"{tensor}":{{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}}}"#
+        );
+        write(&directory.path().join(name), safetensors(&header, &[0; 4]));
+    };
+    shard("s1.safetensors", "a", r#"{"format":"pt","b":"a"}"#);
+    shard("s2.safetensors", "c", r#"{"format":"np","d":"c"}"#);
+    write(
+        &directory.path().join(INDEX),
+        index(&[("a", "s1.safetensors"), ("c", "s2.safetensors")]),
+    );
+    let checkpoint = Checkpoint::open(directory.path()).unwrap();
+    let expected = [("b", "a"), ("d", "c"), ("format", "pt")];
+    let found = checkpoint.metadata().iter();
+    assert!(
+        found
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .eq(expected)
+    );
 }
 
 fn write(path: &Path, bytes: impl AsRef<[u8]>) {
