@@ -9,7 +9,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, Reader, Tensor};
 use ratplus_graphs::model::Weight;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
-use ratplus_graphs::spec::{LayerPatterns, ModelSpec, norm_eps, rope_base};
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -34,16 +34,14 @@ pub(crate) fn released(name: &str) -> Option<ModelSpec> {
         .iter()
         .find(|(known, ..)| known.eq_ignore_ascii_case(name));
     found.map(|&(_, num_layers, d_model)| ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: RELEASED_VOCABULARY,
         d_model,
         num_layers,
         d_head: RELEASED_D_HEAD,
         d_ffn: 4 * d_model,
-        rope_base: rope_base(),
-        norm_eps: norm_eps(),
-        recurrence: true,
+        tie_embedding: true,
         patterns: vec![LayerPatterns::Uniform(Pattern::DENSE); num_layers],
+        ..ModelSpec::default()
     })
 }
 

@@ -342,7 +342,7 @@ impl WeightsFile<'_> {
         source: &mut dyn WeightSource,
     ) -> Result<(), ExportError> {
         let spec = &manifest.model;
-        for weight in Weight::all(spec) {
+        for weight in manifest.precision.stored_weights(spec, manifest.dtype) {
             match manifest.precision.stored(weight, manifest.dtype) {
                 Stored::As(dtype) => {
                     self.tensor(&mut |write| source.stream(weight, dtype, write))?

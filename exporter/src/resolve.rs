@@ -4,7 +4,7 @@
 use crate::checkpoint::{Checkpoint, list};
 use crate::official::{self, Named, PathPattern, SavedConfig, Source, StateDict};
 use ratplus_graphs::pattern::Pattern;
-use ratplus_graphs::spec::{LayerPatterns, ModelSpec, norm_eps, rope_base};
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec, rope_base};
 use std::path::{Path, PathBuf};
 
 /// Longest configuration file read.
@@ -203,16 +203,15 @@ impl Resolver<'_> {
         }
         let patterns = self.expand(&base, sizes.num_layers)?;
         let mut spec = ModelSpec {
-            model_type: "ratplus".into(),
             vocab_size: sizes.vocab_size,
             d_model: sizes.d_model,
             num_layers: sizes.num_layers,
             d_head,
             d_ffn: sizes.d_ffn,
             rope_base: self.saved.rope_base.unwrap_or_else(rope_base),
-            norm_eps: norm_eps(),
             recurrence: sizes.recurrence,
             patterns,
+            ..ModelSpec::default()
         };
         self.override_patterns(&mut spec)?;
         self.notes.push(format!(

@@ -14,7 +14,8 @@ use ratplus_graphs::spec::ModelSpec;
 const PIECE: usize = 1 << 20;
 
 /// Norms of one, matrices uniform with a variance of one over their inputs: activations keep their
-/// size from layer to layer. The same for one seed, whatever the type.
+/// size from layer to layer. A weight has the same numbers for one seed, whatever the type and
+/// whichever weights were asked for before; a tied head has the embedding's.
 #[derive(Clone, Debug)]
 pub struct SyntheticWeights {
     spec: ModelSpec,
@@ -40,6 +41,14 @@ impl WeightSource for SyntheticWeights {
         dtype: ElementType,
         sink: &mut dyn FnMut(&[u8]) -> Result<(), ExportError>,
     ) -> Result<(), ExportError> {
+        let place = match weight {
+            Weight::LmHead if self.spec.tie_embedding => Weight::Embedding,
+            other => other,
+        };
+        let mut places = Weight::all(&self.spec).into_iter();
+        let stream = places.position(|other| other == place).unwrap_or_default();
+        self.rng.set_stream(stream as u64);
+        self.rng.set_word_pos(0);
         let shape = weight.shape(&self.spec);
         let (elements, inputs) = (shape.iter().product::<usize>(), shape[shape.len() - 1]);
         let range = (3.0 / inputs as f32).sqrt();

@@ -45,19 +45,16 @@ impl WeightSource for Made {
 fn spec() -> ModelSpec {
     let pattern = |d, w, i| Pattern::new(d, w, i).unwrap();
     ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: 13,
         d_model: 8,
         num_layers: 2,
         d_head: 4,
         d_ffn: 16,
-        rope_base: 1e4,
-        norm_eps: 1e-6,
-        recurrence: true,
         patterns: vec![
             LayerPatterns::Uniform(pattern(1, 3, 2)),
             LayerPatterns::PerHead(vec![pattern(4, 2, 1), pattern(-1, 100, 3)]),
         ],
+        ..ModelSpec::default()
     }
 }
 

@@ -37,18 +37,15 @@ pub struct StateBytes {
     pub dense_cache: u64,
 }
 
-/// Number of parameters.
+/// Number of parameters; a matrix that head and embedding share counts once.
 pub fn parameters(spec: &ModelSpec) -> u64 {
-    Weight::all(spec)
-        .into_iter()
-        .map(|weight| {
-            weight
-                .shape(spec)
-                .iter()
-                .map(|&size| size as u64)
-                .product::<u64>()
-        })
-        .sum()
+    let distinct = Weight::distinct(spec).into_iter();
+    distinct.map(|weight| elements(weight, spec)).sum()
+}
+
+fn elements(weight: Weight, spec: &ModelSpec) -> u64 {
+    let sizes = weight.shape(spec).into_iter().map(|size| size as u64);
+    sizes.product()
 }
 
 /// Costs of the token that makes a sequence `context` tokens long; `element_bytes` is the size
@@ -66,7 +63,10 @@ pub fn token_cost(spec: &ModelSpec, context: usize, element_bytes: usize) -> Tok
     }
     let heads = (spec.num_layers * spec.num_heads()) as f64;
     // One row of the embedding is read, not multiplied.
-    let multiplied = parameters(spec) - (spec.vocab_size * spec.d_model) as u64;
+    let places = Weight::all(spec)
+        .into_iter()
+        .filter(|&place| place != Weight::Embedding);
+    let multiplied: u64 = places.map(|weight| elements(weight, spec)).sum();
     let cache = |rows: f64| rows * head_dim * 2.0 * element_bytes as f64;
     TokenCost {
         context,
@@ -109,16 +109,13 @@ mod tests {
     fn spec(dilation: i64) -> ModelSpec {
         let pattern = Pattern::new(dilation, 0, 0).unwrap();
         ModelSpec {
-            model_type: "ratplus".into(),
             vocab_size: 10,
             d_model: 8,
             num_layers: 2,
             d_head: 4,
             d_ffn: 32,
-            rope_base: 1e4,
-            norm_eps: 1e-6,
-            recurrence: true,
             patterns: vec![LayerPatterns::Uniform(pattern); 2],
+            ..ModelSpec::default()
         }
     }
 
@@ -140,6 +137,20 @@ mod tests {
             let bytes = state_bytes(&spec, &shape);
             assert_eq!(3 * (bytes.cache + bytes.recurrent), bound as u64);
         }
+    }
+
+    #[test]
+    fn a_shared_matrix_is_one_and_multiplied_once() {
+        let two = spec(4);
+        let tied = ModelSpec {
+            tie_embedding: true,
+            ..two.clone()
+        };
+        assert_eq!(parameters(&two) - parameters(&tied), 10 * 8);
+        assert_eq!(
+            token_cost(&two, 9, 4).linear_flops,
+            token_cost(&tied, 9, 4).linear_flops
+        );
     }
 
     #[test]

@@ -82,16 +82,14 @@ mod tests {
     #[test]
     fn a_model_of_more_weights_than_any_is_refused() {
         let mut spec = ModelSpec {
-            model_type: "ratplus".into(),
             vocab_size: 1 << 24,
             d_model: 1 << 23,
             num_layers: 1,
             d_head: 2,
             d_ffn: 1,
-            rope_base: 10000.0,
-            norm_eps: 1e-6,
             recurrence: false,
             patterns: vec![LayerPatterns::Uniform(Pattern::DENSE)],
+            ..ModelSpec::default()
         };
         assert_eq!(
             spec.validate().unwrap_err().0,

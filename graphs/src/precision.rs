@@ -284,6 +284,22 @@ impl Precision {
         }
     }
 
+    /// The place whose stored tensors `weight` is read from: the embedding's for a tied head that is
+    /// stored as the embedding is, and its own for all else.
+    pub fn place(&self, weight: Weight, spec: &ModelSpec, dtype: ElementType) -> Weight {
+        let shared = weight == Weight::LmHead
+            && spec.tie_embedding
+            && self.stored(Weight::LmHead, dtype) == self.stored(Weight::Embedding, dtype);
+        if shared { Weight::Embedding } else { weight }
+    }
+
+    /// Every weight that has tensors of its own, in file order.
+    pub fn stored_weights(&self, spec: &ModelSpec, dtype: ElementType) -> Vec<Weight> {
+        let mut weights = Weight::all(spec);
+        weights.retain(|&weight| self.place(weight, spec, dtype) == weight);
+        weights
+    }
+
     /// The tensors that hold `weight` in file order.
     pub fn tensors(
         &self,

@@ -1,5 +1,9 @@
 //! The model's sizes and patterns.
 
+mod activation;
+
+pub use activation::Activation;
+
 use crate::cache::CacheLayout;
 use crate::pattern::Pattern;
 use serde::{Deserialize, Serialize};
@@ -28,8 +32,17 @@ pub struct ModelSpec {
     #[serde(default = "norm_eps")]
     pub norm_eps: f64,
     /// Whether keys and values pass the gated recurrence; false for the attention-only baseline.
-    #[serde(default = "recurrence")]
+    #[serde(default = "yes")]
     pub recurrence: bool,
+    /// Whether queries and keys are rotated by their positions.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub rope: bool,
+    /// The feed-forward layer's nonlinearity.
+    #[serde(default, skip_serializing_if = "Activation::is_gelu")]
+    pub activation: Activation,
+    /// Whether the head multiplies by the embedding's matrix, which is stored once.
+    #[serde(default, skip_serializing_if = "is_no")]
+    pub tie_embedding: bool,
     /// One entry per layer.
     pub patterns: Vec<LayerPatterns>,
 }
@@ -48,8 +61,37 @@ pub fn norm_eps() -> f64 {
     1e-6
 }
 
-fn recurrence() -> bool {
+fn yes() -> bool {
     true
+}
+
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+fn is_no(value: &bool) -> bool {
+    !value
+}
+
+/// No sizes and no layers; all else as in every released model, but that head and embedding are two.
+impl Default for ModelSpec {
+    fn default() -> Self {
+        Self {
+            model_type: model_type(),
+            vocab_size: 0,
+            d_model: 0,
+            num_layers: 0,
+            d_head: 0,
+            d_ffn: 0,
+            rope_base: rope_base(),
+            norm_eps: norm_eps(),
+            recurrence: true,
+            rope: true,
+            activation: Activation::default(),
+            tie_embedding: false,
+            patterns: Vec::new(),
+        }
+    }
 }
 
 /// One layer's patterns: the same for all heads, or one per head.
@@ -108,6 +150,27 @@ impl ModelSpec {
     /// The cache of `layer` for sequences of up to `max_seq_len` tokens.
     pub fn cache_layout(&self, layer: usize, max_seq_len: usize) -> CacheLayout {
         CacheLayout::new(&self.layer_patterns(layer), max_seq_len)
+    }
+
+    /// What is computed in another way than by the released models, in words.
+    pub fn differences(&self) -> Vec<String> {
+        let released = Self::default();
+        let mut differs = Vec::new();
+        if !self.recurrence {
+            differs.push("no recurrence".to_owned());
+        }
+        if self.activation != released.activation {
+            differs.push(format!("activation {}", self.activation));
+        }
+        if !self.rope {
+            differs.push("no rotary embedding".to_owned());
+        } else if self.rope_base != released.rope_base {
+            differs.push(format!("rope_base {}", self.rope_base));
+        }
+        if self.norm_eps != released.norm_eps {
+            differs.push(format!("norm_eps {}", self.norm_eps));
+        }
+        differs
     }
 
     /// Rows of `in_proj.weight`: output gate, query, key, value, and the forget gate if recurrent.

@@ -103,16 +103,13 @@ impl Memory {
 /// The smallest model that has both operators and every kind of cache row.
 fn smallest() -> ModelSpec {
     ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: VOCAB,
         d_model: 8,
         num_layers: 1,
         d_head: 8,
         d_ffn: 8,
-        rope_base: 10000.0,
-        norm_eps: 1e-6,
-        recurrence: true,
         patterns: vec![LayerPatterns::Uniform(Pattern::new(16, 3, 1).unwrap())],
+        ..ModelSpec::default()
     }
 }
 

@@ -19,16 +19,13 @@ pub fn released(name: &str) -> Option<ModelSpec> {
     };
     let pattern = Pattern::new(16, 0, 4).ok()?;
     Some(ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: 32000,
         d_model,
         num_layers,
         d_head: 128,
         d_ffn: 4 * d_model,
-        rope_base: ratplus_graphs::spec::rope_base(),
-        norm_eps: ratplus_graphs::spec::norm_eps(),
-        recurrence: true,
         patterns: vec![LayerPatterns::Uniform(pattern); num_layers],
+        ..ModelSpec::default()
     })
 }
 

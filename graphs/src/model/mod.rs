@@ -5,6 +5,7 @@
 //! gate, activation and residual sum, while the arithmetic between roundings is f32: ONNX
 //! Runtime's CPU provider has no bf16 arithmetic.
 
+mod activation;
 mod native;
 mod taps;
 mod weights;
@@ -269,6 +270,7 @@ impl Builder<'_> {
             ..
         } = *self.options;
         let rows = self.widen(rows);
+        let weight = precision.place(weight, spec, shape.dtype);
         let stored = precision.stored(weight, shape.dtype);
         let (Stored::Blocks(quantization), &[outputs, inputs]) = (stored, &*weight.shape(spec))
         else {
@@ -411,15 +413,7 @@ impl Builder<'_> {
         let wide = self.linear(&rows, Weight::Fc1(layer), None);
         let wide = self.round(&wide);
         let wide = self.widen(&wide);
-        // gelu(x) = x (1 + erf(x / sqrt 2)) / 2
-        let root = self.w.float(std::f32::consts::SQRT_2);
-        let scaled = self.w.call("Div", &[&wide, &root]);
-        let erf = self.w.call("Erf", &[&scaled]);
-        let one = self.w.float(1.0);
-        let factor = self.w.call("Add", &[&erf, &one]);
-        let active = self.w.call("Mul", &[&wide, &factor]);
-        let half = self.w.float(0.5);
-        let active = self.w.call("Mul", &[&active, &half]);
+        let active = activation::write(&mut self.w, self.options.spec.activation, &wide);
         let active = self.round(&active);
         let narrow = self.linear(&active, Weight::Fc2(layer), None);
         self.add(stream, &narrow, &Tap::Hidden.name(layer))

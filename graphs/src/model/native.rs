@@ -204,16 +204,13 @@ mod tests {
 
     fn spec() -> ModelSpec {
         ModelSpec {
-            model_type: "ratplus".into(),
             vocab_size: 11,
             d_model: 8,
             num_layers: 2,
             d_head: 4,
             d_ffn: 32,
-            rope_base: 10000.0,
-            norm_eps: 1e-6,
-            recurrence: true,
             patterns: vec![LayerPatterns::Uniform(Pattern::new(4, 2, 1).unwrap()); 2],
+            ..ModelSpec::default()
         }
     }
 

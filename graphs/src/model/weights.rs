@@ -30,7 +30,8 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// Every weight of a model, in the order packages store them.
+    /// Every place of a weight in a model, in the order packages store them. In a model with
+    /// [`tie_embedding`](ModelSpec::tie_embedding) the first and the last hold one matrix.
     pub fn all(spec: &ModelSpec) -> Vec<Self> {
         let layers = (0..spec.num_layers).flat_map(|layer| {
             [
@@ -47,6 +48,13 @@ impl Weight {
             .chain(layers)
             .chain([Self::FinalNorm, Self::LmHead])
             .collect()
+    }
+
+    /// Every weight that is a parameter of its own: [`all`](Self::all) without a tied head.
+    pub fn distinct(spec: &ModelSpec) -> Vec<Self> {
+        let mut weights = Self::all(spec);
+        weights.retain(|&weight| !(spec.tie_embedding && weight == Self::LmHead));
+        weights
     }
 
     /// Its layer; none for the embedding, the final norm and the head.
@@ -105,12 +113,16 @@ impl Weight {
 pub const ROTARY_TABLES: [&str; 2] = ["rope.cos", "rope.sin"];
 
 /// One row of the rotary tables: the cosines, or the sines, of `position / base^(2 c / d_head)`
-/// for each channel `c` below `d_head / 2`.
+/// for each channel `c` below `d_head / 2`. Of a model without rotary embedding, those of angle 0:
+/// the rotation that changes no bit.
 pub fn rotary_row(spec: &ModelSpec, table: &str, position: usize) -> impl Iterator<Item = f32> {
     let cosine = table == ROTARY_TABLES[0];
-    let (half, base) = (spec.d_head / 2, spec.rope_base);
+    let (half, base, rope) = (spec.d_head / 2, spec.rope_base, spec.rope);
     (0..half).map(move |channel| {
-        let angle = position as f64 / base.powf(channel as f64 / half as f64);
+        let angle = match rope {
+            true => position as f64 / base.powf(channel as f64 / half as f64),
+            false => 0.0,
+        };
         (if cosine { angle.cos() } else { angle.sin() }) as f32
     })
 }
@@ -143,7 +155,8 @@ pub fn storage(
             TensorType::new(ElementType::F32, [shape.max_seq_len, spec.d_head / 2]),
         )
     });
-    let weights = Weight::all(spec)
+    let weights = precision
+        .stored_weights(spec, shape.dtype)
         .into_iter()
         .flat_map(|weight| precision.tensors(weight, spec, shape.dtype));
     let tensors = weights

@@ -62,8 +62,8 @@ pub struct FullAttention<'a> {
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f64,
-    /// Base of the rotary frequencies.
-    pub rope_base: f64,
+    /// Base of the rotary frequencies; none where nothing is rotated.
+    pub rope_base: Option<f64>,
 }
 
 /// Causal attention of `[T, heads * head_dim]` queries, keys and values, before rotary
@@ -76,8 +76,11 @@ pub fn attention(
 ) -> Vec<f64> {
     let (heads, dim) = (config.patterns.len(), config.head_dim);
     let width = heads * dim;
-    let query = rotary(query, heads, dim, config.rope_base);
-    let key = rotary(key, heads, dim, config.rope_base);
+    let rotated = |tokens: &[f64]| match config.rope_base {
+        Some(base) => rotary(tokens, heads, dim, base),
+        None => tokens.to_vec(),
+    };
+    let (query, key) = (rotated(query), rotated(key));
     let mut output = vec![0.0; query.len()];
     for (head, &pattern) in config.patterns.iter().enumerate() {
         for i in 0..query.len() / width {
@@ -141,7 +144,7 @@ mod tests {
             patterns: &[(2, 0, 0)],
             head_dim: 2,
             scale: 1.0,
-            rope_base: 10000.0,
+            rope_base: Some(10000.0),
         };
         let key = [0.0; 10];
         let query = [1.0; 10];

@@ -197,7 +197,7 @@ impl AttentionRun {
             patterns: &patterns,
             head_dim: self.dim,
             scale: f64::from(self.attributes.scale),
-            rope_base: BASE,
+            rope_base: Some(BASE),
         };
         full::attention(
             &config,

@@ -10,7 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::manifest::{Fallback, LogitsMode, PackageShape};
 use ratplus_graphs::ops::ElementType;
-use ratplus_graphs::spec::ModelSpec;
+use ratplus_graphs::spec::{Activation, ModelSpec};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use serde_json::json;
 
@@ -22,6 +22,35 @@ fn model(patterns: serde_json::Value, recurrence: bool) -> ModelSpec {
         "vocab_size": 29, "d_model": 24, "num_layers": layers, "d_head": 8, "d_ffn": 40,
         "recurrence": recurrence, "patterns": patterns,
     }))
+}
+
+/// Models that differ from the released ones in what is computed between the operators.
+fn variants() -> Vec<(&'static str, ModelSpec)> {
+    let with = |changes: serde_json::Value| {
+        let mut fields = json!({
+            "vocab_size": 29, "d_model": 24, "num_layers": 2, "d_head": 8, "d_ffn": 40,
+            "patterns": [{"dilation": 4, "local_window": 6, "initial": 2}, {"dilation": 1}],
+        });
+        let changes = changes.as_object().expect("fields").clone();
+        fields.as_object_mut().expect("fields").extend(changes);
+        spec(fields)
+    };
+    let mut found: Vec<_> = Activation::ALL
+        .into_iter()
+        .map(|activation| (activation.name(), with(json!({"activation": activation}))))
+        .collect();
+    found.extend([
+        ("no rotation", with(json!({"rope": false}))),
+        ("another base", with(json!({"rope_base": 500000.0}))),
+        ("tied", with(json!({"tie_embedding": true}))),
+        (
+            "tied, no rotation, no recurrence, tanh",
+            with(json!({
+                "tie_embedding": true, "rope": false, "recurrence": false, "activation": "fastgelu",
+            })),
+        ),
+    ]);
+    found
 }
 
 fn cases() -> Vec<(&'static str, ModelSpec)> {
@@ -118,7 +147,7 @@ fn compare(name: &str, spec: &ModelSpec, logits: LogitsMode, seed: u64) {
 
 #[test]
 fn custom_and_inline_operators_match_the_definition() {
-    for (seed, (name, spec)) in cases().iter().enumerate() {
+    for (seed, (name, spec)) in cases().iter().chain(&variants()).enumerate() {
         compare(name, spec, LogitsMode::Last, seed as u64);
         compare(name, spec, LogitsMode::All, seed as u64 + 100);
     }
@@ -140,7 +169,7 @@ fn low_precision_packages_round_alike() {
         if unit == 0.0 {
             continue;
         }
-        for (seed, (name, spec)) in cases().iter().enumerate() {
+        for (seed, (name, spec)) in cases().iter().chain(&variants()).enumerate() {
             let mut weights = random_weights(spec, seed as u64);
             for value in weights.values_mut().flatten() {
                 *value = round_to(dtype, *value);

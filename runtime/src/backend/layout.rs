@@ -175,16 +175,13 @@ mod tests {
 
     fn plan(logits: LogitsMode) -> Plan {
         let model = ModelSpec {
-            model_type: "ratplus".into(),
             vocab_size: VOCAB,
             d_model: 8,
             num_layers: 2,
             d_head: 4,
             d_ffn: 32,
-            rope_base: 10000.0,
-            norm_eps: 1e-6,
-            recurrence: true,
             patterns: vec![LayerPatterns::Uniform(Pattern::new(4, 2, 1).unwrap()); 2],
+            ..ModelSpec::default()
         };
         let shape = PackageShape {
             batch: BATCH,

@@ -54,19 +54,16 @@ pub fn spec() -> ModelSpec {
     let pattern = |d, w, i| Pattern::new(d, w, i).unwrap();
     let hybrid = vec![Pattern::DENSE, pattern(4, 3, 1), pattern(-1, 5, 2)];
     ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: VOCAB,
         d_model: 24,
         num_layers: 2,
         d_head: 8,
         d_ffn: 96,
-        rope_base: 10000.0,
-        norm_eps: 1e-6,
-        recurrence: true,
         patterns: vec![
             LayerPatterns::Uniform(pattern(8, 6, 2)),
             LayerPatterns::PerHead(hybrid),
         ],
+        ..ModelSpec::default()
     }
 }
 

@@ -36,16 +36,13 @@ pub fn folder() -> tempfile::TempDir {
 
 fn tiny() -> ModelSpec {
     ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: 16,
         d_model: 16,
         num_layers: 1,
         d_head: 16,
         d_ffn: 64,
-        rope_base: 10000.0,
-        norm_eps: 1e-6,
-        recurrence: true,
         patterns: vec![LayerPatterns::Uniform(Pattern::new(4, 3, 1).unwrap())],
+        ..ModelSpec::default()
     }
 }
 

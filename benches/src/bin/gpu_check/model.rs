@@ -185,7 +185,7 @@ mod tests {
                 patterns: &[raw],
                 head_dim: dim,
                 scale: 0.5,
-                rope_base: 10000.0,
+                rope_base: Some(10000.0),
             };
             let want = full::attention(&config, &wide(&query), &wide(&key), &wide(&val));
             let pattern = Pattern::new(raw.0, raw.1, raw.2).unwrap();

@@ -14,7 +14,7 @@ use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, Weight};
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::ops::{ElementType, TensorType};
 use ratplus_graphs::precision::Precision;
-use ratplus_graphs::spec::ModelSpec;
+use ratplus_graphs::spec::{Activation, ModelSpec};
 use ratplus_reference::full::{self, FullAttention};
 use ratplus_tract::{Rounding, TensorRef, TractEngine, TractWeights};
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ pub fn spec(json: serde_json::Value) -> ModelSpec {
 
 pub fn random_weights(spec: &ModelSpec, seed: u64) -> Weights {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Weight::all(spec)
+    let mut weights: Weights = Weight::all(spec)
         .into_iter()
         .map(|weight| {
             let shape = weight.shape(spec);
@@ -47,7 +47,12 @@ pub fn random_weights(spec: &ModelSpec, seed: u64) -> Weights {
             };
             (weight.name(), (0..count).map(|_| value()).collect())
         })
-        .collect()
+        .collect();
+    if spec.tie_embedding {
+        let embedding = weights[&Weight::Embedding.name()].clone();
+        weights.insert(Weight::LmHead.name(), embedding);
+    }
+    weights
 }
 
 pub fn round_to(dtype: ElementType, value: f32) -> f32 {
@@ -397,7 +402,7 @@ pub fn forward(spec: &ModelSpec, weights: &Weights, tokens: &[i64]) -> Vec<Vec<f
             patterns: &patterns,
             head_dim: spec.d_head,
             scale: 1.0 / (spec.d_head as f64).sqrt(),
-            rope_base: spec.rope_base,
+            rope_base: spec.rope.then_some(spec.rope_base),
         };
         let mut attended = full::attention(&config, &query, &key, &value);
         for (x, gate) in attended.iter_mut().zip(&gate) {
@@ -408,7 +413,7 @@ pub fn forward(spec: &ModelSpec, weights: &Weights, tokens: &[i64]) -> Vec<Vec<f
         }
         let mut inner = linear(&norm(&x, Weight::FfnNorm(layer)), Weight::Fc1(layer));
         for x in &mut inner {
-            *x = *x * (1.0 + erf(*x / 2f64.sqrt())) / 2.0;
+            *x = activation(spec.activation, *x);
         }
         for (x, change) in x.iter_mut().zip(linear(&inner, Weight::Fc2(layer))) {
             *x += change;
@@ -418,6 +423,19 @@ pub fn forward(spec: &ModelSpec, weights: &Weights, tokens: &[i64]) -> Vec<Vec<f
         .chunks_exact(spec.vocab_size)
         .map(<[f64]>::to_vec)
         .collect()
+}
+
+fn activation(kind: Activation, x: f64) -> f64 {
+    match kind {
+        Activation::Gelu => x * (1.0 + erf(x / 2f64.sqrt())) / 2.0,
+        Activation::FastGelu => {
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh())
+        }
+        Activation::Silu => x * full::sigmoid(x),
+        Activation::Relu => x.max(0.0),
+        Activation::ReluSquared => x.max(0.0).powi(2),
+    }
 }
 
 /// The error function by its Taylor series, and a continued fraction past 3.

@@ -27,16 +27,13 @@ pub fn package(fallback: Fallback, quantization: Option<Quantization>) -> Packag
     let pattern = |d, w, i| Pattern::new(d, w, i).expect("a pattern");
     let heads = vec![pattern(4, 3, 1), pattern(-1, 5, 2)];
     let spec = ModelSpec {
-        model_type: "ratplus".into(),
         vocab_size: 7,
         d_model: 8,
         num_layers: 1,
         d_head: 4,
         d_ffn: 16,
-        rope_base: 10000.0,
-        norm_eps: 1e-6,
-        recurrence: true,
         patterns: vec![LayerPatterns::PerHead(heads)],
+        ..ModelSpec::default()
     };
     let shape = PackageShape {
         batch: 1,
