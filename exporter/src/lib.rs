@@ -9,6 +9,7 @@
 //! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
 
 pub mod checkpoint;
+mod config;
 pub mod official;
 pub mod package;
 pub mod plan;

@@ -2,10 +2,12 @@
 //! what a training run records beside them, how its directories spell a pattern.
 
 mod paths;
+mod run;
 
 pub(crate) use paths::{PathPattern, path_pattern};
+pub(crate) use run::training_run;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Reader, Tensor};
+use crate::checkpoint::{Checkpoint, CheckpointError, ReadOptions, Reader, Tensor};
 use ratplus_graphs::model::Weight;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
@@ -43,6 +45,16 @@ pub(crate) fn released(name: &str) -> Option<ModelSpec> {
         patterns: vec![LayerPatterns::Uniform(Pattern::DENSE); num_layers],
         ..ModelSpec::default()
     })
+}
+
+/// What `tie_embedding` makes one matrix.
+const TIED: [Weight; 2] = [Weight::Embedding, Weight::LmHead];
+
+/// The name that a tied matrix of that name may have instead.
+fn partner(name: &str) -> Option<String> {
+    let names = TIED.map(Weight::name);
+    let at = names.iter().position(|known| known == name)?;
+    Some(names[1 - at].clone())
 }
 
 /// Where older files keep the forget gate: the fifth block of `in_proj`.
@@ -116,6 +128,51 @@ impl Source {
         Ok(())
     }
 
+    /// Whether every element of `other` is the same number, bit for bit, once in f32.
+    ///
+    /// # Errors
+    /// As [`Reader::read_rows`].
+    pub(crate) fn same_elements(
+        &self,
+        other: &Self,
+        checkpoint: &Checkpoint,
+    ) -> Result<bool, CheckpointError> {
+        if self.shape != other.shape {
+            return Ok(false);
+        }
+        let place = |source: &Self| {
+            let parts = source.parts.iter();
+            let place = |part: &Tensor| part.clone().renamed(String::new());
+            parts.map(place).collect::<Vec<_>>()
+        };
+        if place(self) == place(other) {
+            return Ok(true);
+        }
+        let mut readers = [0; 2].map(|_| {
+            let options = ReadOptions {
+                allow_nonfinite: true,
+            };
+            checkpoint.reader(options)
+        });
+        let row_bytes = self.row_len() * ElementType::F32.size();
+        let at_once = (COMPARED_BYTES / row_bytes.max(1)).max(1);
+        let mut buffers = [(); 2].map(|()| vec![0; at_once.min(self.rows()) * row_bytes]);
+        for start in (0..self.rows()).step_by(at_once) {
+            let rows = start..self.rows().min(start + at_once);
+            for ((source, reader), buffer) in
+                [self, other].iter().zip(&mut readers).zip(&mut buffers)
+            {
+                let out = &mut buffer[..rows.len() * row_bytes];
+                source.read_rows(reader, rows.clone(), ElementType::F32, out)?;
+            }
+            let [ours, theirs] = &buffers;
+            if ours[..rows.len() * row_bytes] != theirs[..rows.len() * row_bytes] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Hands the whole weight to `sink` in order, as many rows at a time as `buffer` holds.
     ///
     /// # Errors
@@ -145,6 +202,9 @@ impl Source {
     }
 }
 
+/// Bytes of f32 that are compared at a time.
+const COMPARED_BYTES: usize = 1 << 20;
+
 /// Sizes that weights have by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -162,6 +222,8 @@ pub(crate) struct StateDict<'a> {
     pub problems: Vec<String>,
     /// Whether any name carried torch.compile's prefix.
     pub compiled: bool,
+    /// Who says that head and embedding are one matrix, which may have either name.
+    pub tied_by: Option<String>,
 }
 
 impl<'a> StateDict<'a> {
@@ -170,6 +232,7 @@ impl<'a> StateDict<'a> {
             tensors: BTreeMap::new(),
             problems: Vec::new(),
             compiled: false,
+            tied_by: None,
         };
         for tensor in checkpoint.tensors() {
             let name = tensor.name().replace(COMPILED, "");
@@ -182,11 +245,39 @@ impl<'a> StateDict<'a> {
                 ));
             }
         }
+        let [embedding, head] = TIED.map(Weight::name);
+        let clean = |name: &str| name.replace(COMPILED, "");
+        let mut shared = checkpoint.metadata().iter();
+        if shared.any(|(dropped, kept)| {
+            let pair = [clean(dropped), clean(kept)];
+            pair == [head.clone(), embedding.clone()] || pair == [embedding.clone(), head.clone()]
+        }) {
+            state.tied_by = Some("the file's metadata".into());
+        }
         state
     }
 
     fn get(&self, name: &str) -> Option<&'a Tensor> {
-        self.tensors.get(name).copied()
+        let other = || {
+            self.tensors
+                .get(&partner(name)?)
+                .filter(|_| self.tied_by.is_some())
+        };
+        self.tensors.get(name).or_else(other).copied()
+    }
+
+    /// Which of head and embedding is not there by its own name.
+    pub(crate) fn missing_of_tied(&self) -> Option<Weight> {
+        let missing = |weight: &Weight| !self.tensors.contains_key(&weight.name());
+        TIED.into_iter().find(missing)
+    }
+
+    /// What to do where only one of head and embedding is there.
+    fn tie_hint(&self, name: &str) -> String {
+        let there = partner(name).filter(|other| self.tensors.contains_key(other));
+        there.map_or(String::new(), |other| {
+            format!("; where it is tied to `{other}`, give a --config with \"tie_embedding\": true")
+        })
     }
 
     /// Layers that any tensor names.
@@ -227,7 +318,8 @@ impl<'a> StateDict<'a> {
                     None
                 }
                 None => {
-                    problems.push(format!("`{name}`: expected a matrix, found nothing"));
+                    let hint = self.tie_hint(&name);
+                    problems.push(format!("`{name}`: expected a matrix, found nothing{hint}"));
                     None
                 }
             }
@@ -286,7 +378,10 @@ impl<'a> StateDict<'a> {
             let mut parts = Vec::new();
             for (name, shape) in wanted {
                 match self.get(&name) {
-                    None => problems.push(format!("`{name}`: expected {shape:?}, found nothing")),
+                    None => problems.push(format!(
+                        "`{name}`: expected {shape:?}, found nothing{}",
+                        self.tie_hint(&name)
+                    )),
                     Some(tensor) => {
                         if tensor.shape() != shape {
                             problems.push(format!(
@@ -345,89 +440,5 @@ impl<'a> StateDict<'a> {
             false if blocks(5) => " (it has a forget gate: `recurrence: true`)",
             _ => "",
         }
-    }
-}
-
-/// A pattern that a training run or a path names: one value, or one per layer, of each.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Named {
-    pub dilation: Vec<i64>,
-    pub local_window: Vec<i64>,
-    pub initial: Vec<i64>,
-    /// Where it was found, for a note.
-    pub origin: String,
-}
-
-/// What a training run recorded, as far as it matters here.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct SavedConfig {
-    pub d_head: Option<usize>,
-    pub rope_base: Option<f64>,
-    pub pattern: Option<Named>,
-    /// Trained densely and not adapted to a pattern yet.
-    pub pretrained: bool,
-}
-
-/// Reads the configuration saved beside the weights.
-pub(crate) fn saved_config(config: &serde_json::Value) -> SavedConfig {
-    let cell = config.pointer("/model/backbone/seq_cell");
-    let field = |name: &str| cell.and_then(|cell| cell.get(name));
-    let values = |name: &str| match field(name)? {
-        serde_json::Value::Array(items) => items.iter().map(serde_json::Value::as_i64).collect(),
-        value => value.as_i64().map(|value| vec![value]),
-    };
-    let pretrained = field("joint_train").and_then(serde_json::Value::as_bool) == Some(true);
-    let pattern = match (
-        values("dilation_size"),
-        values("local_size"),
-        values("initial_size"),
-    ) {
-        (Some(dilation), Some(local_window), Some(initial)) if !pretrained => Some(Named {
-            dilation,
-            local_window,
-            initial,
-            origin: "the training configuration saved in the checkpoint".into(),
-        }),
-        _ => None,
-    };
-    SavedConfig {
-        d_head: field("d_head")
-            .and_then(serde_json::Value::as_u64)
-            .and_then(|value| usize::try_from(value).ok()),
-        rope_base: config
-            .pointer("/model/embedding/pe/base")
-            .and_then(serde_json::Value::as_f64),
-        pattern,
-        pretrained,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_saved_training_configuration_is_read() {
-        let config = |joint: bool| {
-            serde_json::json!({"model": {
-                "backbone": {"seq_cell": {
-                    "dilation_size": [1, 16], "local_size": 256, "initial_size": 4, "d_head": 128, "joint_train": joint,
-                }},
-                "embedding": {"pe": {"base": 10000}},
-            }})
-        };
-        let saved = saved_config(&config(false));
-        let pattern = saved.pattern.unwrap();
-        assert_eq!(
-            (pattern.dilation, pattern.local_window),
-            (vec![1, 16], vec![256])
-        );
-        assert_eq!((saved.d_head, saved.rope_base), (Some(128), Some(10000.0)));
-        assert!(saved_config(&config(true)).pattern.is_none());
-        assert!(saved_config(&config(true)).pretrained);
-        assert_eq!(
-            saved_config(&serde_json::json!([1, {"model": 3}])),
-            SavedConfig::default()
-        );
     }
 }

@@ -108,6 +108,11 @@ mod tests {
             (spec.num_layers, spec.d_model, spec.num_heads()),
             (32, 4096, 32)
         );
+        let parameters = ["1.5b", "2.6b", "7.6b"].map(|name| {
+            let spec = synthetic(name, &options).unwrap();
+            (ratplus_graphs::cost::parameters(&spec) as f64 / 1e6).round()
+        });
+        assert_eq!(parameters, [1475.0, 2651.0, 7648.0]);
         assert!(spec.patterns.iter().all(|layer| {
             let head = layer.per_head(1)[0];
             (
@@ -128,6 +133,22 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_tied_head_has_the_embeddings_numbers() {
+        let mut spec = synthetic("1.5b", &ResolveOptions::default()).unwrap();
+        (spec.d_model, spec.vocab_size) = (64, 50);
+        let head = |spec: &ModelSpec| stream(spec, Weight::LmHead, ElementType::F32);
+        assert_eq!(
+            head(&spec),
+            stream(&spec, Weight::Embedding, ElementType::F32)
+        );
+        spec.tie_embedding = false;
+        assert_ne!(
+            head(&spec),
+            stream(&spec, Weight::Embedding, ElementType::F32)
+        );
     }
 
     #[test]

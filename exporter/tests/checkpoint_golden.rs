@@ -8,7 +8,7 @@ use ratplus_graphs::spec::ModelSpec;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
-const CASES: [&str; 10] = [
+const CASES: [&str; 11] = [
     "attention_only",
     "d16_w20_i4",
     "dense",
@@ -19,6 +19,7 @@ const CASES: [&str; 10] = [
     "layer_hybrid",
     "legacy_fgate",
     "streaming",
+    "tied",
 ];
 
 fn golden(name: &str) -> PathBuf {

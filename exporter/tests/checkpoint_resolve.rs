@@ -64,7 +64,7 @@ fn every_size_that_differs_from_the_weights_is_named() {
         (
             "model_type",
             json!("llama"),
-            "model_type: expected `ratplus`, found `llama`",
+            "model_type: expected `ratplus`, found `llama` in config.json",
         ),
     ] {
         let mut config = config();
@@ -374,7 +374,7 @@ fn configurations_that_cannot_be_read() {
             ..ResolveOptions::default()
         };
         match resolve(&model, &options).unwrap_err() {
-            ResolveError::Config { problem, .. } => problem,
+            ResolveError::Config { problems, .. } => problems.join("\n"),
             other => panic!("{other}"),
         }
     };
@@ -382,19 +382,85 @@ fn configurations_that_cannot_be_read() {
     let path = directory.path().join("config.json");
     assert!(with(&path).starts_with("cannot open: "));
     assert!(with(directory.path()).ends_with("found no file"));
+    const WHOLE: &str = "a whole number that is not negative";
+    let size = |field: &str, found: &str| format!("{field}: expected {WHOLE}, found {found}");
     for (text, problem) in [
-        ("", "EOF while parsing"),
-        ("[]", "invalid"),
-        (r#"{"vocab_size": -1}"#, "invalid value"),
-        (r#"{"hidden_size": 4}"#, "unknown field `hidden_size`"),
-        (r#"{"vocab_size": 1, "vocab_size": 1}"#, "duplicate field"),
-        (r#"{"patterns": [{"dilation": 0}]}"#, "did not match"),
+        (
+            "",
+            "not a model configuration: not JSON: EOF while parsing a value at line 1 column 0".into(),
+        ),
+        (
+            r#"{"vocab_size": 1, "vocab_size": 1}"#,
+            "not a model configuration: not JSON: `vocab_size` is there twice at line 1 column 34".into(),
+        ),
+        (
+            "[]",
+            "expected the fields of a model's configuration, found a list of 0".into(),
+        ),
+        (
+            "plain text",
+            "expected the fields of a model's configuration, found `plain text`".into(),
+        ),
+        (r#"{"vocab_size": -1}"#, size("vocab_size", "-1")),
+        (r#"{"vocab_size": 1.5}"#, size("vocab_size", "1.5")),
+        (r#"{"hidden_size": "4"}"#, size("hidden_size", "`4`")),
+        (
+            "model: {backbone: {num_layers: '${layers}'}}",
+            size(
+                "model.backbone.num_layers",
+                "the interpolation `${layers}` (save the resolved configuration: \
+                 OmegaConf.to_container(config, resolve=True))",
+            ),
+        ),
+        (
+            r#"{"d_model": 4, "hidden_size": 8}"#,
+            "d_model and hidden_size: expected the same value, found two".into(),
+        ),
+        (
+            r#"{"patterns": {"dilation": 4}}"#,
+            "patterns: expected a list of one entry per layer, found an object".into(),
+        ),
+        (
+            r#"{"patterns": [{"dilation": 0}]}"#,
+            "patterns[0].dilation: expected -1 (none) or 1 or more and less than 2^31, found 0".into(),
+        ),
+        (
+            r#"{"patterns": [{"dilation": 4, "local_window": "64"}]}"#,
+            "patterns[0].local_window: expected a whole number, found `64`".into(),
+        ),
+        (
+            r#"{"patterns": [{"dilation": 1}, [{"dilation": 4}, {"local_window": 4}]]}"#,
+            "patterns[1][1].dilation: expected -1 (none) or 1 or more, found nothing".into(),
+        ),
+        (
+            r#"{"patterns": [{"dilation": 4, "window": 64}]}"#,
+            "patterns[0].window: expected dilation, local_window or initial".into(),
+        ),
+        (
+            r#"{"patterns": [{"dilation": -1, "block_size": 64, "top_k": 16}]}"#,
+            "patterns[0].block_size: expected none, as this version has no block top-k attention\n\
+             patterns[0].top_k: expected none, as this version has no block top-k attention"
+                .into(),
+        ),
+        (
+            r#"{"patterns": [7]}"#,
+            "patterns[0]: expected a pattern such as {\"dilation\": 16, \"local_window\": 256, \
+             \"initial\": 4}, or a list of one per head, found 7"
+                .into(),
+        ),
+        (
+            r#"{"activation": "swiglu"}"#,
+            "activation: expected one of `gelu`, `fastgelu`, `silu`, `relu`, `relusquared`, found `swiglu`".into(),
+        ),
+        (
+            r#"{"recurrence": "yes", "rope_base": [], "model_type": 7}"#,
+            "model_type: expected a text, found 7\n\
+             rope_base: expected a number, found a list of 0\n\
+             recurrence: expected true or false, found `yes`"
+                .into(),
+        ),
     ] {
         std::fs::write(&path, text).unwrap();
-        let found = with(&path);
-        assert!(
-            found.starts_with("not a model configuration: ") && found.contains(problem),
-            "{text}: {found}"
-        );
+        assert_eq!(with(&path), problem, "{text}");
     }
 }

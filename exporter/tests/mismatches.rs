@@ -27,7 +27,9 @@ const FIXTURES: &[Fixture] = &[
     (
         "no head",
         |c| drop(c.tensors.remove(HEAD)),
-        &["`head.lm_head.weight`: expected [97, 64], found nothing"],
+        &[
+            "`head.lm_head.weight`: expected [97, 64], found nothing; where it is tied to `embedding.wte.weight`, give a --config with \"tie_embedding\": true",
+        ],
     ),
     (
         "a vector for a matrix",
@@ -140,7 +142,7 @@ const FIXTURES: &[Fixture] = &[
     (
         "another model",
         |c| c.config["model_type"] = json!("llama"),
-        &["model_type: expected `ratplus`, found `llama`"],
+        &["model_type: expected `ratplus`, found `llama` in config.json"],
     ),
     (
         "a base of zero",

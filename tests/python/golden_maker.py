@@ -24,6 +24,15 @@ def gelu(x):
     return 0.5 * x * (1 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2)))
 
 
+ACTIVATIONS = {
+    "gelu": gelu,
+    "fastgelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "silu": lambda x: x * sigmoid(x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relusquared": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
 def rope(x, base):
     """Half-split rotary embedding of [B, H, T, dh] at positions 0..T."""
     half = x.shape[-1] // 2
@@ -65,7 +74,9 @@ def forward(config, weights, tokens):
                     rows[:, t] = state
         if layer == 0:
             taps["layer0.gated_key"], taps["layer0.gated_value"] = split(k), split(v)
-        q, k, v = rope(split(q), config["rope_base"]), rope(split(k), config["rope_base"]), split(v)
+        q, k, v = split(q), split(k), split(v)
+        if config.get("rope", True):
+            q, k = rope(q, config["rope_base"]), rope(k, config["rope_base"])
         mixed = np.empty_like(q)
         for head in range(heads):
             pattern = patterns[head] if isinstance(patterns, list) else patterns
@@ -76,11 +87,12 @@ def forward(config, weights, tokens):
         attended = mixed.transpose(0, 2, 1, 3).reshape(batch, length, d) * sigmoid(o)
         x = x + attended @ w[name + "seq_layer.out_proj.weight"].T
         inner = rms_norm(x, w[name + "hidden_layer.ln.weight"], eps) @ w[name + "hidden_layer.fc1.weight"].T
-        x = x + gelu(inner) @ w[name + "hidden_layer.fc2.weight"].T
+        x = x + ACTIVATIONS[config.get("activation", "gelu")](inner) @ w[name + "hidden_layer.fc2.weight"].T
         if layer == 0:
             taps["layer0.hidden"] = x.copy()
     taps["last_hidden"] = x
-    return rms_norm(x, w["backbone.ln.weight"], eps) @ w["head.lm_head.weight"].T, taps
+    head = w.get("head.lm_head.weight", w["embedding.wte.weight"])
+    return rms_norm(x, w["backbone.ln.weight"], eps) @ head.T, taps
 
 
 def make(folder, config, seed, batch, length, gate_scale=1.0, dtype=np.float32):
@@ -92,7 +104,9 @@ def make(folder, config, seed, batch, length, gate_scale=1.0, dtype=np.float32):
     def matrix(rows, columns):
         return rng.normal(0, columns**-0.5, (rows, columns))
 
-    weights = {"embedding.wte.weight": rng.normal(0, 1, (vocab, d)), "head.lm_head.weight": matrix(vocab, d)}
+    weights = {"embedding.wte.weight": rng.normal(0, 1, (vocab, d))}
+    if not config.get("tie_embedding", False):
+        weights["head.lm_head.weight"] = matrix(vocab, d)
     weights["backbone.ln.weight"] = 1 + 0.1 * rng.normal(size=d)
     for layer in range(config["num_layers"]):
         name = f"backbone.layers.{layer}."

@@ -15,7 +15,7 @@ def pattern(dilation, local_window=0, initial=0):
     return {"dilation": dilation, "local_window": local_window, "initial": initial}
 
 
-def config(patterns, d_model=32, d_head=8, d_ffn=48, vocab_size=61, recurrence=True, rope_base=10000.0):
+def config(patterns, d_model=32, d_head=8, d_ffn=48, vocab_size=61, recurrence=True, rope_base=10000.0, **more):
     return {
         "model_type": "ratplus",
         "vocab_size": vocab_size,
@@ -27,6 +27,7 @@ def config(patterns, d_model=32, d_head=8, d_ffn=48, vocab_size=61, recurrence=T
         "norm_eps": 1e-6,
         "recurrence": recurrence,
         "patterns": patterns,
+        **more,
     }
 
 
@@ -53,6 +54,14 @@ MADE = {
     "head_dim_2": (config([pattern(2, 2, 1)] * 2, d_model=6, d_head=2), 1, 50, "1,13,50", {}, []),
     "head_dim_80": (config([pattern(8, 5, 3)], d_model=160, d_head=80), 1, 70, "1,32,70", {}, []),
     "other_base": (config([pattern(3, 3, 3)] * 2, rope_base=500000.0), 1, 60, "1,60", {}, []),
+    "fastgelu": (config([pattern(4, 3, 2)] * 2, activation="fastgelu"), 2, 60, "1,16", {}, []),
+    "silu_bf16": (config([pattern(4, 3, 2)] * 2, activation="silu"), 2, 60, "1,16", {}, ["--dtype", "bf16"]),
+    "relu": (config([pattern(4, 3, 2)] * 2, activation="relu"), 2, 60, "1,16", {}, []),
+    "relusquared_f16": (config([pattern(4, 3, 2)] * 2, activation="relusquared"), 2, 60, "16", {}, ["--dtype", "f16"]),
+    "no_rope": (config([EIGHT_HEADS], d_model=64, rope=False), 2, 90, "1,16", {}, []),
+    "no_rope_bf16": (config([pattern(4, 3, 2)], rope=False), 2, 60, "16", {}, ["--dtype", "bf16"]),
+    "tied_bf16": (config([pattern(4, 3, 2)], tie_embedding=True), 2, 60, "16", {}, ["--dtype", "bf16"]),
+    "tied_int4": (config([pattern(4, 3, 2)], tie_embedding=True), 2, 60, "16", {}, ["--quantize", "int4"]),
     "no_recurrence": (config([EIGHT_HEADS], d_model=64, recurrence=False), 2, 75, "1,16,75", {}, []),
     "bf16_weights": (config([pattern(4, 8, 2)] * 2), 2, 80, "1,16,80", {"dtype": ml_dtypes.bfloat16}, []),
     "f16_weights": (config([pattern(4, 8, 2)] * 2), 2, 80, "1,16,80", {"dtype": np.float16}, []),
@@ -61,8 +70,12 @@ MADE = {
 }
 
 
-@pytest.mark.parametrize("fallback", ["function", "inline", "none"])
-@pytest.mark.parametrize("name", MADE)
+def lowerings(name):
+    """Standard operators have no products with integers."""
+    return ["function", "none"] if "--quantize" in MADE[name][-1] else ["function", "inline", "none"]
+
+
+@pytest.mark.parametrize("name, fallback", [(name, fallback) for name in MADE for fallback in lowerings(name)])
 def test_made_golden_passes(ratplus_bin, tmp_path, name, fallback):
     made, batch, length, chunks, options, flags = MADE[name]
     if name == "long_3000" and fallback == "none":
@@ -82,9 +95,10 @@ def test_made_golden_passes(ratplus_bin, tmp_path, name, fallback):
     assert report["passed"] and {row["backend"] for row in report["rows"]} == set(backends.split(","))
 
 
-def test_the_maker_agrees_with_an_adopted_golden_folder():
+@pytest.mark.parametrize("name", ["head_hybrid", "tied"])
+def test_the_maker_agrees_with_an_adopted_golden_folder(name):
     """Two independent f64 models: ours in numpy, the adopted folders' in PyTorch."""
-    case = golden_case("head_hybrid")
+    case = golden_case(name)
     made = json.loads((case.directory / "config.json").read_text())
     golden = case.golden()
     logits, taps = forward(made, load_file(case.checkpoint), golden["tokens"])

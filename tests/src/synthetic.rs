@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufWriter, Result, Write};
 use std::path::{Path, PathBuf};
 
-/// A model of a released size: `1.5b`, `2.6b` or `7.6b`.
+/// A model of a released size: `1.5b`, `2.6b` or `7.6b`; head and embedding are one matrix.
 pub fn released(name: &str) -> Option<ModelSpec> {
     let (num_layers, d_model) = match name {
         "1.5b" => (24, 2048),
@@ -24,6 +24,7 @@ pub fn released(name: &str) -> Option<ModelSpec> {
         num_layers,
         d_head: 128,
         d_ffn: 4 * d_model,
+        tie_embedding: true,
         patterns: vec![LayerPatterns::Uniform(pattern); num_layers],
         ..ModelSpec::default()
     })
@@ -34,7 +35,7 @@ pub fn released(name: &str) -> Option<ModelSpec> {
 /// # Errors
 /// The file cannot be written.
 pub fn write_safetensors(spec: &ModelSpec, path: &Path) -> Result<()> {
-    write_weights(spec, &Weight::all(spec), path)
+    write_weights(spec, &Weight::distinct(spec), path)
 }
 
 /// The same in `count` files of about the same size and their index, whose path is returned.
@@ -42,7 +43,7 @@ pub fn write_safetensors(spec: &ModelSpec, path: &Path) -> Result<()> {
 /// # Errors
 /// A file cannot be written.
 pub fn write_shards(spec: &ModelSpec, dir: &Path, count: usize) -> Result<PathBuf> {
-    let weights = Weight::all(spec);
+    let weights = Weight::distinct(spec);
     let bytes = |weight: &Weight| 2 * weight.shape(spec).iter().product::<usize>();
     let total: usize = weights.iter().map(bytes).sum();
     let mut shards = vec![Vec::new(); count];
@@ -69,6 +70,12 @@ pub fn write_shards(spec: &ModelSpec, dir: &Path, count: usize) -> Result<PathBu
 
 fn write_weights(spec: &ModelSpec, weights: &[Weight], path: &Path) -> Result<()> {
     let mut header = serde_json::Map::new();
+    if spec.tie_embedding {
+        // As safetensors' own tool writes a model with a shared tensor.
+        let [dropped, kept] = [Weight::LmHead, Weight::Embedding].map(Weight::name);
+        let metadata = serde_json::json!({"format": "pt", dropped: kept});
+        header.insert("__metadata__".into(), metadata);
+    }
     let mut offset = 0usize;
     for weight in weights {
         let shape = weight.shape(spec);

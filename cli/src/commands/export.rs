@@ -27,14 +27,14 @@ const DEFAULT_PREFILL_LENGTHS: [usize; 2] = [64, 512];
 /// Writes the package and says what it is.
 pub fn run(args: ExportArgs) -> Outcome {
     if let Some(name) = &args.synthetic {
-        let given = resolve::synthetic(name, &resolve_options(&args.model)).or_input()?;
+        let given = resolve::synthetic(name, &resolve_options(&args.model, None)).or_input()?;
         let mut weights = SyntheticWeights::new(given.clone(), 0);
         return write(&args, &given, &mut weights);
     }
     // Required without --synthetic.
     let path = args.checkpoint.clone().unwrap_or_default();
     let checkpoint = Checkpoint::open(&path).or_input()?;
-    let resolved = resolve_with(&checkpoint, &args.model)?;
+    let resolved = resolve_with(&checkpoint, &args.model, Some(args.max_seq_len))?;
     for note in &resolved.notes {
         eprintln!("note: {note}");
     }
@@ -161,21 +161,30 @@ fn losses(written: &Written) -> String {
 }
 
 /// A checkpoint's sizes, patterns and weights.
-pub fn resolve(path: &Path, model: &ModelArgs) -> Result<Resolved, Failure> {
-    resolve_with(&Checkpoint::open(path).or_input()?, model)
+pub fn resolve(
+    path: &Path,
+    model: &ModelArgs,
+    max_seq_len: Option<usize>,
+) -> Result<Resolved, Failure> {
+    resolve_with(&Checkpoint::open(path).or_input()?, model, max_seq_len)
 }
 
-fn resolve_with(checkpoint: &Checkpoint, model: &ModelArgs) -> Result<Resolved, Failure> {
-    resolve::resolve(checkpoint, &resolve_options(model)).or_input()
+fn resolve_with(
+    checkpoint: &Checkpoint,
+    model: &ModelArgs,
+    max_seq_len: Option<usize>,
+) -> Result<Resolved, Failure> {
+    resolve::resolve(checkpoint, &resolve_options(model, max_seq_len)).or_input()
 }
 
-fn resolve_options(model: &ModelArgs) -> ResolveOptions {
+fn resolve_options(model: &ModelArgs, max_seq_len: Option<usize>) -> ResolveOptions {
     ResolveOptions {
         config: model.config.clone(),
         d_head: model.d_head,
         dilation: model.dilation.clone(),
         local_window: model.local_window.clone(),
         initial: model.initial.clone(),
+        max_seq_len,
     }
 }
 

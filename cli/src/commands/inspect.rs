@@ -1,7 +1,7 @@
 //! `ratplus inspect`: what a package or checkpoint is, and what it costs to run.
 
 use super::plot::{self, Series};
-use crate::args::{InspectArgs, ModelArgs};
+use crate::args::InspectArgs;
 use crate::output::{OrInput, Outcome, Table, bytes, si};
 use ratplus_graphs::cost::{self, TokenCost};
 use ratplus_graphs::manifest::{
@@ -67,7 +67,8 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             notes: Vec::new(),
         });
     }
-    let (spec, notes) = resolve_spec(&args.path, &args.model)?;
+    let resolved = super::export::resolve(&args.path, &args.model, args.max_seq_len)?;
+    let (spec, notes) = (resolved.spec, resolved.notes);
     let max_seq_len = args.max_seq_len.unwrap_or(4096);
     if max_seq_len == 0 || max_seq_len > MAX_SEQ_LEN {
         return Err(crate::output::Failure::input(format!(
@@ -86,14 +87,6 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
         manifest: None,
         notes,
     })
-}
-
-fn resolve_spec(
-    path: &Path,
-    model: &ModelArgs,
-) -> Result<(ModelSpec, Vec<String>), crate::output::Failure> {
-    let resolved = super::export::resolve(path, model)?;
-    Ok((resolved.spec, resolved.notes))
 }
 
 /// Powers of four from 256 to the longest sequence, and that itself.
@@ -126,7 +119,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         println!("note         {note}");
     }
     println!(
-        "model        {} parameters: {} layers, d_model {}, {} heads of {}, d_ffn {}, vocabulary {}{}",
+        "model        {} parameters: {} layers, d_model {}, {} heads of {}, d_ffn {}, vocabulary {}{}{}",
         si(cost::parameters(spec) as f64).trim_end(),
         spec.num_layers,
         spec.d_model,
@@ -134,11 +127,15 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         spec.d_head,
         spec.d_ffn,
         spec.vocab_size,
-        if spec.recurrence {
-            ""
+        if spec.tie_embedding {
+            ", head tied to the embedding"
         } else {
-            ", no recurrence"
+            ""
         },
+        spec.differences()
+            .iter()
+            .map(|difference| format!(", {difference}"))
+            .collect::<String>(),
     );
     for line in pattern_lines(spec) {
         println!("{line}");

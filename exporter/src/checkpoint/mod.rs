@@ -282,6 +282,13 @@ impl Checkpoint {
         &self.files[tensor.file].path
     }
 
+    /// The folder of the file that holds the weights; `None` for what was read from memory.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        let file = &self.files.first()?.path;
+        file.exists()
+            .then(|| file.parent().unwrap_or(Path::new("")).to_owned())
+    }
+
     /// Reads tensors.
     pub fn reader(&self, options: ReadOptions) -> Reader<'_> {
         Reader::new(self, options)

@@ -92,6 +92,11 @@ impl Tensor {
         &self.name
     }
 
+    /// The same elements under another name.
+    pub(crate) fn renamed(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
     /// Element type as stored.
     pub fn dtype(&self) -> StoredType {
         self.dtype

@@ -1,6 +1,6 @@
 //! How directories and files of the released code, and people, spell a pattern.
 
-use super::Named;
+use crate::config::Named;
 use ratplus_graphs::pattern::Pattern;
 use std::path::Path;
 

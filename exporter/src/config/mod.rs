@@ -1,0 +1,144 @@
+//! Configuration files: what each says about a model, field by field.
+//!
+//! `--config` takes a [`ModelSpec`](ratplus_graphs::spec::ModelSpec) as JSON, whole or in part; the
+//! resolved configuration of a training run, as JSON or YAML (see [`crate::official`]); and the
+//! `config.json` that lies beside a conversion to safetensors, whose names are those of Hugging
+//! Face's model library.
+
+mod model;
+mod object;
+mod text;
+
+pub(crate) use model::{named as activation, unsupported_activation};
+pub(crate) use object::{Object, Said, show};
+
+use crate::official;
+use ratplus_graphs::spec::{Activation, LayerPatterns};
+use serde_json::Value;
+use std::path::Path;
+
+/// Longest configuration file read.
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// A pattern as one value, or one per layer, of each of its fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub dilation: Vec<i64>,
+    pub local_window: Vec<i64>,
+    pub initial: Vec<i64>,
+    /// Where it was found, for a note.
+    pub origin: String,
+}
+
+/// A field whose value no export can keep, unless something that comes first says another.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Refusal {
+    /// What it is about.
+    pub what: Function,
+    /// Field, expected and found.
+    pub problem: String,
+}
+
+/// What of a model's function has values that are not supported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Function {
+    Activation,
+    Rope,
+    /// Anything that no configuration can say in another way.
+    Other,
+}
+
+/// What one configuration says about a model; nothing where it is silent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Described {
+    /// Where it is, for messages.
+    pub origin: String,
+    pub vocab_size: Option<Said<usize>>,
+    pub d_model: Option<Said<usize>>,
+    pub num_layers: Option<Said<usize>>,
+    pub d_ffn: Option<Said<usize>>,
+    pub d_head: Option<Said<usize>>,
+    pub num_heads: Option<Said<usize>>,
+    /// Channels that are rotated.
+    pub rotated: Option<Said<usize>>,
+    pub rope_base: Option<Said<f64>>,
+    pub norm_eps: Option<Said<f64>>,
+    pub recurrence: Option<Said<bool>>,
+    pub rope: Option<Said<bool>>,
+    pub activation: Option<Said<Activation>>,
+    pub tie_embedding: Option<Said<bool>>,
+    /// One entry per layer.
+    pub patterns: Option<Vec<LayerPatterns>>,
+    /// A pattern in the way of a training run.
+    pub named: Option<Named>,
+    /// The sparse pattern of a joint pretraining that was not followed by adaptation.
+    pub pretrained: Option<Named>,
+    /// Tokens of a training sequence.
+    pub trained_len: Option<usize>,
+    /// What was read in a way worth telling.
+    pub notes: Vec<String>,
+    pub refusals: Vec<Refusal>,
+    /// Values that are not what their fields hold.
+    pub problems: Vec<String>,
+}
+
+/// Why a file is no configuration: one problem a line.
+pub(crate) type Problems = Vec<String>;
+
+/// Reads a configuration file.
+pub(crate) fn read(path: &Path) -> Result<Described, Problems> {
+    let one = |problem: String| vec![problem];
+    let metadata = std::fs::metadata(path).map_err(|error| one(format!("cannot open: {error}")))?;
+    if !metadata.is_file() || metadata.len() > MAX_CONFIG {
+        return Err(one(format!(
+            "expected a configuration file of at most {MAX_CONFIG} bytes, found {}",
+            if metadata.is_file() {
+                format!("{} bytes", metadata.len())
+            } else {
+                "no file".into()
+            }
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(|error| one(format!("cannot read: {error}")))?;
+    let value = text::parse(&bytes).map_err(one)?;
+    let described = describe(&value, &path.display().to_string())?;
+    if described.problems.is_empty() {
+        Ok(described)
+    } else {
+        Err(described.problems)
+    }
+}
+
+/// What a parsed configuration says, in whichever form it is.
+pub(crate) fn describe(value: &Value, origin: &str) -> Result<Described, Problems> {
+    let Value::Object(fields) = value else {
+        return Err(vec![format!(
+            "expected the fields of a model's configuration, found {}",
+            show(value)
+        )]);
+    };
+    let run = fields.get("model").is_some_and(Value::is_object);
+    Ok(if run || fields.contains_key("backbone") {
+        official::training_run(value, origin)
+    } else {
+        model::read(value, origin)
+    })
+}
+
+/// Whether `value` is about a RAT+ model at all.
+pub(crate) fn is_ratplus(value: &Value) -> bool {
+    value.get("model_type").and_then(Value::as_str) == Some("ratplus")
+        || value.get("patterns").is_some()
+        || value.pointer("/model/backbone").is_some()
+}
+
+/// The `config.json` in `folder`, where it is about a RAT+ model.
+pub(crate) fn beside(folder: &Path) -> Option<Result<Described, Problems>> {
+    let path = folder.join("config.json");
+    let metadata = std::fs::metadata(&path).ok()?;
+    if !metadata.is_file() || metadata.len() > MAX_CONFIG {
+        return None;
+    }
+    let value = text::parse(&std::fs::read(&path).ok()?).ok()?;
+    is_ratplus(&value).then(|| read(&path))
+}

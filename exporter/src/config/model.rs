@@ -1,0 +1,287 @@
+//! A [`ModelSpec`](ratplus_graphs::spec::ModelSpec) as JSON, whole or in part, and what Hugging
+//! Face's model library calls the same fields.
+
+use super::object::integer;
+use super::{Described, Function, Object, Refusal, Said, show};
+use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::spec::{Activation, LayerPatterns};
+use serde_json::Value;
+
+/// What that library writes into every `config.json`, and does not say what a model computes.
+const BOOKKEEPING: [&str; 28] = [
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "embd_pdrop",
+    "eos_token_id",
+    "hidden_dropout",
+    "hidden_dropout_prob",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "resid_pdrop",
+    "return_dict",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "unk_token_id",
+    "use_cache",
+    "use_return_dict",
+    "vocab_file",
+];
+
+pub(super) fn read(value: &Value, origin: &str) -> Described {
+    let mut said = Described {
+        origin: origin.to_owned(),
+        ..Described::default()
+    };
+    let Some(mut fields) = Object::new(value, "") else {
+        return said;
+    };
+    let problems = &mut said.problems;
+    let model_type = fields.text("model_type", problems);
+    let mut size = |name, other, problems: &mut Vec<String>| {
+        let (ours, theirs) = (fields.size(name, problems), fields.size(other, problems));
+        one_of(ours, theirs, problems)
+    };
+    said.d_model = size("d_model", "hidden_size", problems);
+    said.num_layers = size("num_layers", "num_hidden_layers", problems);
+    said.d_head = size("d_head", "head_dim", problems);
+    said.d_ffn = size("d_ffn", "intermediate_size", problems);
+    said.num_heads = size("num_heads", "num_attention_heads", problems);
+    let kv_heads = size("num_kv_heads", "num_key_value_heads", problems);
+    said.vocab_size = fields.size("vocab_size", problems);
+    let mut number = |name, other, problems: &mut Vec<String>| {
+        let (ours, theirs) = (
+            fields.number(name, problems),
+            fields.number(other, problems),
+        );
+        one_of(ours, theirs, problems)
+    };
+    said.rope_base = number("rope_base", "rope_theta", problems);
+    said.norm_eps = number("norm_eps", "rms_norm_eps", problems);
+    said.recurrence = fields.flag("recurrence", problems);
+    said.rope = fields.flag("rope", problems);
+    let (ours, theirs) = (
+        fields.flag("tie_embedding", problems),
+        fields.flag("tie_word_embeddings", problems),
+    );
+    said.tie_embedding = one_of(ours, theirs, problems);
+    let (ours, theirs) = (
+        fields.text("activation", problems),
+        fields.text("hidden_act", problems),
+    );
+    if let Some(name) = one_of(ours, theirs, problems) {
+        match named(&name.value) {
+            Some(value) => {
+                said.activation = Some(Said {
+                    value,
+                    field: name.field,
+                });
+            }
+            None => problems.push(unsupported_activation(&name)),
+        }
+    }
+    if let Some(length) = fields.size("max_position_embeddings", problems) {
+        said.trained_len = Some(length.value);
+    }
+    if let Some(found) = fields.get("patterns") {
+        said.patterns = patterns(found, problems);
+    }
+    if let Some(found) = model_type.filter(|found| found.value != "ratplus") {
+        let problem = format!("model_type: expected `ratplus`, found `{}`", found.value);
+        said.refuse(Function::Other, problem);
+    }
+    if let Some(kv_heads) = kv_heads {
+        said.kv_heads(kv_heads);
+    }
+    for bias in ["bias", "attention_bias", "mlp_bias"] {
+        if let Some(found) = fields.flag(bias, &mut said.problems)
+            && found.value
+        {
+            said.refuse(
+                Function::Other,
+                format!("{bias}: expected false, found true"),
+            );
+        }
+    }
+    for scaling in ["rope_scaling", "rope_parameters"] {
+        if let Some(found) = fields.get(scaling) {
+            let problem = format!("{scaling}: expected none, found {}", show(found));
+            said.refuse(Function::Rope, problem);
+        }
+    }
+    fields.ignore(&BOOKKEEPING);
+    said.note_unknown(fields.unknown().collect());
+    said
+}
+
+impl Described {
+    pub(crate) fn refuse(&mut self, what: Function, problem: String) {
+        self.refusals.push(Refusal { what, problem });
+    }
+
+    /// Key-value heads that are not one for each query head are not there yet.
+    fn kv_heads(&mut self, found: Said<usize>) {
+        let sizes = (&self.num_heads, &self.d_model, &self.d_head);
+        let heads = match sizes {
+            (Some(heads), ..) => Some(heads.value),
+            (None, Some(d_model), Some(d_head)) => d_model.value.checked_div(d_head.value),
+            _ => None,
+        };
+        if heads != Some(found.value) {
+            let heads = heads.map_or("the number of heads".into(), |heads| heads.to_string());
+            self.refuse(
+                Function::Other,
+                format!(
+                    "{}: expected {heads}, as this version has one key-value head for each query head, found {}",
+                    found.field, found.value
+                ),
+            );
+        }
+    }
+
+    pub(crate) fn note_unknown(&mut self, unknown: Vec<String>) {
+        if !unknown.is_empty() {
+            self.notes.push(format!(
+                "not known to this version, and not read: {} ({})",
+                unknown.join(", "),
+                self.origin
+            ));
+        }
+    }
+}
+
+/// A field under one of two names.
+fn one_of<T: PartialEq>(
+    ours: Option<Said<T>>,
+    theirs: Option<Said<T>>,
+    problems: &mut Vec<String>,
+) -> Option<Said<T>> {
+    if let (Some(ours), Some(theirs)) = (&ours, &theirs)
+        && ours.value != theirs.value
+    {
+        problems.push(format!(
+            "{} and {}: expected the same value, found two",
+            ours.field, theirs.field
+        ));
+    }
+    ours.or(theirs)
+}
+
+/// The activation of that name, in the released code or in Hugging Face's library.
+pub(crate) fn named(name: &str) -> Option<Activation> {
+    let ours = Activation::ALL
+        .into_iter()
+        .find(|activation| activation.name() == name);
+    ours.or(match name {
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::FastGelu),
+        "swish" => Some(Activation::Silu),
+        "relu2" => Some(Activation::ReluSquared),
+        _ => None,
+    })
+}
+
+pub(crate) fn unsupported_activation(found: &Said<String>) -> String {
+    let names = Activation::ALL.map(|activation| format!("`{activation}`"));
+    let found_name = Value::String(found.value.clone());
+    format!(
+        "{}: expected one of {}, found {}",
+        found.field,
+        names.join(", "),
+        show(&found_name)
+    )
+}
+
+fn patterns(value: &Value, problems: &mut Vec<String>) -> Option<Vec<LayerPatterns>> {
+    let Value::Array(layers) = value else {
+        problems.push(format!(
+            "patterns: expected a list of one entry per layer, found {}",
+            show(value)
+        ));
+        return None;
+    };
+    let before = problems.len();
+    let mut found = Vec::new();
+    for (layer, entry) in layers.iter().enumerate() {
+        let path = format!("patterns[{layer}]");
+        let patterns = match entry {
+            Value::Array(heads) => {
+                let heads = heads.iter().enumerate();
+                let heads = heads.filter_map(|(head, entry)| {
+                    pattern(entry, &format!("{path}[{head}]"), problems)
+                });
+                Some(LayerPatterns::PerHead(heads.collect()))
+            }
+            entry => pattern(entry, &path, problems).map(LayerPatterns::Uniform),
+        };
+        found.extend(patterns);
+    }
+    (problems.len() == before).then_some(found)
+}
+
+fn pattern(value: &Value, path: &str, problems: &mut Vec<String>) -> Option<Pattern> {
+    let Some(mut fields) = Object::new(value, path) else {
+        problems.push(format!(
+            "{path}: expected a pattern such as {{\"dilation\": 16, \"local_window\": 256, \"initial\": 4}}, \
+             or a list of one per head, found {}",
+            show(value)
+        ));
+        return None;
+    };
+    let before = problems.len();
+    let mut field = |name: &'static str, missing: Option<i64>| match (fields.get(name), missing) {
+        (None, Some(value)) => value,
+        (None, None) => {
+            problems.push(format!(
+                "{path}.{name}: expected -1 (none) or 1 or more, found nothing"
+            ));
+            0
+        }
+        (Some(found), _) => integer(found).unwrap_or_else(|| {
+            let problem = format!(
+                "{path}.{name}: expected a whole number, found {}",
+                show(found)
+            );
+            problems.push(problem);
+            0
+        }),
+    };
+    let (dilation, window, initial) = (
+        field("dilation", None),
+        field("local_window", Some(0)),
+        field("initial", Some(0)),
+    );
+    for name in ["block_size", "top_k", "score"] {
+        if fields.get(name).is_some() {
+            problems.push(format!(
+                "{path}.{name}: expected none, as this version has no block top-k attention"
+            ));
+        }
+    }
+    problems.extend(
+        fields
+            .unknown()
+            .map(|field| format!("{field}: expected dilation, local_window or initial")),
+    );
+    if problems.len() > before {
+        return None;
+    }
+    Pattern::new(dilation, window, initial)
+        .map_err(|error| {
+            problems.push(format!(
+                "{path}.{}: expected {}, found {}",
+                error.field, error.expected, error.value
+            ));
+        })
+        .ok()
+}

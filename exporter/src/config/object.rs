@@ -1,0 +1,180 @@
+use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// A value and the field that says it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Said<T> {
+    pub value: T,
+    /// The field's path, such as `model.backbone.d_model`.
+    pub field: String,
+}
+
+/// Fields of a configuration, with what was asked for and what was wrong with it.
+pub(crate) struct Object<'a> {
+    path: String,
+    fields: &'a Map<String, Value>,
+    known: BTreeSet<&'static str>,
+}
+
+impl<'a> Object<'a> {
+    /// The fields of `value`, whose own path is `path`; `None` where it has none.
+    pub(crate) fn new(value: &'a Value, path: &str) -> Option<Self> {
+        Some(Self {
+            path: path.to_owned(),
+            fields: value.as_object()?,
+            known: BTreeSet::new(),
+        })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        match self.path.as_str() {
+            "" => name.to_owned(),
+            path => format!("{path}.{name}"),
+        }
+    }
+
+    /// A field that is there and not null.
+    pub(crate) fn get(&mut self, name: &'static str) -> Option<&'a Value> {
+        self.known.insert(name);
+        self.fields.get(name).filter(|value| !value.is_null())
+    }
+
+    /// Fields that change nothing.
+    pub(crate) fn ignore(&mut self, names: &[&'static str]) {
+        self.known.extend(names);
+    }
+
+    /// Paths of the fields that nothing asked for and that say something.
+    pub(crate) fn unknown(&self) -> impl Iterator<Item = String> + '_ {
+        let fields = self.fields.iter();
+        let unknown =
+            fields.filter(|(name, value)| !value.is_null() && !self.known.contains(name.as_str()));
+        unknown.map(|(name, _)| self.path(&printable(name)))
+    }
+
+    fn typed<T>(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+        problems: &mut Vec<String>,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Option<Said<T>> {
+        let found = self.get(name)?;
+        let field = self.path(name);
+        match read(found) {
+            Some(value) => Some(Said { value, field }),
+            None => {
+                problems.push(format!(
+                    "{field}: expected {expected}, found {}",
+                    show(found)
+                ));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn size(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<String>,
+    ) -> Option<Said<usize>> {
+        let read = |value: &Value| match value.as_u64() {
+            Some(size) => usize::try_from(size).ok(),
+            None => usize::try_from(integer(value)?).ok(),
+        };
+        self.typed(name, "a whole number that is not negative", problems, read)
+    }
+
+    pub(crate) fn number(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<String>,
+    ) -> Option<Said<f64>> {
+        self.typed(name, "a number", problems, Value::as_f64)
+    }
+
+    pub(crate) fn flag(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<String>,
+    ) -> Option<Said<bool>> {
+        self.typed(name, "true or false", problems, Value::as_bool)
+    }
+
+    pub(crate) fn text(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<String>,
+    ) -> Option<Said<String>> {
+        let read = |value: &Value| value.as_str().map(str::to_owned);
+        self.typed(name, "a text", problems, read)
+    }
+
+    /// One whole number, or a list of them.
+    pub(crate) fn integers(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<String>,
+    ) -> Option<Said<Vec<i64>>> {
+        let expected = "a whole number, or a list of one per layer";
+        self.typed(name, expected, problems, |value| match value {
+            Value::Array(items) => items.iter().map(integer).collect(),
+            value => Some(vec![integer(value)?]),
+        })
+    }
+
+    pub(crate) fn object(
+        &mut self,
+        name: &'static str,
+        problems: &mut Vec<String>,
+    ) -> Option<Object<'a>> {
+        let found = self.get(name)?;
+        let inner = Object::new(found, &self.path(name));
+        if inner.is_none() {
+            let problem = format!(
+                "{}: expected fields, found {}",
+                self.path(name),
+                show(found)
+            );
+            problems.push(problem);
+        }
+        inner
+    }
+}
+
+/// A whole number; YAML and JSON writers may write one as `4096.0`.
+pub(crate) fn integer(value: &Value) -> Option<i64> {
+    let whole =
+        |value: f64| (value.fract() == 0.0 && value.abs() < 2f64.powi(53)).then_some(value as i64);
+    value.as_i64().or_else(|| whole(value.as_f64()?))
+}
+
+fn printable(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut shown: String = text
+        .chars()
+        .take(LONGEST)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// A value for a message: short, and on one line.
+pub(crate) fn show(value: &Value) -> impl fmt::Display + use<> {
+    match value {
+        Value::Object(fields) if fields.is_empty() => "an empty object".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::String(text) if text.contains("${") => format!(
+            "the interpolation `{}` (save the resolved configuration: OmegaConf.to_container(config, \
+             resolve=True))",
+            printable(text)
+        ),
+        Value::String(text) => format!("`{}`", printable(text)),
+        other => other.to_string(),
+    }
+}

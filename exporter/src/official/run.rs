@@ -1,0 +1,303 @@
+//! The configuration of a training run of the released code: what of it decides what the model
+//! computes, under today's names and older ones.
+
+use crate::config::{Described, Function, Named, Object, Said, activation, unsupported_activation};
+use serde_json::Value;
+
+/// Older names of the sequence cell's fields.
+const RENAMED: [(&str, &str); 3] = [
+    ("dilation_size", "chunk_size1"),
+    ("initial_size", "prefix_size"),
+    ("joint_train", "mix_train"),
+];
+
+/// Reads the configuration of a training run.
+pub(crate) fn training_run(config: &Value, origin: &str) -> Described {
+    let mut said = Described {
+        origin: origin.to_owned(),
+        ..Described::default()
+    };
+    let Some(mut root) = Object::new(config, "") else {
+        return said;
+    };
+    let (mut lengths, mut tokens) = (Vec::new(), None);
+    let mut unknown = Vec::new();
+    if let Some(mut data) = root.object("data", &mut said.problems) {
+        lengths.extend(data.size("seq_len", &mut said.problems));
+        tokens = data.size("vocab_size", &mut said.problems);
+    }
+    if let Some(mut task) = root.object("task", &mut said.problems) {
+        said.expect(&mut task, "_name_", "lm");
+        said.tie_embedding = task.flag("tie_embedding", &mut said.problems);
+        task.ignore(&["ignore_index", "loss", "metric"]);
+        unknown.extend(task.unknown());
+    }
+    // The model alone, or within a run.
+    let within = root.get("model").is_some();
+    let model = match within {
+        true => root.object("model", &mut said.problems),
+        false => Some(root),
+    };
+    if let Some(mut model) = model {
+        if let Some(mut embedding) = model.object("embedding", &mut said.problems) {
+            lengths.extend(said.embedding(&mut embedding, &mut unknown));
+        }
+        if let Some(mut head) = model.object("head", &mut said.problems) {
+            said.expect(&mut head, "_name_", "lm");
+            said.vocab(&mut head);
+            said.width(&mut head);
+            said.no_bias(&mut head);
+            head.ignore(&["init"]);
+            unknown.extend(head.unknown());
+        }
+        let lengths: Vec<_> = lengths.iter().map(|length| length.value).collect();
+        said.trained_len = lengths.iter().max().copied();
+        if let Some(mut backbone) = model.object("backbone", &mut said.problems) {
+            said.backbone(&mut backbone, &lengths, &mut unknown);
+        }
+        if within {
+            unknown.extend(model.unknown());
+        }
+    }
+    if let (Some(tokens), Some(vocab)) = (tokens, &said.vocab_size)
+        && tokens.value != vocab.value
+    {
+        said.notes.push(format!(
+            "{} {} is not {} {}: the data had another tokenizer than the model has rows for ({origin})",
+            tokens.field, tokens.value, vocab.field, vocab.value
+        ));
+    }
+    said.note_unknown(unknown);
+    said
+}
+
+impl Described {
+    /// `name` may be absent; another value than `expected` is another function.
+    fn expect(&mut self, fields: &mut Object<'_>, name: &'static str, expected: &str) {
+        if let Some(found) = fields.text(name, &mut self.problems)
+            && found.value != expected
+        {
+            let problem = format!(
+                "{}: expected `{expected}`, found `{}`",
+                found.field, found.value
+            );
+            self.refuse(Function::Other, problem);
+        }
+    }
+
+    fn no_bias(&mut self, fields: &mut Object<'_>) {
+        if let Some(found) = fields.flag("bias", &mut self.problems)
+            && found.value
+        {
+            let problem = format!("{}: expected false, found true", found.field);
+            self.refuse(Function::Other, problem);
+        }
+    }
+
+    /// What every part has that has weights of its own.
+    fn part(&mut self, fields: &mut Object<'_>) {
+        self.width(fields);
+        self.no_bias(fields);
+        if fields.get("ln").is_some_and(Value::is_object) {
+            if let Some(mut norm) = fields.object("ln", &mut self.problems) {
+                self.expect(&mut norm, "_name_", "rmsnorm");
+                let eps = norm.number("eps", &mut self.problems);
+                agree(&mut self.norm_eps, eps, &mut self.problems);
+            }
+        } else {
+            self.expect(fields, "ln", "rmsnorm");
+        }
+        fields.ignore(&["init", "dropout"]);
+    }
+
+    fn width(&mut self, fields: &mut Object<'_>) {
+        let found = fields.size("d_model", &mut self.problems);
+        agree(&mut self.d_model, found, &mut self.problems);
+    }
+
+    fn vocab(&mut self, fields: &mut Object<'_>) {
+        let found = fields.size("vocab_size", &mut self.problems);
+        agree(&mut self.vocab_size, found, &mut self.problems);
+    }
+
+    /// The embedding; the length it was trained with.
+    fn embedding(
+        &mut self,
+        fields: &mut Object<'_>,
+        unknown: &mut Vec<String>,
+    ) -> Option<Said<usize>> {
+        self.expect(fields, "_name_", "lm");
+        self.vocab(fields);
+        self.width(fields);
+        self.no_bias(fields);
+        let length = fields.size("seq_len", &mut self.problems);
+        if let Some(mut pe) = fields.object("pe", &mut self.problems) {
+            let name = pe.text("_name_", &mut self.problems);
+            match name.as_ref().map(|name| name.value.as_str()) {
+                None => {}
+                Some(kind @ ("rope" | "empty")) => {
+                    self.rope = Some(Said {
+                        value: kind == "rope",
+                        field: pe.path("_name_"),
+                    });
+                }
+                Some(other) => {
+                    let problem = format!(
+                        "{}: expected `rope` or `empty`, found `{other}`",
+                        pe.path("_name_")
+                    );
+                    self.refuse(Function::Rope, problem);
+                }
+            }
+            self.rope_base = pe.number("base", &mut self.problems);
+            self.rotated = pe.size("dim", &mut self.problems);
+            pe.ignore(&["max_seq_len"]);
+            unknown.extend(pe.unknown());
+        }
+        fields.ignore(&["init", "dropout"]);
+        unknown.extend(fields.unknown());
+        length
+    }
+
+    fn backbone(&mut self, fields: &mut Object<'_>, lengths: &[usize], unknown: &mut Vec<String>) {
+        self.expect(fields, "_name_", "sequence");
+        self.part(fields);
+        self.num_layers = fields.size("num_layers", &mut self.problems);
+        if let Some(mut cell) = fields.object("seq_cell", &mut self.problems) {
+            self.part(&mut cell);
+            self.cell(&mut cell, lengths);
+            unknown.extend(cell.unknown());
+        }
+        if let Some(mut hidden) = fields.object("hidden_cell", &mut self.problems) {
+            self.expect(&mut hidden, "_name_", "ffn");
+            self.part(&mut hidden);
+            self.d_ffn = hidden.size("d_ffn", &mut self.problems);
+            if let Some(name) = hidden.text("act_fn", &mut self.problems) {
+                match activation(&name.value) {
+                    Some(value) => {
+                        self.activation = Some(Said {
+                            value,
+                            field: name.field,
+                        });
+                    }
+                    None => self.refuse(Function::Activation, unsupported_activation(&name)),
+                }
+            }
+            unknown.extend(hidden.unknown());
+        }
+        unknown.extend(fields.unknown());
+    }
+
+    fn cell(&mut self, cell: &mut Object<'_>, lengths: &[usize]) {
+        if let Some(name) = cell.text("_name_", &mut self.problems) {
+            // Experiments before the release had the variant in the cell's name.
+            match name.value.strip_prefix("ratplus") {
+                Some("") => {}
+                Some(_) => self.notes.push(format!(
+                    "{}: `{}` is read as an older name of `ratplus` ({})",
+                    name.field, name.value, self.origin
+                )),
+                None => {
+                    let problem =
+                        format!("{}: expected `ratplus`, found `{}`", name.field, name.value);
+                    self.refuse(Function::Other, problem);
+                }
+            }
+        }
+        self.d_head = cell.size("d_head", &mut self.problems);
+        let channels = cell.size("k_channel", &mut self.problems);
+        agree(&mut self.d_head, channels, &mut self.problems);
+        self.num_heads = cell.size("num_head", &mut self.problems);
+        self.recurrence = cell.flag("apply_re", &mut self.problems);
+        let [dilation, initial, joint] = RENAMED;
+        let local_window = cell.integers("local_size", &mut self.problems);
+        let dilation = self.renamed(cell, dilation, Object::integers);
+        let initial = self.renamed(cell, initial, Object::integers);
+        let joint = self.renamed(cell, joint, Object::flag);
+        if let (Some(dilation), Some(local_window), Some(initial)) =
+            (dilation, local_window, initial)
+        {
+            let mut named = Named {
+                dilation: dilation.value,
+                local_window: local_window.value,
+                initial: initial.value,
+                origin: self.origin.clone(),
+            };
+            if let Some(length) = spell_dense(&mut named, lengths) {
+                self.notes.push(format!(
+                    "{} -1 with {} {length}, the length it was trained with, is dense attention: read as D=1 ({})",
+                    dilation.field, initial.field, self.origin
+                ));
+            }
+            match joint {
+                Some(Said { value: true, .. }) => self.pretrained = Some(named),
+                _ => self.named = Some(named),
+            }
+        }
+    }
+
+    /// A field under today's name or an older one.
+    fn renamed<'a, T: PartialEq>(
+        &mut self,
+        cell: &mut Object<'a>,
+        (name, older): (&'static str, &'static str),
+        read: impl Fn(&mut Object<'a>, &'static str, &mut Vec<String>) -> Option<Said<T>>,
+    ) -> Option<Said<T>> {
+        let mut found = read(cell, name, &mut self.problems);
+        let legacy = read(cell, older, &mut self.problems);
+        agree(&mut found, legacy, &mut self.problems);
+        found
+    }
+}
+
+/// Keeps what both say, or is the problem that they say two things.
+fn agree<T: PartialEq>(
+    known: &mut Option<Said<T>>,
+    found: Option<Said<T>>,
+    problems: &mut Vec<String>,
+) {
+    match (&known, found) {
+        (_, None) => {}
+        (None, found) => *known = found,
+        (Some(known), Some(found)) if known.value == found.value => {}
+        (Some(known), Some(found)) => problems.push(format!(
+            "{} and {}: expected the same value, found two",
+            known.field, found.field
+        )),
+    }
+}
+
+/// Layers without dilated keys whose initial tokens are all that a training sequence has are dense.
+/// The length, where there are any.
+fn spell_dense(named: &mut Named, lengths: &[usize]) -> Option<i64> {
+    let lists = [&named.dilation, &named.local_window, &named.initial];
+    let layers = lists.iter().map(|list| list.len()).max()?;
+    if lists.iter().any(|list| ![1, layers].contains(&list.len())) {
+        return None;
+    }
+    let at = |list: &[i64], layer: usize| list[if list.len() == 1 { 0 } else { layer }];
+    let whole = |initial: i64| {
+        lengths
+            .iter()
+            .any(|&length| i64::try_from(length) == Ok(initial))
+    };
+    let dense =
+        |layer: &usize| at(&named.dilation, *layer) == -1 && whole(at(&named.initial, *layer));
+    let found: Vec<_> = (0..layers).filter(dense).collect();
+    let length = at(&named.initial, *found.first()?);
+    for list in [
+        &mut named.dilation,
+        &mut named.local_window,
+        &mut named.initial,
+    ] {
+        if list.len() != layers {
+            *list = vec![list[0]; layers];
+        }
+    }
+    for layer in found {
+        named.dilation[layer] = 1;
+        named.local_window[layer] = 0;
+        named.initial[layer] = 0;
+    }
+    Some(length)
+}

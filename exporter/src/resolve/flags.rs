@@ -1,0 +1,76 @@
+//! Flags that change a pattern.
+
+use super::ResolveOptions;
+use super::patterns::join;
+use ratplus_graphs::pattern::Pattern;
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
+
+impl ResolveOptions {
+    fn flags(&self) -> [(&'static str, &[i64]); 3] {
+        [
+            ("--dilation", &self.dilation),
+            ("--local-window", &self.local_window),
+            ("--initial", &self.initial),
+        ]
+    }
+
+    /// The pattern flags that were given.
+    pub(super) fn pattern_flags(&self) -> Vec<String> {
+        self.flags()
+            .into_iter()
+            .filter(|(_, values)| !values.is_empty())
+            .map(|(flag, values)| format!("{flag} {}", join(values)))
+            .collect()
+    }
+
+    /// Flags win, field by field, in every head of their layers. Every problem else.
+    pub(super) fn override_patterns(&self, spec: &mut ModelSpec) -> Result<(), Vec<String>> {
+        let mut problems = Vec::new();
+        let layers = spec.patterns.len();
+        for (flag, values) in self.flags() {
+            if values.is_empty() {
+                continue;
+            }
+            if values.len() != 1 && values.len() != layers {
+                problems.push(format!(
+                    "{flag}: expected one value or one per layer ({layers}), found {}",
+                    values.len()
+                ));
+                continue;
+            }
+            for (layer, patterns) in spec.patterns.iter_mut().enumerate() {
+                let value = values[if values.len() == 1 { 0 } else { layer }];
+                let heads = match patterns {
+                    LayerPatterns::Uniform(pattern) => std::slice::from_mut(pattern),
+                    LayerPatterns::PerHead(heads) => heads,
+                };
+                for pattern in heads {
+                    let (dilation, window, initial) = (
+                        pattern.dilation_or_minus_one(),
+                        pattern.local_window.into(),
+                        pattern.initial.into(),
+                    );
+                    let changed = match flag {
+                        "--dilation" => Pattern::new(value, window, initial),
+                        "--local-window" => Pattern::new(dilation, value, initial),
+                        _ => Pattern::new(dilation, window, value),
+                    };
+                    match changed {
+                        Ok(changed) => *pattern = changed,
+                        Err(error) => {
+                            let problem = format!("{flag}: {error}");
+                            if !problems.contains(&problem) {
+                                problems.push(problem);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    }
+}
