@@ -1,23 +1,19 @@
 //! What only the released RAT+ code and its checkpoints know: how files wrap and name weights,
 //! what a training run records beside them, how its directories spell a pattern.
 
+mod names;
 mod paths;
 
+pub(crate) use names::{STATE_DICT_KEYS, is_extra_state, names_a_weight};
 pub(crate) use paths::{PathPattern, path_pattern};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Reader, Tensor};
+use crate::checkpoint::{CheckpointError, Reader, Tensor};
 use ratplus_graphs::model::Weight;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec, norm_eps, rope_base};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-
-/// Keys of a saved dict under which the state dict may be.
-pub(crate) const STATE_DICT_KEYS: [&str; 3] = ["task", "state_dict", "model"];
-
-/// `torch.compile` puts this into names.
-const COMPILED: &str = "_orig_mod.";
 
 const LAYERS: &str = "backbone.layers.";
 
@@ -162,31 +158,11 @@ pub(crate) struct StateDict<'a> {
     tensors: BTreeMap<String, &'a Tensor>,
     /// Names that two tensors have.
     pub problems: Vec<String>,
-    /// Whether any name carried torch.compile's prefix.
-    pub compiled: bool,
+    /// What was taken off the names and what was left out; one sentence each.
+    pub notes: Vec<String>,
 }
 
 impl<'a> StateDict<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint) -> Self {
-        let mut state = Self {
-            tensors: BTreeMap::new(),
-            problems: Vec::new(),
-            compiled: false,
-        };
-        for tensor in checkpoint.tensors() {
-            let name = tensor.name().replace(COMPILED, "");
-            state.compiled |= name != tensor.name();
-            if let Some(other) = state.tensors.insert(name.clone(), tensor) {
-                state.problems.push(format!(
-                    "`{name}`: expected once, found as `{}` and as `{}`",
-                    other.name(),
-                    tensor.name()
-                ));
-            }
-        }
-        state
-    }
-
     fn get(&self, name: &str) -> Option<&'a Tensor> {
         self.tensors.get(name).copied()
     }

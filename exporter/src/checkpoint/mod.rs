@@ -20,6 +20,7 @@ mod pickle;
 mod reader;
 mod safetensors;
 mod source;
+mod state;
 mod tensor;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
@@ -85,6 +86,7 @@ struct Contents {
     records: Vec<Record>,
     config: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 /// An opened checkpoint.
@@ -96,6 +98,7 @@ pub struct Checkpoint {
     records: Vec<Record>,
     config: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -171,6 +174,7 @@ impl Checkpoint {
             records: contents.records,
             config: contents.config,
             metadata: contents.metadata,
+            notes: contents.notes,
         }
     }
 
@@ -243,6 +247,7 @@ impl Checkpoint {
             records: Vec::new(),
             config: None,
             metadata,
+            notes: Vec::new(),
         })
     }
 
@@ -269,6 +274,11 @@ impl Checkpoint {
     /// The `config` a training run saved beside its weights, as plain data.
     pub fn saved_config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
+    }
+
+    /// Which of several state dicts was taken, and what in it is no weight; one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The `__metadata__` of safetensors files, the first shard's where two differ; empty for

@@ -1,5 +1,6 @@
-//! Hostile and damaged files, and views against a naive oracle.
+//! Hostile, damaged and odd files, and views against a naive oracle.
 
+mod beside;
 mod counted;
 mod damage;
 mod pickles;
