@@ -273,9 +273,9 @@ impl<'a> StateDict<'a> {
                                 self.hint(weight, tensor, spec)
                             ));
                         }
-                        if tensor.dtype().element_type().is_none() {
+                        if !tensor.dtype().is_weight() {
                             problems.push(format!(
-                                "`{name}`: expected f32, f16 or bf16, found {}",
+                                "`{name}`: expected f32, f16, bf16 or f64, found {}",
                                 tensor.dtype()
                             ));
                         }

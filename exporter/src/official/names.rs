@@ -1,7 +1,7 @@
 //! What wrappers, containers and buffers do to the names of weights.
 
 use super::{LAYERS, StateDict};
-use crate::checkpoint::{Checkpoint, Tensor};
+use crate::checkpoint::{Checkpoint, StoredType, Tensor};
 use ratplus_graphs::model::Weight;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,6 +150,16 @@ impl<'a> StateDict<'a> {
                 "ignored: {}; the state of a module, not a weight",
                 quoted(&extra)
             ));
+        }
+        let doubles = tensors
+            .values()
+            .filter(|tensor| tensor.dtype() == StoredType::F64);
+        match doubles.count() {
+            0 => {}
+            1 => notes.push("1 tensor is stored in f64: its values are rounded".into()),
+            count => notes.push(format!(
+                "{count} tensors are stored in f64: their values are rounded"
+            )),
         }
         Self {
             tensors,

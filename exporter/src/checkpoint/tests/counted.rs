@@ -1,6 +1,6 @@
 //! How many hostile files there are: every one whose whole message is compared counts.
 
-use super::{beside, pickles, shards, zips};
+use super::{beside, containers, pickles, shards, zips};
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Deref;
@@ -75,11 +75,11 @@ fn hostile_pickles_are_many() {
         pickles::views_outside_their_storage_are_refused,
         pickles::depth_nodes_and_expansion_have_budgets,
         pickles::pickles_that_are_not_whole,
-        pickles::state_dicts_are_found_where_they_may_be,
+        containers::state_dicts_are_found_where_they_may_be,
         beside::weights_made_of_unknown_names_are_refused_by_them,
         beside::getattr_that_is_not_a_name_is_refused,
-        beside::weights_are_found_by_their_names,
-        beside::archives_without_data_are_refused,
+        containers::weights_are_found_by_their_names,
+        containers::archives_without_data_are_refused,
     ];
     count("pickle", 150, &tests);
 }

@@ -1,6 +1,7 @@
 //! Hostile, damaged and odd files, and views against a naive oracle.
 
 mod beside;
+mod containers;
 mod counted;
 mod damage;
 mod pickles;
