@@ -14,6 +14,9 @@ use std::sync::atomic::AtomicBool;
 /// Most elements a view may have beyond those its storage holds.
 const MAX_EXPANDED: u64 = 1 << 24;
 
+/// The number that the files of `torch.save` before PyTorch 1.6 start with, pickled.
+const OLDER: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+
 fn bad<T>(part: &'static str, problem: impl Into<String>) -> Result<T, Fail> {
     Err(Fail::Malformed(part, problem.into()))
 }
@@ -88,16 +91,14 @@ fn small(source: &dyn Source, entry: &Entry, longest: u64) -> Result<Vec<u8>, Fa
 
 /// Reads everything but the tensors' elements.
 pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
-    let mut magic = [0; 2];
-    if source.len() >= 2 {
-        source
-            .read_exact_at(&mut magic, 0)
-            .map_err(|error| Fail::Io("read", error))?;
-    }
-    if magic[0] == 0x80 {
-        return Err(Fail::Unsupported(
-            "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch".into(),
-        ));
+    let head = read_vec(source, 0, source.len().min(32) as usize)?;
+    if head.first() == Some(&0x80) {
+        let older = head.windows(OLDER.len()).any(|window| window == OLDER);
+        return Err(Fail::Unsupported(if older {
+            "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch".into()
+        } else {
+            "a pickle that torch.save did not write; load it where it is trusted and save the state dict with torch.save".into()
+        }));
     }
     let archive = Archive::open(source)?;
     if archive.get("constants.pkl").is_some() {

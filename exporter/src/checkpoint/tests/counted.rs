@@ -1,6 +1,6 @@
 //! How many hostile files there are: every one whose whole message is compared counts.
 
-use super::{beside, containers, pickles, shards, zips};
+use super::{beside, containers, files, pickles, shards, zips};
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Deref;
@@ -99,11 +99,13 @@ fn hostile_archives_are_many() {
 
 #[test]
 fn hostile_safetensors_are_many() {
-    let tests: [fn(); 4] = [
+    let tests: [fn(); 6] = [
         shards::headers_that_lie,
         shards::indexes_that_lie,
-        shards::directories_hold_one_checkpoint,
-        shards::paths_that_are_no_checkpoints,
+        files::directories_hold_one_checkpoint,
+        files::paths_that_are_no_checkpoints,
+        files::files_of_other_kinds_are_named,
+        files::directories_are_searched,
     ];
     count("safetensors", 40, &tests);
 }

@@ -4,6 +4,7 @@ mod beside;
 mod containers;
 mod counted;
 mod damage;
+mod files;
 mod pickles;
 mod shards;
 mod views;
