@@ -1,9 +1,11 @@
 //! What only the released RAT+ code and its checkpoints know: how files wrap and name weights,
 //! what a training run records beside them, how its directories spell a pattern.
 
+mod names;
 mod paths;
 mod run;
 
+pub(crate) use names::{STATE_DICT_KEYS, is_extra_state, names_a_weight};
 pub(crate) use paths::{PathPattern, path_pattern};
 pub(crate) use run::training_run;
 
@@ -14,12 +16,6 @@ use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-
-/// Keys of a saved dict under which the state dict may be.
-pub(crate) const STATE_DICT_KEYS: [&str; 3] = ["task", "state_dict", "model"];
-
-/// `torch.compile` puts this into names.
-const COMPILED: &str = "_orig_mod.";
 
 const LAYERS: &str = "backbone.layers.";
 
@@ -220,43 +216,13 @@ pub(crate) struct StateDict<'a> {
     tensors: BTreeMap<String, &'a Tensor>,
     /// Names that two tensors have.
     pub problems: Vec<String>,
-    /// Whether any name carried torch.compile's prefix.
-    pub compiled: bool,
+    /// What was taken off the names and what was left out; one sentence each.
+    pub notes: Vec<String>,
     /// Who says that head and embedding are one matrix, which may have either name.
     pub tied_by: Option<String>,
 }
 
 impl<'a> StateDict<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint) -> Self {
-        let mut state = Self {
-            tensors: BTreeMap::new(),
-            problems: Vec::new(),
-            compiled: false,
-            tied_by: None,
-        };
-        for tensor in checkpoint.tensors() {
-            let name = tensor.name().replace(COMPILED, "");
-            state.compiled |= name != tensor.name();
-            if let Some(other) = state.tensors.insert(name.clone(), tensor) {
-                state.problems.push(format!(
-                    "`{name}`: expected once, found as `{}` and as `{}`",
-                    other.name(),
-                    tensor.name()
-                ));
-            }
-        }
-        let [embedding, head] = TIED.map(Weight::name);
-        let clean = |name: &str| name.replace(COMPILED, "");
-        let mut shared = checkpoint.metadata().iter();
-        if shared.any(|(dropped, kept)| {
-            let pair = [clean(dropped), clean(kept)];
-            pair == [head.clone(), embedding.clone()] || pair == [embedding.clone(), head.clone()]
-        }) {
-            state.tied_by = Some("the file's metadata".into());
-        }
-        state
-    }
-
     fn get(&self, name: &str) -> Option<&'a Tensor> {
         let other = || {
             self.tensors
@@ -390,9 +356,9 @@ impl<'a> StateDict<'a> {
                                 self.hint(weight, tensor, spec)
                             ));
                         }
-                        if tensor.dtype().element_type().is_none() {
+                        if !tensor.dtype().is_weight() {
                             problems.push(format!(
-                                "`{name}`: expected f32, f16 or bf16, found {}",
+                                "`{name}`: expected f32, f16, bf16 or f64, found {}",
                                 tensor.dtype()
                             ));
                         }

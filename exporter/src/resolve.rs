@@ -223,10 +223,7 @@ impl Resolver<'_> {
     }
 
     fn note_layout(&mut self, spec: &ModelSpec) {
-        if self.state.compiled {
-            self.notes
-                .push("`_orig_mod.` (torch.compile) removed from the tensors' names".into());
-        }
+        self.notes.append(&mut self.state.notes);
         if spec.recurrence && self.state.separate_gate() {
             self.notes
                 .push("the forget gate is stored apart: stacked below in_proj".into());

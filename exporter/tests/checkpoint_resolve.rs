@@ -123,7 +123,7 @@ fn all_differences_are_listed_at_once() {
         error.to_string(),
         "model.safetensors: what is expected is not what was found:\
          \n  `embedding.wte.weight`: expected once, found as `_orig_mod.embedding.wte.weight` and as `embedding.wte.weight`\
-         \n  `backbone.layers.0.seq_layer.out_proj.weight`: expected f32, f16 or bf16, found i64\
+         \n  `backbone.layers.0.seq_layer.out_proj.weight`: expected f32, f16, bf16 or f64, found i64\
          \n  `backbone.layers.1.seq_layer.in_proj.weight`: expected [320, 64], found [256, 64] (no forget gate: attention \
          only, `recurrence: false`)\
          \n  `backbone.ln.weight`: expected [64], found nothing\

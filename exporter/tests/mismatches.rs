@@ -49,12 +49,12 @@ const FIXTURES: &[Fixture] = &[
     (
         "integers",
         |c| set(c, LN, "I64", &[64]),
-        &["`backbone.ln.weight`: expected f32, f16 or bf16, found i64"],
+        &["`backbone.ln.weight`: expected f32, f16, bf16 or f64, found i64"],
     ),
     (
-        "doubles",
-        |c| set(c, LN, "F64", &[64]),
-        &["`backbone.ln.weight`: expected f32, f16 or bf16, found f64"],
+        "doubles of another shape",
+        |c| set(c, LN, "F64", &[63]),
+        &["`backbone.ln.weight`: expected [64], found [63]"],
     ),
     (
         "a bias",
@@ -201,7 +201,7 @@ const FIXTURES: &[Fixture] = &[
         &[
             "`backbone.ln.weight`: expected [64], found nothing",
             "`head.lm_head.weight`: expected [97, 64], found [1]",
-            "`head.lm_head.weight`: expected f32, f16 or bf16, found bool",
+            "`head.lm_head.weight`: expected f32, f16, bf16 or f64, found bool",
             "`surprise`: expected no such tensor, found f32 []",
         ],
     ),

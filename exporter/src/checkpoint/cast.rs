@@ -1,6 +1,7 @@
 //! Element types in bulk: casts that round to nearest even, and the search for values that are
 //! not finite. Loops are branch-free over blocks so that they vectorize.
 
+use super::tensor::StoredType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use ratplus_graphs::ops::ElementType;
@@ -12,9 +13,25 @@ const TILE: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Found {
     /// The source holds a NaN or an infinity.
-    NonFinite { index: usize, value: f32 },
+    NonFinite { index: usize, value: f64 },
     /// A finite source has no finite counterpart.
-    Overflow { index: usize, value: f32 },
+    Overflow { index: usize, value: f64 },
+}
+
+impl Found {
+    /// The same where `by` elements come before.
+    pub(super) fn shifted(self, by: usize) -> Self {
+        match self {
+            Self::NonFinite { index, value } => Self::NonFinite {
+                index: index + by,
+                value,
+            },
+            Self::Overflow { index, value } => Self::Overflow {
+                index: index + by,
+                value,
+            },
+        }
+    }
 }
 
 const F32_EXPONENT: u32 = 0x7f80_0000;
@@ -61,7 +78,10 @@ pub(super) fn first_non_finite(bytes: &[u8], dtype: ElementType) -> Option<Found
     (0..bytes.len() / dtype.size())
         .map(|index| (index, element(bytes, dtype, index)))
         .find(|(_, value)| !value.is_finite())
-        .map(|(index, value)| Found::NonFinite { index, value })
+        .map(|(index, value)| Found::NonFinite {
+            index,
+            value: value.into(),
+        })
 }
 
 /// Exact: every f16 and bf16 is an f32.
@@ -123,16 +143,31 @@ fn store(tile: &[f32], dtype: ElementType, bytes: &mut [u8]) {
     }
 }
 
+/// An f32 that rounds to any narrower type as `value` does: rounded towards zero, with the last bit
+/// set where something was cut off.
+fn round_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if f64::from(nearest) == value || value.is_nan() {
+        return nearest;
+    }
+    let beyond = f64::from(nearest).abs() > value.abs();
+    f32::from_bits((nearest.to_bits() - u32::from(beyond)) | 1)
+}
+
 /// Converts little-endian elements of type `from` in `input` to `to` in `output`, which hold
-/// equally many. NaNs and infinities are found unless `allow_non_finite`; overflow always is.
+/// equally many; every element is rounded once. NaNs and infinities are found unless
+/// `allow_non_finite`; overflow always is.
 pub(super) fn convert(
     input: &[u8],
-    from: ElementType,
+    from: StoredType,
     output: &mut [u8],
     to: ElementType,
     allow_non_finite: bool,
 ) -> Option<Found> {
     debug_assert_eq!(input.len() / from.size(), output.len() / to.size());
+    let Some(from) = from.element_type() else {
+        return convert_f64(input, output, to, allow_non_finite);
+    };
     if from == to {
         output.copy_from_slice(input);
         return if allow_non_finite {
@@ -149,186 +184,70 @@ pub(super) fn convert(
         let tile = &mut tile[..input.len() / from.size()];
         load(input, from, tile);
         store(tile, to, output);
-        // A source that is not finite never becomes finite, so this alone sees both mistakes.
-        if !any_non_finite(output, to) {
-            continue;
-        }
-        for (offset, &value) in tile.iter().enumerate() {
-            let index = block * TILE + offset;
-            if !value.is_finite() {
-                if !allow_non_finite {
-                    return Some(Found::NonFinite { index, value });
-                }
-            } else if !element(output, to, offset).is_finite() {
-                return Some(Found::Overflow { index, value });
-            }
+        let found = judge(output, to, allow_non_finite, |index| tile[index].into());
+        if let Some(found) = found {
+            return Some(found.shifted(block * TILE));
         }
     }
     None
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use half::bf16;
-
-    const TYPES: [ElementType; 3] = ElementType::ACTIVATIONS;
-
-    fn bytes_of(values: &[f32], dtype: ElementType) -> Vec<u8> {
-        values
-            .iter()
-            .flat_map(|&value| match dtype {
-                ElementType::F16 => f16::from_f32(value).to_le_bytes().to_vec(),
-                ElementType::BF16 => bf16::from_f32(value).to_le_bytes().to_vec(),
-                _ => value.to_le_bytes().to_vec(),
-            })
-            .collect()
-    }
-
-    fn run(
-        values: &[f32],
-        from: ElementType,
-        to: ElementType,
-        allow: bool,
-    ) -> (Vec<u8>, Option<Found>) {
-        let input = bytes_of(values, from);
-        let mut output = vec![0; values.len() * to.size()];
-        let found = convert(&input, from, &mut output, to, allow);
-        (output, found)
-    }
-
-    /// Bit patterns that cover every exponent, both signs and the neighbourhood of every tie.
-    fn patterns() -> Vec<f32> {
-        let mut values = Vec::new();
-        for high in 0..=u16::MAX {
-            for low in [
-                0u32, 1, 0x0fff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xffff,
-            ] {
-                values.push(f32::from_bits((u32::from(high) << 16) | low));
-            }
+/// [`convert`] from f64.
+fn convert_f64(
+    input: &[u8],
+    output: &mut [u8],
+    to: ElementType,
+    allow_non_finite: bool,
+) -> Option<Found> {
+    const SIZE: usize = size_of::<f64>();
+    let at = |input: &[u8], index: usize| {
+        let mut bytes = [0; SIZE];
+        bytes.copy_from_slice(&input[index * SIZE..][..SIZE]);
+        f64::from_le_bytes(bytes)
+    };
+    let mut tile = [0.0f32; TILE];
+    let blocks = input
+        .chunks(TILE * SIZE)
+        .zip(output.chunks_mut(TILE * to.size()));
+    for (block, (input, output)) in blocks.enumerate() {
+        let tile = &mut tile[..input.len() / SIZE];
+        for (index, value) in tile.iter_mut().enumerate() {
+            let exact = at(input, index);
+            *value = match to {
+                ElementType::F32 => exact as f32,
+                _ => round_to_odd(exact),
+            };
         }
-        values
-    }
-
-    /// Rounds by searching the exact values of all finite 16-bit floats.
-    fn nearest(value: f32, decode: impl Fn(u16) -> f32, infinity: u16) -> u16 {
-        let magnitude = f64::from(value.abs());
-        let (mut low, mut high) = (0u16, infinity);
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if f64::from(decode(middle)) <= magnitude {
-                low = middle
-            } else {
-                high = middle
-            }
-        }
-        let below = f64::from(decode(low));
-        // Where the next value would be if the exponents went on.
-        let above = if high == infinity {
-            below + (below - f64::from(decode(low - 1)))
-        } else {
-            f64::from(decode(high))
-        };
-        let bits = match (magnitude - below).total_cmp(&(above - magnitude)) {
-            std::cmp::Ordering::Less => low,
-            std::cmp::Ordering::Greater => high,
-            std::cmp::Ordering::Equal => low + (low & 1),
-        };
-        bits | if value.is_sign_negative() { 0x8000 } else { 0 }
-    }
-
-    #[test]
-    fn f16_agrees_with_an_exact_search() {
-        for value in patterns().into_iter().filter(|value| value.is_finite()) {
-            let found = run(&[value], ElementType::F32, ElementType::F16, true).0;
-            let expected = nearest(value, |bits| f16::from_bits(bits).to_f32(), 0x7c00);
-            assert_eq!(
-                u16::from_le_bytes([found[0], found[1]]),
-                expected,
-                "{value:e}"
-            );
+        store(tile, to, output);
+        let found = judge(output, to, allow_non_finite, |index| at(input, index));
+        if let Some(found) = found {
+            return Some(found.shifted(block * TILE));
         }
     }
-
-    #[test]
-    fn bf16_agrees_with_an_exact_search() {
-        for value in patterns().into_iter().filter(|value| value.is_finite()) {
-            let expected = nearest(value, |bits| bf16::from_bits(bits).to_f32(), 0x7f80);
-            assert_eq!(bf16_bits(value), expected, "{value:e}");
-            assert_eq!(bf16::from_f32(value).to_bits(), expected, "{value:e}");
-        }
-        assert!(bf16::from_bits(bf16_bits(f32::from_bits(0x7f80_0001))).is_nan());
-        assert!(bf16::from_bits(bf16_bits(f32::from_bits(0xffff_ffff))).is_nan());
-    }
-
-    #[test]
-    fn every_pair_of_types_agrees_with_the_half_crate() {
-        let small: Vec<f32> = (0..5000).map(|i| (i as f32 - 2500.0) * 0.0137).collect();
-        for from in TYPES {
-            for to in TYPES {
-                let (output, found) = run(&small, from, to, false);
-                assert_eq!(found, None);
-                let source = bytes_of(&small, from);
-                let exact: Vec<f32> = (0..small.len())
-                    .map(|i| element(&source, from, i))
-                    .collect();
-                assert_eq!(output, bytes_of(&exact, to), "{from} to {to}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_first_value_that_is_not_finite_is_found_wherever_it_is() {
-        for from in TYPES {
-            for to in TYPES {
-                for (index, value) in [
-                    (0, f32::NAN),
-                    (1023, f32::INFINITY),
-                    (1024, f32::NEG_INFINITY),
-                    (2999, f32::NAN),
-                ] {
-                    let mut values = vec![1.0f32; 3000];
-                    values[index] = value;
-                    values[2999] = f32::NAN;
-                    let (_, found) = run(&values, from, to, false);
-                    match found {
-                        Some(Found::NonFinite {
-                            index: at,
-                            value: is,
-                        }) => {
-                            assert_eq!(at, index);
-                            assert!(is == value || is.is_nan() && value.is_nan());
-                        }
-                        other => panic!("{from} to {to}: {other:?}"),
-                    }
-                    let (output, found) = run(&values, from, to, true);
-                    assert_eq!(found, None);
-                    assert!(!element(&output, to, index).is_finite());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn overflow_is_found_even_where_infinities_are_allowed() {
-        for (value, to) in [
-            (f32::MAX, ElementType::BF16),
-            (65520.0, ElementType::F16),
-            (-1e30, ElementType::F16),
-        ] {
-            for allow in [false, true] {
-                let mut values = vec![0.5f32; 2000];
-                values[1500] = value;
-                if allow {
-                    values[7] = f32::INFINITY;
-                }
-                let (_, found) = run(&values, ElementType::F32, to, allow);
-                assert_eq!(found, Some(Found::Overflow { index: 1500, value }));
-            }
-        }
-        assert_eq!(
-            run(&[65519.0], ElementType::F32, ElementType::F16, false).1,
-            None
-        );
-    }
+    None
 }
+
+/// The first element of `output` that is not finite and must be, by what it was made from.
+fn judge(
+    output: &[u8],
+    to: ElementType,
+    allow_non_finite: bool,
+    source: impl Fn(usize) -> f64,
+) -> Option<Found> {
+    // A source that is not finite never becomes finite, so this alone sees both mistakes.
+    if !any_non_finite(output, to) {
+        return None;
+    }
+    (0..output.len() / to.size()).find_map(|index| {
+        let value = source(index);
+        if !value.is_finite() {
+            (!allow_non_finite).then_some(Found::NonFinite { index, value })
+        } else {
+            let overflows = !element(output, to, index).is_finite();
+            overflows.then_some(Found::Overflow { index, value })
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -65,12 +65,12 @@ pub enum CheckpointError {
         /// The first such element.
         index: Vec<usize>,
         /// Its value.
-        value: f32,
+        value: f64,
     },
     /// A finite value with no finite counterpart in the type asked for.
     #[error(
-        "{}: tensor `{tensor}`: element {index:?} is {value:e}, beyond the range of {dtype}; export with a wider type",
-        path.display()
+        "{}: tensor `{tensor}`: element {index:?} is {}, beyond the range of {dtype}; {}",
+        path.display(), shortest(*value), wider(*value)
     )]
     Overflow {
         /// The file.
@@ -80,7 +80,7 @@ pub enum CheckpointError {
         /// The first such element.
         index: Vec<usize>,
         /// Its value.
-        value: f32,
+        value: f64,
         /// The type asked for.
         dtype: ratplus_graphs::ops::ElementType,
     },
@@ -92,6 +92,24 @@ pub enum CheckpointError {
         /// What was expected and what was given.
         problem: String,
     },
+}
+
+/// As short as tells it from its neighbours in the type it came from.
+fn shortest(value: f64) -> String {
+    let single = value as f32;
+    if f64::from(single) == value {
+        format!("{single:e}")
+    } else {
+        format!("{value:e}")
+    }
+}
+
+fn wider(value: f64) -> &'static str {
+    if (value as f32).is_finite() {
+        "export with a wider type"
+    } else {
+        "no package holds f64: find what made the weight so large"
+    }
 }
 
 /// What went wrong while parsing one file; the caller adds its path.

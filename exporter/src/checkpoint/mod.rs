@@ -5,21 +5,26 @@
 //!
 //! | file | read by |
 //! |---|---|
-//! | `torch.save`'s zip archive (`.pth`, `.pt`, `.bin`, `.ckpt`) | a strict zip reader and a pickle interpreter that has nothing to call |
-//! | `.safetensors` | the header alone |
+//! | `torch.save`'s zip archive | a strict zip reader and a pickle interpreter that has nothing to call |
+//! | safetensors | the header alone |
 //! | `*.safetensors.index.json` | the same, shard by shard |
 //! | a directory | the one of those it holds |
+//!
+//! A file is what its first bytes say, whatever its name.
 //!
 //! Checksums of archives: the pickle is checked when the checkpoint is opened, tensors while
 //! they are streamed (see [`Reader`]); 0 means that the writer computed none. safetensors files
 //! have none.
 
 mod cast;
+mod directory;
 mod error;
 mod pickle;
 mod reader;
 mod safetensors;
+mod sniff;
 mod source;
+mod state;
 mod tensor;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]
@@ -34,6 +39,7 @@ pub use reader::{ReadOptions, Reader};
 pub use tensor::{StoredType, Tensor};
 
 use error::{Fail, show};
+use sniff::Kind;
 use source::Source;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -85,6 +91,7 @@ struct Contents {
     records: Vec<Record>,
     config: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 /// An opened checkpoint.
@@ -96,6 +103,7 @@ pub struct Checkpoint {
     records: Vec<Record>,
     config: Option<serde_json::Value>,
     metadata: BTreeMap<String, String>,
+    notes: Vec<String>,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -116,7 +124,7 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let given = path.as_ref();
         let file = if given.is_dir() {
-            find_in_directory(given)?
+            directory::find(given).map_err(|fail| fail.at(given))?
         } else {
             given.to_owned()
         };
@@ -126,7 +134,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Reads a checkpoint from memory; `name` says its format as a file name would.
+    /// Reads a checkpoint from memory; `name` counts where the bytes do not say what it is.
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; a shard index cannot be read from memory.
@@ -139,23 +147,17 @@ impl Checkpoint {
     }
 
     fn from_source(path: &Path, source: Box<dyn Source>) -> Result<Self, CheckpointError> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
-        match extension {
-            "safetensors" => {
+        match sniff::kind(path, source.as_ref()).map_err(|fail| fail.at(path))? {
+            Kind::Safetensors => {
                 let contents =
                     safetensors::open(source.as_ref(), 0).map_err(|fail| fail.at(path))?;
                 Ok(Self::single(path, source, Format::Safetensors, contents))
             }
-            "pth" | "pt" | "bin" | "ckpt" => {
+            Kind::Torch => {
                 let contents = torch::open(source.as_ref(), 0).map_err(|fail| fail.at(path))?;
                 Ok(Self::single(path, source, Format::Torch, contents))
             }
-            "json" if name.ends_with(".index.json") => Self::sharded(path, source.as_ref()),
-            _ => Err(Fail::Unsupported(
-                "expected a .pth, .safetensors or .safetensors.index.json file, or a directory that holds one".into(),
-            )
-            .at(path)),
+            Kind::ShardIndex => Self::sharded(path, source.as_ref()),
         }
     }
 
@@ -171,6 +173,7 @@ impl Checkpoint {
             records: contents.records,
             config: contents.config,
             metadata: contents.metadata,
+            notes: contents.notes,
         }
     }
 
@@ -194,6 +197,7 @@ impl Checkpoint {
                 }
                 Err(fail) => return Err(fail.at(&shard)),
             };
+            sniff::kind(&shard, source.as_ref()).map_err(|fail| fail.at(&shard))?;
             let found =
                 safetensors::open(source.as_ref(), files.len()).map_err(|fail| fail.at(&shard))?;
             files.push(DataFile {
@@ -243,6 +247,7 @@ impl Checkpoint {
             records: Vec::new(),
             config: None,
             metadata,
+            notes: Vec::new(),
         })
     }
 
@@ -269,6 +274,11 @@ impl Checkpoint {
     /// The `config` a training run saved beside its weights, as plain data.
     pub fn saved_config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
+    }
+
+    /// Which of several state dicts was taken, and what in it is no weight; one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The `__metadata__` of safetensors files, the first shard's where two differ; empty for
@@ -307,32 +317,4 @@ pub(crate) fn list(problems: &[String]) -> String {
         text.push_str(&format!("\n  and {} more", problems.len() - MOST));
     }
     text
-}
-
-fn find_in_directory(directory: &Path) -> Result<PathBuf, CheckpointError> {
-    let io = |error| Fail::Io("list", error).at(directory);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(io)? {
-        let name = entry.map_err(io)?.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let wanted = name == "model.safetensors"
-            || name.ends_with(".safetensors.index.json")
-            || name.ends_with(".pth");
-        if wanted {
-            found.push(name.to_owned());
-        }
-    }
-    found.sort_unstable();
-    match found.as_slice() {
-        [name] => Ok(directory.join(name)),
-        [] => Err(Fail::Unsupported(
-            "the directory holds no model.safetensors, *.safetensors.index.json or *.pth".into(),
-        )
-        .at(directory)),
-        several => Err(Fail::Unsupported(format!(
-            "the directory holds several checkpoints; give one of {}",
-            several.join(", ")
-        ))
-        .at(directory)),
-    }
 }

@@ -3,7 +3,7 @@
 use super::cast::{self, Found};
 use super::error::{CheckpointError, Fail};
 use super::source::Source;
-use super::tensor::{Tensor, contiguous_from};
+use super::tensor::{StoredType, Tensor, contiguous_from};
 use super::{Checkpoint, Record};
 use ratplus_graphs::ops::ElementType;
 use std::ops::Range;
@@ -77,12 +77,13 @@ impl<'a> Reader<'a> {
             tensor: tensor.name.clone(),
             problem,
         };
-        let Some(stored) = tensor.dtype.element_type() else {
+        if !tensor.dtype.is_weight() {
             return Err(request(format!(
-                "expected f32, f16 or bf16 elements, found {}",
+                "expected f32, f16, bf16 or f64 elements, found {}",
                 tensor.dtype
             )));
-        };
+        }
+        let stored = tensor.dtype;
         if !ElementType::ACTIVATIONS.contains(&dtype) {
             return Err(request(format!(
                 "expected f32, f16 or bf16 as the target, found {dtype}"
@@ -143,7 +144,7 @@ impl<'a> Reader<'a> {
     fn contiguous(
         &mut self,
         tensor: &Tensor,
-        stored: ElementType,
+        stored: StoredType,
         first: usize,
         dtype: ElementType,
         out: &mut [u8],
@@ -151,7 +152,7 @@ impl<'a> Reader<'a> {
         let start = first as u64 * stored.size() as u64;
         let bytes = (out.len() / dtype.size()) as u64 * stored.size() as u64;
         let streaming = self.begin(tensor, start, bytes)?;
-        if stored == dtype {
+        if stored.element_type() == Some(dtype) {
             self.read_at(tensor, tensor.offset + start, out)?;
             if let Some(running) = self.running.as_mut().filter(|_| streaming) {
                 running.hasher.update(out);
@@ -261,12 +262,12 @@ impl<'a> Reader<'a> {
     fn strided(
         &mut self,
         tensor: &Tensor,
-        stored: ElementType,
+        stored: StoredType,
         rows: Range<usize>,
         dtype: ElementType,
         out: &mut [u8],
     ) -> Result<Option<Found>, CheckpointError> {
-        if stored == dtype {
+        if stored.element_type() == Some(dtype) {
             self.gather(tensor, rows, out)?;
             return Ok(if self.options.allow_nonfinite {
                 None
@@ -403,21 +404,6 @@ struct Line {
     to: usize,
     out_step: usize,
     size: usize,
-}
-
-impl Found {
-    fn shifted(self, by: usize) -> Self {
-        match self {
-            Self::NonFinite { index, value } => Self::NonFinite {
-                index: index + by,
-                value,
-            },
-            Self::Overflow { index, value } => Self::Overflow {
-                index: index + by,
-                value,
-            },
-        }
-    }
 }
 
 /// CRC-32 of a range, read piece by piece.

@@ -143,6 +143,7 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
         tensors,
         records: Vec::new(),
         config: None,
+        notes: Vec::new(),
         metadata: metadata
             .metadata()
             .iter()

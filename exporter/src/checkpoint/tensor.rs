@@ -3,7 +3,7 @@
 use ratplus_graphs::ops::ElementType;
 use std::fmt;
 
-/// Element type of a stored tensor. Only the first three are weights.
+/// Element type of a stored tensor. Only the first four are weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[allow(missing_docs)]
@@ -37,7 +37,12 @@ impl StoredType {
         }
     }
 
-    /// The same type among those that weights may have.
+    /// Whether weights may have this type: f32, f16, bf16, or f64, which is rounded when read.
+    pub fn is_weight(self) -> bool {
+        self == Self::F64 || self.element_type().is_some()
+    }
+
+    /// The same type among those of a package's weights.
     pub fn element_type(self) -> Option<ElementType> {
         match self {
             Self::F32 => Some(ElementType::F32),

@@ -1,22 +1,21 @@
 //! `torch.save` files: a zip archive of one pickle and the storages it names.
 
 use super::error::{Fail, show};
-use super::pickle::{self, Id, Node, Pickle, TensorRef};
+use super::pickle::{self, Pickle, TensorRef};
 use super::reader::hash_range;
 use super::source::{Source, read_vec};
+use super::state;
 use super::tensor::Tensor;
 use super::zip::{self, Entry};
 use super::{Contents, Record};
-use crate::official::STATE_DICT_KEYS;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 
 /// Most elements a view may have beyond those its storage holds.
 const MAX_EXPANDED: u64 = 1 << 24;
 
-/// Most values a checkpoint's own configuration may have, and its deepest nesting.
-const MAX_CONFIG_VALUES: usize = 10_000;
-const MAX_CONFIG_DEPTH: usize = 32;
+/// The number that the files of `torch.save` before PyTorch 1.6 start with, pickled.
+const OLDER: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
 fn bad<T>(part: &'static str, problem: impl Into<String>) -> Result<T, Fail> {
     Err(Fail::Malformed(part, problem.into()))
@@ -92,16 +91,14 @@ fn small(source: &dyn Source, entry: &Entry, longest: u64) -> Result<Vec<u8>, Fa
 
 /// Reads everything but the tensors' elements.
 pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
-    let mut magic = [0; 2];
-    if source.len() >= 2 {
-        source
-            .read_exact_at(&mut magic, 0)
-            .map_err(|error| Fail::Io("read", error))?;
-    }
-    if magic[0] == 0x80 {
-        return Err(Fail::Unsupported(
-            "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch".into(),
-        ));
+    let head = read_vec(source, 0, source.len().min(32) as usize)?;
+    if head.first() == Some(&0x80) {
+        let older = head.windows(OLDER.len()).any(|window| window == OLDER);
+        return Err(Fail::Unsupported(if older {
+            "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch".into()
+        } else {
+            "a pickle that torch.save did not write; load it where it is trusted and save the state dict with torch.save".into()
+        }));
     }
     let archive = Archive::open(source)?;
     if archive.get("constants.pkl").is_some() {
@@ -124,31 +121,15 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     let bytes = small(source, entry, pickle::MAX_LEN)?;
     let pickle = pickle::parse(&bytes)?;
     let records = storages(&pickle, &archive, file)?;
+    if entry.crc != 0 {
+        check_data(source, &records)?;
+    }
     for tensor in &pickle.tensors {
         check_view(&pickle, tensor)?;
     }
-    let (state, config) = state_dict(&pickle)?;
+    let found = state::find(&pickle)?;
     let mut tensors = BTreeMap::new();
-    for &(key, value) in state {
-        let Some(name) = pickle.string(key) else {
-            return bad(
-                "pickle",
-                format!(
-                    "a key of the state dict is {}, expected a string",
-                    pickle.kind(key)
-                ),
-            );
-        };
-        let &Node::Tensor(tensor) = pickle.node(value) else {
-            return bad(
-                "pickle",
-                format!(
-                    "`{}` in the state dict is {}, expected a tensor",
-                    show(name.as_bytes()),
-                    pickle.kind(value)
-                ),
-            );
-        };
+    for (name, tensor) in found.tensors {
         let view = &pickle.tensors[tensor];
         let tensor = Tensor {
             name: name.to_owned(),
@@ -169,7 +150,8 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     Ok(Contents {
         tensors,
         records,
-        config,
+        config: found.config,
+        notes: found.notes,
         metadata: BTreeMap::new(),
     })
 }
@@ -204,6 +186,28 @@ fn storages(pickle: &Pickle<'_>, archive: &Archive, file: usize) -> Result<Vec<R
         })
     };
     pickle.storages.iter().map(record).collect()
+}
+
+/// Refuses an archive whose writer computed checksums and whose storages have none and are zeros:
+/// inside `torch.serialization.skip_data`, `torch.save` leaves room for data and writes none.
+fn check_data(source: &dyn Source, records: &[Record]) -> Result<(), Fail> {
+    const LOOK: u64 = 4096;
+    let mut holding = records.iter().filter(|record| record.len > 0).peekable();
+    if holding.peek().is_none() {
+        return Ok(());
+    }
+    for record in holding {
+        if record.crc != 0 {
+            return Ok(());
+        }
+        let start = read_vec(source, record.offset, record.len.min(LOOK) as usize)?;
+        if start.iter().any(|&byte| byte != 0) {
+            return Ok(());
+        }
+    }
+    Err(Fail::Unsupported(
+        "its tensors have no data: torch.save wrote it inside torch.serialization.skip_data; save it again without".into(),
+    ))
 }
 
 /// A view has to lie inside its storage.
@@ -248,119 +252,4 @@ fn check_view(pickle: &Pickle<'_>, tensor: &TensorRef) -> Result<(), Fail> {
         );
     }
     Ok(())
-}
-
-type Entries = [(Id, Id)];
-
-/// The state dict, wrapped or bare, and the configuration saved beside it.
-fn state_dict<'a>(
-    pickle: &'a Pickle<'_>,
-) -> Result<(&'a Entries, Option<serde_json::Value>), Fail> {
-    let Node::Dict(root) = pickle.node(pickle.root) else {
-        return bad(
-            "pickle",
-            format!("it holds {}, expected a dict", pickle.kind(pickle.root)),
-        );
-    };
-    let is_tensor = |&(_, value): &(Id, Id)| matches!(pickle.node(value), Node::Tensor(_));
-    let mut wrapped: Vec<_> = root
-        .iter()
-        .filter_map(|&(key, value)| {
-            let name = pickle.string(key)?;
-            match pickle.node(value) {
-                Node::Dict(entries) if STATE_DICT_KEYS.contains(&name) => Some((name, entries)),
-                _ => None,
-            }
-        })
-        .collect();
-    if wrapped.len() > 1 {
-        wrapped.retain(|(_, entries)| !entries.is_empty() && entries.iter().all(is_tensor));
-    }
-    let config = || {
-        let (_, value) = root
-            .iter()
-            .rev()
-            .find(|&&(key, _)| pickle.string(key) == Some("config"))?;
-        let mut budget = MAX_CONFIG_VALUES;
-        to_json(pickle, *value, MAX_CONFIG_DEPTH, &mut budget)
-    };
-    let bare = root.iter().all(is_tensor);
-    match wrapped.as_slice() {
-        [(_, entries)] => Ok((entries, config())),
-        [] if bare && !root.is_empty() => Ok((root, None)),
-        [] => {
-            let keys: Vec<String> = root
-                .iter()
-                .take(32)
-                .map(|&(key, value)| match pickle.string(key) {
-                    Some(name) => format!("`{}` ({})", show(name.as_bytes()), pickle.kind(value)),
-                    None => format!("{} ({})", pickle.kind(key), pickle.kind(value)),
-                })
-                .collect();
-            let more = root.len().saturating_sub(keys.len());
-            bad(
-                "pickle",
-                format!(
-                    "no state dict: expected one under `{}`, or nothing but tensors; found {}{}",
-                    STATE_DICT_KEYS.join("`, `"),
-                    if keys.is_empty() {
-                        "an empty dict".into()
-                    } else {
-                        keys.join(", ")
-                    },
-                    if more > 0 {
-                        format!(" and {more} more")
-                    } else {
-                        String::new()
-                    }
-                ),
-            )
-        }
-        several => {
-            let names: Vec<_> = several.iter().map(|&(name, _)| name).collect();
-            bad(
-                "pickle",
-                format!(
-                    "several state dicts: `{}`; save the one to export alone",
-                    names.join("`, `")
-                ),
-            )
-        }
-    }
-}
-
-/// Plain data as JSON; `None` where it is too deep or too large. What JSON cannot say is null.
-fn to_json(
-    pickle: &Pickle<'_>,
-    id: Id,
-    depth: usize,
-    budget: &mut usize,
-) -> Option<serde_json::Value> {
-    use serde_json::Value;
-    *budget = budget.checked_sub(1)?;
-    let depth = depth.checked_sub(1)?;
-    Some(match pickle.node(id) {
-        Node::Bool(value) => Value::Bool(*value),
-        Node::Int(value) => (*value).into(),
-        Node::Float(value) => {
-            serde_json::Number::from_f64(*value).map_or(Value::Null, Value::Number)
-        }
-        Node::Str(span) => pickle.text(*span).into(),
-        Node::List(items) | Node::Tuple(items) => items
-            .iter()
-            .map(|&item| to_json(pickle, item, depth, budget))
-            .collect::<Option<Vec<_>>>()?
-            .into(),
-        Node::Dict(entries) => {
-            let mut map = serde_json::Map::new();
-            for &(key, value) in entries {
-                let value = to_json(pickle, value, depth, budget)?;
-                if let Some(key) = pickle.string(key) {
-                    map.insert(key.to_owned(), value);
-                }
-            }
-            map.into()
-        }
-        _ => Value::Null,
-    })
 }

@@ -1,8 +1,11 @@
 //! The stack machine.
 
 use super::super::error::{Fail, show};
-use super::super::tensor::StoredType;
-use super::{Global, Id, Node, Pickle, Span, StorageRef, TensorRef, global, text};
+use super::names::{global, hostile};
+use super::opcodes;
+use super::{
+    Foreign, Global, Id, Node, Pickle, Span, StorageRef, TensorRef, at_byte, refusal, text,
+};
 use std::collections::HashMap;
 
 const MAX_NODES: usize = 1 << 20;
@@ -10,23 +13,27 @@ const MAX_EDGES: usize = 1 << 22;
 const MAX_STACK: usize = 1 << 20;
 const MAX_MARKS: usize = 256;
 const MAX_DEPTH: u16 = 512;
-const MAX_STRING: usize = 1 << 20;
-const MAX_DIMS: usize = 16;
+/// As long as any pickle: strings are spans of it.
+const MAX_STRING: usize = super::MAX_LEN as usize;
 
-type Outcome<T> = Result<T, String>;
+pub(super) type Outcome<T> = Result<T, String>;
 
-struct Machine<'a> {
-    bytes: &'a [u8],
+pub(super) struct Machine<'a> {
+    pub bytes: &'a [u8],
     at: usize,
+    /// First byte of the operation under way.
+    start: usize,
     nodes: Vec<Node>,
     depths: Vec<u16>,
     edges: usize,
     stack: Vec<Id>,
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
-    storages: Vec<StorageRef>,
-    storage_keys: HashMap<&'a [u8], usize>,
-    tensors: Vec<TensorRef>,
+    pub storages: Vec<StorageRef>,
+    pub storage_keys: HashMap<&'a [u8], usize>,
+    pub tensors: Vec<TensorRef>,
+    /// `getattr` as it was named, until it has named something.
+    pub attribute: Option<Foreign>,
 }
 
 /// Interprets `bytes`, which has to end with the pickle's STOP.
@@ -34,6 +41,7 @@ pub(in super::super) fn parse(bytes: &[u8]) -> Result<Pickle<'_>, Fail> {
     let mut machine = Machine {
         bytes,
         at: 0,
+        start: 0,
         nodes: Vec::new(),
         depths: Vec::new(),
         edges: 0,
@@ -43,15 +51,17 @@ pub(in super::super) fn parse(bytes: &[u8]) -> Result<Pickle<'_>, Fail> {
         storages: Vec::new(),
         storage_keys: HashMap::new(),
         tensors: Vec::new(),
+        attribute: None,
     };
-    let mut at = 0;
     let root = loop {
+        machine.start = machine.at;
         match machine.step() {
-            Ok(None) => at = machine.at,
+            Ok(None) => {}
             Ok(Some(root)) => break Ok(root),
             Err(problem) => break Err(problem),
         }
     };
+    let at = machine.start;
     match root {
         Ok(root) if machine.at == bytes.len() => Ok(Pickle {
             bytes,
@@ -63,7 +73,7 @@ pub(in super::super) fn parse(bytes: &[u8]) -> Result<Pickle<'_>, Fail> {
         Ok(_) => Err(format!("{} bytes after STOP", bytes.len() - machine.at)),
         Err(problem) => Err(problem),
     }
-    .map_err(|problem| Fail::Malformed("pickle", format!("{problem} (at byte {at} of data.pkl)")))
+    .map_err(|problem| Fail::Malformed("pickle", at_byte(&problem, at)))
 }
 
 impl<'a> Machine<'a> {
@@ -101,11 +111,19 @@ impl<'a> Machine<'a> {
             .ok_or_else(|| format!("a string longer than {MAX_STRING} bytes"))
     }
 
-    fn node(&self, id: Id) -> &Node {
+    pub(super) fn node(&self, id: Id) -> &Node {
         &self.nodes[id as usize]
     }
 
-    fn push(&mut self, id: Id) -> Outcome<()> {
+    pub(super) fn text(&self, span: Span) -> &'a str {
+        text(self.bytes, span)
+    }
+
+    pub(super) fn refused(&self, foreign: Foreign) -> String {
+        refusal(self.text(foreign.module), self.text(foreign.name))
+    }
+
+    pub(super) fn push(&mut self, id: Id) -> Outcome<()> {
         if self.stack.len() >= MAX_STACK {
             return Err(format!("more than {MAX_STACK} values on the stack"));
         }
@@ -113,7 +131,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn add(&mut self, node: Node) -> Outcome<()> {
+    pub(super) fn add(&mut self, node: Node) -> Outcome<()> {
         if self.nodes.len() >= MAX_NODES {
             return Err(format!("more than {MAX_NODES} values"));
         }
@@ -204,31 +222,48 @@ impl<'a> Machine<'a> {
         self.add(Node::Int(i64::from_le_bytes(wide)))
     }
 
-    fn line(&mut self) -> Outcome<&'a [u8]> {
+    fn line(&mut self) -> Outcome<Span> {
         let rest = &self.bytes[self.at..];
         let len = rest
             .iter()
             .take(MAX_STRING)
             .position(|&byte| byte == b'\n')
             .ok_or("a name without an end")?;
+        let span = Span {
+            start: self.at as u32,
+            len: len as u32,
+        };
         self.at += len + 1;
-        Ok(&rest[..len])
+        Ok(span)
     }
 
-    fn find_global(&mut self, module: &[u8], name: &[u8]) -> Outcome<()> {
-        let found = match (std::str::from_utf8(module), std::str::from_utf8(name)) {
-            (Ok(module), Ok(name)) => global(module, name),
-            _ => None,
+    fn find_global(&mut self, module: Span, name: Span) -> Outcome<()> {
+        let bytes = self.bytes;
+        let part = |span: Span| &bytes[span.start as usize..][..span.len as usize];
+        let (Ok(module_text), Ok(name_text)) = (
+            std::str::from_utf8(part(module)),
+            std::str::from_utf8(part(name)),
+        ) else {
+            return Err(refusal(
+                &String::from_utf8_lossy(part(module)),
+                &String::from_utf8_lossy(part(name)),
+            ));
         };
-        let found = found.ok_or_else(|| {
-            format!(
-                "it names `{}.{}`, which is not one of the types a state dict needs; nothing was run. Load it where it \
-                 is trusted and save the state dict alone",
-                show(module),
-                show(name)
-            )
-        })?;
-        self.add(Node::Global(found))
+        let foreign = Foreign {
+            module,
+            name,
+            at: self.start as u32,
+        };
+        match global(module_text, name_text) {
+            Some(found) => {
+                if found == Global::Attribute {
+                    self.attribute = Some(foreign);
+                }
+                self.add(Node::Global(found))
+            }
+            None if hostile(module_text, name_text) => Err(refusal(module_text, name_text)),
+            None => self.add(Node::Foreign(foreign)),
+        }
     }
 
     /// Runs one operation; the root once the pickle stops.
@@ -239,6 +274,9 @@ impl<'a> Machine<'a> {
                 let root = self.pop()?;
                 if !self.stack.is_empty() || !self.marks.is_empty() {
                     return Err("values are left over at STOP".into());
+                }
+                if let Some(unused) = self.attribute {
+                    return Err(self.refused(unused));
                 }
                 return Ok(Some(root));
             }
@@ -370,13 +408,7 @@ impl<'a> Machine<'a> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 match (self.node(module), self.node(name)) {
-                    (&Node::Str(module), &Node::Str(name)) => {
-                        let bytes = self.bytes;
-                        self.find_global(
-                            text(bytes, module).as_bytes(),
-                            text(bytes, name).as_bytes(),
-                        )?;
-                    }
+                    (&Node::Str(module), &Node::Str(name)) => self.find_global(module, name)?,
                     _ => return Err("a name that is not a string".into()),
                 }
             }
@@ -389,17 +421,24 @@ impl<'a> Machine<'a> {
                 let called = self.pop()?;
                 self.reduce(called, arguments, code == 0x81)?;
             }
+            0x92 => {
+                let (_keywords, arguments, called) = (self.pop()?, self.pop()?, self.pop()?);
+                self.reduce_with_keywords(called, arguments)?;
+            }
             b'b' => {
                 self.pop()?;
                 let object = self.top()?;
-                if !matches!(self.node(object), Node::Dict(_) | Node::Inert) {
+                if !matches!(
+                    self.node(object),
+                    Node::Dict(_) | Node::Object(_) | Node::Foreign(_)
+                ) {
                     return Err("BUILD on a value that has no attributes".into());
                 }
             }
             _ => {
                 return Err(format!(
                     "operation {} ({code:#04x}), which torch.save does not write",
-                    opcode_name(code)
+                    opcodes::name(code)
                 ));
             }
         }
@@ -411,7 +450,7 @@ impl<'a> Machine<'a> {
         self.deepen(container, &items)?;
         match &mut self.nodes[container as usize] {
             Node::List(list) | Node::Set(list) => list.extend(items),
-            Node::Inert => {}
+            Node::Object(_) => {}
             _ => return Err("items are appended to a value that is not a list".into()),
         }
         Ok(())
@@ -428,6 +467,7 @@ impl<'a> Machine<'a> {
                 entries.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
                 Ok(())
             }
+            Node::Object(_) => Ok(()),
             _ => Err("an item is set on a value that is not a dict".into()),
         }
     }
@@ -448,159 +488,5 @@ impl<'a> Machine<'a> {
         }
         self.memo.insert(index, id);
         Ok(())
-    }
-
-    /// `("storage", type, key, location, elements)`.
-    fn storage(&mut self, id: Id) -> Outcome<()> {
-        let problem = "a persistent id that does not describe a storage";
-        let Node::Tuple(parts) = self.node(id) else {
-            return Err(problem.into());
-        };
-        let &[tag, kind, key, location, numel] = parts.as_slice() else {
-            return Err(problem.into());
-        };
-        let (
-            &Node::Str(tag),
-            &Node::Global(Global::Storage(dtype)),
-            &Node::Str(key),
-            Node::Str(_),
-            &Node::Int(numel),
-        ) = (
-            self.node(tag),
-            self.node(kind),
-            self.node(key),
-            self.node(location),
-            self.node(numel),
-        )
-        else {
-            return Err(problem.into());
-        };
-        let numel = u64::try_from(numel).map_err(|_| problem)?;
-        if text(self.bytes, tag) != "storage" {
-            return Err(problem.into());
-        }
-        let storage = StorageRef { dtype, key, numel };
-        let name = text(self.bytes, key).as_bytes();
-        let index = *self.storage_keys.entry(name).or_insert(self.storages.len());
-        match self.storages.get(index) {
-            None => self.storages.push(storage),
-            Some(known) if (known.dtype, known.numel) == (dtype, numel) => {}
-            Some(_) => {
-                return Err(format!("storage `{}` is described in two ways", show(name)));
-            }
-        }
-        self.add(Node::Storage(index))
-    }
-
-    fn reduce(&mut self, called: Id, arguments: Id, new: bool) -> Outcome<()> {
-        let Node::Tuple(arguments) = self.node(arguments) else {
-            return Err("arguments that are not a tuple".into());
-        };
-        let &Node::Global(called) = self.node(called) else {
-            return Err("a call of something that is not a name".into());
-        };
-        match called {
-            Global::RebuildTensor | Global::RebuildTensorWithDtype | Global::RebuildParameter
-                if new =>
-            {
-                Err("NEWOBJ of a function".into())
-            }
-            Global::RebuildTensor => {
-                // (storage, offset, size, stride, requires_grad, hooks[, metadata])
-                let arguments = match arguments.as_slice() {
-                    &[a, b, c, d, _, _] | &[a, b, c, d, _, _, _] => [a, b, c, d],
-                    _ => return Err("a tensor with the wrong number of arguments".into()),
-                };
-                self.tensor(arguments, None)
-            }
-            Global::RebuildTensorWithDtype => {
-                let (arguments, dtype) = match arguments.as_slice() {
-                    &[a, b, c, d, _, _, dtype] | &[a, b, c, d, _, _, dtype, _] => {
-                        ([a, b, c, d], dtype)
-                    }
-                    _ => return Err("a tensor with the wrong number of arguments".into()),
-                };
-                let &Node::Global(Global::Dtype(dtype)) = self.node(dtype) else {
-                    return Err("a tensor whose type is not a torch dtype".into());
-                };
-                self.tensor(arguments, Some(dtype))
-            }
-            Global::RebuildParameter => match arguments.as_slice() {
-                &[data, _, _] if matches!(self.node(data), Node::Tensor(_)) => self.push(data),
-                _ => Err("a parameter without a tensor".into()),
-            },
-            Global::Mapping if arguments.is_empty() => self.add(Node::Dict(Vec::new())),
-            Global::Mapping => Err("a dict built from arguments".into()),
-            Global::Data => self.add(Node::Inert),
-            Global::Storage(_) | Global::Dtype(_) => Err("a call of a type".into()),
-        }
-    }
-
-    fn dims(&self, id: Id, what: &str) -> Outcome<Vec<u64>> {
-        let Node::Tuple(items) = self.node(id) else {
-            return Err(format!("a tensor whose {what} is not a tuple"));
-        };
-        if items.len() > MAX_DIMS {
-            return Err(format!("a tensor of {} dimensions", items.len()));
-        }
-        let dim = |&id: &Id| match self.node(id) {
-            Node::Int(value) => u64::try_from(*value)
-                .map_err(|_| format!("a tensor whose {what} has a negative entry {value}")),
-            _ => Err(format!("a tensor whose {what} is not made of integers")),
-        };
-        items.iter().map(dim).collect()
-    }
-
-    fn tensor(&mut self, arguments: [Id; 4], dtype: Option<StoredType>) -> Outcome<()> {
-        let [storage, offset, shape, strides] = arguments;
-        let &Node::Storage(storage) = self.node(storage) else {
-            return Err("a tensor without a storage".into());
-        };
-        let &Node::Int(offset) = self.node(offset) else {
-            return Err("a tensor whose offset is not an integer".into());
-        };
-        let offset = u64::try_from(offset)
-            .map_err(|_| format!("a tensor whose offset is negative: {offset}"))?;
-        let (shape, strides) = (self.dims(shape, "size")?, self.dims(strides, "stride")?);
-        if shape.len() != strides.len() {
-            return Err(format!(
-                "a tensor with {} dimensions and {} strides",
-                shape.len(),
-                strides.len()
-            ));
-        }
-        let tensor = TensorRef {
-            storage,
-            dtype: dtype.unwrap_or(self.storages[storage].dtype),
-            offset,
-            shape,
-            strides,
-        };
-        self.tensors.push(tensor);
-        self.add(Node::Tensor(self.tensors.len() - 1))
-    }
-}
-
-fn opcode_name(code: u8) -> &'static str {
-    match code {
-        b'S' => "STRING",
-        b'T' => "BINSTRING",
-        b'U' => "SHORT_BINSTRING",
-        b'V' => "UNICODE",
-        b'I' => "INT",
-        b'L' => "LONG",
-        b'F' => "FLOAT",
-        b'P' => "PERSID",
-        b'g' => "GET",
-        b'p' => "PUT",
-        b'i' => "INST",
-        b'o' => "OBJ",
-        0x82 => "EXT1",
-        0x83 => "EXT2",
-        0x84 => "EXT4",
-        0x92 => "NEWOBJ_EX",
-        0x97 => "NEXT_BUFFER",
-        0x98 => "READONLY_BUFFER",
-        _ => "unknown",
     }
 }

@@ -1,13 +1,20 @@
 //! An interpreter of the pickles `torch.save` writes that has nothing to call.
 //!
-//! Names are looked up in a fixed list. Rebuilding a tensor makes a description of it; every
-//! other object is kept as inert data. Anything else is an error that names it. Values live in
-//! one flat arena, so nothing here recurses and a value that contains itself is harmless.
+//! Names are looked up in a fixed list. Rebuilding a tensor makes a description of it. Any other
+//! name, and whatever a pickle makes of it, is inert: it stands beside the weights and is no
+//! weight. A name that only an attack has is an error wherever it stands (see `names`). Values
+//! live in one flat arena, so nothing here recurses and a value that contains itself is harmless.
 
 mod machine;
+mod names;
+mod opcodes;
+mod rebuild;
 
 pub(super) use machine::parse;
+#[cfg(test)]
+pub(super) use names::hostile;
 
+use super::error::show;
 use super::tensor::StoredType;
 
 /// Longest pickle read. One of a 32-layer model with optimizer state has about 0.5 MB.
@@ -39,69 +46,48 @@ pub(super) enum Node {
     /// A dictionary, or an object that holds items like one.
     Dict(Vec<(Id, Id)>),
     Global(Global),
+    /// A name that means nothing here.
+    Foreign(Foreign),
     /// Index into [`Pickle::storages`].
     Storage(usize),
     /// Index into [`Pickle::tensors`].
     Tensor(usize),
-    /// Anything else that is known to be data.
-    Inert,
+    /// Anything else: data, and the [`Node::Foreign`] it was made by, if any.
+    Object(Option<Id>),
 }
 
-/// What a name may stand for.
+/// What a name that a state dict needs stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Global {
-    RebuildTensor,
-    RebuildTensorWithDtype,
-    RebuildParameter,
+    Rebuild(Rebuild),
     /// A dictionary type: called without arguments, it holds items.
     Mapping,
-    /// A type whose instances are kept as [`Node::Inert`].
+    /// A type whose instances are kept as [`Node::Object`].
     Data,
+    /// `getattr`, by which protocols below 4 name what is inside a type: never looked up.
+    Attribute,
     Storage(StoredType),
     Dtype(StoredType),
 }
 
-fn global(module: &str, name: &str) -> Option<Global> {
-    Some(match (module, name) {
-        ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
-        ("torch._utils", "_rebuild_tensor_v3") => Global::RebuildTensorWithDtype,
-        ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-        ("collections", "OrderedDict") | ("easydict", "EasyDict") => Global::Mapping,
-        ("torch", "Size" | "device") | ("_codecs", "encode") => Global::Data,
-        ("__builtin__" | "builtins", "set" | "frozenset" | "complex" | "bytearray") => Global::Data,
-        ("torch.storage", "UntypedStorage") | ("torch", "UntypedStorage") => {
-            Global::Storage(StoredType::U8)
-        }
-        ("torch", name) => match name.strip_suffix("Storage") {
-            Some(kind) => Global::Storage(match kind {
-                "Float" => StoredType::F32,
-                "Half" => StoredType::F16,
-                "BFloat16" => StoredType::BF16,
-                "Double" => StoredType::F64,
-                "Long" => StoredType::I64,
-                "Int" => StoredType::I32,
-                "Short" => StoredType::I16,
-                "Char" => StoredType::I8,
-                "Byte" => StoredType::U8,
-                "Bool" => StoredType::Bool,
-                _ => return None,
-            }),
-            None => Global::Dtype(match name {
-                "float32" => StoredType::F32,
-                "float16" => StoredType::F16,
-                "bfloat16" => StoredType::BF16,
-                "float64" => StoredType::F64,
-                "int64" => StoredType::I64,
-                "int32" => StoredType::I32,
-                "int16" => StoredType::I16,
-                "int8" => StoredType::I8,
-                "uint8" => StoredType::U8,
-                "bool" => StoredType::Bool,
-                _ => return None,
-            }),
-        },
-        _ => return None,
-    })
+/// Functions that describe a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rebuild {
+    Tensor,
+    TensorWithDtype,
+    Parameter,
+    ParameterWithState,
+    /// A tensor with attributes: one of the others, a type, arguments and the attributes.
+    FromType,
+}
+
+/// A name that no state dict needs. Spans are of names as the pickle spells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Foreign {
+    pub module: Span,
+    pub name: Span,
+    /// Where it is named first.
+    pub at: u32,
 }
 
 /// A storage, as its persistent id describes it.
@@ -153,6 +139,19 @@ impl Pickle<'_> {
         }
     }
 
+    /// Why `id` is not known: a name that means nothing here.
+    pub(super) fn foreign(&self, id: Id) -> Option<String> {
+        let id = match *self.node(id) {
+            Node::Object(cause) => cause?,
+            _ => id,
+        };
+        let &Node::Foreign(foreign) = self.node(id) else {
+            return None;
+        };
+        let refusal = refusal(self.text(foreign.module), self.text(foreign.name));
+        Some(at_byte(&refusal, foreign.at))
+    }
+
     /// A word for the kind of value `id` is.
     pub(super) fn kind(&self, id: Id) -> &'static str {
         match self.node(id) {
@@ -166,12 +165,25 @@ impl Pickle<'_> {
             Node::List(_) => "a list",
             Node::Set(_) => "a set",
             Node::Dict(_) => "a dict",
-            Node::Global(_) => "a name",
+            Node::Global(_) | Node::Foreign(_) => "a name",
             Node::Storage(_) => "a storage",
             Node::Tensor(_) => "a tensor",
-            Node::Inert => "an object",
+            Node::Object(_) => "an object",
         }
     }
+}
+
+fn refusal(module: &str, name: &str) -> String {
+    format!(
+        "it names `{}.{}`, which is not one of the types a state dict needs; nothing was run. Load it where it \
+         is trusted and save the state dict alone",
+        show(module.as_bytes()),
+        show(name.as_bytes())
+    )
+}
+
+fn at_byte(problem: &str, at: impl std::fmt::Display) -> String {
+    format!("{problem} (at byte {at} of data.pkl)")
 }
 
 /// Spans of strings were checked to be UTF-8.

@@ -258,6 +258,7 @@ pub fn storage_class(dtype: StoredType) -> &'static str {
         StoredType::F32 => "FloatStorage",
         StoredType::F16 => "HalfStorage",
         StoredType::BF16 => "BFloat16Storage",
+        StoredType::F64 => "DoubleStorage",
         StoredType::I64 => "LongStorage",
         other => panic!("no writer for {other}"),
     }

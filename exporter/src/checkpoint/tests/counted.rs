@@ -1,6 +1,6 @@
 //! How many hostile files there are: every one whose whole message is compared counts.
 
-use super::{pickles, shards, zips};
+use super::{beside, containers, files, pickles, shards, zips};
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Deref;
@@ -67,7 +67,7 @@ fn count(category: &str, goal: usize, tests: &[fn()]) {
 
 #[test]
 fn hostile_pickles_are_many() {
-    let tests: [fn(); 8] = [
+    let tests: [fn(); 12] = [
         pickles::names_outside_the_list_are_refused_by_name,
         pickles::operations_torch_save_does_not_write_are_refused,
         pickles::calls_of_the_wrong_things_are_refused,
@@ -75,7 +75,11 @@ fn hostile_pickles_are_many() {
         pickles::views_outside_their_storage_are_refused,
         pickles::depth_nodes_and_expansion_have_budgets,
         pickles::pickles_that_are_not_whole,
-        pickles::state_dicts_are_found_where_they_may_be,
+        containers::state_dicts_are_found_where_they_may_be,
+        beside::weights_made_of_unknown_names_are_refused_by_them,
+        beside::getattr_that_is_not_a_name_is_refused,
+        containers::weights_are_found_by_their_names,
+        containers::archives_without_data_are_refused,
     ];
     count("pickle", 150, &tests);
 }
@@ -95,11 +99,13 @@ fn hostile_archives_are_many() {
 
 #[test]
 fn hostile_safetensors_are_many() {
-    let tests: [fn(); 4] = [
+    let tests: [fn(); 6] = [
         shards::headers_that_lie,
         shards::indexes_that_lie,
-        shards::directories_hold_one_checkpoint,
-        shards::paths_that_are_no_checkpoints,
+        files::directories_hold_one_checkpoint,
+        files::paths_that_are_no_checkpoints,
+        files::files_of_other_kinds_are_named,
+        files::directories_are_searched,
     ];
     count("safetensors", 40, &tests);
 }

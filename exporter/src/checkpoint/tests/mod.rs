@@ -1,7 +1,10 @@
-//! Hostile and damaged files, and views against a naive oracle.
+//! Hostile, damaged and odd files, and views against a naive oracle.
 
+mod beside;
+mod containers;
 mod counted;
 mod damage;
+mod files;
 mod pickles;
 mod shards;
 mod views;

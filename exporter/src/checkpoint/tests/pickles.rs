@@ -1,29 +1,42 @@
 //! Pickles that ask for more than a state dict needs.
 
+use super::super::pickle::hostile;
 use super::super::testing::{Pickler, View, pth, state_pickle};
 use super::{Refusal, f32s, message, open_pth, values};
 
-fn refused(pickle: Vec<u8>) -> Refusal {
-    let storages = [("0", f32s((0..6).map(|i| i as f32)))];
-    message(open_pth(pth(pickle, &storages))).without(|text| {
+pub(super) fn refused(pickle: Vec<u8>) -> Refusal {
+    message(open_pth(pth(pickle, &storages()))).without(|text| {
         let text = text.strip_prefix("pickle: ").unwrap_or(text);
         text.rsplit_once(" (at byte ")
             .map_or(text, |(problem, _)| problem)
     })
 }
 
-fn view() -> View {
+pub(super) fn storages() -> [(&'static str, Vec<u8>); 2] {
+    [("0", f32s((0..6).map(|i| i as f32))), ("1", vec![7; 24])]
+}
+
+/// `{"task": {"w": a tensor}, "x": <operations>}`.
+pub(super) fn beside(value: impl Fn(Pickler) -> Pickler) -> Vec<u8> {
+    let start = Pickler::new().op(b"}(").str("task").op(b"}").str("w");
+    value(start.tensor(&view()).op(b"s").str("x"))
+        .op(b"u")
+        .stop()
+}
+
+pub(super) fn view() -> View {
     View::contiguous("FloatStorage", "0", &[2, 3])
 }
 
 /// `{"task": {"w": <operations>}}`.
-fn around(value: impl Fn(Pickler) -> Pickler) -> Vec<u8> {
+pub(super) fn around(value: impl Fn(Pickler) -> Pickler) -> Vec<u8> {
     let start = Pickler::new().op(b"}(").str("task").op(b"}(").str("w");
     value(start).op(b"uu").stop()
 }
 
 #[test]
 pub(super) fn names_outside_the_list_are_refused_by_name() {
+    let mut dangerous = 0;
     for (module, name) in [
         ("os", "system"),
         ("posix", "system"),
@@ -69,6 +82,14 @@ pub(super) fn names_outside_the_list_are_refused_by_name() {
         );
         let call = |p: Pickler| p.global(module, name).op(b"(").str("true").op(b"tR");
         assert_eq!(refused(around(call)), expected);
+        // Where it would do harm, beside the weights too, and without a call.
+        if hostile(module, name) {
+            assert_eq!(refused(beside(call)), expected);
+            assert_eq!(refused(beside(|p| p.global(module, name))), expected);
+            dangerous += 1;
+        } else {
+            open_pth(pth(beside(call), &storages())).unwrap();
+        }
         // The same by STACK_GLOBAL, from the memo too.
         let stack = |p: Pickler| {
             p.str(module)
@@ -80,6 +101,7 @@ pub(super) fn names_outside_the_list_are_refused_by_name() {
         };
         assert_eq!(refused(around(stack)), expected);
     }
+    assert_eq!(dangerous, 29);
     let long = "x".repeat(5000);
     let message = refused(around(|p| p.global(&long, "\u{7}\u{1b}[31m")));
     assert!(
@@ -96,7 +118,6 @@ pub(super) fn operations_torch_save_does_not_write_are_refused() {
         (0x82, "EXT1"),
         (0x83, "EXT2"),
         (0x84, "EXT4"),
-        (0x92, "NEWOBJ_EX"),
         (0x97, "NEXT_BUFFER"),
         (0x98, "READONLY_BUFFER"),
         (b'P', "PERSID"),
@@ -380,9 +401,9 @@ pub(super) fn depth_nodes_and_expansion_have_budgets() {
         "`task` in the state dict is a dict, expected a tensor"
     );
     let huge = Pickler::new().op(b"X\xff\xff\xff\xff").stop();
-    assert_eq!(refused(huge), "a string longer than 1048576 bytes");
+    assert_eq!(refused(huge), "a string longer than 33554432 bytes");
     let huge = Pickler::new().op(b"\x8d").op(u64::MAX.to_le_bytes()).stop();
-    assert_eq!(refused(huge), "a string longer than 1048576 bytes");
+    assert_eq!(refused(huge), "a string longer than 33554432 bytes");
 }
 
 #[test]
@@ -414,148 +435,5 @@ pub(super) fn pickles_that_are_not_whole() {
     assert_eq!(
         refused(Pickler::new().op(b"X\x02\0\0\0\xff\xfe").stop()),
         "the string `\u{fffd}\u{fffd}` is not UTF-8"
-    );
-}
-
-#[test]
-pub(super) fn state_dicts_are_found_where_they_may_be() {
-    let tensor = |p: Pickler| p.tensor(&View::contiguous("FloatStorage", "0", &[2, 3]));
-    let bytes = f32s((0..6).map(|i| i as f32));
-    let open = |pickle: Vec<u8>| open_pth(pth(pickle, &[("0", bytes.clone())]));
-    let bare = tensor(Pickler::new().op(b"}(").str("w")).op(b"u").stop();
-    assert_eq!(values(&open(bare).unwrap(), 9).unwrap()["w"].1, bytes);
-    for key in ["task", "model", "state_dict"] {
-        let wrapped = tensor(
-            Pickler::new()
-                .op(b"}(")
-                .str("step")
-                .op(b"K\x01")
-                .str(key)
-                .op(b"}")
-                .str("w"),
-        )
-        .op(b"su")
-        .stop();
-        assert_eq!(values(&open(wrapped).unwrap(), 9).unwrap()["w"].1, bytes);
-    }
-    let other = tensor(Pickler::new().op(b"}(").str("net").op(b"}").str("w"))
-        .op(b"s")
-        .str("step")
-        .op(b"K\x01u")
-        .stop();
-    assert_eq!(
-        message(open(other)),
-        "pickle: no state dict: expected one under `task`, `state_dict`, `model`, or nothing but tensors; found \
-         `net` (a dict), `step` (an int)"
-    );
-    assert_eq!(
-        message(open(Pickler::new().op(b"}").stop())),
-        "pickle: no state dict: expected one under `task`, `state_dict`, `model`, or nothing but tensors; found an \
-         empty dict"
-    );
-    let two = |p: Pickler, key: &str| tensor(p.str(key).op(b"}").str("w")).op(b"s");
-    let several = two(two(Pickler::new().op(b"}("), "task"), "model")
-        .op(b"u")
-        .stop();
-    assert_eq!(
-        message(open(several)),
-        "pickle: several state dicts: `task`, `model`; save the one to export alone"
-    );
-    let twice = tensor(tensor(Pickler::new().op(b"}(").str("w")).str("w"))
-        .op(b"u")
-        .stop();
-    assert_eq!(
-        message(open(twice)),
-        "pickle: `w` is in the state dict twice"
-    );
-    let number = tensor(Pickler::new().op(b"}(").op(b"K\x07"))
-        .op(b"u")
-        .stop();
-    assert_eq!(
-        message(open(number)),
-        "pickle: a key of the state dict is an int, expected a string"
-    );
-    let mixed = tensor(Pickler::new().op(b"}").str("task").op(b"}(").str("w"))
-        .str("n")
-        .op(b"K\x01us")
-        .stop();
-    assert_eq!(
-        message(open(mixed)),
-        "pickle: `n` in the state dict is an int, expected a tensor"
-    );
-}
-
-#[test]
-fn what_training_saves_beside_the_weights_is_inert() {
-    let config = Pickler::new()
-        .op(b"}(")
-        .str("config")
-        .global("easydict", "EasyDict")
-        .op(b")\x81(")
-        .str("lr")
-        .op(b"G")
-        .op(0.5f64.to_be_bytes())
-        .str("list")
-        .op(b"](K\x01NeX\x01\0\0\0tK\x01\x85")
-        .op(b"u}(")
-        .str("lr")
-        .op(b"K\x02ub")
-        .str("task")
-        .global("collections", "OrderedDict")
-        .op(b")R(")
-        .str("w")
-        .global("torch._utils", "_rebuild_parameter")
-        .op(b"(")
-        .tensor(&view())
-        .op([0x88])
-        .global("collections", "OrderedDict")
-        .op(b")RtR")
-        .op(b"u}")
-        .str("_metadata")
-        .global("collections", "OrderedDict")
-        .op(b")Rsb")
-        .str("dtype")
-        .global("torch", "bfloat16")
-        .str("size")
-        .global("torch", "Size")
-        .op(b"K\x02\x85\x85R")
-        .str("bytes")
-        .op(b"C\x02hi")
-        .op(b"u")
-        .stop();
-    let checkpoint = open_pth(pth(config, &[("0", f32s((0..6).map(|i| i as f32)))])).unwrap();
-    assert_eq!(
-        checkpoint.saved_config(),
-        Some(&serde_json::json!({"lr": 0.5, "list": [1, null], "t": [1]}))
-    );
-    assert_eq!(checkpoint.tensors().len(), 1);
-}
-
-#[test]
-fn untyped_storages_carry_any_type() {
-    let bytes: Vec<u8> = (0..12).collect();
-    let untyped = |p: Pickler, numel| {
-        p.op(b"(")
-            .str("storage")
-            .global("torch.storage", "UntypedStorage")
-            .str("0")
-            .str("cuda:0")
-            .int(numel)
-            .op(b"tQ")
-    };
-    let pickle = around(|p| {
-        untyped(p.global("torch._utils", "_rebuild_tensor_v3").op(b"("), 12)
-            .int(1)
-            .tuple(&[5])
-            .tuple(&[1])
-            .op([0x89])
-            .op(b"N")
-            .global("torch", "bfloat16")
-            .op(b"tR")
-    });
-    let checkpoint = open_pth(pth(pickle, &[("0", bytes.clone())])).unwrap();
-    assert_eq!(
-        values(&checkpoint, 2).unwrap()["w"],
-        (vec![5], bytes[2..].to_vec())
     );
 }

@@ -1,4 +1,4 @@
-//! safetensors headers, shard indexes and directories.
+//! safetensors headers and shard indexes.
 
 use super::super::testing::{f32_safetensors, safetensors};
 use super::super::{Checkpoint, Format};
@@ -188,7 +188,7 @@ fn metadata_of_shards_is_merged() {
     );
 }
 
-fn write(path: &Path, bytes: impl AsRef<[u8]>) {
+pub(super) fn write(path: &Path, bytes: impl AsRef<[u8]>) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(path, bytes).unwrap();
 }
@@ -198,7 +198,7 @@ fn index(map: &[(&str, &str)]) -> String {
         .to_string()
 }
 
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 fn two_shards(directory: &Path) {
     write(
@@ -301,7 +301,7 @@ pub(super) fn indexes_that_lie() {
         "\n  tensor `b`: expected in `s1.safetensors`, found in `s2.safetensors`"
     );
     for (text, expected) in [
-        ("", "EOF while parsing a value"),
+        (" ", "EOF while parsing a value"),
         (
             "[]",
             "invalid length 0, expected struct RawIndex with 1 element",
@@ -318,59 +318,6 @@ pub(super) fn indexes_that_lie() {
         let found = found.without(|text| problem(text, "shard index: "));
         assert_eq!(found, expected, "{text}");
     }
-}
-
-#[test]
-pub(super) fn directories_hold_one_checkpoint() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path();
-    assert_eq!(
-        message(Checkpoint::open(path)),
-        "the directory holds no model.safetensors, *.safetensors.index.json or *.pth"
-    );
-    write(
-        &path.join("golden.safetensors"),
-        f32_safetensors(&[("g", &[1])]),
-    );
-    write(
-        &path.join("model.safetensors"),
-        f32_safetensors(&[("a", &[1])]),
-    );
-    assert_eq!(
-        Checkpoint::open(path)
-            .unwrap()
-            .tensors()
-            .next()
-            .unwrap()
-            .name(),
-        "a"
-    );
-    write(&path.join("475.pth"), "x");
-    assert_eq!(
-        message(Checkpoint::open(path)),
-        "the directory holds several checkpoints; give one of 475.pth, model.safetensors"
-    );
-}
-
-#[test]
-pub(super) fn paths_that_are_no_checkpoints() {
-    let directory = tempfile::tempdir().unwrap();
-    let missing = directory.path().join("none.pth");
-    assert_eq!(
-        message(Checkpoint::open(&missing)),
-        "cannot open: No such file or directory (os error 2)"
-    );
-    let other = directory.path().join("model.gguf");
-    write(&other, "GGUF");
-    assert_eq!(
-        message(Checkpoint::open(&other)),
-        "expected a .pth, .safetensors or .safetensors.index.json file, or a directory that holds one"
-    );
-    assert_eq!(message(Checkpoint::open("/dev/zero")), "not a regular file");
-    assert_eq!(
-        message(Checkpoint::from_bytes(INDEX, b"{}".to_vec())),
-        "shards are files beside their index"
-    );
 }
 
 #[test]

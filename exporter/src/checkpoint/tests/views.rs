@@ -22,7 +22,12 @@ struct Case {
 
 fn case() -> impl Strategy<Value = Case> {
     let dims = prop::collection::vec((0..7i64, 0..20i64), 0..4);
-    let dtype = prop::sample::select(vec![StoredType::F32, StoredType::F16, StoredType::BF16]);
+    let dtype = prop::sample::select(vec![
+        StoredType::F32,
+        StoredType::F16,
+        StoredType::BF16,
+        StoredType::F64,
+    ]);
     let target = prop::sample::select(ElementType::ACTIVATIONS.to_vec());
     (dtype, 1..200usize, 0..40i64, dims, 1..8usize, target).prop_map(
         |(dtype, storage, offset, dims, step, target)| {
@@ -72,9 +77,11 @@ fn oracle(case: &Case) -> Option<Vec<f32>> {
 }
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
-    let element = case.dtype.element_type().unwrap();
     let data: Vec<u8> = (0..case.storage)
-        .flat_map(|index| encode(stored(index), element))
+        .flat_map(|index| match case.dtype.element_type() {
+            Some(element) => encode(stored(index), element),
+            None => f64::from(stored(index)).to_le_bytes().to_vec(),
+        })
         .collect();
     let view = View {
         class: storage_class(case.dtype),
@@ -134,7 +141,7 @@ fn large_views_agree_with_the_oracle() {
         (&[210_000], &[2], 1),
     ];
     for (shape, strides, offset) in views {
-        for dtype in [StoredType::F32, StoredType::BF16] {
+        for dtype in [StoredType::F32, StoredType::BF16, StoredType::F64] {
             for target in [ElementType::F32, ElementType::BF16] {
                 let case = Case {
                     dtype,
@@ -268,6 +275,20 @@ fn values_that_are_not_finite_are_named() {
         error.to_string(),
         "x.pth: tensor `w`: element [1] is -7e4, beyond the range of f16; export with a wider type"
     );
+    let pickle = state_pickle(&[("w", View::contiguous("DoubleStorage", "0", &[2]))]);
+    let doubles = [0.1f64, -1e39].iter().flat_map(|value| value.to_le_bytes());
+    let checkpoint = open_pth(pth(pickle, &[("0", doubles.collect())])).unwrap();
+    let tensor = checkpoint.tensor("w").unwrap();
+    let mut reader = checkpoint.reader(ReadOptions::default());
+    let mut out = [0; 4];
+    reader.read_rows(tensor, 0..1, F32, &mut out).unwrap();
+    assert_eq!(out, 0.1f32.to_le_bytes());
+    let error = reader.read_rows(tensor, 1..2, F32, &mut out).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "x.pth: tensor `w`: element [1] is -1e39, beyond the range of f32; no package holds f64: find what made the \
+         weight so large"
+    );
 }
 
 #[test]
@@ -305,6 +326,6 @@ fn requests_that_do_not_fit_are_refused() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "tensor `i`: expected f32, f16 or bf16 elements, found i64"
+        "tensor `i`: expected f32, f16, bf16 or f64 elements, found i64"
     );
 }

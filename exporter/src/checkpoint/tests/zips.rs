@@ -398,7 +398,11 @@ pub(super) fn the_wrong_records() {
 pub(super) fn files_that_are_not_archives() {
     assert_eq!(
         message(open_pth(vec![])),
-        "zip archive: 0 bytes are too few; the file is not a zip archive or was cut short"
+        "the file is empty; fetch it again"
+    );
+    assert_eq!(
+        message(open_pth(vec![1; 21])),
+        "zip archive: 21 bytes are too few; the file is not a zip archive or was cut short"
     );
     assert_eq!(
         message(open_pth(vec![1; 500])),
@@ -409,5 +413,9 @@ pub(super) fn files_that_are_not_archives() {
             b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M".to_vec()
         )),
         "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch"
+    );
+    assert_eq!(
+        message(open_pth(b"\x80\x04\x95\x03\0\0\0\0\0\0\0}\x94.".to_vec())),
+        "a pickle that torch.save did not write; load it where it is trusted and save the state dict with torch.save"
     );
 }

@@ -1,7 +1,9 @@
 //! What holds for every checkpoint that is accepted.
 
 use ratplus_exporter::checkpoint::testing::place;
-use ratplus_exporter::checkpoint::{Checkpoint, CheckpointError, ReadOptions, Reader, Tensor};
+use ratplus_exporter::checkpoint::{
+    Checkpoint, CheckpointError, ReadOptions, Reader, StoredType, Tensor,
+};
 use ratplus_exporter::resolve::{ResolveOptions, resolve};
 use ratplus_graphs::ops::ElementType;
 
@@ -30,6 +32,10 @@ pub fn check(checkpoint: &Checkpoint, file: &[u8]) {
     };
     let (mut whole, mut by_row) = (reader(), reader());
     for tensor in small {
+        // Rounded as it is read; `converted` reads it.
+        if tensor.dtype() == StoredType::F64 {
+            continue;
+        }
         let Some(dtype) = tensor.dtype().element_type() else {
             let refused = whole.read_rows(tensor, 0..0, ElementType::F32, &mut []);
             assert!(matches!(refused, Err(CheckpointError::Request { .. })));
@@ -74,13 +80,14 @@ fn converted(checkpoint: &Checkpoint, tensors: &[&Tensor], choice: usize) {
     let allow_nonfinite = choice.is_multiple_of(2);
     let mut reader = checkpoint.reader(ReadOptions { allow_nonfinite });
     for tensor in tensors {
-        let Some(stored) = tensor.dtype().element_type() else {
+        if !tensor.dtype().is_weight() {
             continue;
-        };
+        }
+        let stored = tensor.dtype().element_type();
         match read(&mut reader, tensor, dtype, 3) {
             Ok(_) | Err(CheckpointError::Checksum { .. }) => {}
             Err(CheckpointError::NonFinite { .. }) if !allow_nonfinite => {}
-            Err(CheckpointError::Overflow { .. }) if dtype != stored => {}
+            Err(CheckpointError::Overflow { .. }) if stored != Some(dtype) => {}
             Err(error) => panic!("{}: {error}", tensor.name()),
         }
     }
