@@ -8,10 +8,12 @@ use ratplus_graphs::spec::ModelSpec;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
-const CASES: [&str; 11] = [
+const CASES: [&str; 13] = [
     "attention_only",
     "d16_w20_i4",
     "dense",
+    "fsdp_saved",
+    "fsdp_saved_relu",
     "head_dim_128",
     "head_hybrid",
     "kjv_d16w64i4",

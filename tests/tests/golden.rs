@@ -191,6 +191,73 @@ fn bf16_with_an_f32_cache_function() {
     check_types("bf16", "f32", "function");
 }
 
+/// What a trainer saved says its whole model, and so does a conversion with its `config.json`.
+#[test]
+fn published_files_need_no_flags() {
+    for name in ["fsdp_saved", "fsdp_saved_relu", "tied"] {
+        let case = golden_case(name);
+        let (batch, total) = tokens_shape(&case);
+        let dir = tempfile::tempdir().unwrap();
+        let package = dir.path().join("package");
+        let shape = format!("--batch {batch} --max-seq-len {total} --logits all");
+        let args = [
+            "export".into(),
+            case.checkpoint().into_os_string(),
+            "-o".into(),
+        ];
+        let args = args.into_iter().chain([package.clone().into_os_string()]);
+        let result = run(args.chain(shape.split(' ').map(OsString::from)));
+        assert!(result.status.success(), "{name}: {}", texts(&result).1);
+        let report = verify(&case, &package, "tract,ort-cpu,ort-fallback", "1,64");
+        assert_eq!(report["passed"], true, "{name}");
+        let json = std::fs::read(package.join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let config = std::fs::read(case.file("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+        for field in ["activation", "tie_embedding", "rope_base", "recurrence"] {
+            assert_eq!(manifest["model"][field], config[field], "{name}: {field}");
+        }
+    }
+}
+
+/// A tied matrix is in the weights file once, in every type; a head that is stored otherwise is
+/// beside it.
+#[test]
+fn a_tied_matrix_is_stored_once() {
+    let case = golden_case("tied");
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    let heads = |flags: &str| {
+        export(
+            &case,
+            &package,
+            &flags.split(' ').map(str::to_owned).collect::<Vec<_>>(),
+        );
+        let bytes = std::fs::read(package.join("decode.onnx")).unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        (
+            text.contains("head.lm_head.weight"),
+            std::fs::metadata(package.join("weights.bin"))
+                .unwrap()
+                .len(),
+        )
+    };
+    // 97 rows of 64, each tensor at a multiple of 4096 bytes.
+    let matrix = |size: u64| (97 * 64 * size).next_multiple_of(4096);
+    let (f32, whole) = heads("--max-seq-len 64");
+    let (bf16, _) = heads("--max-seq-len 64 --dtype bf16");
+    assert_eq!((f32, bf16), (false, false));
+    let (apart, larger) = heads("--max-seq-len 64 --dtype bf16 --keep-f32 head");
+    let (_, smaller) = heads("--max-seq-len 64 --dtype bf16");
+    assert!(apart && larger - smaller >= matrix(4), "{larger} {smaller}");
+    let untied = golden_case("fsdp_saved_relu");
+    export(&untied, &package, &["--max-seq-len".into(), "64".into()]);
+    let two = std::fs::metadata(package.join("weights.bin"))
+        .unwrap()
+        .len();
+    assert_eq!(two - whole, matrix(4));
+}
+
 /// Block-wise integers are another model than the golden file's, and every backend computes that
 /// one as closely as any: its logits are held to tract's with the same integers.
 #[test]

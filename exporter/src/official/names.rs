@@ -164,7 +164,9 @@ impl<'a> StateDict<'a> {
         let [embedding, head] = TIED.map(Weight::name);
         let tied = checkpoint.metadata().iter().any(|(dropped, kept)| {
             let plain = [dropped, kept].map(|name| unwrapped(name));
-            let pair = plain.each_ref().map(|name| name.strip_prefix(&common).unwrap_or(name));
+            let pair = plain
+                .each_ref()
+                .map(|name| name.strip_prefix(&common).unwrap_or(name));
             pair == [&head, &embedding] || pair == [&embedding, &head]
         });
         Self {
