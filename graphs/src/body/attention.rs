@@ -1,7 +1,7 @@
 //! `DilatedAttention`: rotary embedding, masked softmax over cached rows and the chunk, and the
 //! cache update.
 
-use super::{Attributes, BodyShape, F32, I64, finish_rows, positions, valid_rows};
+use super::{Attributes, BodyShape, F32, I64, finish_rows, lengths, positions, valid_rows};
 use crate::onnx::{AttributeProto, AttributeType, NodeWriter, TensorProto};
 use crate::ops::{AttentionAttributes, ElementType};
 
@@ -67,9 +67,11 @@ impl Attention<'_, '_> {
         } = self.shape;
         let heads = self.heads();
         let rows = self.rows(&heads, past_key);
-        let past = self.w.unsqueeze(past_length, &[1]);
-        let seq = self.w.unsqueeze(seq_length, &[1]);
-        let valid = valid_rows(self.w, seq_len, seq_length);
+        let max = Some(self.shape.max_seq_len);
+        let lengths = lengths(self.w, seq_len, max, past_length, seq_length);
+        let past = self.w.unsqueeze(&lengths.past, &[1]);
+        let seq = self.w.unsqueeze(&lengths.seq, &[1]);
+        let valid = valid_rows(self.w, seq_len, &lengths.seq);
         let valid4 = self.w.unsqueeze(&valid, &[3]);
         let zero = self.w.float(0.0);
 
@@ -111,7 +113,7 @@ impl Attention<'_, '_> {
             .op("Softmax", &[&scores], vec![AttributeProto::int("axis", 3)]);
         let start = self.w.ints(&[-(seq_len as i64)]);
         let (from, axis) = (self.w.ints(&[0]), self.w.ints(&[3]));
-        let end = self.w.ints(&[i64::MAX]);
+        let end = self.w.ints(&[i32::MAX.into()]);
         let cached_weights = self.w.call("Slice", &[&weights, &from, &start, &axis]);
         let own_weights = self.w.call("Slice", &[&weights, &start, &end, &axis]);
         let own_values = self.w.transpose(&value, &[0, 2, 1, 3]);
@@ -122,7 +124,7 @@ impl Attention<'_, '_> {
         let mixed = self
             .w
             .reshape(&mixed, &[batch, seq_len, num_heads * head_dim]);
-        finish_rows(self.w, dtype, &valid, &mixed, &zero, &outputs[0]);
+        finish_rows(self.w, dtype, &valid, &mixed, &lengths.unused, &outputs[0]);
 
         let (written, index) = self.written(&rows, &past, &seq);
         self.update(&written, &index, &key, past_key, &outputs[1]);
@@ -439,7 +441,9 @@ impl Attention<'_, '_> {
         let left = w.call("Neg", &[&left]);
         let base = w.call("Where", &[&rows.is_window, &reach, &left]);
         let base = w.call("Where", &[&rows.is_initial, &zero, &base]);
-        let never = w.ints(&[-(1 << 40)]);
+        // Below what any query adds: positions of padding reach past M. Some runtimes keep i64 in
+        // 32 bits.
+        let never = w.ints(&[-((self.shape.max_seq_len + self.shape.seq_len) as i64)]);
         let base = w.call("Where", &[&holds, &base, &never]);
         let slope = w.call("Where", &[&rows.is_window, &minus_one, &one]);
         let slope = w.call("Where", &[&rows.is_initial, &zero, &slope]);

@@ -116,6 +116,47 @@ enum Attributes<'a> {
 const F32: ElementType = ElementType::F32;
 const I64: ElementType = ElementType::I64;
 
+/// What a body makes of `past_length` and `seq_length`.
+struct Lengths {
+    /// `[B]` i64, within bounds: 0 where the slot's lengths do not fit, which makes it idle.
+    past: String,
+    /// As `past`.
+    seq: String,
+    /// `[B, 1, 1]` f32, the outputs past `seq`: 0 for padding, NaN where the lengths do not fit.
+    /// There is no other way to report them.
+    unused: String,
+}
+
+/// Checks lengths as [`crate::ops::check_lengths`] does, slot by slot; `max_seq_len` is `M`.
+fn lengths(
+    w: &mut NodeWriter,
+    seq_len: usize,
+    max_seq_len: Option<usize>,
+    past_length: &str,
+    seq_length: &str,
+) -> Lengths {
+    // No difference overflows where the terms before it are not negative.
+    let longest = max_seq_len.map_or(seq_len, |max| seq_len.min(max));
+    let longest = w.int(longest as i64);
+    let room = w.call("Sub", &[&longest, seq_length]);
+    let least = w.call("Min", &[past_length, seq_length]);
+    let mut least = w.call("Min", &[&least, &room]);
+    if let Some(max) = max_seq_len {
+        let max = w.int(max as i64);
+        let left = w.call("Sub", &[&max, seq_length]);
+        let left = w.call("Sub", &[&left, past_length]);
+        least = w.call("Min", &[&least, &left]);
+    }
+    let none = w.int(0);
+    let fits = w.call("GreaterOrEqual", &[&least, &none]);
+    let past = w.call("Where", &[&fits, past_length, &none]);
+    let seq = w.call("Where", &[&fits, seq_length, &none]);
+    let (zero, nan) = (w.float(0.0), w.float(f32::NAN));
+    let unused = w.call("Where", &[&fits, &zero, &nan]);
+    let unused = w.unsqueeze(&unused, &[1, 2]);
+    Lengths { past, seq, unused }
+}
+
 /// `[B, L, 1]`: whether a row of the chunk is a token.
 fn valid_rows(w: &mut NodeWriter, seq_len: usize, seq_length: &str) -> String {
     let row = w.constant(positions(seq_len));
@@ -130,18 +171,19 @@ fn positions(count: usize) -> TensorProto {
     TensorProto::i64s(&[count as i64], &values)
 }
 
+/// `output`: `rows` rounded to `T` where valid, else `unused`.
 fn finish_rows(
     w: &mut NodeWriter,
     dtype: ElementType,
     valid: &str,
     rows: &str,
-    zero: &str,
+    unused: &str,
     output: &str,
 ) {
     if dtype == F32 {
-        w.push("", "Where", &[valid, rows, zero], &[output], Vec::new());
+        w.push("", "Where", &[valid, rows, unused], &[output], Vec::new());
     } else {
-        let rows = w.call("Where", &[valid, rows, zero]);
+        let rows = w.call("Where", &[valid, rows, unused]);
         w.push(
             "",
             "Cast",

@@ -1,6 +1,6 @@
 //! `RecurrenceScan` as a log-depth scan.
 
-use super::{BodyShape, F32, finish_rows, valid_rows};
+use super::{BodyShape, F32, finish_rows, lengths, valid_rows};
 use crate::onnx::NodeWriter;
 
 /// Writes one call.
@@ -24,7 +24,9 @@ impl Scan<'_> {
             return;
         };
         let BodyShape { dtype, seq_len, .. } = self.shape;
-        let valid = valid_rows(self.w, seq_len, seq_length);
+        // What the attention refuses besides, past M, is not to be seen here.
+        let lengths = lengths(self.w, seq_len, None, past_length, seq_length);
+        let valid = valid_rows(self.w, seq_len, &lengths.seq);
         let zero = self.w.float(0.0);
         let one = self.w.float(1.0);
         let gate = self.w.convert(gate, dtype, F32);
@@ -55,9 +57,9 @@ impl Scan<'_> {
             shift *= 2;
         }
         let none = self.w.int(0);
-        let past = self.w.unsqueeze(past_length, &[1]);
+        let past = self.w.unsqueeze(&lengths.past, &[1]);
         let fresh = self.w.call("Equal", &[&past, &none]);
-        let seq = self.w.unsqueeze(seq_length, &[1]);
+        let seq = self.w.unsqueeze(&lengths.seq, &[1]);
         let idle = self.w.call("Equal", &[&seq, &none]);
         let ports = [
             (&sums[0], state_key, &outputs[0], &outputs[2]),
@@ -78,12 +80,7 @@ impl Scan<'_> {
                 &[new_state],
                 Vec::new(),
             );
-            self.finish_rows(&valid, &scanned, &zero, gated);
+            finish_rows(self.w, dtype, &valid, &scanned, &lengths.unused, gated);
         }
-    }
-
-    /// Zeroes padding and rounds to `T`.
-    fn finish_rows(&mut self, valid: &str, rows: &str, zero: &str, output: &str) {
-        finish_rows(self.w, self.shape.dtype, valid, rows, zero, output);
     }
 }
