@@ -255,6 +255,14 @@ impl<'a> StateDict<'a> {
             .collect()
     }
 
+    /// What is wrong where a model is said to have another number of layers than the weights.
+    pub(crate) fn other_layers(&self, num_layers: usize) -> Option<String> {
+        let found = self.layers().len();
+        (found != num_layers).then(|| {
+            format!("num_layers: expected {num_layers}, found {found} layers in the checkpoint")
+        })
+    }
+
     /// Number of layers, where they are numbered from 0 without gaps.
     pub(crate) fn num_layers(&self) -> Result<usize, String> {
         let layers = self.layers();
@@ -319,12 +327,7 @@ impl<'a> StateDict<'a> {
         let mut problems = Vec::new();
         let mut used = BTreeSet::new();
         let found = self.layers().len();
-        if found != spec.num_layers {
-            problems.push(format!(
-                "num_layers: expected {}, found {found} layers in the checkpoint",
-                spec.num_layers
-            ));
-        }
+        problems.extend(self.other_layers(spec.num_layers));
         // Layers that only one side has are one line above, not seven each.
         let common = ModelSpec {
             num_layers: spec.num_layers.min(found),

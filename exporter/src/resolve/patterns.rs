@@ -37,6 +37,10 @@ impl Resolver<'_> {
             Ok(named) => named,
             Err(problem) => return Ok(Err(problem)),
         };
+        // Before as many are made as a file asks for.
+        if let Some(problem) = self.state.other_layers(num_layers) {
+            return Err(self.mismatch(vec![problem]));
+        }
         Ok(Ok(Patterns {
             layers: expand(&named, num_layers).map_err(|problems| self.mismatch(problems))?,
             origin: named.origin,

@@ -38,6 +38,9 @@ pub fn synthetic(name: &str, options: &ResolveOptions) -> Result<ModelSpec, Reso
     Ok(spec)
 }
 
+/// Far more than any model has: a pattern is made for each.
+const MOST_LAYERS: usize = 1 << 16;
+
 /// The model that a configuration describes by itself.
 fn configured(path: &Path) -> Result<ModelSpec, ResolveError> {
     let fail = |problems| ResolveError::Config {
@@ -68,13 +71,19 @@ fn configured(path: &Path) -> Result<ModelSpec, ResolveError> {
         (None, Some(heads)) if heads > 0 && d_model.is_multiple_of(heads) => d_model / heads,
         (found, _) => size("d_head", found),
     };
+    if num_layers > MOST_LAYERS {
+        problems.push(format!(
+            "num_layers: expected 1 to {MOST_LAYERS}, found {num_layers}"
+        ));
+        return Err(fail(problems));
+    }
     let patterns = match (said.patterns, said.named.or(said.pretrained)) {
         (Some(patterns), _) => patterns,
         (None, Some(named)) => expand(&named, num_layers).unwrap_or_else(|found| {
             problems.extend(found);
             Vec::new()
         }),
-        (None, None) => vec![LayerPatterns::Uniform(Pattern::DENSE); num_layers.min(1 << 24)],
+        (None, None) => vec![LayerPatterns::Uniform(Pattern::DENSE); num_layers],
     };
     if !problems.is_empty() {
         return Err(fail(problems));

@@ -569,6 +569,31 @@ model:
     }
 }
 
+/// A file may ask for as many layers as an integer holds.
+#[test]
+fn layers_beyond_the_checkpoints_are_refused_before_they_are_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run.json");
+    let huge = run(set("/model/backbone/num_layers", json!(i64::MAX)));
+    std::fs::write(&path, huge.to_string()).unwrap();
+    let options = ResolveOptions {
+        config: Some(path),
+        ..ResolveOptions::default()
+    };
+    let found = resolve(&checkpoint(true, &json!(null), distinct), &options);
+    assert_eq!(
+        refused(found),
+        ["num_layers: expected 9223372036854775807, found 2 layers in the checkpoint"]
+    );
+    let error = super::synthetic("config", &options)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("num_layers: expected 1 to 65536, found 9223372036854775807"),
+        "{error}"
+    );
+}
+
 #[test]
 fn what_is_given_wins_over_what_was_saved() {
     let directory = tempfile::tempdir().unwrap();

@@ -21,6 +21,19 @@ pub const WORDS: &[&[u8]] = &[
     b"2147483647",
     b"-1",
     b"1e309",
+    b"\"activation\":\"fastgelu\"",
+    b"\"tie_embedding\":true",
+    b"\"rope\":false",
+    b"\"hidden_size\":16",
+    b"\"model\":{\"backbone\":{",
+    b"\"seq_cell\":{",
+    b"\"hidden_cell\":{\"act_fn\":",
+    b"\"embedding\":{\"pe\":{\"_name_\":\"empty\"}}",
+    b"\"dilation_size\":[",
+    b"\"chunk_size1\":",
+    b"model:\n  backbone:\n    ",
+    b"&a [*a]",
+    b"${x}",
 ];
 
 /// A model of two layers, 16 wide.
@@ -59,10 +72,36 @@ pub fn seeds() -> Vec<Vec<u8>> {
             "patterns": patterns,
         })
     };
-    super::json([
+    let cell = json!({
+        "_name_": "ratplus", "d_head": 8, "num_head": 2, "k_channel": 8, "dilation_size": [1, 4], "local_size": 3,
+        "initial_size": 2, "apply_re": true, "joint_train": false, "ln": "rmsnorm", "bias": false,
+    });
+    let run = json!({
+        "data": {"seq_len": 64, "vocab_size": 7}, "task": {"_name_": "lm", "tie_embedding": false},
+        "model": {
+            "backbone": {
+                "_name_": "sequence", "num_layers": 2, "d_model": 16, "seq_cell": cell,
+                "hidden_cell": {"_name_": "ffn", "d_ffn": 32, "act_fn": "silu"},
+            },
+            "embedding": {"vocab_size": 7, "seq_len": 64, "pe": {"_name_": "rope", "dim": 8, "base": 10000}},
+            "head": {"_name_": "lm"},
+        },
+    });
+    let library = json!({
+        "model_type": "ratplus", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 32, "hidden_act": "relu2", "tie_word_embeddings": true, "patterns": [uniform, uniform],
+    });
+    let mut seeds = super::json([
         with(16, json!([uniform, heads])),
         with(16, json!([uniform, uniform])),
         with(32, json!([heads])),
         with(1 << 24, json!([uniform, uniform])),
-    ])
+        run,
+        library,
+        json!({"tie_embedding": true, "activation": "relu", "rope": false}),
+    ]);
+    let yaml = "model:\n  backbone:\n    seq_cell: {d_head: 8, chunk_size1: -1, local_size: 3, prefix_size: 64}\n  \
+                embedding:\n    seq_len: 64\n    pe: {_name_: empty}\n";
+    seeds.push(yaml.into());
+    seeds
 }
