@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from golden_maker import make
 from conftest import ROOT, Export, golden_case, run_export, sealed
 
 BACKEND = "tensorrt-rtx"
@@ -104,6 +105,21 @@ def test_every_lowering_and_type_builds(package, build, dtype, fallback):
     kept = {name: sum for name, sum in listing(directory).items() if name in before}
     assert kept.keys() == before.keys()
     assert [name for name in kept if kept[name] != before[name]] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("activation", ["fastgelu", "silu", "relu", "relusquared"])
+def test_other_functions_of_a_model_build(ratplus, build, tmp_path, activation):
+    pattern = {"dilation": 4, "local_window": 3, "initial": 2}
+    config = {
+        "model_type": "ratplus", "vocab_size": 31, "d_model": 32, "num_layers": 1, "d_head": 8, "d_ffn": 48,
+        "rope_base": 10000.0, "norm_eps": 1e-6, "recurrence": True, "activation": activation, "rope": False,
+        "tie_embedding": True, "patterns": [pattern],
+    }  # fmt: skip
+    make(tmp_path, config, seed=1, batch=1, length=20)
+    package = tmp_path / "package"
+    flags = ("--dtype", "bf16", "--max-seq-len", 20, "--prefill-lengths", 8)
+    ratplus("export", tmp_path / "model.safetensors", "-o", package, "--config", tmp_path / "config.json", *flags)
+    check_plans(package, build(package))
 
 
 def test_a_real_model_builds_and_runs_elsewhere_as_before(package, build, ratplus):

@@ -215,8 +215,17 @@ mod tests {
     }
 
     fn model(dtype: ElementType, logits: LogitsMode, fallback: Fallback) -> ModelProto {
+        model_of(&spec(), dtype, logits, fallback)
+    }
+
+    fn model_of(
+        spec: &ModelSpec,
+        dtype: ElementType,
+        logits: LogitsMode,
+        fallback: Fallback,
+    ) -> ModelProto {
         build(&GraphOptions {
-            spec: &spec(),
+            spec,
             precision: &Precision::default(),
             shape: PackageShape {
                 batch: 2,
@@ -294,6 +303,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_tied_head_multiplies_by_the_embedding_as_stored() {
+        let tied = ModelSpec {
+            tie_embedding: true,
+            ..spec()
+        };
+        let mut found = model_of(&tied, ElementType::BF16, LogitsMode::Last, Fallback::None);
+        assert_eq!(native_products(&mut found), 9);
+        assert_ordered(&found);
+        let head = nodes(&found, "Gemm")[8].input[1].clone();
+        assert_eq!(head, Weight::Embedding.name());
+        let graph = found.graph.as_ref().unwrap();
+        assert!(
+            graph
+                .initializer
+                .iter()
+                .all(|t| t.name != Weight::LmHead.name())
+        );
     }
 
     #[test]
