@@ -127,7 +127,8 @@ struct Lengths {
     unused: String,
 }
 
-/// Checks lengths as [`crate::ops::check_lengths`] does, slot by slot; `max_seq_len` is `M`.
+/// Checks lengths as [`crate::ops::check_lengths`] does, slot by slot; `max_seq_len` is `M`, without
+/// which no sum is checked.
 fn lengths(
     w: &mut NodeWriter,
     seq_len: usize,
