@@ -67,8 +67,7 @@ impl Attention<'_, '_> {
         } = self.shape;
         let heads = self.heads();
         let rows = self.rows(&heads, past_key);
-        let max = Some(self.shape.max_seq_len);
-        let lengths = lengths(self.w, seq_len, max, past_length, seq_length);
+        let lengths = lengths(self.w, &self.shape, past_length, seq_length);
         let past = self.w.unsqueeze(&lengths.past, &[1]);
         let seq = self.w.unsqueeze(&lengths.seq, &[1]);
         let valid = valid_rows(self.w, seq_len, &lengths.seq);

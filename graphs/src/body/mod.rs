@@ -127,26 +127,19 @@ struct Lengths {
     unused: String,
 }
 
-/// Checks lengths as [`crate::ops::check_lengths`] does, slot by slot; `max_seq_len` is `M`.
-fn lengths(
-    w: &mut NodeWriter,
-    seq_len: usize,
-    max_seq_len: Option<usize>,
-    past_length: &str,
-    seq_length: &str,
-) -> Lengths {
+/// Checks lengths as [`crate::ops::check_lengths`] does for the attention, slot by slot. The scan's
+/// body does the same, though its schema has no `M`: a slot is idle in every layer or in none. Equal
+/// nodes in every body: runtimes merge them.
+fn lengths(w: &mut NodeWriter, shape: &BodyShape, past_length: &str, seq_length: &str) -> Lengths {
     // No difference overflows where the terms before it are not negative.
-    let longest = max_seq_len.map_or(seq_len, |max| seq_len.min(max));
-    let longest = w.int(longest as i64);
+    let longest = w.int(shape.seq_len.min(shape.max_seq_len) as i64);
+    let max = w.int(shape.max_seq_len as i64);
     let room = w.call("Sub", &[&longest, seq_length]);
+    let left = w.call("Sub", &[&max, seq_length]);
+    let left = w.call("Sub", &[&left, past_length]);
     let least = w.call("Min", &[past_length, seq_length]);
-    let mut least = w.call("Min", &[&least, &room]);
-    if let Some(max) = max_seq_len {
-        let max = w.int(max as i64);
-        let left = w.call("Sub", &[&max, seq_length]);
-        let left = w.call("Sub", &[&left, past_length]);
-        least = w.call("Min", &[&least, &left]);
-    }
+    let least = w.call("Min", &[&least, &room]);
+    let least = w.call("Min", &[&least, &left]);
     let none = w.int(0);
     let fits = w.call("GreaterOrEqual", &[&least, &none]);
     let past = w.call("Where", &[&fits, past_length, &none]);

@@ -24,8 +24,7 @@ impl Scan<'_> {
             return;
         };
         let BodyShape { dtype, seq_len, .. } = self.shape;
-        // What the attention refuses besides, past M, is not to be seen here.
-        let lengths = lengths(self.w, seq_len, None, past_length, seq_length);
+        let lengths = lengths(self.w, &self.shape, past_length, seq_length);
         let valid = valid_rows(self.w, seq_len, &lengths.seq);
         let zero = self.w.float(0.0);
         let one = self.w.float(1.0);

@@ -1,16 +1,16 @@
 //! Gates that saturate and rows without keys: the reference's operators, and what tract makes of one
 //! node, of its function and of its standard operators, against f64.
 
+mod one_node;
+
 use half::bf16;
-use ratplus_graphs::body::{BodyShape, function, inline, node_attributes};
+use one_node::{engine, model, run};
+use ratplus_graphs::body::BodyShape;
 use ratplus_graphs::manifest::Fallback;
-use ratplus_graphs::onnx::{
-    GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto, ValueInfoProto,
-};
-use ratplus_graphs::ops::{AttentionAttributes, DOMAIN, ElementType, Op, TensorType};
+use ratplus_graphs::ops::{AttentionAttributes, ElementType, Op, TensorType};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_reference::full::sigmoid;
-use ratplus_tract::{TensorRef, TractEngine, TractWeights};
+use ratplus_tract::TensorRef;
 
 const MAGNITUDES: [f64; 26] = [
     0.0,
@@ -72,80 +72,6 @@ fn rounded(dtype: ElementType, x: f32) -> f32 {
         ElementType::BF16 => bf16::from_f32(x).to_f32(),
         _ => x,
     }
-}
-
-fn model(
-    op: Op,
-    shape: &BodyShape,
-    attributes: Option<&AttentionAttributes>,
-    inputs: &[TensorType],
-    outputs: &[TensorType],
-    fallback: Fallback,
-) -> ModelProto {
-    let names = |ports: &[ratplus_graphs::ops::Port]| -> Vec<String> {
-        ports.iter().map(|port| port.name.to_owned()).collect()
-    };
-    let (from, to) = (names(op.inputs()), names(op.outputs()));
-    let infos = |names: &[String], types: &[TensorType]| -> Vec<ValueInfoProto> {
-        let both = names.iter().zip(types);
-        both.map(|(name, tensor)| ValueInfoProto::new(name, tensor))
-            .collect()
-    };
-    let opset = |domain: &str, version| OperatorSetIdProto {
-        domain: domain.into(),
-        version,
-    };
-    let (input, output) = (infos(&from, inputs), infos(&to, outputs));
-    let node = match fallback {
-        Fallback::Inline => inline(op, shape, attributes, "", &from, &to),
-        _ => vec![NodeProto {
-            input: from,
-            output: to,
-            name: "node".into(),
-            op_type: op.name().into(),
-            domain: DOMAIN.into(),
-            attribute: node_attributes(op, attributes),
-        }],
-    };
-    ModelProto {
-        ir_version: IR_VERSION,
-        opset_import: vec![opset("", OPSET), opset(DOMAIN, 1)],
-        graph: Some(GraphProto {
-            node,
-            name: "one node".into(),
-            input,
-            output,
-            ..GraphProto::default()
-        }),
-        functions: match fallback {
-            Fallback::Function => vec![function(op, shape, OPSET)],
-            _ => Vec::new(),
-        },
-        ..ModelProto::default()
-    }
-}
-
-/// A node in tract: its outputs.
-fn run(model: &ModelProto, op: Op, inputs: &[TensorRef<'_>]) -> Vec<Vec<f32>> {
-    let mut engine = TractEngine::with_weights(model, &TractWeights::default()).expect("a model");
-    let infos = engine.outputs().to_vec();
-    let mut results: Vec<_> = infos
-        .iter()
-        .map(|info| vec![f32::NAN; info.tensor.elements()])
-        .collect();
-    let mut outputs: Vec<_> = infos
-        .iter()
-        .zip(&mut results)
-        .map(|(info, result)| (info.name.as_str(), &mut result[..]))
-        .collect();
-    let named: Vec<_> = op
-        .inputs()
-        .iter()
-        .map(|port| port.name)
-        .zip(inputs.iter().copied())
-        .collect();
-    engine.run(&named, &mut outputs).expect("a run");
-    results
 }
 
 /// Within the tolerance where the model is finite; elsewhere no number is made of it.
@@ -266,7 +192,7 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
             let values = [&key, &key, &gate, &state, &state].map(|values| TensorRef::F32(values));
             let lengths = [&past, &seq].map(|values| TensorRef::I64(values));
             run(
-                &model,
+                &mut engine(&model),
                 Op::RecurrenceScan,
                 &[&values[..], &lengths[..]].concat(),
             )
@@ -422,7 +348,7 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
                     let lengths = [&past_length, &seq_length].map(|x| TensorRef::I64(x));
                     let tables = [&cos, &sin].map(|x| TensorRef::F32(x));
                     let inputs = [&values[..], &lengths[..], &tables[..]].concat();
-                    run(&model, Op::DilatedAttention, &inputs).swap_remove(0)
+                    run(&mut engine(&model), Op::DilatedAttention, &inputs).swap_remove(0)
                 }
             };
             for t in 0..2 * SEQ_LEN {
