@@ -423,9 +423,11 @@ impl Builder<'_> {
     fn last_tokens(&mut self, stream: &str) -> String {
         let GraphOptions { shape, seq_len, .. } = *self.options;
         let w = &mut self.w;
-        let (zero, one) = (w.ints(&[0]), w.ints(&[1]));
-        let last = w.call("Sub", &[SEQ_LENGTH, &one]);
-        let last = w.call("Max", &[&last, &zero]);
+        let (one, longest) = (w.ints(&[1]), w.ints(&[seq_len as i64]));
+        // Of a slot whose lengths do not fit, any row of its own: all are NaN in function bodies.
+        let last = w.call("Max", &[SEQ_LENGTH, &one]);
+        let last = w.call("Min", &[&last, &longest]);
+        let last = w.call("Sub", &[&last, &one]);
         let first: Vec<_> = (0..shape.batch)
             .map(|slot| (slot * seq_len) as i64)
             .collect();
