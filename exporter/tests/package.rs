@@ -76,6 +76,7 @@ fn options() -> PackageOptions {
         fallback: Fallback::Function,
         opset: 18,
         tokenizer: None,
+        special_tokens: Default::default(),
     }
 }
 
