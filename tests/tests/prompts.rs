@@ -265,6 +265,18 @@ fn prompts_come_from_files_and_standard_input() {
     assert_eq!(fine(&[&args[..], &[&file]].concat()).0, expected);
     let piped = with_input(&[&args[..], &["-"]].concat(), PROMPT.as_bytes());
     assert_eq!(texts(&piped).0, expected);
+    let eval = ["eval", &package, "--json", "--text"];
+    let score = |output: &Output| {
+        let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (rows[0]["tokens"].clone(), rows[0]["perplexity"].clone())
+    };
+    assert_eq!(
+        score(&with_input(
+            &[&eval[..], &["-"]].concat(),
+            PROMPT.as_bytes()
+        )),
+        score(&run([&eval[..], &[&file]].concat()))
+    );
     // A text that looks like a file is a text, with a note.
     for (text, file) in [("-", "-".into()), (&format!("@{file}"), file.clone())] {
         let (stdout, stderr) = fine(&["generate", &package, "-n", "1", "-p", text]);
