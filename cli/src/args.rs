@@ -1,7 +1,7 @@
 //! What can be typed.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ratplus_graphs::manifest::{Fallback, LogitsMode};
+use ratplus_graphs::manifest::{Fallback, LogitsMode, SpecialTokens};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::plans::ComputeTarget;
 use ratplus_graphs::precision::KeepF32;
@@ -132,6 +132,10 @@ pub struct ExportArgs {
     /// A Hugging Face tokenizer.json to put into the package
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// Special tokens that `generate` and `eval` add to a text: none, as released models were trained
+    /// and evaluated, or those that the tokenizer's post-processor adds, such as <s>
+    #[arg(long, value_enum, default_value = "none", requires = "tokenizer")]
+    pub special_tokens: SpecialTokensArg,
     /// Opset of the standard operators
     #[arg(long, value_name = "N", default_value_t = ratplus_graphs::onnx::OPSET)]
     pub opset: i64,
@@ -215,6 +219,23 @@ impl From<LogitsArg> for LogitsMode {
         match logits {
             LogitsArg::Last => Self::Last,
             LogitsArg::All => Self::All,
+        }
+    }
+}
+
+/// `--special-tokens`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum SpecialTokensArg {
+    None,
+    Tokenizer,
+}
+
+impl From<SpecialTokensArg> for SpecialTokens {
+    fn from(special_tokens: SpecialTokensArg) -> Self {
+        match special_tokens {
+            SpecialTokensArg::None => Self::None,
+            SpecialTokensArg::Tokenizer => Self::Tokenizer,
         }
     }
 }
@@ -330,8 +351,20 @@ pub struct GenerateArgs {
     /// The package; it needs a tokenizer
     pub dir: PathBuf,
     /// Text to continue
-    #[arg(short, long)]
-    pub prompt: String,
+    #[arg(short, long, value_name = "TEXT", group = "input")]
+    pub prompt: Option<String>,
+    /// Continue the text of a file, UTF-8, a line feed at its end included; `-` is standard input
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub prompt_file: Option<PathBuf>,
+    /// Continue every prompt of a file, a JSON string a line, as many at once as the package has slots
+    /// (`export --batch`), each as if it were alone; prints a JSON object a line, in the same order: prompt,
+    /// completion, tokens (new ones, the one that ended it included) and stop (end, max_new_tokens,
+    /// max_seq_len or failed). `-` is standard input
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub prompts: Option<PathBuf>,
+    /// Special tokens to add to a prompt [default: as the package was exported]
+    #[arg(long, value_enum)]
+    pub special_tokens: Option<SpecialTokensArg>,
     /// Stop after this many tokens
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     pub max_new_tokens: usize,
@@ -349,9 +382,9 @@ pub struct GenerateArgs {
     /// Draw from the likeliest tokens that have probability P together
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
-    /// Seed of the draws
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// Seed of the draws, of each prompt's own where there are several [default: 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
     /// Stop at these tokens too; the tokenizer's end of text always stops
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub stop_tokens: Vec<u32>,
@@ -404,16 +437,20 @@ pub struct EvalArgs {
     /// Packages, scored one after the other and compared with the first
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// What to predict, UTF-8; tokens are the package's tokenizer's
+    /// What to predict, UTF-8, `-` for standard input; tokens are the package's tokenizer's
     #[arg(long, value_name = "FILE", required_unless_present = "golden")]
     pub text: Option<PathBuf>,
     /// Predict a golden file's tokens where it has logits, and print what these score
     #[arg(
         long,
         value_name = "FILE",
-        conflicts_with_all = ["text", "window", "stride"]
+        conflicts_with_all = ["text", "window", "stride", "special_tokens"]
     )]
     pub golden: Option<PathBuf>,
+    /// Special tokens to add to the text, at its start and end and not to every window; they are
+    /// context and not scored [default: as each package was exported]
+    #[arg(long, value_enum)]
+    pub special_tokens: Option<SpecialTokensArg>,
     /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
     #[arg(
         long,

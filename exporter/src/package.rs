@@ -7,7 +7,10 @@ use crate::plan::ExportPlan;
 use crate::publish::{HashingWriter, Staging, clear_left_over};
 use crate::quantize::{NotFinite, QuantizedWeight, Quantizer};
 use prost::Message;
-use ratplus_graphs::manifest::{self, Fallback, FileInfo, LayerCache, Manifest, PackageShape};
+use ratplus_graphs::manifest::{
+    self, Fallback, FileInfo, LayerCache, MAX_TOKENIZER_BYTES, Manifest, PackageShape,
+    SpecialTokens,
+};
 use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, StoredTensor, Weight};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Precision, Stored};
@@ -32,6 +35,8 @@ pub struct PackageOptions {
     pub opset: i64,
     /// Copied into the package where given.
     pub tokenizer: Option<PathBuf>,
+    /// Which special tokens are added to a text.
+    pub special_tokens: SpecialTokens,
 }
 
 /// Streams the bytes of weights.
@@ -183,6 +188,12 @@ impl PackageOptions {
         {
             errors.push(format!("--tokenizer {}: {error}", path.display()));
         }
+        if self.tokenizer.is_none() && self.special_tokens != SpecialTokens::None {
+            errors.push(format!(
+                "--special-tokens: expected none without --tokenizer, found {}",
+                self.special_tokens
+            ));
+        }
         if errors.is_empty() {
             Ok(())
         } else {
@@ -240,14 +251,12 @@ impl PackageOptions {
                 .tokenizer
                 .as_ref()
                 .map(|_| manifest::TOKENIZER_FILE.into()),
+            special_tokens: self.special_tokens,
             files,
             plans: BTreeMap::new(),
         }
     }
 }
-
-/// More than any tokenizer's file has.
-const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 fn check_tokenizer(path: &Path) -> Result<(), String> {
     let bytes = std::fs::metadata(path)

@@ -4,7 +4,7 @@ use ratplus_exporter::ExportError;
 use ratplus_exporter::package::{self, PackageOptions, WeightSource};
 use ratplus_exporter::plan::ExportPlan;
 use ratplus_graphs::manifest::{
-    Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, WEIGHTS_FILE,
+    Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, SpecialTokens, WEIGHTS_FILE,
 };
 use ratplus_graphs::model::{self, Weight};
 use ratplus_graphs::ops::ElementType;
@@ -73,6 +73,7 @@ fn options() -> PackageOptions {
         fallback: Fallback::Function,
         opset: 18,
         tokenizer: None,
+        special_tokens: Default::default(),
     }
 }
 
@@ -224,6 +225,41 @@ fn options_are_checked_together() {
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }
+}
+
+#[test]
+fn special_tokens_are_recorded_with_a_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options();
+    options.special_tokens = SpecialTokens::Tokenizer;
+    let target = dir.path().join("package");
+    let error = write(&target, &options).unwrap_err().to_string();
+    let expected = "--special-tokens: expected none without --tokenizer, found tokenizer";
+    assert!(error.contains(expected), "{error}");
+    let tokenizer = dir.path().join("tokenizer.json");
+    std::fs::write(&tokenizer, r#"{"model": {}}"#).unwrap();
+    options.tokenizer = Some(tokenizer);
+    let written = write(&target, &options).unwrap();
+    assert_eq!(written.special_tokens, SpecialTokens::Tokenizer);
+    let json = std::fs::read(target.join(MANIFEST_FILE)).unwrap();
+    assert_eq!(Manifest::parse(&json).unwrap(), written);
+    // A manifest says so, or has nothing to say.
+    let without = Manifest {
+        tokenizer: None,
+        ..written.clone()
+    };
+    let error = Manifest::parse(&without.to_json()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "special_tokens: expected none without a tokenizer, found tokenizer"
+    );
+    let silent = Manifest {
+        special_tokens: SpecialTokens::None,
+        ..written
+    };
+    let json = silent.to_json();
+    assert!(!String::from_utf8_lossy(&json).contains("special_tokens"));
+    assert_eq!(Manifest::parse(&json).unwrap(), silent);
 }
 
 #[test]

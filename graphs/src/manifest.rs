@@ -15,6 +15,8 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub const WEIGHTS_FILE: &str = "weights.bin";
 /// Name of the tokenizer in a package.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Longest `tokenizer.json` that is read.
+pub const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// Value of [`Manifest::format`].
 pub const FORMAT: &str = "ratplus-package";
 /// Version of the package format this code reads and writes.
@@ -59,6 +61,32 @@ pub enum LogitsMode {
     Last,
     /// `[B, L, V]`.
     All,
+}
+
+/// Which special tokens are added to a text before it is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpecialTokens {
+    /// None: the released models saw none in training or evaluation.
+    #[default]
+    None,
+    /// Those that the tokenizer's post-processor adds, `<s>` at the start for example.
+    Tokenizer,
+}
+
+impl SpecialTokens {
+    fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+impl std::fmt::Display for SpecialTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Tokenizer => "tokenizer",
+        })
+    }
 }
 
 /// A named input or output of an engine.
@@ -160,6 +188,9 @@ pub struct Manifest {
     pub state_bytes: u64,
     /// The tokenizer's file, where one was given.
     pub tokenizer: Option<String>,
+    /// Which special tokens are added to a text.
+    #[serde(default, skip_serializing_if = "SpecialTokens::is_none")]
+    pub special_tokens: SpecialTokens,
     /// Every other file that `export` wrote.
     pub files: BTreeMap<String, FileInfo>,
     /// Engine plans that were built from it, by backend.
@@ -479,6 +510,12 @@ impl Manifest {
             if !self.files.contains_key(name) {
                 errors.push(format!("files: `{name}` is missing"));
             }
+        }
+        if self.tokenizer.is_none() && !self.special_tokens.is_none() {
+            errors.push(format!(
+                "special_tokens: expected none without a tokenizer, found {}",
+                self.special_tokens
+            ));
         }
         for (backend, plans) in &self.plans {
             errors.extend(plans.problems(backend, &self.engines));

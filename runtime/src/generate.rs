@@ -1,7 +1,7 @@
 //! Prompts in, tokens out.
 
 use crate::backend::{BackendError, NonFiniteLogits, Session, finite};
-use crate::planner::{Chunk, PlanError, plan};
+use crate::planner::{self, Chunk, PlanError, plan};
 use crate::sampler::{SampleError, Sampler, Sampling};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -43,8 +43,7 @@ pub enum StopReason {
     MaxSeqLen,
     /// The callback said so.
     Cancelled,
-    /// The model returned logits that are no numbers; other sequences went on. The slot is the index
-    /// of the request.
+    /// The model returned logits that are no numbers; other sequences went on.
     Failed(NonFiniteLogits),
 }
 
@@ -113,16 +112,9 @@ pub struct Generation {
 /// A request that cannot be run.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    /// More requests than slots, or none.
-    #[error(
-        "expected 1 to {batch} prompts at once, found {found}; export with a larger --batch or run them one after the other"
-    )]
-    Requests {
-        /// Slots of the session.
-        batch: usize,
-        /// What was given.
-        found: usize,
-    },
+    /// There are no requests.
+    #[error("expected at least 1 prompt, found none")]
+    NoRequests,
     /// A prompt that does not fit.
     #[error("prompt {request}: {source}")]
     Prompt {
@@ -130,6 +122,18 @@ pub enum GenerateError {
         request: usize,
         /// Why.
         source: PlanError,
+    },
+    /// A token outside the vocabulary.
+    #[error("prompt {request}, token {index}: expected 0 to {}, found {token}", vocab_size - 1)]
+    Token {
+        /// Index of the request.
+        request: usize,
+        /// Index of the token.
+        index: usize,
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocab_size: usize,
     },
     /// A parameter outside its range.
     #[error("prompt {request}: {source}")]
@@ -150,8 +154,28 @@ pub enum GenerateError {
     Backend(#[from] BackendError),
 }
 
-/// One sequence on its way.
+/// Sees a generation as it goes on; breaking cancels all sequences, those that wait too.
+pub trait Observer {
+    /// A new token.
+    fn token(&mut self, event: Event) -> ControlFlow<()>;
+
+    /// The sequence of `request` has ended.
+    fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {
+        let (_, _) = (request, completion);
+        ControlFlow::Continue(())
+    }
+}
+
+impl<F: FnMut(Event) -> ControlFlow<()>> Observer for F {
+    fn token(&mut self, event: Event) -> ControlFlow<()> {
+        self(event)
+    }
+}
+
+/// One sequence on its way, in a slot of its own.
 struct Sequence<'a> {
+    /// Index of the request.
+    index: usize,
     request: &'a Request,
     sampler: Sampler,
     /// Chunks still to run, last first.
@@ -159,102 +183,123 @@ struct Sequence<'a> {
     /// Prompt tokens that have run.
     done: usize,
     tokens: Vec<u32>,
-    stop: Option<StopReason>,
 }
 
-/// Continues every request in a slot of its own; slot `i` runs request `i`, finished and unused
-/// slots idle.
-///
-/// A sequence's tokens do not depend on the other requests: its prompt is cut by its own
-/// [`plan`] and its random sequence is its own. `on_token` sees every new token as it comes;
-/// breaking cancels all sequences.
+/// Continues every request, as many at once as the session has slots: where one ends, the next takes its
+/// slot. `on_token` sees every new token as it comes; see [`generate_observed`].
 ///
 /// # Errors
 /// Requests are checked before anything runs. A step that fails ends everything.
 pub fn generate(
     session: &mut Session,
     requests: &[Request],
-    on_token: impl FnMut(Event) -> ControlFlow<()>,
+    mut on_token: impl FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Generation, GenerateError> {
-    let batch = session.batch();
-    if requests.is_empty() || requests.len() > batch {
-        return Err(GenerateError::Requests {
-            batch,
-            found: requests.len(),
-        });
-    }
+    generate_observed(session, requests, &mut on_token)
+}
+
+/// [`generate`] for an observer that is told of ends as well.
+///
+/// A sequence's tokens do not depend on the other requests nor on its slot: its prompt is cut by its own
+/// [`plan`] and its random sequence is its own.
+///
+/// # Errors
+/// Requests are checked before anything runs. A step that fails ends everything.
+pub fn generate_observed(
+    session: &mut Session,
+    requests: &[Request],
+    observer: &mut dyn Observer,
+) -> Result<Generation, GenerateError> {
     let lengths = session.lengths().to_vec();
-    if lengths.first() != Some(&1) && requests.iter().any(|request| request.max_new_tokens > 1) {
-        return Err(GenerateError::NoDecodeEngine { lengths });
-    }
-    let sequences =
-        requests
-            .iter()
-            .enumerate()
-            .map(|(index, request)| {
-                let mut chunks = plan(request.prompt.len(), &lengths, session.max_seq_len())
-                    .map_err(|source| GenerateError::Prompt {
-                        request: index,
-                        source,
-                    })?;
-                chunks.reverse();
-                let sampler =
-                    Sampler::new(request.sampling).map_err(|source| GenerateError::Sampling {
-                        request: index,
-                        source,
-                    })?;
-                Ok(Sequence {
-                    request,
-                    sampler,
-                    chunks,
-                    done: 0,
-                    tokens: Vec::with_capacity(request.max_new_tokens.min(session.max_seq_len())),
-                    stop: None,
-                })
-            })
-            .collect::<Result<Vec<_>, GenerateError>>()?;
-    for slot in 0..sequences.len() {
-        session.reset(slot);
-    }
+    check(session, requests, &lengths)?;
+    let batch = session.batch();
     let longest = lengths.last().copied().unwrap_or(1);
     let run = Run {
         input_ids: vec![0; batch * longest],
         seq_length: vec![0; batch],
         start: Instant::now(),
         stats: Stats::default(),
-        sequences,
+        slots: (0..batch).map(|_| None).collect(),
+        waiting: 0,
+        completions: vec![None; requests.len()],
+        lengths,
+        requests,
         session,
-        on_token,
+        observer,
     };
     run.finish()
 }
 
-struct Run<'a, F> {
+fn check(session: &Session, requests: &[Request], lengths: &[usize]) -> Result<(), GenerateError> {
+    if requests.is_empty() {
+        return Err(GenerateError::NoRequests);
+    }
+    if lengths.first() != Some(&1) && requests.iter().any(|request| request.max_new_tokens > 1) {
+        return Err(GenerateError::NoDecodeEngine {
+            lengths: lengths.into(),
+        });
+    }
+    let vocab_size = session.vocab_size();
+    for (index, request) in requests.iter().enumerate() {
+        let prompt = &request.prompt;
+        planner::check(prompt.len(), lengths, session.max_seq_len()).map_err(|source| {
+            GenerateError::Prompt {
+                request: index,
+                source,
+            }
+        })?;
+        let unknown = |&token: &u32| token as usize >= vocab_size;
+        if let Some(at) = prompt.iter().position(unknown) {
+            return Err(GenerateError::Token {
+                request: index,
+                index: at,
+                token: prompt[at],
+                vocab_size,
+            });
+        }
+        Sampler::new(request.sampling).map_err(|source| GenerateError::Sampling {
+            request: index,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+struct Run<'a> {
     session: &'a mut Session,
-    sequences: Vec<Sequence<'a>>,
-    on_token: F,
+    requests: &'a [Request],
+    observer: &'a mut dyn Observer,
+    /// Static lengths of the session.
+    lengths: Vec<usize>,
+    /// What each slot runs.
+    slots: Vec<Option<Sequence<'a>>>,
+    /// The first request that has no slot yet.
+    waiting: usize,
+    completions: Vec<Option<Completion>>,
     input_ids: Vec<i64>,
     seq_length: Vec<i64>,
     start: Instant,
     stats: Stats,
 }
 
-impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
+impl Run<'_> {
     fn finish(mut self) -> Result<Generation, GenerateError> {
-        // Slots whose next chunk has the same length run together; the longest first.
-        while let Some(engine_len) = self.next_prefill() {
-            self.prefill(engine_len)?;
+        loop {
+            self.admit()?;
+            // Slots whose next chunk has the same length run together; the longest first.
+            if let Some(engine_len) = self.next_prefill() {
+                self.prefill(engine_len)?;
+            } else if self.slots.iter().any(Option::is_some) {
+                self.decode()?;
+            } else {
+                break;
+            }
         }
-        while self
-            .sequences
-            .iter()
-            .any(|sequence| sequence.stop.is_none())
-        {
-            self.decode()?;
-        }
-        let completions = self.sequences.into_iter().map(|sequence| Completion {
-            tokens: sequence.tokens,
-            stop: sequence.stop.unwrap_or(StopReason::Cancelled),
+        let completions = self.completions.into_iter().map(|completion| {
+            completion.unwrap_or(Completion {
+                tokens: Vec::new(),
+                stop: StopReason::Cancelled,
+            })
         });
         Ok(Generation {
             completions: completions.collect(),
@@ -262,12 +307,44 @@ impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
         })
     }
 
+    /// Gives free slots to requests that wait.
+    fn admit(&mut self) -> Result<(), GenerateError> {
+        let max_seq_len = self.session.max_seq_len();
+        for (slot, sequence) in self.slots.iter_mut().enumerate() {
+            let index = self.waiting;
+            let Some(request) = self.requests.get(index).filter(|_| sequence.is_none()) else {
+                continue;
+            };
+            let mut chunks =
+                plan(request.prompt.len(), &self.lengths, max_seq_len).map_err(|source| {
+                    GenerateError::Prompt {
+                        request: index,
+                        source,
+                    }
+                })?;
+            chunks.reverse();
+            let sampler =
+                Sampler::new(request.sampling).map_err(|source| GenerateError::Sampling {
+                    request: index,
+                    source,
+                })?;
+            self.session.reset(slot);
+            *sequence = Some(Sequence {
+                index,
+                request,
+                sampler,
+                chunks,
+                done: 0,
+                tokens: Vec::with_capacity(request.max_new_tokens.min(max_seq_len)),
+            });
+            self.waiting += 1;
+        }
+        Ok(())
+    }
+
     fn next_prefill(&self) -> Option<usize> {
-        let waiting = self
-            .sequences
-            .iter()
-            .filter(|sequence| sequence.stop.is_none());
-        waiting
+        let running = self.slots.iter().flatten();
+        running
             .filter_map(|sequence| Some(sequence.chunks.last()?.engine_len))
             .max()
     }
@@ -277,15 +354,16 @@ impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
         let count = self.seq_length.len() * engine_len;
         self.input_ids[..count].fill(0);
         self.seq_length.fill(0);
-        for (slot, sequence) in self.sequences.iter_mut().enumerate() {
-            let next = sequence.chunks.last().copied();
-            let Some(chunk) = next.filter(|chunk| chunk.engine_len == engine_len) else {
+        for (slot, sequence) in self.slots.iter_mut().enumerate() {
+            let Some(sequence) = sequence else {
                 continue;
             };
-            if sequence.stop.is_some() {
+            let chunk = sequence
+                .chunks
+                .pop_if(|chunk| chunk.engine_len == engine_len);
+            let Some(chunk) = chunk else {
                 continue;
-            }
-            sequence.chunks.pop();
+            };
             let prompt = &sequence.request.prompt[sequence.done..][..chunk.tokens];
             for (id, &token) in self.input_ids[slot * engine_len..].iter_mut().zip(prompt) {
                 *id = token.into();
@@ -302,11 +380,11 @@ impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
     fn decode(&mut self) -> Result<(), GenerateError> {
         let begin = Instant::now();
         self.seq_length.fill(0);
-        for (slot, sequence) in self.sequences.iter_mut().enumerate() {
-            let Some(&token) = sequence.tokens.last() else {
-                continue;
-            };
-            if sequence.stop.is_none() {
+        for (slot, sequence) in self.slots.iter().enumerate() {
+            if let Some(&token) = sequence
+                .as_ref()
+                .and_then(|sequence| sequence.tokens.last())
+            {
                 self.input_ids[slot] = token.into();
                 self.seq_length[slot] = 1;
             }
@@ -324,7 +402,10 @@ impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
             .session
             .run(engine_len, &self.input_ids[..count], &self.seq_length)?;
         let mut cancelled = false;
-        for (slot, sequence) in self.sequences.iter_mut().enumerate() {
+        for (slot, place) in self.slots.iter_mut().enumerate() {
+            let Some(sequence) = place else {
+                continue;
+            };
             if self.seq_length[slot] == 0 || !sequence.chunks.is_empty() {
                 continue;
             }
@@ -336,49 +417,66 @@ impl<F: FnMut(Event) -> ControlFlow<()>> Run<'_, F> {
                 // Looks at every logit once, for the largest and for those that are no numbers.
                 _ => sequence.sampler.sample(logits).map(Some),
             };
-            let token = match picked {
-                Ok(Some(token)) => token,
-                Ok(None) => {
-                    sequence.stop = Some(StopReason::MaxNewTokens);
-                    continue;
+            let stop = match picked {
+                Ok(Some(token)) => {
+                    self.stats.decode_tokens += usize::from(!sequence.tokens.is_empty());
+                    sequence.tokens.push(token);
+                    self.stats
+                        .time_to_first_token
+                        .get_or_insert_with(|| self.start.elapsed());
+                    let event = Event {
+                        request: sequence.index,
+                        token,
+                    };
+                    cancelled |= self.observer.token(event).is_break();
+                    sequence.stop_after(token, max_seq_len)
                 }
+                Ok(None) => Some(StopReason::MaxNewTokens),
                 Err(source) => {
                     let step = sequence.request.prompt.len() + sequence.tokens.len();
-                    sequence.stop =
-                        Some(StopReason::Failed(NonFiniteLogits { step, slot, source }));
-                    continue;
+                    Some(StopReason::Failed(NonFiniteLogits { step, slot, source }))
                 }
             };
-            self.stats.decode_tokens += usize::from(!sequence.tokens.is_empty());
-            sequence.tokens.push(token);
-            self.stats
-                .time_to_first_token
-                .get_or_insert_with(|| self.start.elapsed());
-            let length = sequence.request.prompt.len() + sequence.tokens.len();
-            sequence.stop = if sequence.request.stop_tokens.contains(&token) {
-                Some(StopReason::StopToken)
-            } else if sequence.tokens.len() >= sequence.request.max_new_tokens {
-                Some(StopReason::MaxNewTokens)
-            } else if length > max_seq_len {
-                Some(StopReason::MaxSeqLen)
-            } else {
-                None
-            };
-            let event = Event {
-                request: slot,
-                token,
-            };
-            if (self.on_token)(event).is_break() {
-                cancelled = true;
+            if let Some(stop) = stop {
+                let (index, completion) = (
+                    sequence.index,
+                    Completion {
+                        tokens: std::mem::take(&mut sequence.tokens),
+                        stop,
+                    },
+                );
+                cancelled |= self.observer.finished(index, &completion).is_break();
+                self.completions[index] = Some(completion);
+                *place = None;
+            }
+            if cancelled {
                 break;
             }
         }
         if cancelled {
-            for sequence in &mut self.sequences {
-                sequence.stop.get_or_insert(StopReason::Cancelled);
-                sequence.chunks.clear();
+            self.waiting = self.requests.len();
+            for sequence in self.slots.iter_mut().filter_map(Option::take) {
+                self.completions[sequence.index] = Some(Completion {
+                    tokens: sequence.tokens,
+                    stop: StopReason::Cancelled,
+                });
             }
         }
         Ok(())
+    }
+}
+
+impl Sequence<'_> {
+    /// Why there is nothing after `token`, the last one.
+    fn stop_after(&self, token: u32, max_seq_len: usize) -> Option<StopReason> {
+        if self.request.stop_tokens.contains(&token) {
+            Some(StopReason::StopToken)
+        } else if self.tokens.len() >= self.request.max_new_tokens {
+            Some(StopReason::MaxNewTokens)
+        } else if self.request.prompt.len() + self.tokens.len() > max_seq_len {
+            Some(StopReason::MaxSeqLen)
+        } else {
+            None
+        }
     }
 }

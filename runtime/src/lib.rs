@@ -22,7 +22,7 @@
 //! let package = Package::open("model")?;
 //! let tokenizer = Tokenizer::from_json(package.tokenizer_json().ok_or("no tokenizer")?)?;
 //! let mut session = Session::open(&package, BackendKind::OrtCpu, &SessionOptions::default())?;
-//! let prompt = tokenizer.encode("In the beginning")?;
+//! let prompt = tokenizer.encode("In the beginning", package.manifest().special_tokens)?.ids;
 //! let mut text = tokenizer.stream(&prompt);
 //! let request = Request { max_new_tokens: 32, ..Request::new(prompt) };
 //! generate(&mut session, &[request], |event| {

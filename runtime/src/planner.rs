@@ -47,7 +47,11 @@ pub fn cost(chunks: &[Chunk]) -> usize {
         .sum()
 }
 
-fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), PlanError> {
+/// Whether a prompt of `prompt_len` tokens has a [`plan`].
+///
+/// # Errors
+/// An empty prompt, one longer than `limit`, no lengths.
+pub fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), PlanError> {
     if prompt_len == 0 {
         return Err(PlanError::Empty);
     }

@@ -1,13 +1,14 @@
 //! Text to tokens and back, one token at a time.
 
 mod growth;
+mod stream;
 
+pub use stream::StreamDecoder;
+
+use ratplus_graphs::manifest::{MAX_TOKENIZER_BYTES, SpecialTokens};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-
-/// Longest `tokenizer.json` that is read.
-pub const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
 /// Special tokens that end a text, by the names that tokenizers give them.
 const END_TOKENS: [&str; 6] = [
@@ -19,7 +20,7 @@ const END_TOKENS: [&str; 6] = [
     "<eos>",
 ];
 
-/// A tokenizer that cannot be used.
+/// A tokenizer or a text that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("tokenizer: {0}")]
 pub struct TextError(String);
@@ -27,6 +28,18 @@ pub struct TextError(String);
 /// A `tokenizer.json`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    form: stream::Form,
+}
+
+/// The tokens of a text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// All of them.
+    pub ids: Vec<u32>,
+    /// Indices of the special tokens that were added to the text, ascending.
+    pub added: Vec<usize>,
+    /// Where each token begins in the text, in bytes.
+    pub starts: Vec<usize>,
 }
 
 /// The tokenizers library panics on some malformed files and inputs.
@@ -47,7 +60,7 @@ impl Tokenizer {
     /// Reads the contents of a `tokenizer.json`.
     ///
     /// # Errors
-    /// Not a tokenizer, or too long.
+    /// Not a tokenizer, or longer than [`MAX_TOKENIZER_BYTES`].
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
         if json.len() as u64 > MAX_TOKENIZER_BYTES {
             return Err(TextError(format!(
@@ -62,7 +75,8 @@ impl Tokenizer {
         // A prompt has its own length; a file could ask for one of 2^32 tokens.
         inner.with_padding(None);
         guarded("truncation", || inner.with_truncation(None).map(drop))?;
-        Ok(Self { inner })
+        let form = stream::Form::of(inner.get_decoder());
+        Ok(Self { inner, form })
     }
 
     /// Reads a file.
@@ -81,16 +95,88 @@ impl Tokenizer {
         Self::from_json(&json).map_err(|TextError(error)| name(&error))
     }
 
-    /// The tokens of a prompt, with the special tokens the tokenizer adds to one.
+    /// The tokens of a text, in time that grows with its length. Special tokens that the text itself
+    /// spells, `<s>` for example, are those tokens with either choice of `special_tokens`.
     ///
     /// # Errors
     /// The tokenizer refuses the text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = guarded("encoding", || self.inner.encode(text, true))?;
-        Ok(encoding.get_ids().to_vec())
+    pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Encoded, TextError> {
+        let add = special_tokens == SpecialTokens::Tokenizer;
+        let encoding = guarded("encoding", || self.inner.encode(text, add))?;
+        let mask = encoding.get_special_tokens_mask().iter().enumerate();
+        Ok(Encoded {
+            ids: encoding.get_ids().to_vec(),
+            added: mask
+                .filter(|&(_, &mask)| mask != 0)
+                .map(|(index, _)| index)
+                .collect(),
+            starts: encoding
+                .get_offsets()
+                .iter()
+                .map(|offsets| offsets.0)
+                .collect(),
+        })
     }
 
-    /// The text of whole tokens, special ones left out.
+    /// The special tokens that [`SpecialTokens::Tokenizer`] adds to a text.
+    ///
+    /// # Errors
+    /// The tokenizer refuses an empty text.
+    pub fn special_tokens(&self) -> Result<Vec<u32>, TextError> {
+        let encoded = self.encode("", SpecialTokens::Tokenizer)?;
+        Ok(encoded
+            .added
+            .iter()
+            .map(|&index| encoded.ids[index])
+            .collect())
+    }
+
+    /// Checks that a model with a vocabulary of `vocab_size` knows every token of a text.
+    ///
+    /// # Errors
+    /// Names the first token that it does not know, and how many more there are.
+    pub fn check_vocabulary(&self, encoded: &Encoded, vocab_size: usize) -> Result<(), TextError> {
+        let unknown = |&&id: &&u32| id as usize >= vocab_size;
+        let Some(index) = encoded.ids.iter().position(|id| unknown(&id)) else {
+            return Ok(());
+        };
+        let id = encoded.ids[index];
+        let (place, advice) = match encoded.added.contains(&index) {
+            true => (
+                "which the tokenizer adds".into(),
+                "leave special tokens out",
+            ),
+            false => (
+                format!("at byte {}", encoded.starts[index]),
+                "leave it out of the text",
+            ),
+        };
+        let more = match encoded.ids.iter().filter(unknown).count() - 1 {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Err(TextError(format!(
+            "token {index} is {id}, {}, {place}{more}: expected 0 to {}, the tokens that the model knows; \
+             {advice}",
+            self.name(id),
+            vocab_size.saturating_sub(1)
+        )))
+    }
+
+    /// A token as the tokenizer writes it; none where it does not know it.
+    pub fn token(&self, token: u32) -> Option<String> {
+        self.inner.id_to_token(token)
+    }
+
+    /// The same for a message, quoted.
+    pub fn name(&self, token: u32) -> String {
+        match self.token(token) {
+            Some(name) => format!("`{}`", name.escape_debug()),
+            None => "without a name".into(),
+        }
+    }
+
+    /// The text of whole tokens, special ones and those that the tokenizer does not know left out.
     ///
     /// # Errors
     /// The tokenizer refuses the tokens.
@@ -107,239 +193,25 @@ impl Tokenizer {
         ends.map(|(&id, _)| id).collect()
     }
 
-    /// One more than the largest token id.
-    pub fn vocab_size(&self) -> usize {
+    /// Tokens from `vocab_size` on, which a model with that vocabulary does not know, ascending.
+    pub fn tokens_beyond(&self, vocab_size: usize) -> Vec<u32> {
         let ids = self.inner.get_vocab(true).into_values();
-        ids.max().map_or(0, |id| id as usize + 1)
+        let beyond: BTreeSet<u32> = ids.filter(|&id| id as usize >= vocab_size).collect();
+        beyond.into_iter().collect()
     }
 
     /// Decodes a continuation of `context`, token by token.
     pub fn stream(&self, context: &[u32]) -> StreamDecoder<'_> {
-        // Decoders treat the start of a text specially (a leading space goes): a little text
-        // before the first new token keeps that token from being the start. It must not begin
-        // inside a character.
-        let clean = (1..=StreamDecoder::CONTEXT.min(context.len())).find_map(|count| {
-            let tokens = &context[context.len() - count..];
-            let text = self.decode(tokens).ok()?;
-            let clean = !text.is_empty() && !text.contains(REPLACEMENT);
-            clean.then(|| (tokens.to_vec(), text.len()))
-        });
-        let (window, emitted) = clean.unwrap_or_default();
-        StreamDecoder {
-            tokenizer: self,
-            complete: window.len(),
-            window,
-            emitted,
-        }
-    }
-}
-
-/// Turns tokens into text as they come, without ever returning a part of a character: bytes that
-/// may still become one are held back.
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
-    /// Tokens of the last complete text, then those after it.
-    window: Vec<u32>,
-    /// How many tokens of the window its complete text has.
-    complete: usize,
-    /// Bytes of the window's text that were returned.
-    emitted: usize,
-}
-
-const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
-
-impl StreamDecoder<'_> {
-    const CONTEXT: usize = 8;
-
-    fn text(&self) -> Result<String, TextError> {
-        self.tokenizer.decode(&self.window)
+        StreamDecoder::after(self, context)
     }
 
-    /// Adds a token and returns the text that is now certain, often empty.
-    ///
-    /// # Errors
-    /// The tokenizer refuses the token.
-    pub fn push(&mut self, token: u32) -> Result<String, TextError> {
-        self.window.push(token);
-        let text = self.text()?;
-        let complete = !text.ends_with(REPLACEMENT);
-        let certain = text.trim_end_matches(REPLACEMENT);
-        let new = certain.get(self.emitted..).unwrap_or_default().to_owned();
-        self.emitted += new.len();
-        if complete && !new.is_empty() {
-            // What was complete before is not needed any more: work per token stays constant.
-            self.window.drain(..self.complete);
-            self.complete = self.window.len();
-            self.emitted = self.text()?.len();
-        }
-        Ok(new)
-    }
-
-    /// The rest: held bytes that never became a character appear as U+FFFD.
-    ///
-    /// # Errors
-    /// The tokenizer refuses the tokens.
-    pub fn finish(self) -> Result<String, TextError> {
-        let text = self.text()?;
-        Ok(text.get(self.emitted..).unwrap_or_default().to_owned())
+    /// What a token is decoded from; none for special tokens and those that the tokenizer does not
+    /// know, which have no text.
+    fn visible(&self, token: u32) -> Option<String> {
+        let special = |name: &str| self.inner.get_added_vocabulary().is_special_token(name);
+        self.token(token).filter(|name| !special(name))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use serde_json::{Value, json};
-
-    /// The characters that byte-level tokenizers write bytes as.
-    fn byte_characters() -> Vec<char> {
-        let printable = |byte: &u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-        let mut other = 256;
-        (0..256u32)
-            .map(|byte| {
-                let code = if printable(&byte) {
-                    byte
-                } else {
-                    other += 1;
-                    other - 1
-                };
-                char::from_u32(code).unwrap()
-            })
-            .collect()
-    }
-
-    fn tokenizer(mut model: Value, pre_tokenizer: Value, decoder: Value) -> Tokenizer {
-        model["vocab"]["</s>"] = 256.into();
-        let json = json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null,
-            "post_processor": null,
-            "added_tokens": [{
-                "id": 256, "content": "</s>", "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false, "special": true,
-            }],
-            "pre_tokenizer": pre_tokenizer, "decoder": decoder, "model": model,
-        });
-        Tokenizer::from_json(json.to_string().as_bytes()).unwrap()
-    }
-
-    /// One token per byte.
-    fn byte_level() -> Tokenizer {
-        let vocab: serde_json::Map<_, _> = byte_characters()
-            .into_iter()
-            .enumerate()
-            .map(|(id, c)| (c.to_string(), id.into()))
-            .collect();
-        tokenizer(
-            json!({"type": "BPE", "vocab": vocab, "merges": []}),
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}),
-            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true}),
-        )
-    }
-
-    /// A few letters, and bytes for everything else; spaces as in LLaMA 2.
-    fn byte_fallback() -> Tokenizer {
-        let bytes = (0..256).map(|byte| (format!("<0x{byte:02X}>"), byte.into()));
-        let letters = ["\u{2581}", "a", "b", "\u{e9}"].into_iter().zip(257..);
-        let vocab: serde_json::Map<_, _> = bytes
-            .chain(letters.map(|(letter, id)| (letter.to_owned(), id.into())))
-            .collect();
-        let replace = json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "});
-        tokenizer(
-            json!({"type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true, "unk_token": null}),
-            json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "first", "split": false}),
-            json!({"type": "Sequence", "decoders": [
-                replace, {"type": "ByteFallback"}, {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ]}),
-        )
-    }
-
-    fn stream(tokenizer: &Tokenizer, context: &[u32], tokens: &[u32]) -> Vec<String> {
-        let mut stream = tokenizer.stream(context);
-        let mut parts: Vec<_> = tokens
-            .iter()
-            .map(|&token| stream.push(token).unwrap())
-            .collect();
-        parts.push(stream.finish().unwrap());
-        parts
-    }
-
-    proptest! {
-        #[test]
-        fn streaming_returns_whole_characters(text in "[ -~]{0,9}\\PC{0,9}[ab\u{e9}\u{4f60}\u{1f600} ]{0,30}") {
-            for tokenizer in [byte_level(), byte_fallback()] {
-                let tokens = tokenizer.encode(&text).unwrap();
-                let parts = stream(&tokenizer, &[], &tokens);
-                prop_assert_eq!(parts.concat(), tokenizer.decode(&tokens).unwrap());
-                // LLaMA's tokenizer drops a space at the start.
-                let streamed = parts.concat();
-                prop_assert_eq!(streamed.trim_start_matches(' '), text.trim_start_matches(' '));
-                let count = |text: &str| text.matches(REPLACEMENT).count();
-                prop_assert_eq!(parts.iter().map(|part| count(part)).sum::<usize>(), count(&text));
-            }
-        }
-
-        /// Any cut of a text into prompt and continuation, where the cut is between characters.
-        #[test]
-        fn streaming_continues_a_prompt(text in "[a-c \u{e9}\u{4f60}\u{1f600}]{1,30}", cut: prop::sample::Index) {
-            let cuts: Vec<_> = text.char_indices().map(|(at, _)| at).skip(1).collect();
-            prop_assume!(!cuts.is_empty());
-            let at = *cut.get(&cuts);
-            let tokenizer = byte_level();
-            let (prompt, rest) = text.split_at(at);
-            let prompt = tokenizer.encode(prompt).unwrap();
-            let parts = stream(&tokenizer, &prompt, &tokenizer.encode(rest).unwrap());
-            prop_assert_eq!(parts.concat(), rest);
-        }
-
-        /// Any bytes at all: nothing is lost, and what is returned early stays true.
-        #[test]
-        fn streaming_survives_any_tokens(tokens in prop::collection::vec(0u32..256, 0..40)) {
-            let tokenizer = byte_level();
-            let parts = stream(&tokenizer, &[], &tokens);
-            prop_assert_eq!(parts.concat(), tokenizer.decode(&tokens).unwrap());
-            let tokenizer = byte_fallback();
-            stream(&tokenizer, &[], &tokens);
-        }
-    }
-
-    #[test]
-    fn a_space_after_the_prompt_is_kept() {
-        let tokenizer = byte_fallback();
-        let (space, a) = (257, 258);
-        assert_eq!(stream(&tokenizer, &[a], &[space, a]).concat(), " a");
-        assert_eq!(stream(&tokenizer, &[], &[space, a]).concat(), "a");
-    }
-
-    #[test]
-    fn unfinished_bytes_come_at_the_end() {
-        let parts = stream(&byte_level(), &[], &[0xe4, 0xbd]);
-        assert_eq!(parts, ["", "", "\u{fffd}"]);
-    }
-
-    #[test]
-    fn end_tokens_are_the_special_ones() {
-        assert_eq!(byte_level().end_tokens(), BTreeSet::from([256]));
-        assert_eq!(byte_level().vocab_size(), 257);
-    }
-
-    #[test]
-    fn a_prompt_is_neither_padded_nor_cut() {
-        let mut json: Value = serde_json::to_value(&byte_level().inner).unwrap();
-        json["padding"] = json!({
-            "strategy": {"Fixed": u32::MAX}, "direction": "Right", "pad_to_multiple_of": 1u64 << 40,
-            "pad_id": 0, "pad_type_id": 0, "pad_token": "a",
-        });
-        json["truncation"] =
-            json!({"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"});
-        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
-        assert_eq!(tokenizer.encode("abc").unwrap().len(), 3);
-    }
-
-    #[test]
-    fn malformed_files_are_errors() {
-        for json in ["", "{}", "[]", "{\"model\": 3}", "\u{0}"] {
-            assert!(Tokenizer::from_json(json.as_bytes()).is_err(), "{json:?}");
-        }
-    }
-}
+mod tests;

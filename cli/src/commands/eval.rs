@@ -1,12 +1,13 @@
 //! `ratplus eval`: perplexity of a text.
 
-use super::spinner;
 use super::verify::session_options;
-use crate::args::EvalArgs;
+use super::{read_text, spinner};
+use crate::args::{EvalArgs, SpecialTokensArg};
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
 use ratplus_runtime::eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
 use ratplus_runtime::package::Package;
+use ratplus_runtime::text::Encoded;
 use ratplus_runtime::verify::{Golden, Implementations};
 use serde::Serialize;
 use std::path::Path;
@@ -21,6 +22,8 @@ struct Report {
     types: Option<String>,
     state_bytes: Option<u64>,
     implementations: Vec<String>,
+    /// Names of the special tokens that were added to the text; `None` where tokens were given.
+    special_tokens: Option<Vec<String>>,
     /// Tokens scored.
     tokens: usize,
     /// Nats a token.
@@ -37,8 +40,10 @@ struct Report {
 /// Tokens of one text.
 struct Source {
     texts: Vec<(Vec<u32>, Option<Vec<usize>>)>,
-    /// Bytes of text from the second token on: those that are predicted.
+    /// Bytes of text that are predicted: those of scored tokens.
     bytes: Option<usize>,
+    /// Names of the special tokens that were added.
+    special_tokens: Option<Vec<String>>,
 }
 
 impl Source {
@@ -64,14 +69,18 @@ pub fn run(args: EvalArgs) -> Outcome {
     let packages = packages.collect::<Result<Vec<_>, _>>().or_input()?;
     let golden = args.golden.as_deref().map(Golden::read).transpose();
     let golden = golden.or_input()?;
+    let text = args.text.as_deref();
+    let text = text
+        .map(|path| Ok((path, read_text("--text", path)?)))
+        .transpose()?;
     // Everything is read and compared before the first engine is opened.
     let sources = args
         .dirs
         .iter()
         .zip(&packages)
-        .map(|(dir, package)| match (&golden, &args.text) {
+        .map(|(dir, package)| match (&golden, &text) {
             (Some(golden), _) => of_golden(golden, package, dir),
-            (None, Some(text)) => of_text(text, package, dir),
+            (None, Some((path, text))) => of_text(path, text, package, dir, args.special_tokens),
             (None, None) => unreachable!("clap asks for one of them"),
         })
         .collect::<Result<Vec<_>, _>>()?;
@@ -110,30 +119,41 @@ pub fn run(args: EvalArgs) -> Outcome {
     Ok(())
 }
 
-fn of_text(path: &Path, package: &Package, dir: &Path) -> Result<Source, Failure> {
-    let tokenizer = super::tokenizer(package, dir)?;
+fn of_text(
+    path: &Path,
+    text: &str,
+    package: &Package,
+    dir: &Path,
+    special_tokens: Option<SpecialTokensArg>,
+) -> Result<Source, Failure> {
+    let (tokenizer, special_tokens) = super::tokenizer(package, dir, special_tokens)?;
     let named = |error: &dyn std::fmt::Display| {
         Failure::input(format!("--text {}: {error}", path.display()))
     };
-    let text = std::fs::read(path).map_err(|error| named(&error))?;
-    let text = String::from_utf8(text).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        named(&format!(
-            "expected UTF-8, found something else at byte {at}"
-        ))
-    })?;
-    let tokens = tokenizer.encode(&text).map_err(|error| named(&error))?;
-    if tokens.len() < 2 {
+    let encoded = tokenizer
+        .encode(text, special_tokens)
+        .map_err(|error| named(&error))?;
+    tokenizer
+        .check_vocabulary(&encoded, package.manifest().model.vocab_size)
+        .map_err(|error| named(&error))?;
+    let Encoded { ids, added, .. } = encoded;
+    // Special tokens that were added are context; the first token has no prediction.
+    let scored = (1..ids.len()).filter(|index| added.binary_search(index).is_err());
+    let scored: Vec<_> = scored.collect();
+    let Some(&first_scored) = scored.first() else {
         return Err(named(&format!(
             "expected at least 2 tokens, found {}: the first one has no prediction",
-            tokens.len()
+            ids.len()
         )));
-    }
-    // What the first token stands for is not predicted; a special one stands for nothing.
-    let first = tokenizer.decode(&tokens[..1]).or_input()?;
+    };
+    let unscored = tokenizer.decode(&ids[..first_scored]).or_input()?;
+    let names = added
+        .iter()
+        .filter_map(|&index| tokenizer.token(ids[index]));
     Ok(Source {
-        texts: vec![(tokens, None)],
-        bytes: Some(text.len().saturating_sub(first.len())),
+        bytes: Some(text.len().saturating_sub(unscored.len())),
+        special_tokens: Some(names.collect()),
+        texts: vec![(ids, Some(scored))],
     })
 }
 
@@ -157,6 +177,7 @@ fn of_golden(golden: &Golden, package: &Package, dir: &Path) -> Result<Source, F
     Ok(Source {
         texts: texts.collect::<Result<_, Failure>>()?,
         bytes: None,
+        special_tokens: None,
     })
 }
 
@@ -221,6 +242,7 @@ fn score(
         patterns: Some(super::inspect::pattern_summary(&manifest.model)),
         types: Some(manifest.types()),
         state_bytes: Some(session.state_bytes()),
+        special_tokens: source.special_tokens.clone(),
         implementations: implementations.iter().map(ToString::to_string).collect(),
         tokens_per_second: Some(evaluation.ran as f64 / evaluation.time.as_secs_f64().max(1e-9)),
         ..report(&evaluation, source.bytes)
@@ -235,6 +257,7 @@ fn report(evaluation: &Evaluation, text_bytes: Option<usize>) -> Report {
         types: None,
         state_bytes: None,
         implementations: Vec::new(),
+        special_tokens: None,
         tokens: evaluation.tokens,
         mean_nll: evaluation.mean_nll(),
         perplexity: evaluation.perplexity(),
@@ -252,7 +275,7 @@ fn print(reports: &[Report], options: EvalOptions, golden: bool) {
             "package",
             "backend",
             "state",
-            "tokens",
+            "scored",
             "nats/token",
             "perplexity",
             "against first",
@@ -286,6 +309,13 @@ fn print(reports: &[Report], options: EvalOptions, golden: bool) {
             (&report.package, &report.patterns, &report.types)
         {
             println!("{package}: {types}, {patterns}");
+        }
+        if let Some(added) = &report.special_tokens {
+            let added = match added.is_empty() {
+                true => "no special token".into(),
+                false => format!("`{}`", added.join("`, `")),
+            };
+            println!("  {} tokens scored, {added} added", report.tokens);
         }
         for engine in &report.implementations {
             println!("  ran {engine}");

@@ -12,9 +12,10 @@ use ratplus_exporter::quantize::QuantizedWeight;
 use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
 use ratplus_exporter::synthetic::SyntheticWeights;
 use ratplus_graphs::cost;
-use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, PackageShape};
+use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, PackageShape, SpecialTokens};
 use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::ModelSpec;
+use ratplus_runtime::text::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -76,11 +77,16 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         fallback: args.fallback.into(),
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
+        special_tokens: args.special_tokens.into(),
     };
     if args.keep_f32.is_some() && options.precision.normalized(options.shape.dtype).is_plain() {
         eprintln!(
             "note: --keep-f32 changes nothing here: without --quantize, --dtype f32 stores every weight so"
         );
+    }
+    options.validate().or_input()?;
+    if let Some(path) = &args.tokenizer {
+        note_tokenizer(path, args.special_tokens.into(), given.vocab_size);
     }
     if args.dry_run {
         let plan = ExportPlan::new(&args.output, &options).or_input()?;
@@ -109,6 +115,41 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         })?;
     }
     Ok(())
+}
+
+/// Says what a tokenizer has that the model has not, and what it adds to a text.
+fn note_tokenizer(path: &Path, special_tokens: SpecialTokens, vocab_size: usize) {
+    let note = |text: String| eprintln!("note: --tokenizer {}: {text}", path.display());
+    let added = Tokenizer::from_file(path).and_then(|tokenizer| {
+        let added = tokenizer.special_tokens()?;
+        Ok((tokenizer, added))
+    });
+    let (tokenizer, added) = match added {
+        Ok(found) => found,
+        Err(error) => return note(format!("generate and eval cannot use it: {error}")),
+    };
+    let beyond = tokenizer.tokens_beyond(vocab_size);
+    if let Some(&largest) = beyond.last() {
+        let known = match beyond.len() {
+            1 => "knows a token".into(),
+            count => format!("knows {count} tokens"),
+        };
+        note(format!(
+            "{known} that the model does not, whose vocabulary is 0 to {}; the largest is {largest}, {}; \
+             a text that has one is refused",
+            vocab_size - 1,
+            tokenizer.name(largest)
+        ));
+    }
+    match (super::names(&tokenizer, &added), special_tokens) {
+        (Some(names), SpecialTokens::Tokenizer) => note(format!("adds {names} to every text")),
+        (Some(names), SpecialTokens::None) => note(format!(
+            "would add {names} to every text; as released models saw none in training, generate and eval \
+             do not add it; --special-tokens tokenizer has them do so"
+        )),
+        (None, SpecialTokens::Tokenizer) => note("adds no special tokens".into()),
+        (None, SpecialTokens::None) => {}
+    }
 }
 
 /// What is stored otherwise than in `--dtype`.

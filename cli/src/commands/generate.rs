@@ -1,117 +1,355 @@
 //! `ratplus generate`: text in, text out.
 
+use super::prompts::{Prompt, Prompts};
 use super::verify::session_options;
 use crate::args::GenerateArgs;
 use crate::output::{Failure, OrInput, Outcome};
 use ratplus_runtime::backend::{BackendKind, Session};
-use ratplus_runtime::generate::{self, Request, StopReason};
+use ratplus_runtime::generate::{
+    Completion, Event, Generation, Observer, Request, StopReason, generate_observed,
+};
 use ratplus_runtime::package::Package;
-use ratplus_runtime::planner;
 use ratplus_runtime::sampler::{Sampler, Sampling};
+use ratplus_runtime::text::{StreamDecoder, TextError, Tokenizer};
 use ratplus_runtime::verify::Implementations;
-use std::io::Write;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
-/// Prints the prompt and streams its continuation.
+/// Problems that one message lists.
+const MOST_PROBLEMS: usize = 20;
+
+/// Prints the prompt and streams its continuation, or a line for each of several prompts.
 pub fn run(args: GenerateArgs) -> Outcome {
     let backend: BackendKind = args.backend.parse().or_input()?;
+    let mut prompts = Prompts::read(&args)?;
     let package = Package::open(&args.dir).or_input()?;
-    let tokenizer = super::tokenizer(&package, &args.dir)?;
-    let vocab = package.manifest().model.vocab_size;
-    if let Some(token) = args
-        .stop_tokens
-        .iter()
-        .find(|&&token| token as usize >= vocab)
-    {
-        return Err(Failure::input(format!(
-            "--stop-tokens: expected 0 to {}, found {token}",
-            vocab - 1
-        )));
-    }
-    let prompt = tokenizer.encode(&args.prompt).or_input()?;
-    let mut stop_tokens = tokenizer.end_tokens();
-    stop_tokens.extend(&args.stop_tokens);
-    let request = Request {
-        prompt: prompt.clone(),
-        max_new_tokens: args.max_new_tokens,
-        sampling: Sampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            seed: args.seed,
-        },
-        stop_tokens: stop_tokens.clone(),
+    let (tokenizer, special_tokens) = super::tokenizer(&package, &args.dir, args.special_tokens)?;
+    let manifest = package.manifest();
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed.unwrap_or(0),
     };
     // Everything that can be refused is, before an engine is opened.
-    let manifest = package.manifest();
-    let lengths: Vec<_> = manifest
-        .engines
-        .iter()
-        .map(|engine| engine.seq_len)
+    let tokens = prompts.encode(&tokenizer, special_tokens, manifest);
+    let Prompts { prompts, problems } = prompts;
+    refuse(problems, &args, manifest.model.vocab_size, sampling)?;
+    note_idle_flags(&args);
+    let mut stop_tokens = tokenizer.end_tokens();
+    stop_tokens.extend(&args.stop_tokens);
+    let requests: Vec<_> = tokens
+        .into_iter()
+        .map(|prompt| Request {
+            prompt,
+            max_new_tokens: args.max_new_tokens,
+            sampling,
+            stop_tokens: stop_tokens.clone(),
+        })
         .collect();
-    planner::plan(prompt.len(), &lengths, manifest.max_seq_len)
-        .map_err(|error| Failure::input(format!("--prompt: {error}")))?;
-    Sampler::new(request.sampling).or_input()?;
     let mut session =
         Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
     for engines in Implementations::of(backend, &session).engines {
         eprintln!("{backend}: {engines}");
     }
-    let mut text = tokenizer.stream(&prompt);
-    let mut out = std::io::stdout().lock();
-    let mut written = write!(out, "{}", args.prompt).and_then(|()| out.flush());
-    let mut undecodable = None;
-    let generation = generate::generate(&mut session, &[request], |event| {
-        if stop_tokens.contains(&event.token) {
-            return ControlFlow::Continue(());
-        }
-        match text.push(event.token) {
-            Ok(piece) => written = write!(out, "{piece}").and_then(|()| out.flush()),
-            Err(error) => undecodable = Some(error),
-        }
-        // A closed pipe is a reader that has seen enough.
-        if written.is_err() || undecodable.is_some() {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })
-    .or_input()?;
-    if let Some(error) = undecodable {
-        return Err(Failure::input(error));
-    }
-    if written.is_ok() {
-        let rest = text.finish().or_input()?;
-        let _ = writeln!(out, "{rest}");
-    }
+    let texts = Texts::new(&tokenizer, &requests);
+    let generation = match args.prompts {
+        None => stream(&mut session, &requests, texts, &prompts[0].text),
+        Some(_) => print_lines(&mut session, &requests, texts, &prompts),
+    }?;
     if args.stats {
-        let stats = &generation.stats;
+        print_stats(&generation);
+    }
+    end(&generation, &prompts, session.max_seq_len())
+}
+
+/// Everything that is wrong, at once.
+fn refuse(
+    mut problems: Vec<String>,
+    args: &GenerateArgs,
+    vocab_size: usize,
+    sampling: Sampling,
+) -> Outcome {
+    let unknown = |&&token: &&u32| token as usize >= vocab_size;
+    if let Some(token) = args.stop_tokens.iter().find(unknown) {
+        problems.push(format!(
+            "--stop-tokens: expected 0 to {}, found {token}",
+            vocab_size - 1
+        ));
+    }
+    if let Err(error) = Sampler::new(sampling) {
+        problems.push(format!("--{}", error.to_string().replacen('_', "-", 1)));
+    }
+    let more = problems.len().saturating_sub(MOST_PROBLEMS);
+    if more > 0 {
+        problems.truncate(MOST_PROBLEMS);
+        problems.push(format!("and {more} more"));
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::input(problems.join("\n  "))),
+    }
+}
+
+/// Says which flags change nothing, because there is nothing to draw.
+fn note_idle_flags(args: &GenerateArgs) {
+    let one_k = args.top_k == Some(1);
+    let greedy = args.temperature == 0.0;
+    let given = [
+        ("--top-k", greedy && args.top_k.is_some()),
+        ("--top-p", (greedy || one_k) && args.top_p.is_some()),
+        ("--seed", (greedy || one_k) && args.seed.is_some()),
+    ];
+    let idle: Vec<_> = given.iter().filter(|(_, idle)| *idle).collect();
+    let names: Vec<_> = idle.iter().map(|(flag, _)| *flag).collect();
+    let verb = if names.len() == 1 { "has" } else { "have" };
+    let cause = if greedy {
+        "--temperature 0, the default,"
+    } else {
+        "--top-k 1"
+    };
+    if !names.is_empty() {
         eprintln!(
-            "prefill {} tokens, {:.0} tokens/s; first token after {:.1} ms; decode {} tokens, {:.0} tokens/s",
-            stats.prefill_tokens,
-            stats.prefill_tokens_per_second(),
-            stats
-                .time_to_first_token
-                .map_or(0.0, |time| time.as_secs_f64() * 1e3),
-            stats.decode_tokens,
-            stats.decode_tokens_per_second(),
+            "note: {} {verb} no effect: {cause} always takes the likeliest token",
+            names.join(", ")
         );
     }
-    match generation
-        .completions
-        .into_iter()
-        .map(|completion| completion.stop)
-        .next()
-    {
-        Some(StopReason::Failed(error)) => Err(Failure::BadResult(format!(
-            "{error}; `ratplus verify` names the tensor"
-        ))),
-        Some(StopReason::MaxSeqLen) => {
-            eprintln!(
-                "stopped: the sequence is full at {} tokens; export with a larger --max-seq-len",
-                session.max_seq_len()
-            );
-            Ok(())
+}
+
+/// The text of every sequence that runs.
+struct Texts<'a> {
+    tokenizer: &'a Tokenizer,
+    requests: &'a [Request],
+    running: BTreeMap<usize, StreamDecoder<'a>>,
+    failed: Option<TextError>,
+}
+
+impl<'a> Texts<'a> {
+    fn new(tokenizer: &'a Tokenizer, requests: &'a [Request]) -> Self {
+        Self {
+            tokenizer,
+            requests,
+            running: BTreeMap::new(),
+            failed: None,
+        }
+    }
+
+    fn of(&mut self, request: usize) -> &mut StreamDecoder<'a> {
+        let prompt = &self.requests[request].prompt;
+        let stream = || self.tokenizer.stream(prompt);
+        self.running.entry(request).or_insert_with(stream)
+    }
+
+    /// What `event` adds; nothing for a token that ends the text.
+    fn push(&mut self, event: Event) -> String {
+        let ends = &self.requests[event.request].stop_tokens;
+        if ends.contains(&event.token) {
+            return String::new();
+        }
+        let piece = self.of(event.request).push(event.token);
+        self.or_failed(piece)
+    }
+
+    /// The rest of a sequence that ended.
+    fn finish(&mut self, request: usize) -> String {
+        let rest = self.running.remove(&request).map(StreamDecoder::finish);
+        self.or_failed(rest.unwrap_or(Ok(String::new())))
+    }
+
+    fn or_failed(&mut self, text: Result<String, TextError>) -> String {
+        text.unwrap_or_else(|error| {
+            self.failed = Some(error);
+            String::new()
+        })
+    }
+}
+
+/// Goes on while text can be decoded and written.
+fn go_on(texts: &Texts<'_>, written: &io::Result<()>) -> ControlFlow<()> {
+    match texts.failed.is_none() && written.is_ok() {
+        true => ControlFlow::Continue(()),
+        false => ControlFlow::Break(()),
+    }
+}
+
+/// Why a generation broke off. A closed pipe is a reader that has seen enough.
+fn broken_off(texts: Texts<'_>, written: io::Result<()>) -> Outcome {
+    if let Some(error) = texts.failed {
+        return Err(Failure::input(error));
+    }
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::input(format!("standard output: {error}")))
         }
         _ => Ok(()),
+    }
+}
+
+/// Prints one text as it comes.
+fn stream(
+    session: &mut Session,
+    requests: &[Request],
+    texts: Texts<'_>,
+    prompt: &str,
+) -> Result<Generation, Failure> {
+    struct Stream<'a> {
+        texts: Texts<'a>,
+        out: io::StdoutLock<'static>,
+        written: io::Result<()>,
+    }
+    impl Stream<'_> {
+        fn write(&mut self, text: &str) {
+            let out = &mut self.out;
+            self.written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        }
+    }
+    impl Observer for Stream<'_> {
+        fn token(&mut self, event: Event) -> ControlFlow<()> {
+            let piece = self.texts.push(event);
+            self.write(&piece);
+            go_on(&self.texts, &self.written)
+        }
+    }
+    let mut stream = Stream {
+        texts,
+        out: io::stdout().lock(),
+        written: Ok(()),
+    };
+    stream.write(prompt);
+    let generation = generate_observed(session, requests, &mut stream).or_input()?;
+    if stream.written.is_ok() && stream.texts.failed.is_none() {
+        let rest = stream.texts.finish(0);
+        stream.write(&(rest + "\n"));
+    }
+    broken_off(stream.texts, stream.written)?;
+    Ok(generation)
+}
+
+/// One finished prompt of several.
+#[derive(Serialize)]
+struct Line<'a> {
+    prompt: &'a str,
+    completion: &'a str,
+    /// New tokens.
+    tokens: usize,
+    stop: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Prints a JSON object a prompt, in their order, each as soon as those before it are there.
+fn print_lines(
+    session: &mut Session,
+    requests: &[Request],
+    texts: Texts<'_>,
+    prompts: &[Prompt],
+) -> Result<Generation, Failure> {
+    struct Lines<'a> {
+        texts: Texts<'a>,
+        prompts: &'a [Prompt],
+        /// Text of the sequences that run.
+        parts: BTreeMap<usize, String>,
+        /// Lines whose turn has not come.
+        ready: BTreeMap<usize, String>,
+        next: usize,
+        out: io::StdoutLock<'static>,
+        written: io::Result<()>,
+    }
+    impl Observer for Lines<'_> {
+        fn token(&mut self, event: Event) -> ControlFlow<()> {
+            let piece = self.texts.push(event);
+            *self.parts.entry(event.request).or_default() += &piece;
+            go_on(&self.texts, &self.written)
+        }
+
+        fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {
+            let mut text = self.parts.remove(&request).unwrap_or_default();
+            text += &self.texts.finish(request);
+            let (stop, error) = match &completion.stop {
+                StopReason::StopToken => ("end", None),
+                StopReason::MaxNewTokens => ("max_new_tokens", None),
+                StopReason::MaxSeqLen => ("max_seq_len", None),
+                StopReason::Cancelled => ("cancelled", None),
+                StopReason::Failed(error) => ("failed", Some(error.to_string())),
+            };
+            let line = Line {
+                prompt: &self.prompts[request].text,
+                completion: &text,
+                tokens: completion.tokens.len(),
+                stop,
+                error,
+            };
+            let line = serde_json::to_string(&line).unwrap_or_default();
+            self.ready.insert(request, line + "\n");
+            while let Some(line) = self.ready.remove(&self.next) {
+                if self.written.is_ok() {
+                    let out = &mut self.out;
+                    self.written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+                }
+                self.next += 1;
+            }
+            go_on(&self.texts, &self.written)
+        }
+    }
+    let mut lines = Lines {
+        texts,
+        prompts,
+        parts: BTreeMap::new(),
+        ready: BTreeMap::new(),
+        next: 0,
+        out: io::stdout().lock(),
+        written: Ok(()),
+    };
+    let generation = generate_observed(session, requests, &mut lines).or_input()?;
+    broken_off(lines.texts, lines.written)?;
+    Ok(generation)
+}
+
+fn print_stats(generation: &Generation) {
+    let stats = &generation.stats;
+    eprintln!(
+        "prefill {} tokens, {:.0} tokens/s; first token after {:.1} ms; decode {} tokens, {:.0} tokens/s",
+        stats.prefill_tokens,
+        stats.prefill_tokens_per_second(),
+        stats
+            .time_to_first_token
+            .map_or(0.0, |time| time.as_secs_f64() * 1e3),
+        stats.decode_tokens,
+        stats.decode_tokens_per_second(),
+    );
+}
+
+/// What the ends of the sequences mean for the command.
+fn end(generation: &Generation, prompts: &[Prompt], max_seq_len: usize) -> Outcome {
+    let ends = generation.completions.iter().zip(prompts);
+    let full = ends
+        .clone()
+        .filter(|(done, _)| done.stop == StopReason::MaxSeqLen)
+        .count();
+    if full > 0 {
+        let what = match prompts.len() {
+            1 => "the sequence is full".into(),
+            all => format!("{full} of {all} sequences are full"),
+        };
+        eprintln!("stopped: {what} at {max_seq_len} tokens; export with a larger --max-seq-len");
+    }
+    let failed = ends.filter_map(|(done, prompt)| match &done.stop {
+        StopReason::Failed(error) => Some(format!("{}: {error}", prompt.place)),
+        _ => None,
+    });
+    let mut failed: Vec<_> = failed.collect();
+    let more = failed.len().saturating_sub(MOST_PROBLEMS);
+    failed.truncate(MOST_PROBLEMS);
+    if more > 0 {
+        failed.push(format!("and {more} more"));
+    }
+    match failed.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::BadResult(format!(
+            "{}; `ratplus verify` names the tensor",
+            failed.join("\n  ")
+        ))),
     }
 }

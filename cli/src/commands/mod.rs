@@ -8,13 +8,16 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 mod plot;
+mod prompts;
 pub mod verify;
 
+use crate::args::SpecialTokensArg;
 use crate::output::{Failure, OrInput};
 use indicatif::ProgressBar;
+use ratplus_graphs::manifest::SpecialTokens;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::text::Tokenizer;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -27,22 +30,72 @@ fn spinner() -> ProgressBar {
     bar
 }
 
-/// The tokenizer of the package in `dir`, whose tokens its model knows.
-fn tokenizer(package: &Package, dir: &Path) -> Result<Tokenizer, Failure> {
+/// The tokenizer of the package in `dir`, and the special tokens that it adds to a text: those the
+/// package was exported with, or as a flag has it. Says so where there are any.
+fn tokenizer(
+    package: &Package,
+    dir: &Path,
+    flag: Option<SpecialTokensArg>,
+) -> Result<(Tokenizer, SpecialTokens), Failure> {
     let Some(json) = package.tokenizer_json() else {
         return Err(Failure::input(format!(
             "{}: the package has no tokenizer; export it with --tokenizer tokenizer.json",
             dir.display()
         )));
     };
-    let tokenizer = Tokenizer::from_json(json).or_input()?;
-    let vocab = package.manifest().model.vocab_size;
-    if tokenizer.vocab_size() > vocab {
-        return Err(Failure::input(format!(
-            "{}: the tokenizer knows {} tokens, the model {vocab}; export with the model's own tokenizer",
-            dir.display(),
-            tokenizer.vocab_size()
+    let tokenizer = Tokenizer::from_json(json)
+        .map_err(|error| Failure::input(format!("{}: {error}", dir.display())))?;
+    let recorded = package.manifest().special_tokens;
+    let special_tokens = flag.map_or(recorded, Into::into);
+    if special_tokens == SpecialTokens::Tokenizer {
+        let added = tokenizer.special_tokens().or_input()?;
+        match names(&tokenizer, &added) {
+            Some(names) => eprintln!(
+                "note: {}: the tokenizer adds {names} to every text; --special-tokens none leaves that out",
+                dir.display()
+            ),
+            None => eprintln!(
+                "note: {}: the tokenizer adds no special tokens",
+                dir.display()
+            ),
+        }
+    }
+    Ok((tokenizer, special_tokens))
+}
+
+/// The names of tokens; none where there are none.
+fn names(tokenizer: &Tokenizer, tokens: &[u32]) -> Option<String> {
+    let names: Vec<_> = tokens.iter().map(|&token| tokenizer.name(token)).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+/// Longest text that is read: its tokens would need a hundred times the memory.
+const MAX_TEXT_BYTES: u64 = 1 << 30;
+
+/// Reads what `flag` names, `-` being standard input, as UTF-8.
+fn read_text(flag: &str, path: &Path) -> Result<String, Failure> {
+    let named = |error: &dyn std::fmt::Display| {
+        Failure::input(format!("{flag} {}: {error}", path.display()))
+    };
+    let mut bytes = Vec::new();
+    let read = match path == Path::new("-") {
+        true => std::io::stdin()
+            .lock()
+            .take(MAX_TEXT_BYTES + 1)
+            .read_to_end(&mut bytes),
+        false => std::fs::File::open(path)
+            .and_then(|file| file.take(MAX_TEXT_BYTES + 1).read_to_end(&mut bytes)),
+    };
+    let count = read.map_err(|error| named(&error))?;
+    if count as u64 > MAX_TEXT_BYTES {
+        return Err(named(&format!(
+            "expected at most {MAX_TEXT_BYTES} bytes, found more"
         )));
     }
-    Ok(tokenizer)
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        named(&format!(
+            "expected UTF-8, found something else at byte {at}"
+        ))
+    })
 }

@@ -208,6 +208,7 @@ mod tests {
             cache: Vec::new(),
             state_bytes: 0,
             tokenizer: None,
+            special_tokens: Default::default(),
             files: Default::default(),
             plans: Default::default(),
             model,

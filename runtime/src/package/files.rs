@@ -2,9 +2,10 @@
 
 use super::{MAX_MODEL_BYTES, OpenOptions};
 use crate::raw;
-use crate::text::MAX_TOKENIZER_BYTES;
 use memmap2::Mmap;
-use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
+use ratplus_graphs::manifest::{
+    FileInfo, MANIFEST_FILE, MAX_TOKENIZER_BYTES, Manifest, WEIGHTS_FILE,
+};
 use ratplus_graphs::staging;
 use sha2::{Digest, Sha256};
 use std::fs::File;

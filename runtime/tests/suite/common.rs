@@ -181,6 +181,7 @@ pub fn write_spec(
             .map(|(_, _, tensor)| tensor.bytes() as u64)
             .sum(),
         tokenizer: None,
+        special_tokens: Default::default(),
         files: files
             .iter()
             .map(|(name, bytes)| (name.clone(), info(bytes)))

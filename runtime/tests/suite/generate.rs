@@ -4,7 +4,9 @@ use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens
 use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
 use ratplus_graphs::model::Weight;
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
-use ratplus_runtime::generate::{Event, GenerateError, Request, StopReason, generate};
+use ratplus_runtime::generate::{
+    Completion, Event, GenerateError, Observer, Request, StopReason, generate, generate_observed,
+};
 use ratplus_runtime::package::{OpenOptions, Package};
 use ratplus_runtime::sampler::Sampling;
 use std::collections::BTreeSet;
@@ -85,6 +87,50 @@ fn prompts_of_any_length_run_together_as_alone() {
     }
 }
 
+/// More requests than slots, of all lengths: each is what it is alone, and ends are told in the order
+/// in which they come.
+#[test]
+fn requests_without_a_slot_wait_for_one() {
+    struct Ends(Vec<(usize, usize)>);
+    impl Observer for Ends {
+        fn token(&mut self, _: Event) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+        fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {
+            self.0.push((request, completion.tokens.len()));
+            ControlFlow::Continue(())
+        }
+    }
+    let fixture = fixture(Options::default());
+    for kind in backends(Fallback::Function) {
+        let mut session = open(&fixture, kind);
+        assert_eq!(session.batch(), 2);
+        let requests: Vec<_> = [(1, 20), (40, 2), (5, 0), (17, 9), (3, 1), (48, 7), (9, 12)]
+            .into_iter()
+            .zip(20..)
+            .map(|((length, count), seed)| Request {
+                sampling: Sampling {
+                    temperature: if seed % 2 == 0 { 0.0 } else { 0.9 },
+                    seed: 3,
+                    ..Sampling::GREEDY
+                },
+                ..request(seed, length, count)
+            })
+            .collect();
+        let together = run(&mut session, &requests);
+        for (index, (request, expected)) in requests.iter().zip(&together).enumerate() {
+            let alone = run(&mut session, std::slice::from_ref(request));
+            assert_eq!(&alone[0], expected, "{kind}: request {index}");
+        }
+        let mut ends = Ends(Vec::new());
+        generate_observed(&mut session, &requests, &mut ends).unwrap();
+        assert_ne!(ends.0.first().map(|end| end.0), Some(0), "{kind}");
+        ends.0.sort_unstable();
+        let expected: Vec<_> = together.iter().map(|(tokens, _)| tokens.len()).collect();
+        assert_eq!(ends.0, expected.into_iter().enumerate().collect::<Vec<_>>());
+    }
+}
+
 #[test]
 fn backends_pick_the_same_tokens() {
     let fixture = fixture(Options::default());
@@ -136,6 +182,12 @@ fn stops() {
             .iter()
             .all(|done| done.stop == StopReason::Cancelled)
     );
+    // Those that wait are cancelled too.
+    let three = [request(1, 5, 9), request(2, 9, 9), request(3, 9, 9)];
+    let generation = generate(&mut session, &three, |_| ControlFlow::Break(())).unwrap();
+    let mut found = generation.completions.iter();
+    assert!(found.all(|done| done.stop == StopReason::Cancelled));
+    assert!(generation.completions[2].tokens.is_empty());
     let stats = generate(&mut session, &[request(1, 5, 4), request(2, 9, 4)], quiet)
         .unwrap()
         .stats;
@@ -150,15 +202,7 @@ fn requests_are_checked_first() {
     let fixture = fixture(Options::default());
     let mut session = open(&fixture, BackendKind::Tract);
     let mut refuse = |requests: &[Request]| generate(&mut session, requests, quiet).unwrap_err();
-    assert!(matches!(
-        refuse(&[]),
-        GenerateError::Requests { batch: 2, found: 0 }
-    ));
-    let three = [request(1, 1, 1), request(1, 1, 1), request(1, 1, 1)];
-    assert!(matches!(
-        refuse(&three),
-        GenerateError::Requests { batch: 2, found: 3 }
-    ));
+    assert!(matches!(refuse(&[]), GenerateError::NoRequests));
     let error = refuse(&[request(1, 3, 1), request(1, 0, 1)]);
     assert!(matches!(error, GenerateError::Prompt { request: 1, .. }));
     assert!(error.to_string().contains("no tokens"), "{error}");
@@ -176,11 +220,17 @@ fn requests_are_checked_first() {
         ..request(1, 3, 1)
     }]);
     assert!(matches!(error, GenerateError::Sampling { request: 0, .. }));
+    // The last of more than there are slots for, too.
     let outside = Request::new(vec![1, VOCAB as u32, 2]);
-    let error = refuse(&[outside]).to_string();
-    assert!(
-        error.contains("slot 0") && error.contains("token 1"),
-        "{error}"
+    let many = [
+        request(1, 1, 1),
+        request(2, 1, 1),
+        request(3, 1, 1),
+        outside,
+    ];
+    assert_eq!(
+        refuse(&many).to_string(),
+        "prompt 3, token 1: expected 0 to 60, found 61"
     );
 }
 

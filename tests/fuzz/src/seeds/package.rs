@@ -86,6 +86,7 @@ pub fn package(fallback: Fallback, quantization: Option<Quantization>) -> Packag
             .map(|(_, _, tensor)| tensor.bytes() as u64)
             .sum(),
         tokenizer: None,
+        special_tokens: Default::default(),
         files: files.into(),
         plans: Default::default(),
         model: spec,

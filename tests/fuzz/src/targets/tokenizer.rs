@@ -1,5 +1,6 @@
 //! `tokenizer.json`, a byte 0xff, and a prompt, which is also a list of tokens.
 
+use ratplus_graphs::manifest::SpecialTokens;
 use ratplus_runtime::text::Tokenizer;
 
 /// Bytes of the prompt that are used.
@@ -15,10 +16,12 @@ pub fn run(data: &[u8]) {
         return;
     };
     let prompt = &prompt[..prompt.len().min(LONGEST)];
-    let (_, _) = (tokenizer.end_tokens(), tokenizer.vocab_size());
+    let (_, _) = (tokenizer.end_tokens(), tokenizer.tokens_beyond(3));
     let encoded = tokenizer
-        .encode(&String::from_utf8_lossy(prompt))
+        .encode(&String::from_utf8_lossy(prompt), SpecialTokens::Tokenizer)
         .unwrap_or_default();
+    let _ = tokenizer.check_vocabulary(&encoded, 3);
+    let encoded = encoded.ids;
     let raw: Vec<u32> = prompt.iter().map(|&byte| u32::from(byte)).collect();
     for tokens in [&encoded[..encoded.len().min(LONGEST)], &raw, &[u32::MAX, 0]] {
         let _ = tokenizer.decode(tokens);
