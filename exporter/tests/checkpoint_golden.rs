@@ -67,6 +67,16 @@ fn stream(
 fn pth_files_hold_the_bytes_an_independent_reader_finds() {
     for (name, tensors, expected) in [
         (
+            "fsdp_saved",
+            14,
+            "bd4cde9ee9f7ead4d2b829edfe6f45c0103eeeef8a175fc7f2cba716c8a7dfc8",
+        ),
+        (
+            "fsdp_saved_relu",
+            15,
+            "7ddc670ceb99ea337bf078998cbf7e5a2a13ffa70ad2154ef8a73389d02dfeab",
+        ),
+        (
             "kjv_d16w64i4",
             27,
             "f787bd796aa9bd857fa2b8762a73bab1fe1a6617df07b98515d4830663147fb6",

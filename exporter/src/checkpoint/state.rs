@@ -95,14 +95,26 @@ pub(super) fn find<'a>(pickle: &'a Pickle<'_>) -> Result<Found<'a>, Fail> {
             _ => only(pickle, named)?,
         }
     };
-    let config = root
+    let saved = root
         .iter()
         .rev()
         .find(|&&(key, _)| pickle.string(key) == Some("config"))
-        .and_then(|&(_, value)| {
-            let mut budget = MAX_CONFIG_VALUES;
-            to_json(pickle, value, MAX_CONFIG_DEPTH, &mut budget)
-        });
+        .map(|&(_, value)| value);
+    let config = saved.and_then(|value| {
+        let mut budget = MAX_CONFIG_VALUES;
+        to_json(pickle, value, MAX_CONFIG_DEPTH, &mut budget)
+    });
+    if let (Some(saved), None | Some(serde_json::Value::Null)) = (saved, &config)
+        && !matches!(pickle.node(saved), Node::None)
+    {
+        let what = pickle.maker(saved).map_or_else(
+            || pickle.kind(saved).to_owned(),
+            |(module, name)| format!("`{}.{}`", show(module.as_bytes()), show(name.as_bytes())),
+        );
+        notes.push(format!(
+            "the configuration saved under `config` ({what}) is not read; what it says about the model has to be given"
+        ));
+    }
     let tensors = tensors(pickle, &chosen, &mut notes)?;
     Ok(Found {
         tensors,
@@ -298,6 +310,32 @@ fn to_json(
             }
             map.into()
         }
+        Node::Object(_) => match content(pickle, id) {
+            Some(content) => to_json(pickle, content, depth, budget)?,
+            None => Value::Null,
+        },
         _ => Value::Null,
     })
+}
+
+/// What an object of a configuration library holds.
+fn content(pickle: &Pickle<'_>, id: Id) -> Option<Id> {
+    let Node::Object(object) = pickle.node(id) else {
+        return None;
+    };
+    let state = object.state?;
+    let (module, name) = pickle.maker(id)?;
+    match (module, name) {
+        ("argparse", "Namespace") | ("types", "SimpleNamespace") => Some(state),
+        _ if module.starts_with("omegaconf.") => {
+            let Node::Dict(entries) = pickle.node(state) else {
+                return None;
+            };
+            // Of containers, and of values.
+            let held =
+                |&&(key, _): &&(Id, Id)| matches!(pickle.string(key), Some("_content" | "_val"));
+            entries.iter().find(held).map(|&(_, value)| value)
+        }
+        _ => None,
+    }
 }

@@ -101,5 +101,7 @@ pub fn lines(result: Result<Resolved, ResolveError>) -> Vec<String> {
     }
 }
 
+#[allow(dead_code)] // Not every test has one.
 pub const IN_PROJ: &str = "backbone.layers.1.seq_layer.in_proj.weight";
+#[allow(dead_code)]
 pub const GATE: &str = "backbone.layers.1.seq_layer.fgate_proj.weight";

@@ -426,13 +426,12 @@ impl<'a> Machine<'a> {
                 self.reduce_with_keywords(called, arguments)?;
             }
             b'b' => {
-                self.pop()?;
+                let state = self.pop()?;
                 let object = self.top()?;
-                if !matches!(
-                    self.node(object),
-                    Node::Dict(_) | Node::Object(_) | Node::Foreign(_)
-                ) {
-                    return Err("BUILD on a value that has no attributes".into());
+                match &mut self.nodes[object as usize] {
+                    Node::Object(object) => object.state = Some(state),
+                    Node::Dict(_) | Node::Foreign(_) => {}
+                    _ => return Err("BUILD on a value that has no attributes".into()),
                 }
             }
             _ => {

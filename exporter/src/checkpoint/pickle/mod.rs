@@ -52,8 +52,23 @@ pub(super) enum Node {
     Storage(usize),
     /// Index into [`Pickle::tensors`].
     Tensor(usize),
-    /// Anything else: data, and the [`Node::Foreign`] it was made by, if any.
-    Object(Option<Id>),
+    /// Anything else that is data.
+    Object(Object),
+}
+
+/// An object that means nothing here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Object {
+    /// The [`Node::Foreign`] it was made by, if any.
+    pub cause: Option<Id>,
+    /// What BUILD gave it last: its attributes.
+    pub state: Option<Id>,
+}
+
+impl Object {
+    fn by(cause: Option<Id>) -> Self {
+        Self { cause, state: None }
+    }
 }
 
 /// What a name that a state dict needs stands for.
@@ -139,17 +154,27 @@ impl Pickle<'_> {
         }
     }
 
-    /// Why `id` is not known: a name that means nothing here.
-    pub(super) fn foreign(&self, id: Id) -> Option<String> {
+    fn unknown(&self, id: Id) -> Option<Foreign> {
         let id = match *self.node(id) {
-            Node::Object(cause) => cause?,
+            Node::Object(object) => object.cause?,
             _ => id,
         };
-        let &Node::Foreign(foreign) = self.node(id) else {
-            return None;
-        };
-        let refusal = refusal(self.text(foreign.module), self.text(foreign.name));
-        Some(at_byte(&refusal, foreign.at))
+        match *self.node(id) {
+            Node::Foreign(foreign) => Some(foreign),
+            _ => None,
+        }
+    }
+
+    /// Module and name of what made `id`, where that means nothing here.
+    pub(super) fn maker(&self, id: Id) -> Option<(&str, &str)> {
+        let foreign = self.unknown(id)?;
+        Some((self.text(foreign.module), self.text(foreign.name)))
+    }
+
+    /// Why `id` is not known: a name that means nothing here.
+    pub(super) fn foreign(&self, id: Id) -> Option<String> {
+        let (module, name) = self.maker(id)?;
+        Some(at_byte(&refusal(module, name), self.unknown(id)?.at))
     }
 
     /// A word for the kind of value `id` is.

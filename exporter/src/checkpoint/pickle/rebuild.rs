@@ -4,7 +4,7 @@ use super::super::error::show;
 use super::super::tensor::StoredType;
 use super::machine::{Machine, Outcome};
 use super::names::{hostile, plain_tensor};
-use super::{Foreign, Global, Id, Node, Rebuild, StorageRef, TensorRef};
+use super::{Foreign, Global, Id, Node, Object, Rebuild, StorageRef, TensorRef};
 
 const MAX_DIMS: usize = 16;
 
@@ -18,9 +18,13 @@ impl Machine<'_> {
     fn cause(&self, id: Id) -> Option<Id> {
         match *self.node(id) {
             Node::Foreign(_) => Some(id),
-            Node::Object(cause) => cause,
+            Node::Object(object) => object.cause,
             _ => None,
         }
+    }
+
+    fn object(&mut self, cause: Option<Id>) -> Outcome<()> {
+        self.add(Node::Object(Object::by(cause)))
     }
 
     fn foreign(&self, id: Id) -> Option<Foreign> {
@@ -59,7 +63,7 @@ impl Machine<'_> {
         let dtype = match *self.node(kind) {
             Node::Global(Global::Storage(dtype)) => dtype,
             // Elements of an unknown type: nothing that is known can be a view of them.
-            Node::Foreign(_) => return self.add(Node::Object(Some(kind))),
+            Node::Foreign(_) => return self.object(Some(kind)),
             _ => return Err(problem.into()),
         };
         let storage = StorageRef { dtype, key, numel };
@@ -79,7 +83,7 @@ impl Machine<'_> {
     pub(super) fn reduce_with_keywords(&mut self, called: Id, arguments: Id) -> Outcome<()> {
         match self.node(called) {
             Node::Foreign(_) | Node::Object(_) => self.reduce(called, arguments, true),
-            Node::Global(Global::Data) => self.add(Node::Object(None)),
+            Node::Global(Global::Data) => self.object(None),
             _ => Err("NEWOBJ_EX of something that takes no keywords".into()),
         }
     }
@@ -91,8 +95,8 @@ impl Machine<'_> {
             _ => return Err("arguments that are not a tuple".into()),
         };
         match *self.node(called) {
-            Node::Foreign(_) => self.add(Node::Object(Some(called))),
-            Node::Object(cause) => self.add(Node::Object(cause)),
+            Node::Foreign(_) => self.object(Some(called)),
+            Node::Object(object) => self.object(object.cause),
             Node::Global(Global::Rebuild(_)) if new => Err("NEWOBJ of a function".into()),
             Node::Global(Global::Rebuild(rebuild)) => self.rebuild(rebuild, arguments),
             Node::Global(Global::Attribute) => match *list {
@@ -101,7 +105,7 @@ impl Machine<'_> {
             },
             Node::Global(Global::Mapping) if list.is_empty() => self.add(Node::Dict(Vec::new())),
             Node::Global(Global::Mapping) => Err("a dict built from arguments".into()),
-            Node::Global(Global::Data) => self.add(Node::Object(None)),
+            Node::Global(Global::Data) => self.object(None),
             Node::Global(Global::Storage(_) | Global::Dtype(_)) => Err("a call of a type".into()),
             _ => Err("a call of something that is not a name".into()),
         }
@@ -128,7 +132,7 @@ impl Machine<'_> {
             return Err(self.refused_attribute());
         }
         self.attribute = None;
-        self.add(Node::Object(self.cause(of)))
+        self.object(self.cause(of))
     }
 
     fn rebuild(&mut self, rebuild: Rebuild, arguments: Id) -> Outcome<()> {
@@ -171,7 +175,7 @@ impl Machine<'_> {
         match self.node(data) {
             Node::Tensor(_) => self.push(data),
             _ => match self.cause(data) {
-                Some(cause) => self.add(Node::Object(Some(cause))),
+                Some(cause) => self.object(Some(cause)),
                 None => Err("a parameter without a tensor".into()),
             },
         }
@@ -179,7 +183,7 @@ impl Machine<'_> {
 
     fn with_attributes(&mut self, function: Id, kind: Id, arguments: Id, state: Id) -> Outcome<()> {
         if let Some(cause) = self.cause(function) {
-            return self.add(Node::Object(Some(cause)));
+            return self.object(Some(cause));
         }
         let &Node::Global(Global::Rebuild(rebuild)) = self.node(function) else {
             return Err("a tensor made by something that makes none".into());
@@ -189,13 +193,13 @@ impl Machine<'_> {
         }
         let &Node::Foreign(Foreign { module, name, .. }) = self.node(kind) else {
             return match self.cause(kind) {
-                Some(cause) => self.add(Node::Object(Some(cause))),
+                Some(cause) => self.object(Some(cause)),
                 None => Err("a tensor whose type is not a name".into()),
             };
         };
         // Another type may compute its values from more than this tensor.
         if !plain_tensor(self.text(module), self.text(name)) {
-            return self.add(Node::Object(Some(kind)));
+            return self.object(Some(kind));
         }
         self.check_attributes(state)?;
         self.rebuild(rebuild, arguments)
@@ -254,7 +258,7 @@ impl Machine<'_> {
             .first_cause(arguments)
             .or_else(|| dtype.and_then(|dtype| self.cause(dtype)));
         if let Some(cause) = cause {
-            return self.add(Node::Object(Some(cause)));
+            return self.object(Some(cause));
         }
         let dtype = match dtype.map(|dtype| self.node(dtype)) {
             None => None,

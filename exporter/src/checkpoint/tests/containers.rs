@@ -243,3 +243,42 @@ pub(super) fn archives_without_data_are_refused() {
     skipped(f32s((0..6).map(|i| i as f32)), None).unwrap();
     skipped(vec![0; 24], Some(0)).unwrap();
 }
+
+#[test]
+fn configurations_of_other_libraries_are_read() {
+    let config = |value: &'static [u8]| {
+        let p = Pickler::new()
+            .op(b"}(")
+            .str("task")
+            .op(b"}")
+            .str("w")
+            .tensor(&view());
+        opened(p.op(b"s").str("config").op(value).op(b"u").stop())
+    };
+    let expected = serde_json::json!({"a": [1, "x"], "n": null});
+    let omega = b"comegaconf.dictconfig\nDictConfig\nq\x00)\x81q\x01}(X\x09\0\0\0_metadatacomegaconf.base\nMetadata\n\
+        )\x81}bX\x07\0\0\0_parentNX\x08\0\0\0_content}(X\x01\0\0\0acomegaconf.listconfig\nListConfig\n)\x81}(\
+        X\x07\0\0\0_parenth\x01X\x08\0\0\0_content](comegaconf.nodes\nAnyNode\n)\x81}(X\x04\0\0\0_valK\x01u\
+        bcomegaconf.nodes\nStringNode\n)\x81}(X\x04\0\0\0_valX\x01\0\0\0xubeubX\x01\0\0\0n\
+        comegaconf.nodes\nAnyNode\n)\x81}(X\x04\0\0\0_valNubuub";
+    let namespace = b"cargparse\nNamespace\n)\x81}(X\x01\0\0\0a](K\x01X\x01\0\0\0xeX\x01\0\0\0nNub";
+    for value in [omega.as_slice(), namespace] {
+        let checkpoint = config(value);
+        assert_eq!(checkpoint.saved_config(), Some(&expected));
+        assert!(checkpoint.notes().is_empty());
+    }
+    let unread = |what: &str| {
+        format!(
+            "the configuration saved under `config` ({what}) is not read; what it says about the model has to be given"
+        )
+    };
+    assert_eq!(
+        config(b"cmine\nConfig\n)\x81}X\x01\0\0\0aK\x01sb").notes(),
+        [unread("`mine.Config`")]
+    );
+    assert_eq!(config(b"C\x01x").notes(), [unread("bytes")]);
+    assert!(config(b"N").notes().is_empty());
+    // One that contains itself.
+    let cycle = config(b"cargparse\nNamespace\n)\x81q\x00}X\x01\0\0\0ah\x00sb");
+    assert_eq!(cycle.notes(), [unread("`argparse.Namespace`")]);
+}

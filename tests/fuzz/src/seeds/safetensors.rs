@@ -28,6 +28,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         f32_safetensors(&[("w", &[2, 3])]),
         f32_safetensors(&[("backbone.ln.weight", &[4]), ("x", &[1, 1, 2])]),
         safetensors(mixed, &[0x3c; 16]),
+        safetensors(
+            r#"{"__metadata__":{"head.lm_head.weight":"embedding.wte.weight"},"w":{"dtype":"F64","shape":[2],"data_offsets":[0,16]}}"#,
+            &[0x40; 16],
+        ),
         super::config::CHECKPOINT.clone(),
     ]
 }
