@@ -107,10 +107,7 @@ pub(super) fn find<'a>(pickle: &'a Pickle<'_>) -> Result<Found<'a>, Fail> {
     if let (Some(saved), None | Some(serde_json::Value::Null)) = (saved, &config)
         && !matches!(pickle.node(saved), Node::None)
     {
-        let what = pickle.maker(saved).map_or_else(
-            || pickle.kind(saved).to_owned(),
-            |(module, name)| format!("`{}.{}`", show(module.as_bytes()), show(name.as_bytes())),
-        );
+        let what = describe(pickle, saved);
         notes.push(format!(
             "the configuration saved under `config` ({what}) is not read; what it says about the model has to be given"
         ));
@@ -191,13 +188,21 @@ fn only<'a>(pickle: &Pickle<'_>, found: Vec<Candidate<'a>>) -> Result<Candidate<
     }
 }
 
+/// A value's kind, or the name of its type where that means nothing here.
+fn describe(pickle: &Pickle<'_>, id: Id) -> String {
+    pickle.maker(id).map_or_else(
+        || pickle.kind(id).to_owned(),
+        |(module, name)| format!("`{}.{}`", show(module.as_bytes()), show(name.as_bytes())),
+    )
+}
+
 fn nothing(pickle: &Pickle<'_>, root: &Entries) -> String {
     let keys: Vec<String> = root
         .iter()
         .take(32)
         .map(|&(key, value)| match pickle.string(key) {
-            Some(name) => format!("`{}` ({})", show(name.as_bytes()), pickle.kind(value)),
-            None => format!("{} ({})", pickle.kind(key), pickle.kind(value)),
+            Some(name) => format!("`{}` ({})", show(name.as_bytes()), describe(pickle, value)),
+            None => format!("{} ({})", pickle.kind(key), describe(pickle, value)),
         })
         .collect();
     let found = match (keys.is_empty(), root.len() - keys.len()) {
@@ -234,6 +239,10 @@ fn tensors<'a>(
         };
         let shown = || show(name.as_bytes());
         match *pickle.node(value) {
+            Node::Tensor(tensor) if pickle.tensors[tensor].lazy => unknown.push(format!(
+                "`{}` is a negated or conjugated view of its storage; save a copy of it",
+                shown()
+            )),
             Node::Tensor(tensor) => tensors.push((name, tensor)),
             Node::None => absent.push(format!("`{}`", shown())),
             _ if is_extra_state(name) => extra.push(format!("`{}`", shown())),

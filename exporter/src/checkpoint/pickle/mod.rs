@@ -125,6 +125,8 @@ pub(super) struct TensorRef {
     pub shape: Vec<u64>,
     /// In elements.
     pub strides: Vec<u64>,
+    /// Its values are those of the storage negated or conjugated.
+    pub lazy: bool,
 }
 
 /// An interpreted pickle.

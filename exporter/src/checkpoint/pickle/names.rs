@@ -242,7 +242,7 @@ const DATA: &[(&str, &str)] = &[
     ("re", "RegexFlag _compile"),
     ("string", "Template"),
     ("logging", "Logger RootLogger getLogger"),
-    ("itertools", "chain count cycle islice product repeat"),
+    ("itertools", "chain count cycle islice izip product repeat"),
     ("operator _operator", "getitem"),
     ("_io io", "BytesIO StringIO"),
     ("dataclasses", "Field _MISSING_TYPE"),
@@ -312,6 +312,8 @@ pub(in super::super) fn hostile(module: &str, name: &str) -> bool {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     let last = name.rsplit('.').next().unwrap_or_default();
+    // Cython's, one for each type.
+    let last = last.strip_prefix("__pyx_unpickle_").unwrap_or(last);
     let verb = last.split('_').any(|word| VERBS.contains(&word));
     reaches || verb || MACHINERY.iter().any(within)
 }
@@ -415,6 +417,7 @@ mod tests {
             ("numpy", "ndarray"),
             ("numpy.random._pickle", "__randomstate_ctor"),
             ("numpy.random._mt19937", "MT19937"),
+            ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"),
             ("argparse", "Namespace"),
             ("types", "SimpleNamespace"),
             ("omegaconf.dictconfig", "DictConfig"),

@@ -265,7 +265,7 @@ impl Machine<'_> {
             Some(&Node::Global(Global::Dtype(dtype))) => Some(dtype),
             Some(_) => return Err("a tensor whose type is not a torch dtype".into()),
         };
-        self.check_metadata(metadata)?;
+        let lazy = self.is_lazy(metadata)?;
         let &Node::Storage(storage) = self.node(storage) else {
             return Err("a tensor without a storage".into());
         };
@@ -289,26 +289,23 @@ impl Machine<'_> {
             offset,
             shape,
             strides,
+            lazy,
         });
         self.add(Node::Tensor(self.tensors.len() - 1))
     }
 
-    /// PyTorch notes there that the values are those of the storage negated or conjugated.
-    fn check_metadata(&self, metadata: Option<Id>) -> Outcome<()> {
+    /// Whether PyTorch noted that the values are those of the storage negated or conjugated.
+    fn is_lazy(&self, metadata: Option<Id>) -> Outcome<bool> {
         let Some(Node::Dict(entries)) = metadata.map(|metadata| self.node(metadata)) else {
-            return Ok(());
+            return Ok(false);
         };
         if entries.len() > MAX_ATTRIBUTES {
             return Err(format!(
                 "a tensor with more than {MAX_ATTRIBUTES} attributes"
             ));
         }
-        let lazy = |&(key, value): &(Id, Id)| {
+        Ok(entries.iter().any(|&(key, value)| {
             self.is_str(key, &["neg", "conj"]) && !matches!(self.node(value), Node::Bool(false))
-        };
-        if entries.iter().any(lazy) {
-            return Err("a tensor that is a negated or conjugated view; save a copy of it".into());
-        }
-        Ok(())
+        }))
     }
 }

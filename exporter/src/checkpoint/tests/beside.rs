@@ -345,21 +345,22 @@ fn tensors_with_attributes_are_tensors() {
 }
 
 #[test]
-fn views_that_are_negated_are_refused() {
-    let metadata = |value: &'static [u8]| {
-        around(move |p| {
+pub(super) fn weights_that_are_negated_views_are_refused() {
+    let tensor = |value: &'static [u8]| {
+        move |p: Pickler| {
             p.global("torch._utils", "_rebuild_tensor_v2")
                 .op(b"(")
                 .storage("FloatStorage", "0", 6)
                 .op(b"K\0K\x02K\x03\x86K\x03K\x01\x86\x89}}X\x03\0\0\0neg")
                 .op(value)
                 .op(b"stR")
-        })
+        }
     };
-    opened(metadata(b"\x89"));
+    opened(around(tensor(b"\x89")));
+    opened(beside(tensor(b"\x88")));
     assert_eq!(
-        refused(metadata(b"\x88")),
-        "a tensor that is a negated or conjugated view; save a copy of it"
+        refused(around(tensor(b"\x88"))),
+        "`w` is a negated or conjugated view of its storage; save a copy of it"
     );
 }
 

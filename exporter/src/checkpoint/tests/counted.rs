@@ -67,7 +67,7 @@ fn count(category: &str, goal: usize, tests: &[fn()]) {
 
 #[test]
 fn hostile_pickles_are_many() {
-    let tests: [fn(); 12] = [
+    let tests: [fn(); 13] = [
         pickles::names_outside_the_list_are_refused_by_name,
         pickles::operations_torch_save_does_not_write_are_refused,
         pickles::calls_of_the_wrong_things_are_refused,
@@ -77,6 +77,7 @@ fn hostile_pickles_are_many() {
         pickles::pickles_that_are_not_whole,
         containers::state_dicts_are_found_where_they_may_be,
         beside::weights_made_of_unknown_names_are_refused_by_them,
+        beside::weights_that_are_negated_views_are_refused,
         beside::getattr_that_is_not_a_name_is_refused,
         containers::weights_are_found_by_their_names,
         containers::archives_without_data_are_refused,
