@@ -133,7 +133,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// Special tokens that `generate` and `eval` add to a text: none, as released models were trained
-    /// and evaluated, or those that the tokenizer's post-processor adds, such as <s>
+    /// and evaluated, or those that the tokenizer's post-processor adds, such as `<s>`
     #[arg(long, value_enum, default_value = "none", requires = "tokenizer")]
     pub special_tokens: SpecialTokensArg,
     /// Opset of the standard operators
