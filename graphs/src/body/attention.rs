@@ -3,7 +3,7 @@
 
 use super::{Attributes, BodyShape, F32, I64, finish_rows, lengths, positions, valid_rows};
 use crate::onnx::{AttributeProto, AttributeType, NodeWriter, TensorProto};
-use crate::ops::{AttentionAttributes, ElementType};
+use crate::ops::{AttentionAttributes, ElementType, Op};
 
 /// Writes one call.
 pub(super) struct Attention<'a, 'b> {
@@ -67,7 +67,8 @@ impl Attention<'_, '_> {
         } = self.shape;
         let heads = self.heads();
         let rows = self.rows(&heads, past_key);
-        let lengths = lengths(self.w, &self.shape, past_length, seq_length);
+        let op = Op::DilatedAttention;
+        let lengths = lengths(self.w, op, &self.shape, past_length, seq_length);
         let past = self.w.unsqueeze(&lengths.past, &[1]);
         let seq = self.w.unsqueeze(&lengths.seq, &[1]);
         let valid = valid_rows(self.w, seq_len, &lengths.seq);

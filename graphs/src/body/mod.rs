@@ -129,19 +129,40 @@ struct Lengths {
 
 /// Checks lengths as [`crate::ops::check_lengths`] does for the attention, slot by slot. The scan's
 /// body does the same, though its schema has no `M`: a slot is idle in every layer or in none. Equal
-/// nodes in every body: runtimes merge them.
-fn lengths(w: &mut NodeWriter, shape: &BodyShape, past_length: &str, seq_length: &str) -> Lengths {
-    // No difference overflows where the terms before it are not negative.
+/// nodes in every body of `op`: runtimes merge them.
+fn lengths(
+    w: &mut NodeWriter,
+    op: Op,
+    shape: &BodyShape,
+    past_length: &str,
+    seq_length: &str,
+) -> Lengths {
     let longest = w.int(shape.seq_len.min(shape.max_seq_len) as i64);
     let max = w.int(shape.max_seq_len as i64);
-    let room = w.call("Sub", &[&longest, seq_length]);
-    let left = w.call("Sub", &[&max, seq_length]);
-    let left = w.call("Sub", &[&left, past_length]);
-    let least = w.call("Min", &[past_length, seq_length]);
-    let least = w.call("Min", &[&least, &room]);
-    let least = w.call("Min", &[&least, &left]);
     let none = w.int(0);
-    let fits = w.call("GreaterOrEqual", &[&least, &none]);
+    // Where a difference could overflow, a length is negative, and refused for that. No node of one
+    // operator is equal to one of the other: tract 0.23 loses nodes when it merges across them.
+    let fits = match op {
+        Op::DilatedAttention => {
+            let room = w.call("Sub", &[&longest, seq_length]);
+            let left = w.call("Sub", &[&max, seq_length]);
+            let left = w.call("Sub", &[&left, past_length]);
+            let least = w.call("Min", &[past_length, seq_length]);
+            let least = w.call("Min", &[&least, &room]);
+            let least = w.call("Min", &[&least, &left]);
+            w.call("GreaterOrEqual", &[&least, &none])
+        }
+        Op::RecurrenceScan => {
+            let over = w.call("Sub", &[seq_length, &longest]);
+            let past_end = w.call("Sub", &[seq_length, &max]);
+            let past_end = w.call("Add", &[&past_end, past_length]);
+            let over = w.call("Max", &[&over, &past_end]);
+            let within = w.call("LessOrEqual", &[&over, &none]);
+            let least = w.call("Min", &[seq_length, past_length]);
+            let counted = w.call("GreaterOrEqual", &[&least, &none]);
+            w.call("And", &[&within, &counted])
+        }
+    };
     let past = w.call("Where", &[&fits, past_length, &none]);
     let seq = w.call("Where", &[&fits, seq_length, &none]);
     let (zero, nan) = (w.float(0.0), w.float(f32::NAN));

@@ -2,6 +2,7 @@
 
 use super::{BodyShape, F32, finish_rows, lengths, valid_rows};
 use crate::onnx::NodeWriter;
+use crate::ops::Op;
 
 /// Writes one call.
 pub(super) struct Scan<'a> {
@@ -24,7 +25,13 @@ impl Scan<'_> {
             return;
         };
         let BodyShape { dtype, seq_len, .. } = self.shape;
-        let lengths = lengths(self.w, &self.shape, past_length, seq_length);
+        let lengths = lengths(
+            self.w,
+            Op::RecurrenceScan,
+            &self.shape,
+            past_length,
+            seq_length,
+        );
         let valid = valid_rows(self.w, seq_len, &lengths.seq);
         let zero = self.w.float(0.0);
         let one = self.w.float(1.0);
