@@ -3,13 +3,13 @@
 use super::verify::session_options;
 use crate::args::GenerateArgs;
 use crate::output::{Failure, OrInput, Outcome};
+use crate::streams::{self, errln, out, outln};
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::generate::{self, Request, StopReason};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner;
 use ratplus_runtime::sampler::{Sampler, Sampling};
 use ratplus_runtime::verify::Implementations;
-use std::io::Write;
 use std::ops::ControlFlow;
 
 /// Prints the prompt and streams its continuation.
@@ -55,22 +55,24 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let mut session =
         Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
     for engines in Implementations::of(backend, &session).engines {
-        eprintln!("{backend}: {engines}");
+        errln!("{backend}: {engines}");
     }
     let mut text = tokenizer.stream(&prompt);
-    let mut out = std::io::stdout().lock();
-    let mut written = write!(out, "{}", args.prompt).and_then(|()| out.flush());
+    out!("{}", args.prompt);
+    streams::flush();
     let mut undecodable = None;
     let generation = generate::generate(&mut session, &[request], |event| {
         if stop_tokens.contains(&event.token) {
             return ControlFlow::Continue(());
         }
         match text.push(event.token) {
-            Ok(piece) => written = write!(out, "{piece}").and_then(|()| out.flush()),
+            Ok(piece) => {
+                out!("{piece}");
+                streams::flush();
+            }
             Err(error) => undecodable = Some(error),
         }
-        // A closed pipe is a reader that has seen enough.
-        if written.is_err() || undecodable.is_some() {
+        if !streams::is_open() || undecodable.is_some() {
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -79,13 +81,10 @@ pub fn run(args: GenerateArgs) -> Outcome {
     if let Some(error) = undecodable {
         return Err(Failure::input(error));
     }
-    if written.is_ok() {
-        let rest = text.finish().or_input()?;
-        let _ = writeln!(out, "{rest}");
-    }
+    outln!("{}", text.finish().or_input()?);
     if args.stats {
         let stats = &generation.stats;
-        eprintln!(
+        errln!(
             "prefill {} tokens, {:.0} tokens/s; first token after {:.1} ms; decode {} tokens, {:.0} tokens/s",
             stats.prefill_tokens,
             stats.prefill_tokens_per_second(),
@@ -106,7 +105,7 @@ pub fn run(args: GenerateArgs) -> Outcome {
             "{error}; `ratplus verify` names the tensor"
         ))),
         Some(StopReason::MaxSeqLen) => {
-            eprintln!(
+            errln!(
                 "stopped: the sequence is full at {} tokens; export with a larger --max-seq-len",
                 session.max_seq_len()
             );
