@@ -56,8 +56,11 @@ fn findings(args: &DoctorArgs) -> Vec<Finding> {
         },
         finding("ONNX Runtime", &runtime, |runtime| {
             let (path, version) = (runtime.path.display(), &runtime.version);
+            let others = runtime.others.iter();
+            let others: String = others.map(|other| format!("\nnot {other}")).collect();
             format!(
-                "{version} at {path}; providers {}",
+                "{version} at {path} ({}); providers {}{others}",
+                runtime.origin,
                 runtime.providers.join(", ")
             )
         }),
