@@ -265,11 +265,12 @@ pub struct InspectArgs {
 /// Where ONNX Runtime and the custom-op library are.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LibraryArgs {
-    /// libonnxruntime.so [default: search as `ratplus doctor` shows]
-    #[arg(long, value_name = "FILE", env = "ORT_DYLIB_PATH")]
+    /// libonnxruntime.so, or a folder that holds it [default: ORT_DYLIB_PATH, or search as `ratplus
+    /// doctor` shows]
+    #[arg(long, value_name = "FILE")]
     pub onnxruntime: Option<PathBuf>,
-    /// libratplus_ort.so [default: next to this program]
-    #[arg(long, value_name = "FILE", env = "RATPLUS_ORT_LIBRARY")]
+    /// libratplus_ort.so [default: RATPLUS_ORT_LIBRARY, or next to this program]
+    #[arg(long, value_name = "FILE")]
     pub custom_ops: Option<PathBuf>,
     /// Threads of one engine [default: all cores]
     #[arg(long, value_name = "N")]

@@ -1,31 +1,33 @@
 //! The `ratplus` command.
 
+// Both end the process where the stream cannot be written; see `streams`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod commands;
+mod files;
 mod output;
+mod streams;
 
 use args::{Cli, Command};
 use clap::Parser;
-use output::Failure;
+use output::{Failure, Outcome};
 use std::process::ExitCode;
-
-/// Ends quietly where nobody reads on, as in `ratplus eval .. | head`: Rust starts programs with
-/// that signal ignored, and printing then panics.
-#[cfg(unix)]
-#[allow(unsafe_code)]
-fn stop_at_closed_pipes() {
-    // SAFETY: no other thread runs yet, and the default action is no handler of ours.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-    }
-}
-
-#[cfg(not(unix))]
-fn stop_at_closed_pipes() {}
+use streams::errln;
 
 fn main() -> ExitCode {
-    stop_at_closed_pipes();
-    let outcome = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(usage) if usage.use_stderr() => {
+            let _ = usage.print();
+            return ExitCode::from(2);
+        }
+        Err(help) => {
+            streams::keep(help.print());
+            return end(Ok(()));
+        }
+    };
+    end(match command {
         Command::Export(args) => commands::export::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Verify(args) => commands::verify::run(args),
@@ -34,16 +36,22 @@ fn main() -> ExitCode {
         Command::Build(args) => commands::build::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::BadResult(message)) => {
-            eprintln!("failed: {message}");
-            ExitCode::from(1)
-        }
-        Err(Failure::BadInput(message)) => {
-            eprintln!("error: {message}");
-            ExitCode::from(2)
-        }
+    })
+}
+
+/// Says why a command ended without success; output that went nowhere is bad environment, too.
+fn end(outcome: Outcome) -> ExitCode {
+    let mut code = 0;
+    for failure in [outcome, streams::finish()]
+        .into_iter()
+        .filter_map(Result::err)
+    {
+        let (word, number) = match failure {
+            Failure::BadResult(_) => ("failed", 1),
+            Failure::BadInput(_) => ("error", 2),
+        };
+        errln!("{word}: {failure}");
+        code = code.max(number);
     }
+    ExitCode::from(code)
 }

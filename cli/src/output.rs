@@ -11,6 +11,14 @@ pub enum Failure {
     BadInput(String),
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadResult(message) | Self::BadInput(message) => f.write_str(message),
+        }
+    }
+}
+
 impl Failure {
     /// Bad input or environment.
     pub fn input(message: impl fmt::Display) -> Self {

@@ -80,6 +80,21 @@ pub enum ExportError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The old package could not be renamed, and removing it did not end.
+    #[error(
+        "cannot replace the package at {}: {source}; the new one lies whole in {}: export again, which \
+         puts it in place first, or remove what is left of the one of before and move it yourself",
+        target.display(),
+        ready.display()
+    )]
+    HalfReplaced {
+        /// Where some files of the old package may be.
+        target: PathBuf,
+        /// The new package.
+        ready: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The target's file system is too full.
     #[error(
         "{}: expected room for {needed} bytes on its file system, found {free}; free some, or give a \

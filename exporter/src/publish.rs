@@ -3,6 +3,7 @@
 mod hashing;
 mod left_over;
 mod replaceable;
+mod replacing;
 
 pub use hashing::HashingWriter;
 pub(crate) use left_over::clear_left_over;
@@ -10,10 +11,14 @@ pub(crate) use replaceable::check_replaceable;
 
 use crate::ExportError;
 use ratplus_graphs::manifest::FileInfo;
-use ratplus_graphs::staging::{LOCK_FILE, NEW_FOLDER, OLD_FOLDER, folder_name};
+use ratplus_graphs::manifest::MANIFEST_FILE;
+use ratplus_graphs::staging::{
+    LOCK_FILE, NEW_FOLDER, OLD_FOLDER, READY_FOLDER, REPLACED_FILE, folder_name,
+};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -24,6 +29,8 @@ pub struct Staging {
     target: PathBuf,
     /// The folder is gone, and its name may be another process's.
     cleared: bool,
+    /// A sync of the folder failed, which is not tried again.
+    unsynced: Cell<bool>,
     /// Holds the lock, which lasts as long as the process at most.
     _lock: File,
 }
@@ -61,6 +68,7 @@ impl Staging {
                 folder,
                 target,
                 cleared: false,
+                unsynced: Cell::new(false),
                 _lock: lock,
             };
             // A power loss must not keep the package and lose the lock: nobody would clear it.
@@ -102,11 +110,15 @@ impl Staging {
     ///
     /// # Errors
     /// The target became something that must not be replaced, or a rename failed; then the
-    /// target is as it was. Or, as [`ExportError::Published`] and [`ExportError::SetAside`] say.
+    /// target is as it was. Or, as [`ExportError::Published`], [`ExportError::SetAside`] and
+    /// [`ExportError::HalfReplaced`] say.
     pub fn publish(mut self) -> Result<(), ExportError> {
         sync_dir(&self.new_folder())?;
         check_replaceable(&self.target)?;
-        self.swap()?;
+        let swapped = self.swap();
+        // The next export finishes what this one could not, from what is in the folder.
+        self.cleared = matches!(swapped, Err(ExportError::HalfReplaced { .. }));
+        swapped?;
         let published = |error| match error {
             ExportError::Io {
                 action,
@@ -123,7 +135,7 @@ impl Staging {
         if let Some(parent) = self.target.parent() {
             sync_dir(parent).map_err(published)?;
         }
-        left_over::clear(&self.folder, &self.target).map_err(published)?;
+        left_over::clear(&self.folder, &self.target, true).map_err(published)?;
         self.cleared = true;
         Ok(())
     }
@@ -138,6 +150,7 @@ impl Staging {
                 Ok(()) => return Ok(()),
                 Err(Errno::NOENT) => (),
                 Err(Errno::INVAL | Errno::NOSYS) => return self.swap_in_two_steps(),
+                Err(Errno::XDEV) => return self.replace_in_place(),
                 Err(error) => return Err(failed(error)),
             }
             match renameat_with(CWD, new, CWD, target, RenameFlags::NOREPLACE) {
@@ -165,6 +178,9 @@ impl Staging {
         let moved = match fs::rename(target, old) {
             Ok(()) => true,
             Err(error) if error.kind() == ErrorKind::NotFound => false,
+            Err(error) if error.kind() == ErrorKind::CrossesDevices => {
+                return self.replace_in_place();
+            }
             Err(error) => return Err(failed(error)),
         };
         let Err(source) = fs::rename(new, target) else {
@@ -180,13 +196,53 @@ impl Staging {
         }
         Err(failed(source))
     }
+
+    /// For a folder that cannot be renamed, as one of a lower layer of an overlay file system. An
+    /// empty one can be renamed over: the old package is removed first, file by file, while the new
+    /// one waits whole under its other name. It is the new one that a process that dies there leaves
+    /// to [`clear_left_over`].
+    fn replace_in_place(&self) -> Result<(), ExportError> {
+        let (new, target) = (&self.new_folder(), &self.target);
+        let failed = |error| ExportError::io("rename into place", target, error);
+        match fs::rename(new, target) {
+            Ok(()) => return Ok(()),
+            Err(error)
+                if [ErrorKind::DirectoryNotEmpty, ErrorKind::AlreadyExists]
+                    .contains(&error.kind()) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let (ready, replaced) = (
+            self.folder.join(READY_FOLDER),
+            self.folder.join(REPLACED_FILE),
+        );
+        let sync_folder = || {
+            let synced = sync_dir(&self.folder);
+            self.unsynced.set(synced.is_err());
+            synced
+        };
+        fs::rename(new, &ready).map_err(failed)?;
+        // A power loss must not take the new package, or its folder, and leave half of the old one.
+        sync_folder()?;
+        target.parent().map_or(Ok(()), sync_dir)?;
+        let manifest = target.join(MANIFEST_FILE);
+        fs::rename(&manifest, &replaced)
+            .map_err(|error| ExportError::io("move aside", &manifest, error))?;
+        // Nor must it keep the manifest where other files are gone.
+        if let Err(error) = sync_folder().and_then(|()| sync_dir(target)) {
+            return match fs::rename(&replaced, &manifest) {
+                Ok(()) => Err(error),
+                Err(source) => Err(replacing::half(&self.folder, target, source)),
+            };
+        }
+        replacing::finish(&self.folder, target)
+    }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.cleared {
             // What fails here was said, or is cleared by the next export to this target.
-            let _ = left_over::clear(&self.folder, &self.target);
+            let _ = left_over::clear(&self.folder, &self.target, !self.unsynced.get());
         }
     }
 }

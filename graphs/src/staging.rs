@@ -3,7 +3,11 @@
 //! An export to `DIR` works in `DIR.tmp-N`. There, [`LOCK_FILE`] is locked as long as the export
 //! lives, and [`NEW_FOLDER`] becomes the package. Where the file system cannot swap two folders in
 //! one step, the package of before passes through [`OLD_FOLDER`], which is whole whenever it is there.
+//! Where it cannot rename the package of before at all, that is removed file by file, its manifest
+//! first, which becomes [`REPLACED_FILE`]; meanwhile the new package is [`READY_FOLDER`], which is
+//! whole whenever it is there.
 
+use crate::manifest::MANIFEST_FILE;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +18,10 @@ pub const LOCK_FILE: &str = "ratplus-export.lock";
 pub const NEW_FOLDER: &str = "new";
 /// The package of before, until the new one has its name.
 pub const OLD_FOLDER: &str = "old";
+/// The new package, once the one of before is being removed from its place.
+pub const READY_FOLDER: &str = "ready";
+/// Manifest of the package of before, once that is being removed.
+pub const REPLACED_FILE: &str = "replaced.json";
 
 /// Name of the folder of the export `number` to `target`.
 pub fn folder_name(target: &OsStr, number: &str) -> std::ffi::OsString {
@@ -47,13 +55,44 @@ pub fn folders(target: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The package that an export took from `target`, where nothing is now, and did not live to replace.
-pub fn set_aside(target: &Path) -> Option<PathBuf> {
-    if std::fs::symlink_metadata(target).is_ok() {
+/// A whole package beside a target that has none, left there by an export that is at work or was
+/// cut off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Aside {
+    /// The package of before; there is nothing at the target.
+    Old(PathBuf),
+    /// The new package; at the target is what is left of the one of before, if anything.
+    New(PathBuf),
+}
+
+impl Aside {
+    /// Where the package lies.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Old(path) | Self::New(path) => path,
+        }
+    }
+}
+
+/// The package that an export did not live to give `target`'s name, where nothing of that name is
+/// a package.
+pub fn set_aside(target: &Path) -> Option<Aside> {
+    let there = std::fs::symlink_metadata(target).ok();
+    let is_package = |dir: &std::fs::Metadata| {
+        !dir.is_dir() || std::fs::symlink_metadata(target.join(MANIFEST_FILE)).is_ok()
+    };
+    if there.as_ref().is_some_and(is_package) {
         return None;
     }
     let target = std::path::absolute(target).ok()?;
     let folders = folders(&target).ok()?.into_iter();
-    let mut old = folders.filter(|folder| folder.join(LOCK_FILE).is_file());
-    old.find_map(|folder| Some(folder.join(OLD_FOLDER)).filter(|old| old.is_dir()))
+    let mut folders = folders.filter(|folder| folder.join(LOCK_FILE).is_file());
+    folders.find_map(|folder| {
+        let (old, ready) = (folder.join(OLD_FOLDER), folder.join(READY_FOLDER));
+        if old.is_dir() && there.is_none() {
+            return Some(Aside::Old(old));
+        }
+        let replacing = ready.is_dir() && folder.join(REPLACED_FILE).is_file();
+        replacing.then_some(Aside::New(ready))
+    })
 }

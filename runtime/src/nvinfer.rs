@@ -1,11 +1,8 @@
 //! Finds TensorRT, TensorRT for RTX and the library of RAT+ plugins.
 
-use crate::ort_library::{
-    LibraryError, ORT_VARIABLE, executable_folder, named, note, python_folders,
-};
+use crate::ort_library::{LibraryError, executable_folder, named, note, site_packages};
 use ratplus_nvinfer::Folder;
 pub use ratplus_nvinfer::{Flavour, Library, NvinferError, Product, flavours};
-use std::env;
 use std::path::{Path, PathBuf};
 
 /// Names the file of the RAT+ plugin library to load.
@@ -16,8 +13,8 @@ const PLUGINS_ADVICE: &str = "build it (`cargo build --release -p ratplus-tensor
                               to the executable, or set RATPLUS_TRT_LIBRARY to its path";
 
 /// Loads the product's library from `folder`, or from the first place that has it: the folder
-/// that RATPLUS_TENSORRT or RATPLUS_TENSORRT_RTX names, NVIDIA's Python package beside ONNX
-/// Runtime's, the system's loader.
+/// that RATPLUS_TENSORRT or RATPLUS_TENSORRT_RTX names, NVIDIA's package in a Python where ONNX
+/// Runtime is looked for, the system's loader.
 ///
 /// # Errors
 /// Nothing found, a file that cannot be loaded, a release that this build has no code for.
@@ -27,22 +24,6 @@ pub fn open(product: Product, folder: Option<&Path>) -> Result<Library, NvinferE
         None => Folder::Usual(site_packages()),
     };
     Library::open(product, &folder)
-}
-
-/// Python's folders of packages that have ONNX Runtime.
-fn site_packages() -> Vec<PathBuf> {
-    let named = env::var_os(ORT_VARIABLE).map(PathBuf::from);
-    let named = named.and_then(|file| file.ancestors().nth(3).map(Path::to_path_buf));
-    let folders: Vec<_> = executable_folder()
-        .map(|folder| [folder.clone(), folder.join("..")])
-        .into_iter()
-        .flatten()
-        .collect();
-    let beside = python_folders(&folders);
-    let beside = beside
-        .iter()
-        .filter_map(|capi| capi.ancestors().nth(2).map(Path::to_path_buf));
-    named.into_iter().chain(beside).collect()
 }
 
 /// The library of RAT+ plugins for TensorRT: `explicit`, the file that [`PLUGINS_VARIABLE`]

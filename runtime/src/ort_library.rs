@@ -1,22 +1,28 @@
 //! Finds ONNX Runtime and the library of RAT+ operators, and loads the runtime once.
 
+mod search;
+
 use crate::raw::{Api, Dylib};
+use search::{Place, Surroundings};
 use std::env;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Names the file of ONNX Runtime to load.
+/// Names the file of ONNX Runtime to load, or a folder that holds it.
 pub const ORT_VARIABLE: &str = "ORT_DYLIB_PATH";
 /// Names the file of the RAT+ operator library to load.
 pub const OPERATORS_VARIABLE: &str = "RATPLUS_ORT_LIBRARY";
 /// The oldest release that works.
 pub const OLDEST_VERSION: (u32, u32) = (1, 17);
 
-const ORT_FILE: &str = "libonnxruntime.so";
+const ORT: &str = "ONNX Runtime";
 const OPERATORS_FILE: &str = "libratplus_ort.so";
-const ORT_ADVICE: &str = "install it (`pip install onnxruntime`, or onnxruntime-gpu for ort-cuda) and set ORT_DYLIB_PATH to the \
-                          libonnxruntime.so in its onnxruntime/capi folder";
+const ORT_ADVICE: &str = "install it (`pip install onnxruntime`, or onnxruntime-gpu for ort-cuda) and activate its \
+                          environment, or set ORT_DYLIB_PATH to the folder that holds it (such as \
+                          .../site-packages/onnxruntime/capi, with libonnxruntime.so.1.31.1): `export \
+                          ORT_DYLIB_PATH=$(python3 -c \"import onnxruntime; \
+                          print(onnxruntime.__path__[0])\")/capi`";
 const OPERATORS_ADVICE: &str = "build it (`cargo build --release -p ratplus-onnxruntime`) and put it \
                                 next to the executable, or set RATPLUS_ORT_LIBRARY to its path";
 
@@ -65,6 +71,10 @@ pub struct OnnxRuntime {
     pub path: PathBuf,
     /// Its release, such as `1.31.1`.
     pub version: String,
+    /// Why this one: the place that had it.
+    pub origin: String,
+    /// What else was found, and why it was not taken, one each.
+    pub others: Vec<String>,
     /// Execution providers it was built with.
     pub providers: Vec<String>,
 }
@@ -76,9 +86,11 @@ struct Loaded {
 
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
-/// Loads ONNX Runtime from `explicit`, or from the first place that has it: the file that
-/// [`ORT_VARIABLE`] names, the executable's folder, a Python environment `venv` beside that
-/// folder, the system's loader. The first call decides for the process.
+/// Loads ONNX Runtime from `explicit`, a file or a folder that holds it, or from what
+/// [`ORT_VARIABLE`] names; else from the first place that has one that works: the active Python or
+/// conda environment, the executable's folder, a Python environment `venv` beside it, the folders of
+/// LD_LIBRARY_PATH, the system's loader, Pythons in PATH and HOME. Of several in one folder the newest
+/// is taken. The first call decides for the process.
 ///
 /// # Errors
 /// Nothing found, a file that cannot be loaded, a release older than [`OLDEST_VERSION`].
@@ -97,38 +109,42 @@ pub(crate) fn load(
 ) -> Result<(Arc<OnnxRuntime>, &'static Api), LibraryError> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(loaded) = &*loaded {
-        if let Some(asked) = explicit
-            && same_file(asked, &loaded.info.path) == Some(false)
-        {
-            return Err(LibraryError::AlreadyLoaded {
-                loaded: loaded.info.path.clone(),
-                asked: asked.into(),
-            });
+        if let Some(asked) = explicit {
+            let files = search::named(asked).unwrap_or_default();
+            let other = |file: &PathBuf| same_file(file, &loaded.info.path) == Some(false);
+            if !files.is_empty() && files.iter().all(other) {
+                return Err(LibraryError::AlreadyLoaded {
+                    loaded: loaded.info.path.clone(),
+                    asked: asked.into(),
+                });
+            }
         }
         return Ok((loaded.info.clone(), loaded.api));
     }
-    let (library, path) = open_runtime(explicit)?;
+    let Opened {
+        library,
+        path,
+        version,
+        minor,
+        origin,
+        others,
+    } = open_runtime(explicit, &Surroundings::of_process())?;
     let unusable = |reason: String| LibraryError::Unusable {
-        what: "ONNX Runtime",
+        what: ORT,
         path: path.clone(),
         reason,
         advice: ORT_ADVICE,
     };
-    let (version, file) = Api::version_of(&library).map_err(|error| unusable(error.to_string()))?;
-    let minor = supported_minor(&version).ok_or_else(|| {
-        let (major, minor) = OLDEST_VERSION;
-        unusable(format!(
-            "expected version {major}.{minor} or later, found {version}"
-        ))
-    })?;
     let api = Api::new(&library, minor).map_err(|error| unusable(error.to_string()))?;
     let providers = api
         .providers()
         .map_err(|error| unusable(error.to_string()))?;
     let api: &'static Api = Box::leak(Box::new(api));
     let info = Arc::new(OnnxRuntime {
-        path: file.unwrap_or(path),
+        path,
         version,
+        origin,
+        others,
         providers,
     });
     *loaded = Some(Loaded {
@@ -149,46 +165,120 @@ fn supported_minor(version: &str) -> Option<u32> {
     (major == OLDEST_VERSION.0 && minor >= OLDEST_VERSION.1).then_some(minor)
 }
 
-fn open_runtime(explicit: Option<&Path>) -> Result<(Dylib, PathBuf), LibraryError> {
-    let open = |path: PathBuf| match Dylib::open(&path) {
-        Ok(library) => Ok((library, path)),
-        Err(reason) => Err(LibraryError::Unusable {
-            what: "ONNX Runtime",
-            path,
-            reason,
-            advice: ORT_ADVICE,
-        }),
-    };
+/// A release that works, and where it came from.
+struct Opened {
+    library: Dylib,
+    path: PathBuf,
+    version: String,
+    minor: u32,
+    origin: String,
+    others: Vec<String>,
+}
+
+/// Opens one file; why it is not taken otherwise.
+fn open_file(file: &Path, origin: &str) -> Result<Opened, String> {
+    let (oldest, least) = OLDEST_VERSION;
+    let old =
+        |version: &str| format!("expected version {oldest}.{least} or later, found {version}");
+    let numbers = search::version(file).unwrap_or_default();
+    // Two releases in one process are better avoided.
+    if let [major, minor, ..] = numbers[..]
+        && (major, minor) < OLDEST_VERSION
+    {
+        return Err(old(&format!("{major}.{minor}")));
+    }
+    let library = Dylib::open(file).map_err(|error| {
+        // The loader's words repeat the path.
+        let reason = error.strip_prefix(&format!("{}: ", file.display()));
+        let reason = reason.unwrap_or(&error);
+        if file.parent() == Some(Path::new("")) {
+            return reason.to_owned();
+        }
+        format!("expected a library for this machine, but the loader says: {reason}")
+    })?;
+    let (version, real) = Api::version_of(&library)
+        .map_err(|error| format!("expected ONNX Runtime, found another library: {error}"))?;
+    let minor = supported_minor(&version).ok_or_else(|| old(&version))?;
+    Ok(Opened {
+        library,
+        path: real.unwrap_or_else(|| file.into()),
+        version,
+        minor,
+        origin: origin.into(),
+        others: Vec::new(),
+    })
+}
+
+fn open_runtime(
+    explicit: Option<&Path>,
+    surroundings: &Surroundings,
+) -> Result<Opened, LibraryError> {
     let mut places = String::new();
     if let Some(path) = named(explicit, ORT_VARIABLE, &mut places) {
-        return open(path);
-    }
-    if let Some(folder) = executable_folder() {
-        // Test executables lie one folder deeper than what they test.
-        let folders = [folder.clone(), folder.join("..")];
-        for folder in [folder.clone()].into_iter().chain(python_folders(&folders)) {
-            match runtime_in(&folder) {
-                Some(path) => return open(path),
-                None => note(
-                    &mut places,
-                    &format!("{}/{ORT_FILE}*", folder.display()),
-                    "none",
-                ),
+        let unusable = |reason| LibraryError::Unusable {
+            what: ORT,
+            path: path.clone(),
+            reason,
+            advice: ORT_ADVICE,
+        };
+        let origin = match explicit {
+            Some(_) => "the one that was named",
+            None => ORT_VARIABLE,
+        };
+        let files = search::named(&path).map_err(unusable)?;
+        let mut reasons = Vec::new();
+        for file in files {
+            match open_file(&file, origin) {
+                Ok(opened) => return Ok(opened),
+                Err(reason) if file == path => reasons.push(reason),
+                Err(reason) => reasons.push(format!("{}: {reason}", file.display())),
             }
         }
-        let pattern = folder.join("../venv/lib/python3*/site-packages/onnxruntime/capi");
-        note(&mut places, &pattern.display().to_string(), "nothing else");
+        return Err(unusable(reasons.join("; ")));
     }
-    match Dylib::open(Path::new(ORT_FILE)) {
-        Ok(library) => Ok((library, ORT_FILE.into())),
-        Err(reason) => {
-            note(&mut places, "the system's loader", &reason);
-            Err(LibraryError::Missing {
-                what: "ONNX Runtime",
-                places,
-                advice: ORT_ADVICE,
-            })
+    first_that_works(surroundings.places(), &mut places)
+}
+
+fn first_that_works(places: Vec<Place>, looked: &mut String) -> Result<Opened, LibraryError> {
+    let mut opened: Option<Opened> = None;
+    let mut others = Vec::new();
+    for Place {
+        name,
+        files,
+        missing,
+    } in places
+    {
+        if files.is_empty() {
+            note(looked, &name, &missing);
         }
+        for file in files {
+            let shown = file.display().to_string();
+            if let Some(opened) = &opened {
+                // What the loader would find was not looked for.
+                let same = same_file(&file, &opened.path);
+                if same == Some(false) {
+                    others.push(format!("{shown} ({name}): comes later"));
+                }
+                continue;
+            }
+            match open_file(&file, &name) {
+                Ok(found) => opened = Some(found),
+                Err(reason) => {
+                    note(looked, &format!("{name}: {shown}"), &reason);
+                    if file.is_absolute() {
+                        others.push(format!("{shown} ({name}): {reason}"));
+                    }
+                }
+            }
+        }
+    }
+    match opened {
+        Some(opened) => Ok(Opened { others, ..opened }),
+        None => Err(LibraryError::Missing {
+            what: ORT,
+            places: std::mem::take(looked),
+            advice: ORT_ADVICE,
+        }),
     }
 }
 
@@ -239,7 +329,7 @@ pub(crate) fn named(
     variable: &str,
     places: &mut String,
 ) -> Option<PathBuf> {
-    if let Some(path) = explicit {
+    if let Some(path) = explicit.filter(|path| !path.as_os_str().is_empty()) {
         return Some(path.into());
     }
     match env::var_os(variable) {
@@ -262,36 +352,16 @@ pub(crate) fn executable_folder() -> Option<PathBuf> {
     )
 }
 
-/// `onnxruntime/capi` folders of a Python environment named `venv` beside one of `folders`.
-pub(crate) fn python_folders(folders: &[PathBuf]) -> Vec<PathBuf> {
-    let mut found: Vec<_> = folders
-        .iter()
-        .filter_map(|folder| std::fs::read_dir(folder.join("../venv/lib")).ok())
-        .flat_map(|entries| entries.flatten())
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"))
-        .map(|entry| entry.path().join("site-packages/onnxruntime/capi"))
-        .filter(|folder| folder.is_dir())
-        .collect();
-    found.sort();
-    found
-}
-
-/// `libonnxruntime.so` or `libonnxruntime.so.*` in a folder.
-fn runtime_in(folder: &Path) -> Option<PathBuf> {
-    let mut files: Vec<_> = std::fs::read_dir(folder)
-        .ok()?
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name == ORT_FILE
-                || name
-                    .strip_prefix(ORT_FILE)
-                    .is_some_and(|end| end.starts_with('.'))
-        })
-        .collect();
-    files.sort();
-    files.into_iter().next()
+/// Python's folders of packages: that of the ONNX Runtime that [`ORT_VARIABLE`] names, and those
+/// of the Pythons that ONNX Runtime is looked for in.
+pub(crate) fn site_packages() -> Vec<PathBuf> {
+    let value = env::var_os(ORT_VARIABLE).filter(|value| !value.is_empty());
+    let files = value.and_then(|value| search::named(Path::new(&value)).ok());
+    let above = |file: PathBuf| file.ancestors().nth(3).map(Path::to_path_buf);
+    let named = files.into_iter().flatten().filter_map(above);
+    named
+        .chain(Surroundings::of_process().site_packages())
+        .collect()
 }
 
 #[cfg(test)]
@@ -313,22 +383,84 @@ mod tests {
         let error = operators(Some(nowhere)).unwrap_err();
         assert!(matches!(&error, LibraryError::Unusable { path, .. } if path == nowhere));
         assert!(error.to_string().contains("RATPLUS_ORT_LIBRARY"), "{error}");
-        let error = open_runtime(Some(Path::new("/nowhere/libonnxruntime.so")))
-            .err()
-            .unwrap();
+    }
+
+    fn refused(path: &Path) -> String {
+        let opened = open_runtime(Some(path), &Surroundings::default());
+        opened.err().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_named_runtime_that_is_none_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = refused(&dir.path().join("libonnxruntime.so"));
+        for part in [
+            "expected the file, or a folder that holds it, found none",
+            "pip install onnxruntime",
+            "libonnxruntime.so.1.31.1",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(refused(dir.path()).contains("in this folder, found none"));
+        let text = dir.path().join("libonnxruntime.so.1.99.0");
+        std::fs::write(&text, "not a library").unwrap();
+        for path in [text.as_path(), dir.path()] {
+            let error = refused(path);
+            assert!(
+                error.contains("expected a library for this machine"),
+                "{error}"
+            );
+        }
+        // The loader finds this one, which is no ONNX Runtime.
+        let error = refused(Path::new("libc.so.6"));
         assert!(
-            error.to_string().contains("pip install onnxruntime"),
+            error.contains("expected ONNX Runtime, found another library"),
+            "{error}"
+        );
+        let old = dir.path().join("libonnxruntime.so.1.16.3");
+        std::fs::write(&old, "").unwrap();
+        let error = refused(&old);
+        assert!(
+            error.contains("expected version 1.17 or later, found 1.16"),
             "{error}"
         );
     }
 
     #[test]
-    fn versioned_files_count_as_the_runtime() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("libonnxruntime_providers_shared.so"), "").unwrap();
-        assert_eq!(runtime_in(folder.path()), None);
-        let file = folder.path().join("libonnxruntime.so.1.31.1");
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(runtime_in(folder.path()), Some(file));
+    fn where_nothing_works_every_place_is_named_with_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = dir.path().join("libonnxruntime.so.1.99.0");
+        std::fs::write(&text, "not a library").unwrap();
+        let place = |name: &str, files: &[&Path], missing: &str| Place {
+            name: name.into(),
+            files: files.iter().map(|file| file.to_path_buf()).collect(),
+            missing: missing.into(),
+        };
+        let places = || {
+            vec![
+                place("VIRTUAL_ENV", &[], "not set"),
+                place("LD_LIBRARY_PATH", &[&text], ""),
+            ]
+        };
+        let error = first_that_works(places(), &mut String::new())
+            .err()
+            .unwrap();
+        let error = error.to_string();
+        let file = format!("LD_LIBRARY_PATH: {}: expected a library", text.display());
+        for part in ["VIRTUAL_ENV: not set", &file] {
+            assert!(error.contains(part), "{error}");
+        }
+        // The first that works is taken, and what comes after it is told.
+        let Ok(found) = onnxruntime(None) else {
+            eprintln!("SKIPPED a choice among several: no ONNX Runtime");
+            return;
+        };
+        let mut places = places();
+        places.push(place("the program's folder", &[&found.path, &text], ""));
+        let opened = first_that_works(places, &mut String::new()).ok().unwrap();
+        assert_eq!(opened.origin, "the program's folder");
+        assert_eq!(opened.others.len(), 2);
+        assert!(opened.others[0].contains("LD_LIBRARY_PATH): expected a library"));
+        assert!(opened.others[1].ends_with("comes later"));
     }
 }

@@ -210,12 +210,12 @@ def test_mixed_element_types_are_refused(operators):
         make_session(operators.library, model.SerializeToString())
 
 
-def test_two_symbols_are_exported_and_the_library_stays(ort_library):
+def test_three_symbols_are_exported_and_the_library_stays(ort_library):
     def tool(*command):
         return subprocess.run([*command, ort_library], capture_output=True, text=True, check=True).stdout
 
     symbols = [line.split()[-1].split("@")[0] for line in tool("nm", "-D", "--defined-only").splitlines()]
-    assert sorted(symbols) == ["RatplusTakeDeviceError", "RegisterCustomOps"]
+    assert sorted(symbols) == ["RatplusTakeDeviceError", "RatplusWatchKernels", "RegisterCustomOps"]
     dynamic = tool("readelf", "-d", "-W")
     assert "NODELETE" in dynamic
     for absent in ["onnxruntime", "stdc++", "cuda", "nvrtc", "cublas"]:

@@ -1,8 +1,10 @@
 //! Helpers of the end-to-end tests: the built command, golden folders, synthetic checkpoints.
 
+mod mounts;
 pub mod synthetic;
 mod times;
 
+pub use mounts::{CANNOT_MOUNT, with_own_mounts};
 pub use times::times;
 
 use std::path::{Path, PathBuf};

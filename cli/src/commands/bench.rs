@@ -4,9 +4,13 @@ use super::plot::{self, Panel, Series};
 use super::spinner;
 use super::verify::session_options;
 use crate::args::BenchArgs;
+use crate::files;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
-use ratplus_runtime::backend::{BackendKind, Session};
-use ratplus_runtime::bench::{BenchOptions, EngineTimes, Measured, bench, operator_times};
+use crate::streams::{self, errln, outln};
+use ratplus_runtime::backend::{BackendError, BackendKind, Session};
+use ratplus_runtime::bench::{
+    BenchError, BenchOptions, EngineTimes, Measured, bench, operator_times,
+};
 use ratplus_runtime::package::Package;
 use serde::Serialize;
 use std::path::Path;
@@ -36,6 +40,9 @@ struct Report {
     measured: Vec<Measured>,
     /// Empty for backends that cannot tell.
     operators: Vec<EngineTimes>,
+    /// Why there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operators_unseen: Option<String>,
 }
 
 /// Measures every package, one after the other.
@@ -51,15 +58,18 @@ pub fn run(args: BenchArgs) -> Outcome {
         let report = measure(dir, package, backend, &args)?;
         print(&report);
         reports.push(report);
+        // Measuring takes minutes, and nobody would see it.
+        if !streams::is_open() && args.json.is_none() && args.plot.is_none() {
+            return Ok(());
+        }
     }
     if let Some(path) = &args.json {
         let json = serde_json::to_string_pretty(&reports).or_input()?;
-        std::fs::write(path, json + "\n")
-            .map_err(|error| Failure::input(format!("--json {}: {error}", path.display())))?;
+        files::write("--json", path, (json + "\n").as_bytes())?;
     }
     if let Some(path) = &args.plot {
-        draw(path, &reports).or_input()?;
-        eprintln!("drew {}", path.display());
+        draw(path, &reports)?;
+        errln!("drew {}", path.display());
     }
     Ok(())
 }
@@ -121,6 +131,15 @@ fn measure(
     bar.set_message(format!("{}: operators", dir.display()));
     let operators = operator_times(package, backend, &session_options, &options);
     bar.finish_and_clear();
+    // What was measured stays good.
+    let (operators, operators_unseen) = match operators {
+        Ok(times) if times.is_empty() => (times, Some("has no times of its own".into())),
+        Ok(times) => (times, None),
+        Err(error @ BenchError::Backend(BackendError::Profile { .. })) => {
+            (Vec::new(), Some(error.to_string()))
+        }
+        Err(error) => return Err(Failure::input(error)),
+    };
     Ok(Report {
         package: dir.display().to_string(),
         backend: backend.to_string(),
@@ -135,23 +154,28 @@ fn measure(
         state_bytes,
         peak_resident_bytes: peak,
         measured,
-        operators: operators.or_input()?,
+        operators,
+        operators_unseen,
     })
 }
 
 fn print(report: &Report) {
     let batch = report.batch;
-    println!(
+    outln!(
         "{}: {}, {}, batch {batch}, up to {} tokens, {}",
-        report.package, report.backend, report.types, report.max_seq_len, report.patterns
+        report.package,
+        report.backend,
+        report.types,
+        report.max_seq_len,
+        report.patterns
     );
     for engine in &report.implementations {
-        println!("  {engine}");
+        outln!("  {engine}");
     }
     let peak = report.peak_resident_bytes.map_or_else(String::new, |peak| {
         format!(", resident at most {}", bytes(peak as f64))
     });
-    println!(
+    outln!(
         "  weights {}, state {}{peak}\n",
         bytes(report.weights_bytes as f64),
         bytes(report.state_bytes as f64)
@@ -172,14 +196,14 @@ fn print(report: &Report) {
             format!("{:.3}", step.max),
         ]);
     }
-    println!("{table}");
+    outln!("{table}");
     for engine in &report.operators {
-        println!("  {}", shares(engine));
+        outln!("  {}", shares(engine));
     }
-    if report.operators.is_empty() {
-        println!("  operators: {} has no times of its own", report.backend);
+    if let Some(reason) = &report.operators_unseen {
+        outln!("  operators: {}: {reason}", report.backend);
     }
-    println!();
+    outln!();
 }
 
 /// `tg128 @ d4096, decode.onnx: MatMul 71 % (1.25 ms), ...`: what makes up a hundredth or more.
@@ -199,7 +223,7 @@ fn shares(engine: &EngineTimes) -> String {
     format!("{}, {}: {}", engine.name, engine.file, parts.join(", "))
 }
 
-fn draw(path: &Path, reports: &[Report]) -> Result<(), String> {
+fn draw(path: &Path, reports: &[Report]) -> Outcome {
     let series = |decode: bool| -> Vec<Series> {
         let points = |report: &Report| {
             let rows = report.measured.iter().filter(|row| row.decode == decode);

@@ -3,6 +3,7 @@
 use super::spinner;
 use crate::args::BuildArgs;
 use crate::output::{OrInput, Outcome, Table, bytes};
+use crate::streams::{errln, out, outln};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::plans::{self, BuildOptions, BuildReport};
@@ -28,10 +29,10 @@ pub fn run(args: BuildArgs) -> Outcome {
     bar.finish_and_clear();
     let report = report.or_input()?;
     for note in &report.notes {
-        eprintln!("note: {note}");
+        errln!("note: {note}");
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report).or_input()?);
+        outln!("{}", serde_json::to_string_pretty(&report).or_input()?);
     } else {
         print(&args.dir.display().to_string(), &report);
     }
@@ -40,13 +41,13 @@ pub fn run(args: BuildArgs) -> Outcome {
 
 fn print(package: &str, report: &BuildReport) {
     let targets = report.compute_capabilities.iter().map(ToString::to_string);
-    println!(
+    outln!(
         "{package}: plans for {}, version {}, compute capability {}",
         report.backend,
         report.library,
         targets.collect::<Vec<_>>().join(", ")
     );
-    println!("custom nodes: {}\n", report.custom_nodes);
+    outln!("custom nodes: {}\n", report.custom_nodes);
     let mut table = Table::new(2, ["engine", "plan", "size", "time"]);
     for plan in &report.plans {
         table.row([
@@ -56,6 +57,6 @@ fn print(package: &str, report: &BuildReport) {
             format!("{:.2} s", plan.seconds),
         ]);
     }
-    print!("{table}");
-    println!("\n{:.2} s in all", report.seconds);
+    out!("{table}");
+    outln!("\n{:.2} s in all", report.seconds);
 }

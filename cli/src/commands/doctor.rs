@@ -4,6 +4,7 @@ mod tensorrt;
 
 use crate::args::DoctorArgs;
 use crate::output::{OrInput, Outcome};
+use crate::streams::outln;
 use ratplus_kernels::cuda::{self, CudaError, Device};
 use ratplus_runtime::ort_library;
 use serde::Serialize;
@@ -22,7 +23,7 @@ struct Finding {
 pub fn run(args: DoctorArgs) -> Outcome {
     let findings = findings(&args);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&findings).or_input()?);
+        outln!("{}", serde_json::to_string_pretty(&findings).or_input()?);
         return Ok(());
     }
     for Finding {
@@ -32,7 +33,7 @@ pub fn run(args: DoctorArgs) -> Outcome {
     } in &findings
     {
         let mark = if *found { "ok     " } else { "missing" };
-        println!(
+        outln!(
             "{mark}  {name:14}  {}",
             detail.replace('\n', "\n                         ")
         );
@@ -55,8 +56,11 @@ fn findings(args: &DoctorArgs) -> Vec<Finding> {
         },
         finding("ONNX Runtime", &runtime, |runtime| {
             let (path, version) = (runtime.path.display(), &runtime.version);
+            let others = runtime.others.iter();
+            let others: String = others.map(|other| format!("\nnot {other}")).collect();
             format!(
-                "{version} at {path}; providers {}",
+                "{version} at {path} ({}); providers {}{others}",
+                runtime.origin,
                 runtime.providers.join(", ")
             )
         }),

@@ -4,6 +4,7 @@ use super::verify::session_options;
 use super::{read_text, spinner};
 use crate::args::{EvalArgs, SpecialTokensArg};
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
+use crate::streams::outln;
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
 use ratplus_runtime::eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
 use ratplus_runtime::package::Package;
@@ -112,7 +113,7 @@ pub fn run(args: EvalArgs) -> Outcome {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&reports).or_input()?);
+        outln!("{}", serde_json::to_string_pretty(&reports).or_input()?);
     } else {
         print(&reports, options, args.golden.is_some());
     }
@@ -303,30 +304,31 @@ fn print(reports: &[Report], options: EvalOptions, golden: bool) {
             or_dash(report.tokens_per_second.map(|rate| format!("{rate:.0}"))),
         ]);
     }
-    println!("{table}");
+    outln!("{table}");
     for report in reports {
         if let (Some(package), Some(patterns), Some(types)) =
             (&report.package, &report.patterns, &report.types)
         {
-            println!("{package}: {types}, {patterns}");
+            outln!("{package}: {types}, {patterns}");
         }
         if let Some(added) = &report.special_tokens {
             let added = match added.is_empty() {
                 true => "no special token".into(),
                 false => format!("`{}`", added.join("`, `")),
             };
-            println!("  {} tokens scored, {added} added", report.tokens);
+            outln!("  {} tokens scored, {added} added", report.tokens);
         }
         for engine in &report.implementations {
-            println!("  ran {engine}");
+            outln!("  ran {engine}");
         }
     }
     if golden {
-        println!("scored where the golden file has logits");
+        outln!("scored where the golden file has logits");
     } else {
-        println!(
+        outln!(
             "windows of {} tokens, {} apart",
-            options.window, options.stride
+            options.window,
+            options.stride
         );
     }
 }

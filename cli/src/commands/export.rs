@@ -1,7 +1,9 @@
 //! `ratplus export`: a checkpoint becomes a package.
 
 use crate::args::{ExportArgs, ModelArgs};
+use crate::files;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes, si};
+use crate::streams::{errln, out, outln};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
 use ratplus_exporter::package::{
@@ -37,7 +39,7 @@ pub fn run(args: ExportArgs) -> Outcome {
     let checkpoint = Checkpoint::open(&path).or_input()?;
     let resolved = resolve_with(&checkpoint, &args.model, Some(args.max_seq_len))?;
     for note in &resolved.notes {
-        eprintln!("note: {note}");
+        errln!("note: {note}");
     }
     let read = ReadOptions {
         allow_nonfinite: args.allow_nonfinite,
@@ -50,7 +52,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
     let spec = given.normalized(args.max_seq_len);
     for (layer, (given, kept)) in given.patterns.iter().zip(&spec.patterns).enumerate() {
         if given != kept {
-            eprintln!(
+            errln!(
                 "note: layer {layer}: the pattern is written in its shortest form for sequences of up to {} \
                  tokens; it sees the same keys",
                 args.max_seq_len
@@ -80,7 +82,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         special_tokens: args.special_tokens.into(),
     };
     if args.keep_f32.is_some() && options.precision.normalized(options.shape.dtype).is_plain() {
-        eprintln!(
+        errln!(
             "note: --keep-f32 changes nothing here: without --quantize, --dtype f32 stores every weight so"
         );
     }
@@ -103,15 +105,13 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
     bar.finish_and_clear();
     let written = written.or_input()?;
     summarize(&args.output, &written.manifest);
-    print!("{}", losses(&written));
+    out!("{}", losses(&written));
     if let Some(path) = &args.report {
         let report = serde_json::to_string_pretty(&written.quantized).or_input()?;
-        std::fs::write(path, report + "\n").map_err(|error| {
-            Failure::input(format!(
-                "--report {}: {error}; the package is in place in {}",
-                path.display(),
-                args.output.display()
-            ))
+        let report = files::write("--report", path, (report + "\n").as_bytes());
+        report.map_err(|failure| {
+            let place = args.output.display();
+            Failure::input(format!("{failure}; the package is in place in {place}"))
         })?;
     }
     Ok(())
@@ -119,7 +119,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
 
 /// Says what a tokenizer has that the model has not, and what it adds to a text.
 fn note_tokenizer(path: &Path, special_tokens: SpecialTokens, vocab_size: usize) {
-    let note = |text: String| eprintln!("note: --tokenizer {}: {text}", path.display());
+    let note = |text: String| errln!("note: --tokenizer {}: {text}", path.display());
     let added = Tokenizer::from_file(path).and_then(|tokenizer| {
         let added = tokenizer.special_tokens()?;
         Ok((tokenizer, added))
@@ -248,12 +248,12 @@ fn foretell(output: &Path, plan: &ExportPlan) {
     for (name, count) in files.chain([(MANIFEST_FILE, plan.bytes - listed), ("all", plan.bytes)]) {
         table.row([name.to_owned(), count.to_string(), bytes(count as f64)]);
     }
-    print!("{table}");
+    out!("{table}");
     match plan.free {
-        Some(free) => println!("{} free on its file system", bytes(free as f64)),
-        None => println!("its file system does not say how much is free"),
+        Some(free) => outln!("{} free on its file system", bytes(free as f64)),
+        None => outln!("its file system does not say how much is free"),
     }
-    println!("nothing was written");
+    outln!("nothing was written");
 }
 
 fn summarize(output: &Path, manifest: &Manifest) {
@@ -264,7 +264,7 @@ fn summarize(output: &Path, manifest: &Manifest) {
         .iter()
         .map(|engine| engine.seq_len.to_string())
         .collect();
-    println!(
+    outln!(
         "{}: {} parameters in {}, chunks of {}, batch {}, up to {} tokens, fallback {}",
         output.display(),
         si(cost::parameters(spec) as f64).trim_end(),
@@ -274,7 +274,7 @@ fn summarize(output: &Path, manifest: &Manifest) {
         manifest.max_seq_len,
         manifest.fallback,
     );
-    println!(
+    outln!(
         "{} in {} files; state {} a sequence, where dense attention keeps {}",
         bytes(manifest.files.values().map(|file| file.bytes as f64).sum()),
         manifest.files.len() + 1,

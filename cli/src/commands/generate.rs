@@ -4,6 +4,7 @@ use super::prompts::{Prompt, Prompts};
 use super::verify::session_options;
 use crate::args::GenerateArgs;
 use crate::output::{Failure, OrInput, Outcome};
+use crate::streams::{self, errln, out};
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::generate::{
     Completion, Event, Generation, Observer, Request, StopReason, generate_observed,
@@ -14,7 +15,6 @@ use ratplus_runtime::text::{StreamDecoder, TextError, Tokenizer};
 use ratplus_runtime::verify::Implementations;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 /// Problems that one message lists.
@@ -52,7 +52,7 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let mut session =
         Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
     for engines in Implementations::of(backend, &session).engines {
-        eprintln!("{backend}: {engines}");
+        errln!("{backend}: {engines}");
     }
     let texts = Texts::new(&tokenizer, &requests);
     let generation = match args.prompts {
@@ -111,7 +111,7 @@ fn note_idle_flags(args: &GenerateArgs) {
         "--top-k 1"
     };
     if !names.is_empty() {
-        eprintln!(
+        errln!(
             "note: {} {verb} no effect: {cause} always takes the likeliest token",
             names.join(", ")
         );
@@ -166,25 +166,25 @@ impl<'a> Texts<'a> {
     }
 }
 
-/// Goes on while text can be decoded and written.
-fn go_on(texts: &Texts<'_>, written: &io::Result<()>) -> ControlFlow<()> {
-    match texts.failed.is_none() && written.is_ok() {
+/// Goes on while text can be decoded and somebody reads it.
+fn go_on(texts: &Texts<'_>) -> ControlFlow<()> {
+    match texts.failed.is_none() && streams::is_open() {
         true => ControlFlow::Continue(()),
         false => ControlFlow::Break(()),
     }
 }
 
-/// Why a generation broke off. A closed pipe is a reader that has seen enough.
-fn broken_off(texts: Texts<'_>, written: io::Result<()>) -> Outcome {
-    if let Some(error) = texts.failed {
-        return Err(Failure::input(error));
-    }
-    match written {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::input(format!("standard output: {error}")))
-        }
-        _ => Ok(()),
-    }
+/// Prints what is to be seen at once.
+fn show(text: &str) {
+    out!("{text}");
+    streams::flush();
+}
+
+/// Why text broke off, but for what standard output does not take.
+fn broken_off(texts: Texts<'_>) -> Outcome {
+    texts
+        .failed
+        .map_or(Ok(()), |error| Err(Failure::input(error)))
 }
 
 /// Prints one text as it comes.
@@ -196,34 +196,22 @@ fn stream(
 ) -> Result<Generation, Failure> {
     struct Stream<'a> {
         texts: Texts<'a>,
-        out: io::StdoutLock<'static>,
-        written: io::Result<()>,
-    }
-    impl Stream<'_> {
-        fn write(&mut self, text: &str) {
-            let out = &mut self.out;
-            self.written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        }
     }
     impl Observer for Stream<'_> {
         fn token(&mut self, event: Event) -> ControlFlow<()> {
             let piece = self.texts.push(event);
-            self.write(&piece);
-            go_on(&self.texts, &self.written)
+            show(&piece);
+            go_on(&self.texts)
         }
     }
-    let mut stream = Stream {
-        texts,
-        out: io::stdout().lock(),
-        written: Ok(()),
-    };
-    stream.write(prompt);
+    let mut stream = Stream { texts };
+    show(prompt);
     let generation = generate_observed(session, requests, &mut stream).or_input()?;
-    if stream.written.is_ok() && stream.texts.failed.is_none() {
+    if stream.texts.failed.is_none() {
         let rest = stream.texts.finish(0);
-        stream.write(&(rest + "\n"));
+        show(&(rest + "\n"));
     }
-    broken_off(stream.texts, stream.written)?;
+    broken_off(stream.texts)?;
     Ok(generation)
 }
 
@@ -254,14 +242,12 @@ fn print_lines(
         /// Lines whose turn has not come.
         ready: BTreeMap<usize, String>,
         next: usize,
-        out: io::StdoutLock<'static>,
-        written: io::Result<()>,
     }
     impl Observer for Lines<'_> {
         fn token(&mut self, event: Event) -> ControlFlow<()> {
             let piece = self.texts.push(event);
             *self.parts.entry(event.request).or_default() += &piece;
-            go_on(&self.texts, &self.written)
+            go_on(&self.texts)
         }
 
         fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {
@@ -284,13 +270,10 @@ fn print_lines(
             let line = serde_json::to_string(&line).unwrap_or_default();
             self.ready.insert(request, line + "\n");
             while let Some(line) = self.ready.remove(&self.next) {
-                if self.written.is_ok() {
-                    let out = &mut self.out;
-                    self.written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
-                }
+                show(&line);
                 self.next += 1;
             }
-            go_on(&self.texts, &self.written)
+            go_on(&self.texts)
         }
     }
     let mut lines = Lines {
@@ -299,17 +282,15 @@ fn print_lines(
         parts: BTreeMap::new(),
         ready: BTreeMap::new(),
         next: 0,
-        out: io::stdout().lock(),
-        written: Ok(()),
     };
     let generation = generate_observed(session, requests, &mut lines).or_input()?;
-    broken_off(lines.texts, lines.written)?;
+    broken_off(lines.texts)?;
     Ok(generation)
 }
 
 fn print_stats(generation: &Generation) {
     let stats = &generation.stats;
-    eprintln!(
+    errln!(
         "prefill {} tokens, {:.0} tokens/s; first token after {:.1} ms; decode {} tokens, {:.0} tokens/s",
         stats.prefill_tokens,
         stats.prefill_tokens_per_second(),
@@ -333,7 +314,7 @@ fn end(generation: &Generation, prompts: &[Prompt], max_seq_len: usize) -> Outco
             1 => "the sequence is full".into(),
             all => format!("{full} of {all} sequences are full"),
         };
-        eprintln!("stopped: {what} at {max_seq_len} tokens; export with a larger --max-seq-len");
+        errln!("stopped: {what} at {max_seq_len} tokens; export with a larger --max-seq-len");
     }
     let failed = ends.filter_map(|(done, prompt)| match &done.stop {
         StopReason::Failed(error) => Some(format!("{}: {error}", prompt.place)),

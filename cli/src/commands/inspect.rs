@@ -3,6 +3,7 @@
 use super::plot::{self, Series};
 use crate::args::InspectArgs;
 use crate::output::{OrInput, Outcome, Table, bytes, si};
+use crate::streams::{errln, out, outln};
 use ratplus_graphs::cost::{self, TokenCost};
 use ratplus_graphs::manifest::{
     LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, state_tensors,
@@ -29,13 +30,13 @@ pub fn run(args: InspectArgs) -> Outcome {
         .collect::<Vec<_>>();
     if args.json {
         let json = serde_json::to_string_pretty(&as_json(&subject, &costs)).or_input()?;
-        println!("{json}");
+        outln!("{json}");
     } else {
         print_text(&args.path, &subject, &costs);
     }
     if let Some(path) = &args.plot {
-        draw(path, &subject, &costs).or_input()?;
-        eprintln!("drew {}", path.display());
+        draw(path, &subject, &costs)?;
+        errln!("drew {}", path.display());
     }
     Ok(())
 }
@@ -114,11 +115,11 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         manifest,
         notes,
     } = subject;
-    println!("{}", path.display());
+    outln!("{}", path.display());
     for note in notes {
-        println!("note         {note}");
+        outln!("note         {note}");
     }
-    println!(
+    outln!(
         "model        {} parameters: {} layers, d_model {}, {} heads of {}, d_ffn {}, vocabulary {}{}{}",
         si(cost::parameters(spec) as f64).trim_end(),
         spec.num_layers,
@@ -138,7 +139,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             .collect::<String>(),
     );
     for line in pattern_lines(spec) {
-        println!("{line}");
+        outln!("{line}");
     }
     if let Some(manifest) = manifest {
         let lengths: Vec<_> = manifest
@@ -146,7 +147,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             .iter()
             .map(|e| e.seq_len.to_string())
             .collect();
-        println!(
+        outln!(
             "package      {}, batch {}, up to {} tokens; chunks of {}; opset {}, fallback {}",
             manifest.types(),
             manifest.batch,
@@ -156,11 +157,11 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             manifest.fallback,
         );
         for (name, file) in &manifest.files {
-            println!("file         {name}  {}", bytes(file.bytes as f64));
+            outln!("file         {name}  {}", bytes(file.bytes as f64));
         }
     }
     let state = cost::state_bytes(spec, shape);
-    println!(
+    outln!(
         "state        {} bytes of cache + {} of recurrence a sequence; dense attention: {} ({})",
         state.cache,
         state.recurrent,
@@ -171,14 +172,14 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         ),
     );
     if let Some(manifest) = manifest {
-        println!(
+        outln!(
             "bound        {} bytes in {} buffers for batch {}",
             manifest.state_bytes,
             state_tensors(spec, shape).len(),
             manifest.batch
         );
     }
-    println!();
+    outln!();
     let mut table = Table::new(
         0,
         [
@@ -208,7 +209,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             ratio(dense, all),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
 }
 
 /// One line per run of layers that agree.
@@ -283,7 +284,7 @@ fn as_json(subject: &Subject, costs: &[TokenCost]) -> serde_json::Value {
     })
 }
 
-fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Result<(), String> {
+fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Outcome {
     let points = |f: fn(&TokenCost) -> f64| {
         // Smooth lines need more points than the table has rows.
         let first = costs.first().map_or(1, |cost| cost.context.min(64));

@@ -13,6 +13,7 @@ pub mod verify;
 
 use crate::args::SpecialTokensArg;
 use crate::output::{Failure, OrInput};
+use crate::streams::errln;
 use indicatif::ProgressBar;
 use ratplus_graphs::manifest::SpecialTokens;
 use ratplus_runtime::package::Package;
@@ -50,11 +51,11 @@ fn tokenizer(
     if special_tokens == SpecialTokens::Tokenizer {
         let added = tokenizer.special_tokens().or_input()?;
         match names(&tokenizer, &added) {
-            Some(names) => eprintln!(
+            Some(names) => errln!(
                 "note: {}: the tokenizer adds {names} to every text; --special-tokens none leaves that out",
                 dir.display()
             ),
-            None => eprintln!(
+            None => errln!(
                 "note: {}: the tokenizer adds no special tokens",
                 dir.display()
             ),

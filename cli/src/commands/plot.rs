@@ -1,6 +1,7 @@
 //! Line charts as SVG.
 
-use crate::output::si;
+use crate::files;
+use crate::output::{Failure, Outcome, si};
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -31,11 +32,12 @@ const COLORS: [RGBColor; 4] = [
 ///
 /// # Errors
 /// The file cannot be written; an existing file is then kept as it was.
-pub fn log_log(path: &Path, panels: &[Panel], x_label: &str) -> Result<(), String> {
+pub fn log_log(path: &Path, panels: &[Panel], x_label: &str) -> Outcome {
     let mut svg = String::new();
-    render(&mut svg, panels, x_label)
-        .map_err(|error| format!("cannot draw {}: {error}", path.display()))?;
-    std::fs::write(path, svg).map_err(|error| format!("cannot write {}: {error}", path.display()))
+    render(&mut svg, panels, x_label).map_err(|error| {
+        Failure::input(format!("--plot: cannot draw {}: {error}", path.display()))
+    })?;
+    files::write("--plot", path, svg.as_bytes())
 }
 
 fn render(

@@ -3,6 +3,7 @@
 use super::read_text;
 use crate::args::GenerateArgs;
 use crate::output::Failure;
+use crate::streams::errln;
 use ratplus_graphs::manifest::{Manifest, SpecialTokens};
 use ratplus_runtime::planner;
 use ratplus_runtime::text::Tokenizer;
@@ -110,7 +111,7 @@ fn note_likely_file(text: &str) {
         Some(path) if Path::new(path).is_file() => path,
         _ => return,
     };
-    eprintln!(
+    errln!(
         "note: --prompt takes the text itself, here `{text}`; --prompt-file {file} reads {}",
         if file == "-" {
             "standard input"

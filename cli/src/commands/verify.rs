@@ -2,7 +2,9 @@
 
 use super::spinner;
 use crate::args::{LibraryArgs, VerifyArgs};
+use crate::files;
 use crate::output::{Failure, OrInput, Outcome, Table};
+use crate::streams::{out, outln};
 use ratplus_runtime::backend::{BackendKind, SessionOptions};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::verify::{self, Golden, Row, STORED_WEIGHTS, VerifyOptions, VerifyReport};
@@ -43,11 +45,10 @@ pub fn run(args: VerifyArgs) -> Outcome {
     let report = report.or_input()?;
     let json = serde_json::to_string_pretty(&report).or_input()?;
     if let Some(path) = &args.report {
-        std::fs::write(path, &json)
-            .map_err(|error| Failure::input(format!("--report {}: {error}", path.display())))?;
+        files::write("--report", path, json.as_bytes())?;
     }
     if args.json {
-        println!("{json}");
+        outln!("{json}");
     } else {
         print(&args.dir.display().to_string(), &report);
     }
@@ -77,7 +78,7 @@ pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
 }
 
 fn print(package: &str, report: &VerifyReport) {
-    println!(
+    outln!(
         "{package}: {}, fallback {}, batch {}; {} x {} tokens against {}",
         report.types,
         report.fallback,
@@ -86,7 +87,7 @@ fn print(package: &str, report: &VerifyReport) {
         report.seq_len,
         report.golden
     );
-    println!();
+    outln!();
     let header = [
         "backend",
         "route",
@@ -119,8 +120,8 @@ fn print(package: &str, report: &VerifyReport) {
             status(row).into(),
         ]);
     }
-    print!("{table}");
-    println!();
+    out!("{table}");
+    outln!();
     let mut sources: Vec<_> = report
         .rows
         .iter()
@@ -129,41 +130,47 @@ fn print(package: &str, report: &VerifyReport) {
     sources.sort_unstable();
     sources.dedup();
     for source in sources {
-        println!("tolerance    {source}");
+        outln!("tolerance    {source}");
     }
     for found in &report.implementations {
         for engine in &found.engines {
-            println!("ran          {}: {engine}", found.backend);
+            outln!("ran          {}: {engine}", found.backend);
         }
     }
     for skip in &report.skipped {
-        println!("skipped      {}: {}", skip.backend, skip.reason);
+        outln!("skipped      {}: {}", skip.backend, skip.reason);
     }
     for row in report.rows.iter().filter(|row| !row.passed) {
-        println!(
+        outln!(
             "FAILED       {}, {}, {}",
-            row.backend, row.route, row.tensor
+            row.backend,
+            row.route,
+            row.tensor
         );
         if let Some(most) = row.mean_tolerance.filter(|most| row.mean_error > *most) {
-            println!(
+            outln!(
                 "             mean error {:.2e}, expected at most {most:.2e}",
                 row.mean_error
             );
         }
         if row.tensor == STORED_WEIGHTS {
-            println!(
+            outln!(
                 "             the package's weights are not the golden file's model's: export the \
                  checkpoint that it was made from"
             );
         }
         if let Some(worst) = row.worst {
-            println!(
+            outln!(
                 "             worst: sequence {}, position {}, index {}: expected {}, found {}",
-                worst.sequence, worst.position, worst.index, worst.expected, worst.found
+                worst.sequence,
+                worst.position,
+                worst.index,
+                worst.expected,
+                worst.found
             );
         }
         if let Some(divergence) = &row.divergence {
-            println!("             {divergence}");
+            outln!("             {divergence}");
         }
     }
     let count = |status_is: &str| {
@@ -177,16 +184,16 @@ fn print(package: &str, report: &VerifyReport) {
     let plans = |row: &&Row| row.rows == 0 && row.tensor != "logits";
     let plans = report.rows.iter().filter(plans).count();
     if plans > 0 {
-        println!("not compared {plans} intermediate tensors of engine plans, which return none");
+        outln!("not compared {plans} intermediate tensors of engine plans, which return none");
     }
     if empty > plans {
         let empty = empty - plans;
-        println!(
+        outln!(
             "not compared {empty} routes return logits at none of the golden positions; export with --logits \
              all to compare them"
         );
     }
-    println!(
+    outln!(
         "{passed} of {} comparisons within tolerance, {empty} not compared, {} backends skipped",
         passed + failed,
         report.skipped.len()

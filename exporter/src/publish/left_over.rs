@@ -1,8 +1,10 @@
 //! What exports that were cut off have left beside their target.
 
-use super::{absolute, sync_dir};
+use super::{absolute, replacing, sync_dir};
 use crate::ExportError;
-use ratplus_graphs::staging::{LOCK_FILE, NEW_FOLDER, OLD_FOLDER, folders};
+use ratplus_graphs::staging::{
+    LOCK_FILE, NEW_FOLDER, OLD_FOLDER, READY_FOLDER, REPLACED_FILE, folders,
+};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -48,8 +50,9 @@ pub(super) fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-/// Clears the folders of exports to `target` whose processes are no more, and gives the old
-/// package its name back where one of them died between two renames. Those of living
+/// Clears the folders of exports to `target` whose processes are no more. Where one of them died
+/// between two renames, it gives the old package its name back; where one died while it removed the
+/// old package, it finishes that and gives the new one the name. Those of living
 /// exports, of other users, and folders that only look like one are left alone.
 ///
 /// # Errors
@@ -79,7 +82,7 @@ pub(crate) fn clear_left_over(target: &Path) -> Result<(), ExportError> {
         };
         let held = hold(&lock, &path).map_err(|error| ExportError::io("lock", &path, error))?;
         if matches!(held, Held::Yes) && holds_only_ours(&folder)? {
-            clear(&folder, &target)?;
+            clear(&folder, &target, true)?;
         }
     }
     Ok(())
@@ -89,19 +92,23 @@ fn holds_only_ours(folder: &Path) -> Result<bool, ExportError> {
     let failed = |error| ExportError::io("list", folder, error);
     for entry in fs::read_dir(folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if ![LOCK_FILE, NEW_FOLDER, OLD_FOLDER]
-            .iter()
-            .any(|own| name == *own)
-        {
+        let own = [
+            LOCK_FILE,
+            NEW_FOLDER,
+            OLD_FOLDER,
+            READY_FOLDER,
+            REPLACED_FILE,
+        ];
+        if !own.iter().any(|own| name == *own) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Removes an export's folder, whose lock the caller has. The old package in it goes only where
-/// `target` has another, and is given that name otherwise.
-pub(super) fn clear(folder: &Path, target: &Path) -> Result<(), ExportError> {
+/// Removes an export's folder, whose lock the caller has. A package in it that others would look
+/// for at `target` is given that name. Syncs the folder where it has to be `durable`.
+pub(super) fn clear(folder: &Path, target: &Path, durable: bool) -> Result<(), ExportError> {
     let (new, old) = (folder.join(NEW_FOLDER), folder.join(OLD_FOLDER));
     let removing = |path: &Path, result: io::Result<()>| match result {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -114,6 +121,10 @@ pub(super) fn clear(folder: &Path, target: &Path) -> Result<(), ExportError> {
         old: old.clone(),
         source,
     };
+    if replacing::has_begun(folder, target)? {
+        replacing::finish(folder, target)?;
+        target.parent().map_or(Ok(()), sync_dir)?;
+    }
     match fs::symlink_metadata(&old) {
         Ok(_) if is_missing(target) => {
             fs::rename(&old, target).map_err(stuck)?;
@@ -127,10 +138,19 @@ pub(super) fn clear(folder: &Path, target: &Path) -> Result<(), ExportError> {
         Err(error) if error.kind() == ErrorKind::NotFound => (),
         Err(error) => return Err(ExportError::io("look at", &old, error)),
     }
-    match fs::remove_dir_all(&new) {
-        // A power loss must not keep some of it and lose the lock: nobody would clear it.
-        Ok(()) => sync_dir(folder)?,
-        failed => removing(&new, failed)?,
+    // Without the old manifest, a package that waits is none to finish with.
+    let (replaced, ready) = (folder.join(REPLACED_FILE), folder.join(READY_FOLDER));
+    let mut left = false;
+    let tree: fn(&Path) -> io::Result<()> = |path| fs::remove_dir_all(path);
+    let file: fn(&Path) -> io::Result<()> = |path| fs::remove_file(path);
+    for (path, remove) in [(&replaced, file), (&ready, tree), (&new, tree)] {
+        let removed = remove(path);
+        left |= removed.is_ok();
+        removing(path, removed)?;
+    }
+    // A power loss must not keep some of it and lose the lock: nobody would clear it.
+    if left && durable {
+        sync_dir(folder)?;
     }
     let lock = folder.join(LOCK_FILE);
     removing(&lock, fs::remove_file(&lock))?;

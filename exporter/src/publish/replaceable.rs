@@ -74,17 +74,22 @@ fn check(target: &Path) -> Result<(), ExportError> {
             "expected a package or nothing, found other files",
         ));
     };
-    let own = |name: &String| {
-        [MANIFEST_FILE, PLANS_FOLDER].contains(&name.as_str()) || known.files.contains_key(name)
-    };
-    let strange = names.iter().find(|name| !own(name)).cloned();
-    match strange.map_or_else(|| strange_plan(target), |name| Ok(Some(name)))? {
+    match strange_file(target, &known)? {
         Some(name) => Err(ExportError::target(
             target,
             &format!("holds `{name}`, which the package there does not list"),
         )),
         None => Ok(()),
     }
+}
+
+/// A file that the package `known` does not list, nor is a plan that was built from it.
+pub(super) fn strange_file(target: &Path, known: &Manifest) -> Result<Option<String>, ExportError> {
+    let own = |name: &String| {
+        [MANIFEST_FILE, PLANS_FOLDER].contains(&name.as_str()) || known.files.contains_key(name)
+    };
+    let strange = list(target)?.into_iter().find(|name| !own(name));
+    strange.map_or_else(|| strange_plan(target), |name| Ok(Some(name)))
 }
 
 /// A file below the folder of plans that `ratplus build` does not write.

@@ -95,7 +95,7 @@ fn an_old_package_comes_back_where_there_is_none() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("out");
     let folder = dead(&target, "1", &[NEW_FOLDER, OLD_FOLDER]);
-    let aside = ratplus_graphs::staging::set_aside(&target);
+    let aside = ratplus_graphs::staging::set_aside(&target).map(|aside| aside.path().to_owned());
     assert_eq!(aside, Some(folder.join(OLD_FOLDER)));
     clear_left_over(&target).unwrap();
     assert_eq!(fs::read(target.join("whose")).unwrap(), b"old");

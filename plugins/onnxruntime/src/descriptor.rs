@@ -137,7 +137,8 @@ unsafe extern "system" fn get_name(op: *const OrtCustomOp) -> *const c_char {
     op_name(unsafe { descriptor(op) }.op).as_ptr()
 }
 
-fn op_name(op: Op) -> &'static CStr {
+/// Its name, as ORT takes it.
+pub fn op_name(op: Op) -> &'static CStr {
     match op {
         Op::RecurrenceScan => c"RecurrenceScan",
         Op::DilatedAttention => c"DilatedAttention",

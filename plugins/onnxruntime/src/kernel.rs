@@ -2,8 +2,9 @@
 
 use crate::api::{Api, Failure, Tensor, TensorShape};
 use crate::compute::{Call, Cpu, Cuda, Prepared, Processor};
-use crate::descriptor::{Provider, Types};
+use crate::descriptor::{Provider, Types, op_name};
 use crate::plan::Plan;
+use crate::watch::Told;
 use ort_sys::{OrtKernelContext, OrtKernelInfo};
 use ratplus_graphs::ops::{
     AttentionAttributes, DOMAIN, ElementType, Op, PortType, RawAttentionAttributes, check_gpu_cache,
@@ -26,6 +27,7 @@ pub struct Kernel {
     api: Api,
     /// What messages call it.
     name: String,
+    told: Told,
     op: Op,
     types: Types,
     attributes: Option<AttentionAttributes>,
@@ -57,8 +59,9 @@ impl Kernel {
         // SAFETY: the caller's contract.
         let node = unsafe { api.node_name(info) }.unwrap_or_default();
         let name = format!("node {node:?} ({DOMAIN}.{op})");
+        let told = Told::new(&node, op_name(op), provider);
         // SAFETY: the caller's contract.
-        let made = unsafe { Self::named(api, provider, op, types, name.clone(), info) };
+        let made = unsafe { Self::named(api, provider, op, types, name.clone(), told, info) };
         made.map_err(|failure| failure.prefixed(name))
     }
 
@@ -70,6 +73,7 @@ impl Kernel {
         op: Op,
         types: Types,
         name: String,
+        told: Told,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
         // SAFETY: the caller's contract.
@@ -101,6 +105,7 @@ impl Kernel {
         Ok(Self {
             api,
             name,
+            told,
             op,
             types,
             attributes,
@@ -130,7 +135,9 @@ impl Kernel {
         #[cfg(feature = "fault-injection")]
         let _inside = self.order.enter();
         // SAFETY: the caller's contract.
-        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(&self.name))
+        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(&self.name))?;
+        self.told.ran();
+        Ok(())
     }
 
     /// # Safety

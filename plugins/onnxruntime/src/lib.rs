@@ -30,10 +30,11 @@ mod parallel;
 mod plan;
 mod registry;
 mod version;
+mod watch;
 
 use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
 use ratplus_kernels::cuda::take_device_error_into;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 
 /// Adds both operators to `options`; the entry point ORT looks up by name.
 ///
@@ -72,4 +73,22 @@ pub unsafe extern "C" fn RegisterCustomOps(
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
     // SAFETY: the caller's contract.
     guard::outcome(|| Ok(unsafe { take_device_error_into(text, capacity) })).unwrap_or(0)
+}
+
+/// Has `watcher` called after every run of a node of this library that is made on the calling
+/// thread and succeeds, until this is called again there: with null, nothing is. It gets
+/// `context`, and the node's name, its operator's and its execution provider's as C strings that
+/// live as long as the call. A session that runs its nodes one after the other runs them on the
+/// thread that called `Run`. On a GPU the work is under way then.
+///
+/// # Safety
+/// `watcher` may be called with `context` until this is called again on this thread, and does not
+/// unwind.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)] // As ORT's.
+pub unsafe extern "C" fn RatplusWatchKernels(
+    watcher: Option<watch::Watcher>,
+    context: *mut c_void,
+) {
+    watch::watch(watcher, context);
 }

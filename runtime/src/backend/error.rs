@@ -3,6 +3,7 @@ use crate::nvinfer::NvinferError;
 use crate::ort_library::LibraryError;
 use ratplus_graphs::ops::LengthError;
 use ratplus_kernels::cuda::CudaError;
+use std::path::PathBuf;
 
 /// Why a session was not opened, or a step not run.
 #[derive(Debug, thiserror::Error)]
@@ -91,8 +92,17 @@ pub enum BackendError {
         /// One per node.
         problems: Vec<String>,
     },
-    /// The profile that shows which implementation ran could not be written or read.
-    #[error("{file}: the profile of the probe run: {message}")]
+    /// The library of RAT+ operators cannot say what it ran.
+    #[error("the RAT+ operator library `{}`: {reason}; build it again (`cargo build --release -p \
+             ratplus-onnxruntime`)", .path.display())]
+    Operators {
+        /// The library.
+        path: PathBuf,
+        /// What it lacks.
+        reason: String,
+    },
+    /// The profile of a session could not be written or read.
+    #[error("{file}: its profile: {message}")]
     Profile {
         /// The engine.
         file: String,

@@ -1,12 +1,13 @@
-//! Which code ran each custom node, as seen in a profile of a real run.
+//! Which code ran each custom node, as seen in a real run.
 
 use super::ort::cuda;
 use super::profile::{Arguments, Profile};
 use super::{BackendError, BackendKind};
+use crate::raw::KernelRun;
 use ratplus_graphs::manifest::Engine;
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::ops::DOMAIN;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// What ran a custom node.
@@ -56,6 +57,8 @@ pub struct EngineImplementations {
     pub seq_len: usize,
     /// In graph order.
     pub nodes: Vec<NodeImplementation>,
+    /// What of the run could not be looked at, and why.
+    pub unseen: Option<String>,
 }
 
 impl fmt::Display for EngineImplementations {
@@ -79,7 +82,11 @@ impl fmt::Display for EngineImplementations {
             .iter()
             .map(|(op, by, count)| format!("{count} x {op}: {by}"))
             .collect();
-        f.write_str(&lines.join(", "))
+        f.write_str(&lines.join(", "))?;
+        match &self.unseen {
+            Some(unseen) => write!(f, "; {unseen}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -106,43 +113,30 @@ impl EngineImplementations {
             file: engine.file.clone(),
             seq_len: engine.seq_len,
             nodes: nodes.collect(),
+            unseen: None,
         }
     }
 
-    /// Reads a profile of ONNX Runtime. A kernel ran a node where the profile has the node's own
-    /// name with its operator. Inlining names nodes after the function, not after the node it
-    /// replaces: the function ran the nodes without a kernel where it was inlined as often as
-    /// there are such nodes.
-    pub(super) fn from_profile(
+    /// Of an engine that ONNX Runtime has run, where `kernels` of the RAT+ operator library ran
+    /// these nodes. The function body ran the others: ONNX Runtime has no operators of the domain,
+    /// and one without a kernel and without a function is no model to it. `profile` is that of the
+    /// run on a GPU, or why there is none.
+    pub(super) fn of_run(
         kind: BackendKind,
         engine: &Engine,
         model: &ModelProto,
-        profile: &[u8],
+        kernels: &[KernelRun],
+        profile: Option<Result<Profile, String>>,
     ) -> Result<Self, BackendError> {
-        let profile = Profile::read(&engine.file, profile)?;
-        let runs: Vec<_> = profile.runs().map(|run| (run.node, run.args)).collect();
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
         for (node, op_type) in custom_nodes(model) {
-            let kernel = runs
+            let kernel = kernels
                 .iter()
-                .find(|(name, args)| *name == node && args.op_name == op_type)
-                .map(|(_, args)| Implementation::Kernel {
-                    provider: args.provider.clone(),
-                });
-            let body = || {
-                let names = runs.iter().map(|(name, _)| *name);
-                let nodes = custom_nodes(model).filter(|(node, op)| {
-                    *op == op_type && !runs.iter().any(|(name, _)| name == node)
-                });
-                (inlined(names, op_type) >= nodes.count()).then_some(Implementation::FunctionBody)
-            };
-            let Some(implementation) = kernel.or_else(body) else {
-                problems.push(format!(
-                    "node `{node}` ({op_type}): the profile of a run shows neither a kernel nor the \
-                     function's nodes"
-                ));
-                continue;
-            };
+                .find(|run| run.node == node && run.op_type == op_type);
+            let implementation = kernel.map_or(Implementation::FunctionBody, |run| {
+                let provider = run.provider.clone();
+                Implementation::Kernel { provider }
+            });
             let wanted = match (kind, &implementation) {
                 (BackendKind::OrtCuda, Implementation::Kernel { provider }) => {
                     provider == cuda::PROVIDER
@@ -168,14 +162,21 @@ impl EngineImplementations {
                 implementation,
             });
         }
-        if kind == BackendKind::OrtCuda {
-            problems.extend(elsewhere(&runs, model));
-        }
+        let unseen = match profile {
+            None => None,
+            Some(Ok(profile)) => {
+                let runs: Vec<_> = profile.runs().map(|run| (run.node, run.args)).collect();
+                problems.extend(elsewhere(&runs, model));
+                None
+            }
+            Some(Err(reason)) => Some(format!("where standard nodes ran was not seen: {reason}")),
+        };
         if problems.is_empty() {
             Ok(Self {
                 file: engine.file.clone(),
                 seq_len: engine.seq_len,
                 nodes,
+                unseen,
             })
         } else {
             Err(BackendError::Implementation {
@@ -213,27 +214,6 @@ fn elsewhere(runs: &[(&str, &Arguments)], model: &ModelProto) -> Vec<String> {
     )]
 }
 
-/// How often the function of `op_type` was inlined: the nodes of one instance share a number, and
-/// the first has none, so the largest number of nodes that differ in nothing else is the count.
-fn inlined<'a>(names: impl Iterator<Item = &'a str>, op_type: &str) -> usize {
-    let prefix = format!("_inlfunc_{op_type}_");
-    let mut instances: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for name in names {
-        let Some(inner) = name.strip_prefix(&prefix) else {
-            continue;
-        };
-        let numbered = inner
-            .strip_prefix("token_")
-            .and_then(|rest| rest.split_once('_'));
-        let (instance, inner) = match numbered {
-            Some((number, rest)) if number.parse::<u64>().is_ok() => (number, rest),
-            _ => ("", inner),
-        };
-        instances.entry(inner).or_default().insert(instance);
-    }
-    instances.values().map(BTreeSet::len).max().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,107 +246,109 @@ mod tests {
         )
     }
 
-    fn read(kind: BackendKind, events: &[(&str, &str)]) -> Result<Vec<Implementation>, String> {
-        read_on("CPU", kind, events)
+    fn ran(node: &str, op_type: &str, provider: &str) -> KernelRun {
+        let [node, op_type, provider] = [node, op_type, provider].map(str::to_owned);
+        KernelRun {
+            node,
+            op_type,
+            provider,
+        }
     }
 
-    /// Events whose nodes ran on `provider`, or on the one before a colon.
-    fn read_on(
-        provider: &str,
+    fn read(
         kind: BackendKind,
-        events: &[(&str, &str)],
+        kernels: &[KernelRun],
+        profile: Option<Result<Profile, String>>,
     ) -> Result<Vec<Implementation>, String> {
         let (engine, model) = engine();
-        let event = |(name, op): &(&str, &str)| {
-            let (provider, op) = op.split_once(':').unwrap_or((provider, op));
-            serde_json::json!({"cat": "Node", "name": format!("{name}_kernel_time"), "ts": 1,
-                "args": {"op_name": op, "provider": provider, "node_index": "3"}})
-        };
-        let other = serde_json::json!({"cat": "Session", "name": "a_kernel_time", "args": {}});
-        let events: Vec<_> = events.iter().map(event).chain([other]).collect();
-        let profile = serde_json::to_vec(&events).unwrap();
-        EngineImplementations::from_profile(kind, &engine, &model, &profile)
+        EngineImplementations::of_run(kind, &engine, &model, kernels, profile)
             .map(|found| {
-                found
-                    .nodes
-                    .into_iter()
-                    .map(|node| node.implementation)
-                    .collect()
+                let nodes = found.nodes.into_iter();
+                nodes.map(|node| node.implementation).collect()
             })
             .map_err(|error| error.to_string())
     }
 
+    fn kernel(provider: &str) -> Implementation {
+        let provider = provider.into();
+        Implementation::Kernel { provider }
+    }
+
     #[test]
-    fn what_ran_is_read_from_the_profile() {
-        let kernel = Implementation::Kernel {
-            provider: "CPU".into(),
-        };
-        let kernels = [("a", "Scan"), ("b", "Scan"), ("other", "Gemm")];
-        assert_eq!(
-            read(BackendKind::OrtCpu, &kernels).unwrap(),
-            [kernel.clone(), kernel]
-        );
-        let bodies = [
-            ("_inlfunc_Scan_mul_1", "Mul"),
-            ("_inlfunc_Scan_token_7_mul_1", "Mul"),
-            ("_inlfunc_Scan_add_2", "Add"),
-        ];
+    fn what_ran_is_what_the_kernels_say_and_the_function_body_otherwise() {
+        let kernels = [ran("a", "Scan", "CPU"), ran("b", "Scan", "CPU")];
+        let found = read(BackendKind::OrtCpu, &kernels, None).unwrap();
+        assert_eq!(found, [kernel("CPU"), kernel("CPU")]);
         let body = Implementation::FunctionBody;
-        assert_eq!(
-            read(BackendKind::OrtFallback, &bodies).unwrap(),
-            [body.clone(), body]
-        );
+        let found = read(BackendKind::OrtFallback, &[], None).unwrap();
+        assert_eq!(found, [body.clone(), body]);
+    }
+
+    #[test]
+    fn another_implementation_is_an_error() {
+        let error = read(BackendKind::OrtCpu, &[], None).unwrap_err();
+        assert!(error.contains("`a`") && error.contains("`b`"), "{error}");
+        assert!(error.contains("function body ran"), "{error}");
+        // One of two nodes is not enough, and neither is another node or another operator.
+        for other in [ran("c", "Scan", "CPU"), ran("b", "Other", "CPU")] {
+            let error = read(BackendKind::OrtCpu, &[ran("a", "Scan", "CPU"), other], None);
+            let error = error.unwrap_err();
+            assert!(!error.contains("`a`") && error.contains("`b`"), "{error}");
+        }
+        let kernels = [ran("a", "Scan", "CPU")];
+        let error = read(BackendKind::OrtFallback, &kernels, None).unwrap_err();
+        assert!(error.contains("kernel (CPU) ran"), "{error}");
     }
 
     #[test]
     fn everything_of_ort_cuda_runs_on_the_gpu() {
         let gpu = cuda::PROVIDER;
-        let read = |events: &[_]| read_on(gpu, BackendKind::OrtCuda, events);
-        let kernels = [("a", "Scan"), ("b", "Scan"), ("other", "Gemm")];
-        let kernel = Implementation::Kernel {
-            provider: gpu.into(),
+        let kernels = [ran("a", "Scan", gpu), ran("b", "Scan", gpu)];
+        let read = |kernels: &[KernelRun], events: &[(&str, &str)]| {
+            let event = |(name, op): &(&str, &str)| {
+                let (provider, op) = op.split_once(':').unwrap_or((gpu, op));
+                serde_json::json!({"cat": "Node", "name": format!("{name}_kernel_time"),
+                    "args": {"op_name": op, "provider": provider}})
+            };
+            let events: Vec<_> = events.iter().map(event).collect();
+            let profile = Profile::read(&serde_json::to_vec(&events).unwrap());
+            read(BackendKind::OrtCuda, kernels, Some(profile))
         };
-        assert_eq!(read(&kernels).unwrap(), [kernel.clone(), kernel]);
-        let error = read(&[("a", "Other:Scan"), ("b", "Scan")]).unwrap_err();
+        let events = [("a", "Scan"), ("b", "Scan"), ("other", "Gemm")];
+        assert_eq!(read(&kernels, &events).unwrap(), [kernel(gpu), kernel(gpu)]);
+        let error = read(&[ran("a", "Scan", "Other"), kernels[1].clone()], &events);
+        let error = error.unwrap_err();
         assert!(
             error.contains("`a`") && error.contains("kernel (Other) ran"),
             "{error}"
         );
         assert!(!error.contains("standard nodes"), "{error}");
         for (name, op) in [("rows", "Other:Gather"), ("to_host", "MemcpyToHost")] {
-            let error = read(&[kernels[0], kernels[1], (name, op)]).unwrap_err();
+            let error = read(&kernels, &[events[0], events[1], (name, op)]).unwrap_err();
             let expected =
                 format!("1 standard nodes: expected {gpu}, but elsewhere ran `{name}` (");
             assert!(error.contains(&expected), "{error}");
         }
         let names: Vec<_> = (0..12).map(|node| format!("node{node}")).collect();
-        let mut events = vec![kernels[0], kernels[1]];
-        events.extend(names.iter().map(|name| (name.as_str(), "Other:Cast")));
-        let error = read(&events).unwrap_err();
+        let elsewhere = names.iter().map(|name| (name.as_str(), "Other:Cast"));
+        let error = read(&kernels, &elsewhere.collect::<Vec<_>>()).unwrap_err();
         assert!(error.contains("12 standard nodes"), "{error}");
         assert_eq!(error.matches("(Cast, Other)").count(), 8, "{error}");
         // The function's nodes are no CUDA kernel.
-        let error = read(&[
-            ("_inlfunc_Scan_mul_1", "Mul"),
-            ("_inlfunc_Scan_token_7_mul_1", "Mul"),
-        ]);
-        assert!(error.unwrap_err().contains("a CUDA kernel"));
+        assert!(read(&[], &events).unwrap_err().contains("a CUDA kernel"));
     }
 
     #[test]
-    fn another_implementation_is_an_error() {
-        let bodies = [
-            ("_inlfunc_Scan_mul_1", "Mul"),
-            ("_inlfunc_Scan_token_7_mul_1", "Mul"),
-        ];
-        let error = read(BackendKind::OrtCpu, &bodies).unwrap_err();
-        assert!(error.contains("`a`") && error.contains("`b`"), "{error}");
-        assert!(error.contains("function body ran"), "{error}");
-        // One of two nodes is not enough, and neither is nothing.
-        assert!(read(BackendKind::OrtCpu, &[("a", "Scan"), bodies[0]]).is_err());
-        assert!(read(BackendKind::OrtFallback, &bodies[..1]).is_err());
-        assert!(read(BackendKind::OrtFallback, &[("a", "Scan"), ("b", "Scan")]).is_err());
-        let error = read(BackendKind::OrtFallback, &[("x_a", "Mul")]).unwrap_err();
-        assert!(error.contains("neither a kernel nor"), "{error}");
+    fn a_run_that_was_not_profiled_says_so() {
+        let (engine, model) = engine();
+        let kernels = ["a", "b"].map(|node| ran(node, "Scan", cuda::PROVIDER));
+        let profile = Some(Err("no folder".into()));
+        let found =
+            EngineImplementations::of_run(BackendKind::OrtCuda, &engine, &model, &kernels, profile);
+        let expected = format!(
+            "decode.onnx: 2 x Scan: kernel ({}); where standard nodes ran was not seen: no folder",
+            cuda::PROVIDER
+        );
+        assert_eq!(found.unwrap().to_string(), expected);
     }
 }

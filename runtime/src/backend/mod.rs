@@ -6,6 +6,7 @@ mod layout;
 mod logits;
 mod ort;
 mod profile;
+mod profile_file;
 mod session;
 mod tensorrt;
 #[cfg_attr(not(feature = "tract"), path = "without_tract.rs")]

@@ -1,6 +1,5 @@
 //! Profiles that ONNX Runtime writes.
 
-use super::BackendError;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,12 +48,9 @@ pub struct OperatorTime {
 }
 
 impl Profile {
-    pub fn read(file: &str, profile: &[u8]) -> Result<Self, BackendError> {
-        let events = serde_json::from_slice(profile).map_err(|error| BackendError::Profile {
-            file: file.into(),
-            message: error.to_string(),
-        })?;
-        Ok(Self(events))
+    pub fn read(profile: &[u8]) -> Result<Self, String> {
+        let events = serde_json::from_slice(profile);
+        events.map(Self).map_err(|error| error.to_string())
     }
 
     pub fn runs(&self) -> impl Iterator<Item = NodeRun<'_>> {
@@ -123,7 +119,7 @@ mod tests {
             event("b", "MatMul", 200),
             event("c", "Scan", 100),
         ];
-        let profile = Profile::read("x.onnx", &serde_json::to_vec(&events).unwrap()).unwrap();
+        let profile = Profile::read(&serde_json::to_vec(&events).unwrap()).unwrap();
         let found = profile.operators(1);
         let names: Vec<_> = found
             .iter()
@@ -132,6 +128,6 @@ mod tests {
         assert_eq!(names, [("MatMul", 2), ("Scan", 1)]);
         assert!((found[0].ms - 0.4).abs() < 1e-9 && (found[0].share - 0.8).abs() < 1e-9);
         assert!((found[1].ms - 0.1).abs() < 1e-9 && (found[1].share - 0.2).abs() < 1e-9);
-        assert!(Profile::read("x.onnx", b"{").is_err());
+        assert!(Profile::read(b"{").is_err());
     }
 }

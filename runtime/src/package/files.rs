@@ -6,7 +6,7 @@ use memmap2::Mmap;
 use ratplus_graphs::manifest::{
     FileInfo, MANIFEST_FILE, MAX_TOKENIZER_BYTES, Manifest, WEIGHTS_FILE,
 };
-use ratplus_graphs::staging;
+use ratplus_graphs::staging::{self, Aside};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Read;
@@ -41,15 +41,22 @@ enum Loaded {
 
 impl Files {
     pub fn new(dir: &Path) -> Result<Self, String> {
-        if !dir.is_dir() {
+        let aside = staging::set_aside(dir);
+        if !dir.is_dir() || aside.is_some() {
             let found = "expected a folder that `ratplus export` wrote, found none";
-            return Err(match staging::set_aside(dir) {
+            return Err(match aside {
                 None => format!("{found}; check the path"),
-                Some(old) => format!(
+                Some(Aside::Old(old)) => format!(
                     "{found}: an export is replacing it, or was cut off while it did, and the package of \
                      before lies whole in `{}`; if none runs, export again, which moves it back first, \
                      or move it yourself",
                     old.display()
+                ),
+                Some(Aside::New(new)) => format!(
+                    "{found}: an export is replacing it, or was cut off while it did, and the new package \
+                     lies whole in `{}`; if none runs, export again, which puts it in place first, or \
+                     remove what is left of the one of before and move it yourself",
+                    new.display()
                 ),
             });
         }

@@ -5,6 +5,7 @@
 mod api;
 mod device_errors;
 mod dylib;
+mod kernel_watch;
 mod memory;
 mod session;
 mod tensorrt;
@@ -12,6 +13,7 @@ mod tensorrt;
 pub(crate) use api::{Api, EMULATED, OrtError, Value};
 pub(crate) use device_errors::DeviceErrors;
 pub(crate) use dylib::Dylib;
+pub(crate) use kernel_watch::{KernelRun, KernelWatch};
 pub(crate) use memory::{Memory, Plain, Visible, map_file};
 pub(crate) use session::{Binding, Builder, OrtSession, Prepacked};
 pub(crate) use tensorrt::{Place, PlanError, PlanRun};

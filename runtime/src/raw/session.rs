@@ -7,7 +7,7 @@ use ort_sys::{
 };
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -278,21 +278,18 @@ impl OrtSession {
         )
     }
 
-    /// Stops profiling and returns the file that holds the profile.
-    pub fn end_profiling(&self) -> Result<PathBuf, OrtError> {
+    /// Stops profiling: the file holds the profile then.
+    pub fn end_profiling(&self) -> Result<(), OrtError> {
         let (mut allocator, mut name) = (null_mut(), null_mut());
         call!(self.api, GetAllocatorWithDefaultOptions(&mut allocator))?;
         call!(
             self.api,
             SessionEndProfiling(self.session, allocator, &mut name)
         )?;
-        if name.is_null() {
-            return Err(OrtError::new("SessionEndProfiling", "no file name"));
+        match name.is_null() {
+            true => Err(OrtError::new("SessionEndProfiling", "no file name")),
+            false => call!(self.api, AllocatorFree(allocator, name.cast())),
         }
-        // SAFETY: the runtime returned a C string, which is copied before it is freed.
-        let path = unsafe { CStr::from_ptr(name).to_string_lossy().into_owned() };
-        call!(self.api, AllocatorFree(allocator, name.cast()))?;
-        Ok(path.into())
     }
 }
 

@@ -8,6 +8,8 @@
 //! - `RATPLUS_FAULT_TRACE`: each call that changed or synced something is appended to it after it
 //!   succeeded, with its arguments and the bytes it wrote.
 //! - `RATPLUS_FAULT_NO_EXCHANGE`: the file system cannot swap two names.
+//! - `RATPLUS_FAULT_LOWER`: the folder there is of a lower layer of an overlay file system: renaming
+//!   it fails with EXDEV, until another one takes its name.
 //!
 //! Linux only. What libc calls by itself (the pages of a mapping, a directory's entries inside
 //! `readdir`) is seen only at the call of the program.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ffi::{CStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What happens at the chosen call.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,9 +53,11 @@ struct Plan {
     at: usize,
     action: Option<Action>,
     no_exchange: bool,
+    lower: Option<Vec<u8>>,
 }
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);
+static REPLACED: AtomicBool = AtomicBool::new(false);
 
 fn plan() -> Option<&'static Plan> {
     static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
@@ -74,6 +76,7 @@ fn plan() -> Option<&'static Plan> {
             at,
             action,
             no_exchange: std::env::var_os("RATPLUS_FAULT_NO_EXCHANGE").is_some(),
+            lower: std::env::var_os("RATPLUS_FAULT_LOWER").map(OsString::into_vec),
         })
     })
     .as_ref()
@@ -112,6 +115,21 @@ fn open_log(path: &OsString) -> i32 {
 /// Whether the file system is to have no swap of two names.
 pub fn no_exchange() -> bool {
     plan().is_some_and(|plan| plan.no_exchange)
+}
+
+/// Whether that is a folder of a lower layer, which no rename moves.
+pub fn is_lower(folder: i32, path: &CStr) -> bool {
+    let Some(lower) = plan().and_then(|plan| plan.lower.as_ref()) else {
+        return false;
+    };
+    let mut buffer = [0; 4096];
+    let same = *name_at(folder, path, &mut buffer) == **lower;
+    same && !REPLACED.load(Ordering::SeqCst)
+}
+
+/// What is at the path of the lower folder is of the upper layer from now on.
+pub fn replace_lower() {
+    REPLACED.store(true, Ordering::SeqCst);
 }
 
 /// Where calls are recorded in full.

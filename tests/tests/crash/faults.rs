@@ -1,7 +1,7 @@
 //! Every file-system call of an export, failing or fatal in every way.
 
 use crate::scene::{NEW, OLD, Scene, Tree, say, succeeded, tree};
-use ratplus_graphs::staging::OLD_FOLDER;
+use ratplus_graphs::staging::{OLD_FOLDER, READY_FOLDER};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -20,6 +20,11 @@ pub enum Before {
     Package,
     /// The package was moved away by an export that died.
     Aside,
+    /// In a lower layer of an overlay file system, whose folders cannot be renamed.
+    Lower,
+    /// As [`Before::Lower`], and an export of what is the old package then died while it removed
+    /// the files of another one.
+    HalfRemoved,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +40,9 @@ impl Setting {
         scene.clear();
         match self.before {
             Before::Nothing => return None,
-            Before::Package => scene.put_old(),
+            Before::Package | Before::Lower => scene.put_old(),
             Before::Aside => scene.put_aside(),
+            Before::HalfRemoved => scene.put_half_removed(),
         }
         Some(&scene.old)
     }
@@ -47,6 +53,9 @@ impl Setting {
         preload(&mut command, scene.root(), log, fault);
         if !self.exchange {
             command.env("RATPLUS_FAULT_NO_EXCHANGE", "1");
+        }
+        if [Before::Lower, Before::HalfRemoved].contains(&self.before) {
+            command.env("RATPLUS_FAULT_LOWER", scene.target());
         }
         command
     }
@@ -123,7 +132,7 @@ impl<'a> Run<'a> {
         let found = tree(&self.scene.target());
         let is_new = found.as_ref() == Some(&self.scene.new);
         let is_old = found.as_ref() == before;
-        let aside = self.scene.aside().filter(|_| found.is_none());
+        let aside = self.scene.aside();
         if !(is_new || is_old || aside.is_some()) {
             return Err(format!(
                 "neither package is there, but {:?}: {stderr}",
@@ -158,7 +167,8 @@ impl<'a> Run<'a> {
         let may_stay = |folder: &PathBuf| match action {
             "kill" | "dead" => true,
             "full" => named(folder),
-            _ => false,
+            // What is in it is needed.
+            _ => aside.is_some() && named(folder),
         };
         if let Some(folder) = left_over
             .iter()
@@ -171,7 +181,7 @@ impl<'a> Run<'a> {
             synced_once(&calls, call)?;
         }
         if aside.is_some() {
-            named_by_a_reader(self.scene)?;
+            named_by_a_reader(self.scene, aside.as_deref())?;
         }
         if !left_over.is_empty() || aside.is_some() {
             let output = self.scene.command(NEW).output().unwrap();
@@ -232,11 +242,11 @@ fn synced_once(calls: &[(String, String)], call: usize) -> Result<(), String> {
     }
 }
 
-fn named_by_a_reader(scene: &Scene) -> Result<(), String> {
-    let target = scene.target();
+fn named_by_a_reader(scene: &Scene, aside: Option<&Path>) -> Result<(), String> {
+    let (target, aside) = (scene.target(), aside.unwrap_or(scene.root()));
     let output = ratplus_tests::run(["inspect".as_ref(), target.as_os_str()]);
     let (_, stderr) = ratplus_tests::texts(&output);
-    match output.status.code() == Some(2) && stderr.contains(&format!("/{OLD_FOLDER}`")) {
+    match output.status.code() == Some(2) && stderr.contains(&format!("`{}`", aside.display())) {
         true => Ok(()),
         false => Err(format!(
             "a reader does not say where the package is: {stderr}"
@@ -353,6 +363,27 @@ fn an_export_where_names_cannot_be_swapped() {
         };
         inject(&Scene::tiny, setting);
     }
+}
+
+#[test]
+fn an_export_over_a_package_that_no_rename_moves() {
+    let before = Before::Lower;
+    let setting = |exchange| Setting { before, exchange };
+    inject(&Scene::tiny, setting(true));
+    // One that needs two renames finds out at the first of them, and goes on as the other.
+    let (scene, logs) = (Scene::tiny(), tempfile::tempdir().unwrap());
+    let calls = Run::new(&scene, setting(false), logs.path(), 0).dry();
+    assert!(calls.iter().any(|(_, path)| path.ends_with(OLD_FOLDER)));
+    assert!(calls.iter().any(|(_, path)| path.ends_with(READY_FOLDER)));
+}
+
+#[test]
+fn an_export_that_finds_a_package_half_removed() {
+    let setting = Setting {
+        before: Before::HalfRemoved,
+        exchange: true,
+    };
+    inject(&Scene::tiny, setting);
 }
 
 #[test]

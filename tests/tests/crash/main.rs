@@ -4,6 +4,7 @@
 mod build;
 mod faults;
 mod kills;
+mod overlay;
 mod power;
 mod scene;
 mod served;

@@ -1,8 +1,11 @@
 //! A folder with a checkpoint, a target beside it, and the packages that may be there.
 
+use ratplus_graphs::manifest::MANIFEST_FILE;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
-use ratplus_graphs::staging::{LOCK_FILE, NEW_FOLDER, OLD_FOLDER, folders};
+use ratplus_graphs::staging::{
+    Aside, LOCK_FILE, NEW_FOLDER, OLD_FOLDER, READY_FOLDER, REPLACED_FILE, folders, set_aside,
+};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
@@ -166,10 +169,27 @@ impl Scene {
         fs::write(folder.join(LOCK_FILE), "").unwrap();
     }
 
-    /// A whole old package that is not at the target but can be given its name back.
+    /// What an export of the old package leaves over the new one in a folder that cannot be
+    /// renamed, where it dies while it removes that.
+    pub fn put_half_removed(&self) {
+        let folder = self.root().join("package.tmp-1");
+        write_tree(&folder.join(READY_FOLDER), &self.old);
+        fs::write(folder.join(LOCK_FILE), "").unwrap();
+        write_tree(&self.target(), &self.new);
+        let manifest = self.target().join(MANIFEST_FILE);
+        fs::rename(manifest, folder.join(REPLACED_FILE)).unwrap();
+        fs::remove_file(self.target().join("decode.onnx")).unwrap();
+    }
+
+    /// A whole package that is not at the target, where the other one is not either, but can be
+    /// given its name.
     pub fn aside(&self) -> Option<PathBuf> {
-        let found = ratplus_graphs::staging::set_aside(&self.target())?;
-        (tree(&found).as_ref() == Some(&self.old)).then_some(found)
+        let found = set_aside(&self.target())?;
+        let waits = tree(found.path());
+        let is_old = waits.as_ref() == Some(&self.old);
+        // Of this export, or of the one before.
+        let is_new = matches!(found, Aside::New(_)) && waits.as_ref() == Some(&self.new);
+        (is_old || is_new).then(|| found.path().to_owned())
     }
 }
 

@@ -48,8 +48,8 @@ impl Gpu {
             problems.push(format!(
                 "ONNX Runtime {version} at `{path}`: expected the provider {PROVIDER}, found {}; \
                  install the build for CUDA in a Python environment without the other \
-                 (`pip install \"onnxruntime-gpu[cuda,cudnn]\"`) and set ORT_DYLIB_PATH to the \
-                 libonnxruntime.so in its onnxruntime/capi folder",
+                 (`pip install \"onnxruntime-gpu[cuda,cudnn]\"`) and activate it, or set \
+                 ORT_DYLIB_PATH to its folder site-packages/onnxruntime/capi",
                 runtime.providers.join(", ")
             ));
         } else if !api.memory_models_have_external_data() {

@@ -4,11 +4,15 @@ pub(super) mod cuda;
 
 use super::layout::{Field, Layout};
 use super::profile::Profile;
+use super::profile_file::{ProfileFile, ProfileFolder};
 use super::session::Plan;
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library;
 use crate::package::Package;
-use crate::raw::{Api, Binding, Builder, EMULATED, Memory, OrtError, OrtSession, Prepacked, Value};
+use crate::raw::{
+    Api, Binding, Builder, EMULATED, KernelRun, KernelWatch, Memory, OrtError, OrtSession,
+    Prepacked, Value,
+};
 use cuda::{Gpu, cuda_error};
 use half::{bf16, f16};
 use prost::Message;
@@ -23,7 +27,6 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
-use tempfile::TempDir;
 
 struct Engine {
     file: String,
@@ -32,17 +35,20 @@ struct Engine {
     session: OrtSession,
     /// Threads that have recorded their CUDA graph; `None` where there is none to record.
     recorded: Option<Vec<ThreadId>>,
+    /// Written by the session since it was made.
+    profile: Option<ProfileFile>,
 }
 
 impl Engine {
-    /// Ends the profile that its session has written since it was made.
-    fn end_profile(&self) -> Result<Vec<u8>, BackendError> {
+    /// Ends its session's profile; `None` where it has none.
+    fn end_profile(&mut self) -> Option<Result<Profile, String>> {
+        let file = self.profile.take()?;
         let ended = self.session.end_profiling();
-        let file = ended.map_err(|error| ort_error(&self.file, error))?;
-        std::fs::read(file).map_err(|error| BackendError::Profile {
-            file: self.file.clone(),
-            message: error.to_string(),
-        })
+        let read = ended.map_err(|error| error.to_string()).and_then(|()| {
+            let profile = file.read().map_err(|error| error.to_string())?;
+            Profile::read(&profile)
+        });
+        Some(read)
     }
 }
 
@@ -55,8 +61,6 @@ pub(super) struct OrtDriver {
     in_place: bool,
     gpu: Option<Gpu>,
     implementations: Vec<EngineImplementations>,
-    /// Where engines that are profiled write.
-    profiles: Vec<TempDir>,
 }
 
 /// What all sessions of a package share.
@@ -134,7 +138,6 @@ impl OrtDriver {
             in_place: kernels,
             gpu,
             implementations: Vec::new(),
-            profiles: Vec::new(),
         };
         for position in 0..plan.engines.len() {
             driver.add_engine(&shared, position)?;
@@ -152,46 +155,79 @@ impl OrtDriver {
                 reason: format!("the package has no engine {index}"),
             });
         };
-        let profile_error = |error: &dyn std::fmt::Display| BackendError::Profile {
-            file: info.file.clone(),
-            message: error.to_string(),
-        };
         let failed = |error| ort_error(&info.file, error);
-        let folder = tempfile::Builder::new()
-            .prefix("ratplus-profile-")
-            .tempdir()
-            .map_err(|error| profile_error(&error))?;
-        let profile = folder.path().join("run");
+        // On a GPU it also shows where standard nodes ran.
+        let profiled = plan.profile || self.gpu.is_some();
+        let folder = profiled.then(ProfileFolder::make).transpose();
+        let (folder, mut without) = match folder {
+            Ok(folder) => (folder, None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let prefix = folder.as_ref().map(ProfileFolder::prefix);
         let graph = self.gpu.is_some() && info.seq_len == 1 && !plan.without_cuda_graph;
-        let session = self.build(shared, position, info, model, &profile, graph)?;
+        let session = self.build(shared, position, info, model, prefix.as_deref(), graph)?;
         let sides: &[usize] = if self.in_place { &[0] } else { &[0, 1] };
         let bindings = sides
             .iter()
             .map(|&side| self.bind(&session, shared, position, side))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
+        let profile = folder.map(ProfileFolder::into_file).transpose();
+        let profile = profile.unwrap_or_else(|error| {
+            without = Some(error.to_string());
+            None
+        });
+        if let Some(message) = without.take_if(|_| plan.profile) {
+            let file = info.file.clone();
+            return Err(BackendError::Profile { file, message });
+        }
         self.engines.push(Engine {
             file: info.file.clone(),
             bindings,
             session,
             recorded: graph.then(Vec::new),
+            profile,
         });
-        self.run_idle(position)?;
+        let kernels = self.run_watched(position, shared.operators.as_deref())?;
         if plan.profile {
-            self.profiles.push(folder);
             return Ok(());
         }
-        let profile = self.engines[position].end_profile()?;
-        let seen = EngineImplementations::from_profile(plan.kind, info, model, &profile)?;
+        let profile = without
+            .map(Err)
+            .or_else(|| self.engines[position].end_profile());
+        let seen = EngineImplementations::of_run(plan.kind, info, model, &kernels, profile)?;
         self.implementations.push(seen);
         Ok(())
     }
 
+    /// Runs an engine on idle slots; what kernels of the library `operators` ran in it.
+    fn run_watched(
+        &mut self,
+        engine: usize,
+        operators: Option<&Path>,
+    ) -> Result<Vec<KernelRun>, BackendError> {
+        let Some(operators) = operators else {
+            return self.run_idle(engine).map(|()| Vec::new());
+        };
+        let watch = KernelWatch::of(operators).map_err(|reason| BackendError::Operators {
+            path: operators.into(),
+            reason,
+        })?;
+        let (ran, kernels) = watch.during(|| self.run_idle(engine));
+        ran.map(|()| kernels)
+    }
+
     /// What the operators of each engine took, without its idle run.
     pub fn end_profile(self) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
-        let times = self.engines.iter().map(|engine| {
-            let profile = Profile::read(&engine.file, &engine.end_profile()?)?;
-            Ok((engine.file.clone(), profile.operators(1)))
+        let times = self.engines.into_iter().map(|mut engine| {
+            let profile = engine.end_profile().unwrap_or_else(|| Err("none".into()));
+            match profile {
+                Ok(profile) => Ok((engine.file, profile.operators(1))),
+                Err(message) => Err(BackendError::Profile {
+                    file: engine.file,
+                    message,
+                }),
+            }
         });
         times.collect()
     }
@@ -203,15 +239,17 @@ impl OrtDriver {
         position: usize,
         info: &EngineInfo,
         model: &ModelProto,
-        profile: &Path,
+        profile: Option<&Path>,
         graph: bool,
     ) -> Result<OrtSession, BackendError> {
         let Shared { package, plan, .. } = *shared;
         let failed = |error| ort_error(&info.file, error);
         let mut builder = Builder::new(shared.api)
             .and_then(|builder| builder.threads(plan.threads.unwrap_or(0)))
-            .and_then(|builder| builder.profile(profile))
             .map_err(failed)?;
+        if let Some(prefix) = profile {
+            builder = builder.profile(prefix).map_err(failed)?;
+        }
         if plan.passive_wait {
             builder = builder.passive_wait().map_err(failed)?;
         }

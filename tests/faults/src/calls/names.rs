@@ -1,7 +1,9 @@
 //! Calls that name a path, and those on folders.
 
 use super::fail;
-use crate::plan::{Kind, Verdict, no_exchange, on_file, on_path, on_path_at};
+use crate::plan::{
+    Kind, Verdict, is_lower, no_exchange, on_file, on_path, on_path_at, replace_lower,
+};
 use crate::trace;
 use libc::{DIR, c_char, c_int, c_uint, dirent64, mode_t};
 use std::ffi::CStr;
@@ -161,11 +163,19 @@ unsafe fn renaming(
     if flags != 0 && no_exchange() {
         return fail(libc::EINVAL);
     }
+    let exchange = flags & libc::RENAME_EXCHANGE != 0;
+    if is_lower(from_folder, old) || exchange && is_lower(to_folder, new) {
+        return fail(libc::EXDEV);
+    }
+    let replaces = is_lower(to_folder, new);
     // SAFETY: the caller's promise.
     let result = unsafe {
         libc::syscall(libc::SYS_renameat2, from_folder, from, to_folder, to, flags) as c_int
     };
     if result == 0 {
+        if replaces {
+            replace_lower();
+        }
         trace::renamed((from_folder, old), (to_folder, new), flags);
     }
     result

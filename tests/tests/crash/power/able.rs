@@ -351,3 +351,20 @@ fn a_first_export_that_syncs_less_is_told() {
     let of_today = |index: usize, path: &Path| index < published && path.ends_with("exports");
     less.tells_but_a_journal(SUCCESS, &of_today);
 }
+
+#[test]
+fn an_export_that_removes_the_package_in_its_place_and_syncs_less_is_told() {
+    let scene = Scene::tiny();
+    let (before, exchange) = (Before::Lower, true);
+    let less = Less::new(&scene, Setting { before, exchange });
+    let published = less.published;
+    assert_eq!(less.explored(&less.recorded.events, &ORDERS, None), [""; 0]);
+    less.tells(HALF, &ORDERS, &|_, path| is_file(path));
+    less.tells_but_a_journal("is not the old package", &|_, path| is_new(path));
+    // The name of the new package, before pieces of the old one go, and of the folder it is in.
+    let half = |index: usize, path: &Path| index < published && is_working(path);
+    less.tells_but_a_journal(HALF, &half);
+    let dropped = |index: usize, path: &Path| index < published && is_root(path);
+    less.tells_but_a_journal(HALF, &dropped);
+    less.tells(SUCCESS, &ORDERS, &|index, _| index > published);
+}

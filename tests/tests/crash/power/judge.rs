@@ -2,7 +2,7 @@
 
 use super::model::Disk;
 use crate::scene::{NEW, Scene, Tree, folder, succeeded, tree};
-use ratplus_graphs::staging::set_aside;
+use ratplus_graphs::staging::{Aside, set_aside};
 use ratplus_runtime::package::Package;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,8 +15,10 @@ pub enum End {
     New,
     /// Nothing, where there was nothing.
     Absent,
-    /// Nothing, and the old package where the reader says it is.
+    /// No package, and the old one where the reader says it is.
     Aside,
+    /// No package, and the new one where the reader says it is.
+    Ready,
 }
 
 pub struct Judge<'a> {
@@ -66,6 +68,22 @@ impl<'a> Judge<'a> {
         if success && !is_new {
             return Err("success was reported, and the new package is not there".into());
         }
+        if let Some(aside) = set_aside(&target) {
+            let (whole, end) = match &aside {
+                Aside::Old(_) => (self.before, End::Aside),
+                Aside::New(_) => (Some(&self.scene.new), End::Ready),
+            };
+            let path = aside.path();
+            if whole.is_none() || tree(path).as_ref() != whole {
+                return Err(format!("{} is not the old package", path.display()));
+            }
+            let error = opened.err().map(|error| error.to_string());
+            let named = error.is_some_and(|error| error.contains(&path.display().to_string()));
+            return match named {
+                true => Ok(end),
+                false => Err(format!("a reader does not name {}", path.display())),
+            };
+        }
         match (&found, opened) {
             (_, Ok(_)) if is_new => Ok(End::New),
             (_, Ok(_)) if is_old => Ok(End::Old),
@@ -76,21 +94,9 @@ impl<'a> Judge<'a> {
                 let kept: Vec<_> = names.filter(|name| self.is_whole(name, found)).collect();
                 Err(format!("half a package, of which {kept:?} are whole"))
             }
-            (None, Err(error)) => match self.before {
+            (None, Err(_)) => match self.before {
                 None => Ok(End::Absent),
-                Some(old) => {
-                    let Some(aside) = set_aside(&target) else {
-                        return Err("the old package is lost".into());
-                    };
-                    if tree(&aside).as_ref() != Some(old) {
-                        return Err(format!("{} is not the old package", aside.display()));
-                    }
-                    let named = error.to_string().contains(&aside.display().to_string());
-                    match named {
-                        true => Ok(End::Aside),
-                        false => Err(format!("a reader does not name {}", aside.display())),
-                    }
-                }
+                Some(_) => Err("the old package is lost".into()),
             },
         }
     }

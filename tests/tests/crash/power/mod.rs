@@ -76,7 +76,7 @@ fn lose_power(scene: &Scene, setting: Setting, ends: &[End]) {
             let end = judge.judge(disk, success)?;
             states += 1;
             // The few after the rename all do.
-            let few = matches!(end, End::New | End::Aside);
+            let few = matches!(end, End::New | End::Aside | End::Ready);
             if few || states % EXPORT_EVERY == 1 {
                 judge.export_again()?;
                 exports += 1;
@@ -134,6 +134,15 @@ fn power_lost_where_names_cannot_be_swapped() {
         exchange: false,
     };
     lose_power(&Scene::tiny(), setting, &[End::Old, End::New, End::Aside]);
+}
+
+#[test]
+fn power_lost_where_no_rename_moves_the_package() {
+    let setting = Setting {
+        before: Before::Lower,
+        exchange: true,
+    };
+    lose_power(&Scene::tiny(), setting, &[End::Old, End::New, End::Ready]);
 }
 
 #[test]
