@@ -6,7 +6,7 @@ use crate::output::{OrInput, Outcome, Table, bytes, si};
 use crate::streams::{errln, out, outln};
 use ratplus_graphs::cost::{self, TokenCost};
 use ratplus_graphs::manifest::{
-    LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, state_tensors,
+    LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, SpecialTokens, state_tensors,
 };
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::spec::ModelSpec;
@@ -156,6 +156,15 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             manifest.opset,
             manifest.fallback,
         );
+        if manifest.tokenizer.is_some() {
+            outln!(
+                "text         special tokens added: {}",
+                match manifest.special_tokens {
+                    SpecialTokens::None => "none",
+                    SpecialTokens::Tokenizer => "those of the tokenizer",
+                }
+            );
+        }
         for (name, file) in &manifest.files {
             outln!("file         {name}  {}", bytes(file.bytes as f64));
         }
