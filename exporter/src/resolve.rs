@@ -10,8 +10,8 @@ mod tests;
 
 pub use synthetic::synthetic;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Format, list};
-use crate::config::{self, Described};
+use crate::checkpoint::{Checkpoint, CheckpointError, list};
+use crate::config::{self, Beside, Described};
 use crate::official::{Source, StateDict};
 use patterns::summary;
 use ratplus_graphs::model::Weight;
@@ -173,26 +173,39 @@ impl Resolver<'_> {
         }
         if let Some(saved) = self.checkpoint.saved_config() {
             let origin = "the training configuration saved in the checkpoint";
-            // Anything may be saved under that name; what is no configuration says nothing.
-            self.said.extend(config::describe(saved, origin).ok());
-        }
-        if !self.given
-            && self.checkpoint.format() != Format::Torch
+            match config::saved(saved, origin) {
+                Ok(said) => self.said.push(said),
+                Err(problems) => self
+                    .notes
+                    .push(format!("not read: {origin}: {}", problems.join("; "))),
+            }
+        } else if !self.given
             && let Some(folder) = self.checkpoint.folder()
-            && let Some(read) = config::beside(&folder)
+            && let Some(beside) = config::beside(&folder)
         {
             let path = folder.join("config.json");
-            self.notes
-                .push(format!("configuration read: {}", path.display()));
-            self.said
-                .push(read.map_err(|problems| ResolveError::Config { path, problems })?);
+            let (word, end) = match &beside {
+                Beside::Read(_) => ("configuration read", String::new()),
+                Beside::Other(why) => ("configuration not read", format!(": {why}")),
+            };
+            self.notes.push(format!("{word}: {}{end}", path.display()));
+            if let Beside::Read(read) = beside {
+                self.said
+                    .push(read.map_err(|problems| ResolveError::Config { path, problems })?);
+            }
         }
+        let instead = self.given && self.said[0].is_whole();
         for said in &mut self.said {
             self.notes.append(&mut said.notes);
-            let origin = &said.origin;
-            let told = |problem: String| format!("{problem} in {origin}");
-            self.problems
-                .extend(std::mem::take(&mut said.problems).into_iter().map(told));
+            for problem in std::mem::take(&mut said.problems) {
+                let problem = format!("{problem} in {}", said.origin);
+                match instead {
+                    true => self
+                        .notes
+                        .push(format!("{problem}; --config says it instead")),
+                    false => self.problems.push(problem),
+                }
+            }
         }
         Ok(())
     }

@@ -205,7 +205,15 @@ fn the_older_layout_stacks_its_gate_below_in_proj() {
 
 #[test]
 fn a_pattern_in_the_directory_name_is_enough_with_the_head_size() {
-    let checkpoint = Checkpoint::open(golden("kjv_d16w64i4").join("model.pth")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let alone = directory.path().join("kjv_d16w64i4");
+    std::fs::create_dir(&alone).unwrap();
+    std::fs::copy(
+        golden("kjv_d16w64i4").join("model.pth"),
+        alone.join("model.pth"),
+    )
+    .unwrap();
+    let checkpoint = Checkpoint::open(alone.join("model.pth")).unwrap();
     let options = ResolveOptions {
         d_head: Some(64),
         ..ResolveOptions::default()

@@ -381,13 +381,13 @@ fn configurations_that_cannot_be_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     assert!(with(&path).starts_with("cannot open: "));
-    assert!(with(directory.path()).ends_with("found no file"));
+    assert!(with(directory.path()).ends_with("found no regular file"));
     const WHOLE: &str = "a whole number that is not negative";
     let size = |field: &str, found: &str| format!("{field}: expected {WHOLE}, found {found}");
     for (text, problem) in [
         (
             "",
-            "not a model configuration: not JSON: EOF while parsing a value at line 1 column 0".into(),
+            "expected the fields of a model's configuration, found an empty file".into(),
         ),
         (
             r#"{"vocab_size": 1, "vocab_size": 1}"#,

@@ -6,9 +6,24 @@ use super::pickle::{Id, Node, Pickle};
 use crate::official::{STATE_DICT_KEYS, is_extra_state, names_a_weight};
 use std::collections::HashSet;
 
-/// Most values a checkpoint's own configuration may have, and its deepest nesting.
-const MAX_CONFIG_VALUES: usize = 10_000;
+/// Most values of a checkpoint's own configuration that are read, its deepest nesting, and the most
+/// items of one list or dict: what is beyond says nothing about a model.
+const MAX_CONFIG_VALUES: usize = 100_000;
 const MAX_CONFIG_DEPTH: usize = 32;
+const MAX_CONFIG_ITEMS: usize = 4_096;
+
+/// Keys under which training code saves a configuration, besides `config`, which is read.
+const OTHER_CONFIGS: [&str; 9] = [
+    "cfg",
+    "conf",
+    "configuration",
+    "hparams",
+    "hyper_parameters",
+    "model_args",
+    "model_config",
+    "args",
+    "opt",
+];
 
 /// Most entries that are no tensors and are told apart.
 const MOST_PROBLEMS: usize = 100;
@@ -101,16 +116,31 @@ pub(super) fn find<'a>(pickle: &'a Pickle<'_>) -> Result<Found<'a>, Fail> {
         .find(|&&(key, _)| pickle.string(key) == Some("config"))
         .map(|&(_, value)| value);
     let config = saved.and_then(|value| {
+        let readable = matches!(pickle.node(value), Node::Dict(_) | Node::Str(_))
+            || content(pickle, value).is_some();
         let mut budget = MAX_CONFIG_VALUES;
-        to_json(pickle, value, MAX_CONFIG_DEPTH, &mut budget)
+        readable.then(|| to_json(pickle, value, MAX_CONFIG_DEPTH, &mut budget))
     });
-    if let (Some(saved), None | Some(serde_json::Value::Null)) = (saved, &config)
-        && !matches!(pickle.node(saved), Node::None)
-    {
-        let what = describe(pickle, saved);
-        notes.push(format!(
-            "the configuration saved under `config` ({what}) is not read; what it says about the model has to be given"
-        ));
+    let unread = |key: &str, what: &str| {
+        format!(
+            "the configuration saved under `{key}` ({what}) is not read; what it says about the model has to be given"
+        )
+    };
+    match saved {
+        Some(saved) if config.is_none() && !matches!(pickle.node(saved), Node::None) => {
+            notes.push(unread("config", &describe(pickle, saved)));
+        }
+        Some(_) => {}
+        None => notes.extend(root.iter().filter_map(|&(key, value)| {
+            let name = pickle
+                .string(key)
+                .filter(|key| OTHER_CONFIGS.contains(key))?;
+            let says = match pickle.node(value) {
+                Node::Dict(entries) => !entries.is_empty(),
+                node => matches!(node, Node::Object(_) | Node::Str(_)),
+            };
+            says.then(|| unread(name, &describe(pickle, value)))
+        })),
     }
     let tensors = tensors(pickle, &chosen, &mut notes)?;
     Ok(Found {
@@ -287,44 +317,46 @@ fn tensors<'a>(
     Ok(tensors)
 }
 
-/// Plain data as JSON; `None` where it is too deep or too large. What JSON cannot say is null.
-fn to_json(
-    pickle: &Pickle<'_>,
-    id: Id,
-    depth: usize,
-    budget: &mut usize,
-) -> Option<serde_json::Value> {
+/// Plain data as JSON. What JSON cannot say, or is too much of it, is a text in angle brackets, which
+/// no field of a model has.
+fn to_json(pickle: &Pickle<'_>, id: Id, depth: usize, budget: &mut usize) -> serde_json::Value {
     use serde_json::Value;
-    *budget = budget.checked_sub(1)?;
-    let depth = depth.checked_sub(1)?;
-    Some(match pickle.node(id) {
+    let unsaid = |what: &str| Value::String(format!("<{what}>"));
+    *budget = budget.saturating_sub(1);
+    if depth == 0 || *budget == 0 {
+        return unsaid("nested or long beyond what is read");
+    }
+    match pickle.node(id) {
+        Node::None => Value::Null,
         Node::Bool(value) => Value::Bool(*value),
         Node::Int(value) => (*value).into(),
-        Node::Float(value) => {
-            serde_json::Number::from_f64(*value).map_or(Value::Null, Value::Number)
-        }
+        Node::Float(value) => serde_json::Number::from_f64(*value)
+            .map_or_else(|| unsaid(&value.to_string()), Value::Number),
         Node::Str(span) => pickle.text(*span).into(),
-        Node::List(items) | Node::Tuple(items) => items
+        Node::List(items) | Node::Tuple(items) if items.len() <= MAX_CONFIG_ITEMS => items
             .iter()
-            .map(|&item| to_json(pickle, item, depth, budget))
-            .collect::<Option<Vec<_>>>()?
+            .map(|&item| to_json(pickle, item, depth - 1, budget))
+            .collect::<Vec<_>>()
             .into(),
-        Node::Dict(entries) => {
+        Node::Dict(entries) if entries.len() <= MAX_CONFIG_ITEMS => {
             let mut map = serde_json::Map::new();
             for &(key, value) in entries {
-                let value = to_json(pickle, value, depth, budget)?;
                 if let Some(key) = pickle.string(key) {
-                    map.insert(key.to_owned(), value);
+                    map.insert(key.to_owned(), to_json(pickle, value, depth - 1, budget));
                 }
             }
             map.into()
         }
-        Node::Object(_) => match content(pickle, id) {
-            Some(content) => to_json(pickle, content, depth, budget)?,
-            None => Value::Null,
+        Node::List(_) | Node::Tuple(_) | Node::Dict(_) => unsaid("longer than what is read"),
+        _ => match (content(pickle, id), pickle.maker(id)) {
+            (Some(content), _) => to_json(pickle, content, depth - 1, budget),
+            (None, Some((module, name))) => {
+                let [module, name] = [module, name].map(|part| show(part.as_bytes()));
+                unsaid(&format!("{module}.{name}"))
+            }
+            (None, None) => unsaid(pickle.kind(id)),
         },
-        _ => Value::Null,
-    })
+    }
 }
 
 /// What an object of a configuration library holds.

@@ -80,6 +80,22 @@ pub(crate) struct Described {
     pub refusals: Vec<Refusal>,
     /// Values that are not what their fields hold.
     pub problems: Vec<String>,
+    /// The same of the pattern's fields, which flags may give instead.
+    pub pattern_problems: Vec<String>,
+}
+
+impl Described {
+    /// Whether it leaves no size and no pattern open.
+    pub(crate) fn is_whole(&self) -> bool {
+        let sizes = [
+            &self.vocab_size,
+            &self.d_model,
+            &self.num_layers,
+            &self.d_ffn,
+            &self.d_head,
+        ];
+        sizes.iter().all(|size| size.is_some()) && (self.patterns.is_some() || self.named.is_some())
+    }
 }
 
 /// Why a file is no configuration: one problem a line.
@@ -95,13 +111,14 @@ pub(crate) fn read(path: &Path) -> Result<Described, Problems> {
             if metadata.is_file() {
                 format!("{} bytes", metadata.len())
             } else {
-                "no file".into()
+                "no regular file".into()
             }
         )));
     }
     let bytes = std::fs::read(path).map_err(|error| one(format!("cannot read: {error}")))?;
     let value = text::parse(&bytes).map_err(one)?;
-    let described = describe(&value, &path.display().to_string())?;
+    let mut described = describe(&value, &path.display().to_string())?;
+    described.problems.append(&mut described.pattern_problems);
     if described.problems.is_empty() {
         Ok(described)
     } else {
@@ -117,12 +134,23 @@ pub(crate) fn describe(value: &Value, origin: &str) -> Result<Described, Problem
             show(value)
         )]);
     };
-    let run = fields.get("model").is_some_and(Value::is_object);
+    let run = fields.get("model").is_some_and(|model| !model.is_null());
     Ok(if run || fields.contains_key("backbone") {
         official::training_run(value, origin)
     } else {
         model::read(value, origin)
     })
+}
+
+/// Reads a configuration that a checkpoint holds, as fields or as their text.
+pub(crate) fn saved(value: &Value, origin: &str) -> Result<Described, Problems> {
+    match value {
+        Value::String(text) => {
+            let value = text::parse(text.as_bytes()).map_err(|problem| vec![problem])?;
+            describe(&value, origin)
+        }
+        value => describe(value, origin),
+    }
 }
 
 /// Whether `value` is about a RAT+ model at all.
@@ -132,13 +160,32 @@ pub(crate) fn is_ratplus(value: &Value) -> bool {
         || value.pointer("/model/backbone").is_some()
 }
 
-/// The `config.json` in `folder`, where it is about a RAT+ model.
-pub(crate) fn beside(folder: &Path) -> Option<Result<Described, Problems>> {
+/// A `config.json` that lies beside weights.
+pub(crate) enum Beside {
+    /// One of a RAT+ model.
+    Read(Result<Described, Problems>),
+    /// Another one, and why it is not read.
+    Other(String),
+}
+
+/// The `config.json` in `folder`, where there is one.
+pub(crate) fn beside(folder: &Path) -> Option<Beside> {
     let path = folder.join("config.json");
-    let metadata = std::fs::metadata(&path).ok()?;
-    if !metadata.is_file() || metadata.len() > MAX_CONFIG {
+    if !path.exists() {
         return None;
     }
-    let value = text::parse(&std::fs::read(&path).ok()?).ok()?;
-    is_ratplus(&value).then(|| read(&path))
+    let parsed = std::fs::metadata(&path)
+        .map_err(|error| error.to_string())
+        .and_then(
+            |metadata| match metadata.is_file() && metadata.len() <= MAX_CONFIG {
+                true => std::fs::read(&path).map_err(|error| error.to_string()),
+                false => Err(format!("it is no file of at most {MAX_CONFIG} bytes")),
+            },
+        )
+        .and_then(|bytes| text::parse(&bytes));
+    Some(match parsed {
+        Ok(value) if is_ratplus(&value) => Beside::Read(read(&path)),
+        Ok(_) => Beside::Other("it does not say \"model_type\": \"ratplus\"".into()),
+        Err(problem) => Beside::Other(problem),
+    })
 }

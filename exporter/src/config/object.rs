@@ -40,6 +40,11 @@ impl<'a> Object<'a> {
         self.fields.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether a field is there and null.
+    pub(crate) fn is_null(&self, name: &str) -> bool {
+        self.fields.get(name).is_some_and(Value::is_null)
+    }
+
     /// Fields that change nothing.
     pub(crate) fn ignore(&mut self, names: &[&'static str]) {
         self.known.extend(names);

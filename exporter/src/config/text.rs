@@ -10,7 +10,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
         format!("not a model configuration: expected UTF-8 text, found another byte at {at}")
     })?;
     let text = text.trim_start_matches('\u{feff}');
-    if text.trim_start().starts_with(['{', '[']) || text.trim().is_empty() {
+    if text.trim().is_empty() {
+        return Err("expected the fields of a model's configuration, found an empty file".into());
+    }
+    if text.trim_start().starts_with(['{', '[']) {
         let mut reader = serde_json::Deserializer::from_str(text);
         let value = Unique.deserialize(&mut reader);
         return value
@@ -25,6 +28,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
         let first = error.to_string();
         let first = first.lines().next().unwrap_or_default();
         let first = first.strip_prefix("error: ").unwrap_or(first);
+        // What the library's callers could do about it.
+        let advice = [first.find("; use from_str"), first.find(", set ")];
+        let first = &first[..advice.into_iter().flatten().min().unwrap_or(first.len())];
         format!("not a model configuration: neither JSON nor YAML: {first}")
     })
 }
@@ -120,7 +126,6 @@ mod tests {
             bomb += &format!("a{level}: &a{level} [{items}]\n");
         }
         for (text, part) in [
-            ("", "EOF while parsing"),
             ("{\"a\": 1, \"a\": 2}", "`a` is there twice"),
             ("{\"a\": {\"b\": 1, \"b\": 2}}", "`b` is there twice"),
             ("{\"a\": 1} x", "trailing characters"),
@@ -133,7 +138,12 @@ mod tests {
             let error = parse(text.as_bytes()).unwrap_err();
             assert!(error.starts_with("not a model configuration: "), "{error}");
             assert!(error.contains(part), "{text}: {error}");
+            assert!(
+                !error.contains("from_str") && !error.contains("Policy"),
+                "{error}"
+            );
         }
+        assert!(parse(b" \n").unwrap_err().ends_with("found an empty file"));
         assert!(parse(b"\xff{}").unwrap_err().contains("byte at 0"));
         let deep = "[".repeat(100_000);
         assert!(parse(deep.as_bytes()).is_err());

@@ -72,6 +72,11 @@ pub(crate) fn training_run(config: &Value, origin: &str) -> Described {
 }
 
 impl Described {
+    /// A field that is null, where nothing says what that would be.
+    fn null(&mut self, what: Function, field: &str, expected: &str) {
+        self.refuse(what, format!("{field}: expected {expected}, found null"));
+    }
+
     /// `name` may be absent; another value than `expected` is another function.
     fn expect(&mut self, fields: &mut Object<'_>, name: &'static str, expected: &str) {
         if let Some(found) = fields.text(name, &mut self.problems)
@@ -131,7 +136,13 @@ impl Described {
         self.width(fields);
         self.no_bias(fields);
         let length = fields.size("seq_len", &mut self.problems);
+        if fields.is_null("pe") {
+            self.null(Function::Rope, &fields.path("pe"), "fields with a `_name_`");
+        }
         if let Some(mut pe) = fields.object("pe", &mut self.problems) {
+            if pe.is_null("_name_") {
+                self.null(Function::Rope, &pe.path("_name_"), "`rope` or `empty`");
+            }
             let name = pe.text("_name_", &mut self.problems);
             match name.as_ref().map(|name| name.value.as_str()) {
                 None => {}
@@ -172,6 +183,10 @@ impl Described {
             self.expect(&mut hidden, "_name_", "ffn");
             self.part(&mut hidden);
             self.d_ffn = hidden.size("d_ffn", &mut self.problems);
+            if hidden.is_null("act_fn") {
+                let path = hidden.path("act_fn");
+                self.null(Function::Activation, &path, "the name of a function");
+            }
             if let Some(name) = hidden.text("act_fn", &mut self.problems) {
                 match activation(&name.value) {
                     Some(value) => {
@@ -210,12 +225,30 @@ impl Described {
         self.num_heads = cell.size("num_head", &mut self.problems);
         self.recurrence = cell.flag("apply_re", &mut self.problems);
         let [dilation, initial, joint] = RENAMED;
+        let joint = self.renamed(cell, joint, Object::flag);
+        let before = self.problems.len();
         let local_window = cell.integers("local_size", &mut self.problems);
         let dilation = self.renamed(cell, dilation, Object::integers);
         let initial = self.renamed(cell, initial, Object::integers);
-        let joint = self.renamed(cell, joint, Object::flag);
-        if let (Some(dilation), Some(local_window), Some(initial)) =
-            (dilation, local_window, initial)
+        self.pattern_problems = self.problems.split_off(before);
+        let parts = [
+            ("dilation_size", dilation.is_some()),
+            ("local_size", local_window.is_some()),
+            ("initial_size", initial.is_some()),
+        ];
+        if self.pattern_problems.is_empty() && parts.iter().any(|(_, said)| *said) {
+            let missing = parts.iter().filter(|(_, said)| !said);
+            let told = |(name, _): &(&str, bool)| {
+                format!(
+                    "{}: expected a whole number, found nothing",
+                    cell.path(name)
+                )
+            };
+            self.pattern_problems.extend(missing.map(told));
+        }
+        if self.pattern_problems.is_empty()
+            && let (Some(dilation), Some(local_window), Some(initial)) =
+                (dilation, local_window, initial)
         {
             let mut named = Named {
                 dilation: dilation.value,

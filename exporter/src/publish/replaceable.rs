@@ -38,6 +38,13 @@ fn look_at(path: &Path) -> Result<Option<Metadata>, ExportError> {
     }
 }
 
+/// Whether a file system is mounted there; false where the kernel does not say.
+fn is_mount_point(dir: &Path) -> bool {
+    use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+    statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())
+        .is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 fn list(dir: &Path) -> Result<Vec<String>, ExportError> {
     let failed = |error| ExportError::io("list", dir, error);
     let entries = fs::read_dir(dir).map_err(failed)?;
@@ -52,6 +59,13 @@ fn check(target: &Path) -> Result<(), ExportError> {
             return Err(ExportError::target(
                 target,
                 "expected a directory or nothing, found a file or link",
+            ));
+        }
+        Some(_) if is_mount_point(target) => {
+            return Err(ExportError::target(
+                target,
+                "expected a directory that a package can take the place of, found a mount point (a \
+                 directory inside it can be)",
             ));
         }
         Some(_) => (),

@@ -6,6 +6,17 @@ fn count(dir: &Path) -> usize {
 }
 
 #[test]
+fn a_mount_point_is_refused_before_any_work() {
+    let error = check_replaceable(Path::new("/proc"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("/proc: ") && error.contains("found a mount point"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_target_that_is_no_package_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("thesis");

@@ -54,6 +54,14 @@ impl Resolver<'_> {
         if !self.options.dilation.is_empty() {
             return Ok(self.flags_alone(saved, path));
         }
+        let unread = self.said.iter().find_map(|said| {
+            let problems = said.pattern_problems.join("; ");
+            (!problems.is_empty())
+                .then(|| format!("pattern: {problems} in {}; {GIVE}", said.origin))
+        });
+        if let (None, Some(unread)) = (&saved, unread) {
+            return Err(unread);
+        }
         let pretrained = self.said.iter().any(|said| said.pretrained.is_some());
         let mut named = match (saved, path) {
             (Some(named), _) => named,

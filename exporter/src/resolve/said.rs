@@ -22,8 +22,8 @@ impl Resolver<'_> {
             .filter(|(other, _)| other.value != first.value)
             .map(|(other, there)| {
                 format!(
-                    "{} {} of {origin} overrides {} {} of {there}",
-                    first.field, first.value, other.field, other.value
+                    "{} {} of {origin} overrides {} of {there}",
+                    first.field, first.value, other.field
                 )
             })
             .collect();
@@ -65,6 +65,14 @@ impl Resolver<'_> {
             }
         };
         let (Some(patterns), true) = (patterns, missing.is_empty()) else {
+            // A field that cannot be read is not said nowhere.
+            if !self.problems.is_empty() {
+                let mut problems = std::mem::take(&mut self.problems);
+                problems.extend(missing);
+                return Err(self.mismatch(problems));
+            }
+            let unread = |note: &&String| note.contains("is not read; what it says");
+            missing.extend(self.state.notes.iter().filter(unread).cloned());
             return Err(ResolveError::Undetermined {
                 path: self.checkpoint.path().to_owned(),
                 problems: missing,

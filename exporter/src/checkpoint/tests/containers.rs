@@ -246,7 +246,7 @@ pub(super) fn archives_without_data_are_refused() {
 
 #[test]
 fn configurations_of_other_libraries_are_read() {
-    let config = |value: &'static [u8]| {
+    let config = |value: &[u8]| {
         let p = Pickler::new()
             .op(b"}(")
             .str("task")
@@ -278,7 +278,23 @@ fn configurations_of_other_libraries_are_read() {
     );
     assert_eq!(config(b"C\x01x").notes(), [unread("bytes")]);
     assert!(config(b"N").notes().is_empty());
-    // One that contains itself.
+    // One that contains itself, and a long list beside what says something.
     let cycle = config(b"cargparse\nNamespace\n)\x81q\x00}X\x01\0\0\0ah\x00sb");
-    assert_eq!(cycle.notes(), [unread("`argparse.Namespace`")]);
+    let text = cycle.saved_config().unwrap().to_string();
+    assert!(
+        text.contains("<nested or long beyond what is read>"),
+        "{text}"
+    );
+    let long = [
+        b"}(X\x01\0\0\0a](".as_slice(),
+        &b"K\x01".repeat(5000),
+        b"eX\x01\0\0\0bK\x07u",
+    ]
+    .concat();
+    let expected = serde_json::json!({"a": "<longer than what is read>", "b": 7});
+    assert_eq!(config(&long).saved_config(), Some(&expected));
+    // What is no plain value says what it is.
+    let odd = config(b"}(X\x01\0\0\0acmine\nScalar\n)RX\x01\0\0\0bG\x7f\xf8\0\0\0\0\0\0u");
+    let expected = serde_json::json!({"a": "<mine.Scalar>", "b": "<NaN>"});
+    assert_eq!(odd.saved_config(), Some(&expected));
 }

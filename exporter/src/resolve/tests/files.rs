@@ -111,7 +111,7 @@ fn what_is_given_wins_over_what_was_saved() {
     assert_eq!(found.spec.activation, Activation::Silu);
     has_note(
         &found,
-        "overrides model.backbone.hidden_cell.act_fn relu of the training configuration",
+        "overrides model.backbone.hidden_cell.act_fn of the training configuration",
     );
 }
 
@@ -136,4 +136,19 @@ fn a_configuration_beside_safetensors_is_read() {
     std::fs::write(directory.path().join("config.json"), other.to_string()).unwrap();
     let checkpoint = Checkpoint::open(directory.path()).unwrap();
     assert!(refused(resolve(&checkpoint, &options))[0].starts_with("d_head: "));
+    // Nor one that is cut off; either is told.
+    let flags = ResolveOptions {
+        d_head: Some(16),
+        dilation: vec![4],
+        ..ResolveOptions::default()
+    };
+    for (text, why) in [
+        (other.to_string(), "it does not say"),
+        ("{\"model_type\": ".into(), "not JSON"),
+    ] {
+        std::fs::write(directory.path().join("config.json"), text).unwrap();
+        let found = resolve(&checkpoint, &flags).unwrap();
+        has_note(&found, "configuration not read: ");
+        has_note(&found, why);
+    }
 }

@@ -269,3 +269,96 @@ fn the_size_of_a_head_follows_from_their_number() {
         "d_head 4: width 8 over model.backbone.seq_cell.num_head 2",
     );
 }
+
+/// What is there and cannot be read is not taken for absent.
+#[test]
+fn values_that_are_no_plain_ones_are_refused_by_field() {
+    for (pointer, value, problem) in [
+        (
+            "/model/embedding/pe/base",
+            json!("<numpy.core.multiarray.scalar>"),
+            "model.embedding.pe.base: expected a number, found `<numpy.core.multiarray.scalar>`",
+        ),
+        (
+            "/model/embedding/pe",
+            json!("<mylib.Rope>"),
+            "model.embedding.pe: expected fields, found `<mylib.Rope>`",
+        ),
+        (
+            "/model/embedding/pe",
+            Value::Null,
+            "model.embedding.pe: expected fields with a `_name_`, found null",
+        ),
+        (
+            "/model/embedding/pe/_name_",
+            Value::Null,
+            "model.embedding.pe._name_: expected `rope` or `empty`, found null",
+        ),
+        (
+            "/model/backbone/hidden_cell/act_fn",
+            Value::Null,
+            "model.backbone.hidden_cell.act_fn: expected the name of a function, found null",
+        ),
+        (
+            "/model/backbone/hidden_cell",
+            json!("<mylib.Cell>"),
+            "model.backbone.hidden_cell: expected fields, found `<mylib.Cell>`",
+        ),
+        (
+            "/task/tie_embedding",
+            json!("<numpy.core.multiarray.scalar>"),
+            "task.tie_embedding: expected true or false, found `<numpy.core.multiarray.scalar>`",
+        ),
+    ] {
+        let found = refused(resolved(
+            &run(set(pointer, value)),
+            &ResolveOptions::default(),
+        ));
+        assert_eq!(found, [format!("{problem} {SAVED}")], "{pointer}");
+    }
+    let object = json!({"model": "<mylib.Config>", "task": {}});
+    let found = refused(resolved(&object, &ResolveOptions::default()));
+    assert_eq!(
+        found[0],
+        format!("model: expected fields, found `<mylib.Config>` {SAVED}")
+    );
+}
+
+#[test]
+fn a_pattern_that_cannot_be_read_is_named_and_flags_may_give_it() {
+    let cell_path = "model.backbone.seq_cell";
+    for (fields, problem) in [
+        (
+            json!({"dilation_size": "4"}),
+            format!(
+                "{cell_path}.dilation_size: expected a whole number, or a list of one per layer, found `4`"
+            ),
+        ),
+        (
+            json!({"local_size": null}),
+            format!("{cell_path}.local_size: expected a whole number, found nothing"),
+        ),
+    ] {
+        let config = run(cell(fields));
+        let found = refused(resolved(&config, &ResolveOptions::default()));
+        assert!(
+            found[0].starts_with(&format!("pattern: {problem} {SAVED}; give")),
+            "{found:?}"
+        );
+        let options = ResolveOptions {
+            dilation: vec![8],
+            ..ResolveOptions::default()
+        };
+        let found = resolved(&config, &options).unwrap();
+        assert_eq!(found.spec.layer_patterns(0)[0].to_string(), "D=8 W=0 I=0");
+    }
+}
+
+#[test]
+fn a_run_saved_as_text_is_read() {
+    let text = "model:\n  backbone:\n    seq_cell: {d_head: 4, dilation_size: 2, local_size: 1, initial_size: 0}\n    \
+                hidden_cell: {act_fn: relu}\n";
+    let found = plain(&json!(text));
+    assert_eq!(found.spec.activation, Activation::Relu);
+    assert_eq!(found.spec.layer_patterns(0)[0].to_string(), "D=2 W=1 I=0");
+}
