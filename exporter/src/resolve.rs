@@ -190,8 +190,8 @@ impl Resolver<'_> {
             };
             self.notes.push(format!("{word}: {}{end}", path.display()));
             if let Beside::Read(read) = beside {
-                self.said
-                    .push(read.map_err(|problems| ResolveError::Config { path, problems })?);
+                let said = (*read).map_err(|problems| ResolveError::Config { path, problems })?;
+                self.said.push(said);
             }
         }
         let instead = self.given && self.said[0].is_whole();

@@ -3,6 +3,7 @@
 use super::error::{Fail, show};
 use super::list;
 use super::pickle::{Id, Node, Pickle};
+use crate::config::is_ratplus;
 use crate::official::{STATE_DICT_KEYS, is_extra_state, names_a_weight};
 use std::collections::HashSet;
 
@@ -12,7 +13,8 @@ const MAX_CONFIG_VALUES: usize = 100_000;
 const MAX_CONFIG_DEPTH: usize = 32;
 const MAX_CONFIG_ITEMS: usize = 4_096;
 
-/// Keys under which training code saves a configuration, besides `config`, which is read.
+/// Keys under which training code saves a configuration, besides `config`: read where it is a RAT+
+/// model's.
 const OTHER_CONFIGS: [&str; 9] = [
     "cfg",
     "conf",
@@ -115,12 +117,13 @@ pub(super) fn find<'a>(pickle: &'a Pickle<'_>) -> Result<Found<'a>, Fail> {
         .rev()
         .find(|&&(key, _)| pickle.string(key) == Some("config"))
         .map(|&(_, value)| value);
-    let config = saved.and_then(|value| {
+    let read = |value| {
         let readable = matches!(pickle.node(value), Node::Dict(_) | Node::Str(_))
             || content(pickle, value).is_some();
         let mut budget = MAX_CONFIG_VALUES;
         readable.then(|| to_json(pickle, value, MAX_CONFIG_DEPTH, &mut budget))
-    });
+    };
+    let mut config = saved.and_then(read);
     let unread = |key: &str, what: &str| {
         format!(
             "the configuration saved under `{key}` ({what}) is not read; what it says about the model has to be given"
@@ -131,16 +134,25 @@ pub(super) fn find<'a>(pickle: &'a Pickle<'_>) -> Result<Found<'a>, Fail> {
             notes.push(unread("config", &describe(pickle, saved)));
         }
         Some(_) => {}
-        None => notes.extend(root.iter().filter_map(|&(key, value)| {
-            let name = pickle
-                .string(key)
-                .filter(|key| OTHER_CONFIGS.contains(key))?;
-            let says = match pickle.node(value) {
-                Node::Dict(entries) => !entries.is_empty(),
-                node => matches!(node, Node::Object(_) | Node::Str(_)),
-            };
-            says.then(|| unread(name, &describe(pickle, value)))
-        })),
+        None => {
+            for &(key, value) in root {
+                let name = pickle.string(key).unwrap_or_default();
+                let says = match pickle.node(value) {
+                    Node::Dict(entries) => !entries.is_empty(),
+                    node => matches!(node, Node::Object(_) | Node::Str(_)),
+                };
+                if !says || !OTHER_CONFIGS.contains(&name) {
+                    continue;
+                }
+                match read(value).filter(is_ratplus) {
+                    Some(found) if config.is_none() => {
+                        notes.push(format!("the configuration is that saved under `{name}`"));
+                        config = Some(found);
+                    }
+                    _ => notes.push(unread(name, &describe(pickle, value))),
+                }
+            }
+        }
     }
     let tensors = tensors(pickle, &chosen, &mut notes)?;
     Ok(Found {

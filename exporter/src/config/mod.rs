@@ -163,7 +163,7 @@ pub(crate) fn is_ratplus(value: &Value) -> bool {
 /// A `config.json` that lies beside weights.
 pub(crate) enum Beside {
     /// One of a RAT+ model.
-    Read(Result<Described, Problems>),
+    Read(Box<Result<Described, Problems>>),
     /// Another one, and why it is not read.
     Other(String),
 }
@@ -184,7 +184,7 @@ pub(crate) fn beside(folder: &Path) -> Option<Beside> {
         )
         .and_then(|bytes| text::parse(&bytes));
     Some(match parsed {
-        Ok(value) if is_ratplus(&value) => Beside::Read(read(&path)),
+        Ok(value) if is_ratplus(&value) => Beside::Read(Box::new(read(&path))),
         Ok(_) => Beside::Other("it does not say \"model_type\": \"ratplus\"".into()),
         Err(problem) => Beside::Other(problem),
     })

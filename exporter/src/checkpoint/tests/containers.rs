@@ -298,3 +298,32 @@ fn configurations_of_other_libraries_are_read() {
     let expected = serde_json::json!({"a": "<mine.Scalar>", "b": "<NaN>"});
     assert_eq!(odd.saved_config(), Some(&expected));
 }
+
+#[test]
+fn a_configuration_under_another_key_is_read_where_it_is_a_models() {
+    let with = |key: &str, fields: &str| {
+        let p = Pickler::new()
+            .op(b"}(")
+            .str("task")
+            .op(b"}")
+            .str("w")
+            .tensor(&view());
+        let p = p.op(b"s").str(key).op(b"}").str(fields).op(b"]s");
+        opened(p.op(b"u").stop())
+    };
+    for key in ["cfg", "hparams", "model_config"] {
+        let found = with(key, "patterns");
+        assert_eq!(
+            found.saved_config(),
+            Some(&serde_json::json!({"patterns": []}))
+        );
+        assert_eq!(
+            found.notes(),
+            [format!("the configuration is that saved under `{key}`")]
+        );
+        let other = with(key, "lr");
+        assert_eq!(other.saved_config(), None);
+        assert!(other.notes()[0].contains(&format!("saved under `{key}` (a dict) is not read")));
+    }
+    assert!(with("history", "lr").notes().is_empty());
+}
