@@ -92,9 +92,9 @@ fn lines(problems: &[String]) -> String {
 /// Finds sizes, patterns, function and weights of the model in `checkpoint`.
 ///
 /// Each field comes from the first that says it: flags, `--config`, the configuration that a
-/// training run saved in the checkpoint, the `config.json` beside safetensors files, and then the
-/// weights, for sizes, or the checkpoint's path, for patterns. What the weights and the first two
-/// leave open is as in the released models.
+/// training run saved in the checkpoint, or without either the `config.json` beside the weights,
+/// and then the weights, for sizes, or the checkpoint's path, for patterns. What all of them leave
+/// open is as in the released models.
 ///
 /// Where only one of head and embedding is there, it is both if the file's metadata or a
 /// configuration says that they are tied. Two that are bit-identical become one.

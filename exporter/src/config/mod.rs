@@ -103,21 +103,29 @@ pub(crate) type Problems = Vec<String>;
 
 /// Reads a configuration file.
 pub(crate) fn read(path: &Path) -> Result<Described, Problems> {
-    let one = |problem: String| vec![problem];
-    let metadata = std::fs::metadata(path).map_err(|error| one(format!("cannot open: {error}")))?;
+    let value = parse_file(path).map_err(|problem| vec![problem])?;
+    from_file(&value, path)
+}
+
+fn parse_file(path: &Path) -> Result<Value, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| format!("cannot open: {error}"))?;
     if !metadata.is_file() || metadata.len() > MAX_CONFIG {
-        return Err(one(format!(
+        return Err(format!(
             "expected a configuration file of at most {MAX_CONFIG} bytes, found {}",
             if metadata.is_file() {
                 format!("{} bytes", metadata.len())
             } else {
                 "no regular file".into()
             }
-        )));
+        ));
     }
-    let bytes = std::fs::read(path).map_err(|error| one(format!("cannot read: {error}")))?;
-    let value = text::parse(&bytes).map_err(one)?;
-    let mut described = describe(&value, &path.display().to_string())?;
+    let bytes = std::fs::read(path).map_err(|error| format!("cannot read: {error}"))?;
+    text::parse(&bytes)
+}
+
+/// What the content of `path` says. A file can be mended, so that every problem in it is one.
+fn from_file(value: &Value, path: &Path) -> Result<Described, Problems> {
+    let mut described = describe(value, &path.display().to_string())?;
     described.problems.append(&mut described.pattern_problems);
     if described.problems.is_empty() {
         Ok(described)
@@ -174,17 +182,8 @@ pub(crate) fn beside(folder: &Path) -> Option<Beside> {
     if !path.exists() {
         return None;
     }
-    let parsed = std::fs::metadata(&path)
-        .map_err(|error| error.to_string())
-        .and_then(
-            |metadata| match metadata.is_file() && metadata.len() <= MAX_CONFIG {
-                true => std::fs::read(&path).map_err(|error| error.to_string()),
-                false => Err(format!("it is no file of at most {MAX_CONFIG} bytes")),
-            },
-        )
-        .and_then(|bytes| text::parse(&bytes));
-    Some(match parsed {
-        Ok(value) if is_ratplus(&value) => Beside::Read(Box::new(read(&path))),
+    Some(match parse_file(&path) {
+        Ok(value) if is_ratplus(&value) => Beside::Read(Box::new(from_file(&value, &path))),
         Ok(_) => Beside::Other("it does not say \"model_type\": \"ratplus\"".into()),
         Err(problem) => Beside::Other(problem),
     })

@@ -244,17 +244,16 @@ pub(super) fn archives_without_data_are_refused() {
     skipped(vec![0; 24], Some(0)).unwrap();
 }
 
+/// A checkpoint of one tensor, and what `value` writes under `key`.
+fn beside_weights(key: &str, value: impl FnOnce(Pickler) -> Pickler) -> Checkpoint {
+    let p = Pickler::new().op(b"}(").str("task").op(b"}").str("w");
+    let p = p.tensor(&view()).op(b"s").str(key);
+    opened(value(p).op(b"u").stop())
+}
+
 #[test]
 fn configurations_of_other_libraries_are_read() {
-    let config = |value: &[u8]| {
-        let p = Pickler::new()
-            .op(b"}(")
-            .str("task")
-            .op(b"}")
-            .str("w")
-            .tensor(&view());
-        opened(p.op(b"s").str("config").op(value).op(b"u").stop())
-    };
+    let config = |value: &[u8]| beside_weights("config", |p| p.op(value));
     let expected = serde_json::json!({"a": [1, "x"], "n": null});
     let omega = b"comegaconf.dictconfig\nDictConfig\nq\x00)\x81q\x01}(X\x09\0\0\0_metadatacomegaconf.base\nMetadata\n\
         )\x81}bX\x07\0\0\0_parentNX\x08\0\0\0_content}(X\x01\0\0\0acomegaconf.listconfig\nListConfig\n)\x81}(\
@@ -301,16 +300,7 @@ fn configurations_of_other_libraries_are_read() {
 
 #[test]
 fn a_configuration_under_another_key_is_read_where_it_is_a_models() {
-    let with = |key: &str, fields: &str| {
-        let p = Pickler::new()
-            .op(b"}(")
-            .str("task")
-            .op(b"}")
-            .str("w")
-            .tensor(&view());
-        let p = p.op(b"s").str(key).op(b"}").str(fields).op(b"]s");
-        opened(p.op(b"u").stop())
-    };
+    let with = |key: &str, fields: &str| beside_weights(key, |p| p.op(b"}").str(fields).op(b"]s"));
     for key in ["cfg", "hparams", "model_config"] {
         let found = with(key, "patterns");
         assert_eq!(
