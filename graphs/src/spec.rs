@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
-    /// Always `ratplus`.
+    /// Always [`MODEL_TYPE`].
     #[serde(default = "model_type")]
     pub model_type: String,
     /// Number of tokens in the vocabulary.
@@ -47,8 +47,11 @@ pub struct ModelSpec {
     pub patterns: Vec<LayerPatterns>,
 }
 
+/// [`ModelSpec::model_type`].
+pub const MODEL_TYPE: &str = "ratplus";
+
 fn model_type() -> String {
-    "ratplus".into()
+    MODEL_TYPE.into()
 }
 
 /// The base every released model uses.
@@ -197,9 +200,9 @@ impl ModelSpec {
     /// All contradictions at once, each with the field, what was expected and what was found.
     pub fn validate(&self) -> Result<(), SpecErrors> {
         let mut errors = Vec::new();
-        if self.model_type != "ratplus" {
+        if self.model_type != MODEL_TYPE {
             errors.push(format!(
-                "model_type: expected `ratplus`, found `{}`",
+                "model_type: expected `{MODEL_TYPE}`, found `{}`",
                 self.model_type
             ));
         }

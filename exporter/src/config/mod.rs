@@ -13,7 +13,7 @@ pub(crate) use model::{named as activation, unsupported_activation};
 pub(crate) use object::{Object, Said, show};
 
 use crate::official;
-use ratplus_graphs::spec::{Activation, LayerPatterns};
+use ratplus_graphs::spec::{Activation, LayerPatterns, MODEL_TYPE};
 use serde_json::Value;
 use std::path::Path;
 
@@ -85,7 +85,7 @@ pub(crate) struct Described {
 }
 
 impl Described {
-    /// Whether it leaves no size and no pattern open.
+    /// Whether it says every field of a model that the weights do not show.
     pub(crate) fn is_whole(&self) -> bool {
         let sizes = [
             &self.vocab_size,
@@ -94,7 +94,13 @@ impl Described {
             &self.d_ffn,
             &self.d_head,
         ];
-        sizes.iter().all(|size| size.is_some()) && (self.patterns.is_some() || self.named.is_some())
+        sizes.iter().all(|size| size.is_some())
+            && (self.patterns.is_some() || self.named.is_some())
+            && [&self.rope_base, &self.norm_eps]
+                .iter()
+                .all(|it| it.is_some())
+            && self.rope.is_some()
+            && self.activation.is_some()
     }
 }
 
@@ -163,7 +169,7 @@ pub(crate) fn saved(value: &Value, origin: &str) -> Result<Described, Problems> 
 
 /// Whether `value` is about a RAT+ model at all.
 pub(crate) fn is_ratplus(value: &Value) -> bool {
-    value.get("model_type").and_then(Value::as_str) == Some("ratplus")
+    value.get("model_type").and_then(Value::as_str) == Some(MODEL_TYPE)
         || value.get("patterns").is_some()
         || value.pointer("/model/backbone").is_some()
 }
@@ -184,7 +190,7 @@ pub(crate) fn beside(folder: &Path) -> Option<Beside> {
     }
     Some(match parse_file(&path) {
         Ok(value) if is_ratplus(&value) => Beside::Read(Box::new(from_file(&value, &path))),
-        Ok(_) => Beside::Other("it does not say \"model_type\": \"ratplus\"".into()),
+        Ok(_) => Beside::Other(format!("it does not say \"model_type\": \"{MODEL_TYPE}\"")),
         Err(problem) => Beside::Other(problem),
     })
 }

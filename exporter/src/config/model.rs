@@ -4,7 +4,7 @@
 use super::object::integer;
 use super::{Described, Function, Object, Refusal, Said, show};
 use ratplus_graphs::pattern::Pattern;
-use ratplus_graphs::spec::{Activation, LayerPatterns};
+use ratplus_graphs::spec::{Activation, LayerPatterns, MODEL_TYPE};
 use serde_json::Value;
 
 /// What that library writes into every `config.json`, and does not say what a model computes.
@@ -97,8 +97,11 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
     if let Some(found) = fields.get("patterns") {
         said.patterns = patterns(found, problems);
     }
-    if let Some(found) = model_type.filter(|found| found.value != "ratplus") {
-        let problem = format!("model_type: expected `ratplus`, found `{}`", found.value);
+    if let Some(found) = model_type.filter(|found| found.value != MODEL_TYPE) {
+        let problem = format!(
+            "model_type: expected `{MODEL_TYPE}`, found `{}`",
+            found.value
+        );
         said.refuse(Function::Other, problem);
     }
     if let Some(kv_heads) = kv_heads {

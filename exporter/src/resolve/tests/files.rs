@@ -152,3 +152,34 @@ fn a_configuration_beside_safetensors_is_read() {
         has_note(&found, why);
     }
 }
+
+/// A saved value that cannot be read is replaced by a configuration that says every field, and by no other.
+#[test]
+fn only_a_whole_configuration_replaces_what_cannot_be_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("whole.json");
+    let options = ResolveOptions {
+        config: Some(path.clone()),
+        ..ResolveOptions::default()
+    };
+    let unread = run(set("/model/backbone/hidden_cell", json!("<mylib.Cell>")));
+    let mut whole = json!({
+        "vocab_size": V, "d_model": D, "num_layers": 2, "d_head": 4, "d_ffn": 4 * D, "rope": true,
+        "rope_base": 10000.0, "norm_eps": 1e-6, "activation": "silu",
+        "patterns": [{"dilation": 4}, {"dilation": 1}],
+    });
+    std::fs::write(&path, whole.to_string()).unwrap();
+    let found = resolved(&unread, &options).unwrap();
+    assert_eq!(found.spec.activation, Activation::Silu);
+    has_note(&found, "found `<mylib.Cell>`");
+    for field in ["activation", "rope", "rope_base", "norm_eps", "patterns"] {
+        let said = whole[field].take();
+        std::fs::write(&path, whole.to_string()).unwrap();
+        let problems = refused(resolved(&unread, &options));
+        assert!(
+            problems[0].contains("found `<mylib.Cell>`"),
+            "{field}: {problems:?}"
+        );
+        whole[field] = said;
+    }
+}
