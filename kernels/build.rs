@@ -21,6 +21,10 @@ fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=cuda");
     println!("cargo:rerun-if-changed=src/cuda/units.rs");
+    // For kernels/emulator, as DEP_RATPLUS_KERNELS_CUDA.
+    if let Ok(package) = env::var("CARGO_MANIFEST_DIR") {
+        println!("cargo::metadata=cuda={package}/cuda");
+    }
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
         return ExitCode::SUCCESS;
     }

@@ -17,9 +17,6 @@ pub mod publish;
 pub mod quantize;
 pub mod resolve;
 pub mod synthetic;
-#[cfg(test)]
-#[path = "../../tests/src/times.rs"]
-mod times;
 
 use checkpoint::CheckpointError;
 use std::path::{Path, PathBuf};

@@ -28,9 +28,9 @@ fn build() -> Outcome<()> {
         return Ok(());
     }
     let compiler = Compiler::new()?;
-    let emulator = compiler.sources("kernels/emulator/src", "cpp")?;
-    let kernels = compiler.sources("kernels/cuda", "cu")?;
-    let test_kernels = compiler.sources("kernels/emulator/tests", "cu")?;
+    let emulator = compiler.sources(&compiler.package.join("src"), "cpp")?;
+    let kernels = compiler.sources(&compiler.cuda, "cu")?;
+    let test_kernels = compiler.sources(&compiler.package.join("tests"), "cu")?;
     let objects = compiler.compile(&[&emulator[..], &kernels, &test_kernels].concat())?;
     let (emulator, rest) = objects.split_at(emulator.len());
     let (kernels, test_kernels) = rest.split_at(kernels.len());
@@ -58,7 +58,10 @@ fn build() -> Outcome<()> {
 
 struct Compiler {
     tool: cc::Tool,
-    /// The workspace.
+    package: PathBuf,
+    /// The kernels' sources.
+    cuda: PathBuf,
+    /// The folder of the kernels' package, from which messages name files.
     root: PathBuf,
     out: PathBuf,
 }
@@ -66,11 +69,9 @@ struct Compiler {
 impl Compiler {
     fn new() -> Outcome<Self> {
         let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-        let root = package
-            .ancestors()
-            .nth(2)
-            .ok_or("the package is not two folders below the workspace")?
-            .to_owned();
+        let cuda = PathBuf::from(variable("DEP_RATPLUS_KERNELS_CUDA")?);
+        let root = cuda.ancestors().nth(2).ok_or("no folder of packages")?;
+        let root = root.to_owned();
         let out = PathBuf::from(variable("OUT_DIR")?);
         let mut build = cc::Build::new();
         build
@@ -84,8 +85,7 @@ impl Compiler {
             .extra_warnings(true)
             .emit_rerun_if_env_changed(true)
             .include(package.join("src"))
-            .include(root.join("kernels/cuda"))
-            // Messages name files from the workspace on.
+            .include(&cuda)
             .flag(format!("-fmacro-prefix-map={}/=", text(&root)?))
             .define("RATPLUS_EMULATION", None)
             .flag("-fvisibility=hidden")
@@ -106,18 +106,19 @@ impl Compiler {
         }
         Ok(Self {
             tool: build.try_get_compiler()?,
+            package,
+            cuda,
             root,
             out,
         })
     }
 
-    /// The files of the workspace's `folder` with `extension`, in order of their names.
-    fn sources(&self, folder: &str, extension: &str) -> Outcome<Vec<PathBuf>> {
-        let folder = self.root.join(folder);
-        println!("cargo::rerun-if-changed={}", text(&folder)?);
+    /// The files of `folder` with `extension`, in order of their names.
+    fn sources(&self, folder: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
+        println!("cargo::rerun-if-changed={}", text(folder)?);
         let mut sources = Vec::new();
         for entry in
-            fs::read_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?
+            fs::read_dir(folder).map_err(|error| format!("{}: {error}", folder.display()))?
         {
             let path = entry?.path();
             if path.extension() == Some(OsStr::new(extension)) {

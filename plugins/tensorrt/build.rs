@@ -1,8 +1,6 @@
 //! Compiles the C++ classes that TensorRT sees, where its headers are found.
 
-mod headers;
-
-use headers::Headers;
+use ratplus_tensorrt_headers::{self as headers, Headers};
 use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,7 +15,6 @@ fn is_new(headers: &Headers) -> bool {
 
 fn main() -> ExitCode {
     println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed=headers.rs");
     println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rustc-check-cfg=cfg(tensorrt)");
     println!("cargo:rustc-check-cfg=cfg(tensorrt_v10)");

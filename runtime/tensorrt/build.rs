@@ -1,9 +1,6 @@
 //! Compiles the shim once for every release of TensorRT whose headers are there.
 
-#[path = "../../plugins/tensorrt/headers.rs"]
-mod headers;
-
-use headers::Headers;
+use ratplus_tensorrt_headers::{self as headers, Headers};
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
@@ -19,7 +16,7 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    for path in ["build.rs", "shim", "../../plugins/tensorrt/headers.rs"] {
+    for path in ["build.rs", "shim"] {
         println!("cargo::rerun-if-changed={path}");
     }
     let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;

@@ -8,8 +8,6 @@
 #[allow(dead_code)]
 #[path = "suite/common.rs"]
 mod common;
-#[path = "../../tests/src/times.rs"]
-mod times;
 
 use common::{EMULATED, Options, backends, write_spec};
 use rand::{Rng, SeedableRng};
@@ -19,11 +17,11 @@ use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
 use ratplus_runtime::package::Package;
+use ratplus_tests::times;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
-use times::times;
 
 static COUNT: AtomicI64 = AtomicI64::new(0);
 static BYTES: AtomicI64 = AtomicI64::new(0);

@@ -1,6 +1,8 @@
 //! Helpers of the end-to-end tests: the built command, golden folders, synthetic checkpoints.
 
 mod mounts;
+#[allow(unsafe_code)]
+pub mod mxcsr;
 pub mod synthetic;
 mod times;
 

@@ -45,8 +45,8 @@ cargo xtask <command>
   release [tests|large|sanitize|fuzz]..
           what a release passes besides ci, about 3 hours: long tests at many times the work, the
           7.6B shape (32 GB of disk), the sanitizers, fuzz for 20 min a target (docs/reliability.md)
-  ci      setup, formatting, lints, documentation, cuda-resources --check, cargo-deny and
-          fuzz, then test
+  ci      setup, formatting, lints, documentation, packages, cuda-resources --check, cargo-deny
+          and fuzz, then test
 
 Needs Rust, Python 3.11 or newer with pip, gcc and g++. No GPU.
 Exit 0: done. Exit 1: a check or a test failed. Exit 2: bad input or environment.";

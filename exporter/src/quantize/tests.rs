@@ -1,6 +1,6 @@
 use super::*;
-use crate::times::times;
 use proptest::prelude::*;
+use ratplus_tests::times;
 
 const ALL: [(u32, usize, bool); 6] = [
     (4, 16, true),

@@ -1,7 +1,6 @@
 use super::gpu::element;
 use super::machine::{Machine, Way};
 use super::model::History;
-use super::times::times;
 use super::{Real, assert_bits, random, rng};
 use crate::Serial;
 use crate::attention::{AttentionParams, attention_workspace_bytes};
@@ -11,6 +10,7 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::pattern::Pattern;
+use ratplus_tests::times;
 
 /// What stays the same over a replay.
 pub(super) struct Setup {

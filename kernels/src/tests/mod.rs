@@ -12,8 +12,6 @@ mod model;
 mod numerics;
 mod scan;
 mod simd;
-#[path = "../../../tests/src/times.rs"]
-mod times;
 #[cfg(unix)]
 mod timing;
 

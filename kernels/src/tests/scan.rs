@@ -1,11 +1,11 @@
 use super::machine::{Machine, Way};
-use super::times::times;
 use super::{Real, assert_bits, model, random, rng};
 use crate::cuda::ScanMethod;
 use crate::{ScanParams, Serial, recurrence_scan};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::Rng;
+use ratplus_tests::times;
 use std::ops::Range;
 
 /// The tensors of one call.

@@ -1,14 +1,11 @@
 //! The operators, replayed over random chunkings from poisoned state, against whole histories.
 
-#[path = "../../../tests/src/times.rs"]
-mod times;
-
 use proptest::prelude::*;
 use ratplus_graphs::ops::AttentionAttributes;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_reference::full::{self, FullAttention};
 use ratplus_reference::*;
-use times::times;
+use ratplus_tests::times;
 
 const BASE: f64 = 10000.0;
 

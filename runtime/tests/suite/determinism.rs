@@ -1,11 +1,11 @@
 //! The same bytes for any number of threads, in every run and every process.
 
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, tokens};
-use crate::times::times;
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
 use ratplus_runtime::backend::{Session, SessionOptions};
 use ratplus_runtime::planner::plan;
+use ratplus_tests::times;
 use sha2::{Digest, Sha256};
 use std::process::Command;
 

@@ -14,5 +14,3 @@ mod plans;
 mod quantized;
 mod session;
 mod slots;
-#[path = "../../../tests/src/times.rs"]
-mod times;

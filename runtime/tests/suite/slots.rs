@@ -1,14 +1,7 @@
 //! What a slot meets is its own matter: damaged rows, other sequences, and a thread that flushes
 //! subnormals.
 
-// The test sets the floating-point control of its thread.
-#[allow(unsafe_code)]
-#[path = "../../../kernels/src/tests/numerics/mxcsr.rs"]
-mod mxcsr;
-
 use crate::common::{Fixture, Options, VOCAB, backends, open, tokens, write_package};
-use crate::times::times;
-use mxcsr::Control;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
@@ -16,6 +9,8 @@ use ratplus_graphs::model::Weight;
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::package::{OpenOptions, Package};
+use ratplus_tests::mxcsr::Control;
+use ratplus_tests::times;
 
 const BATCH: usize = 3;
 

@@ -4,10 +4,10 @@ use super::super::tensor::StoredType;
 use super::super::testing::{View, pth, state_pickle, storage_class};
 use super::super::{CheckpointError, ReadOptions};
 use super::{F32, f32s, open_pth};
-use crate::times::times;
 use half::{bf16, f16};
 use proptest::prelude::*;
 use ratplus_graphs::ops::ElementType;
+use ratplus_tests::times;
 
 #[derive(Clone, Debug)]
 struct Case {

@@ -2,14 +2,13 @@
 //! subnormals, and slots that hold any of them. Every comparison is counted, and the count asserted.
 
 mod gates;
-mod mxcsr;
 mod rows;
 mod slots;
 
 use super::{Real, Threads};
 use crate::tests::machine::{Machine, Way};
 use crate::{ParallelFor, Serial};
-use mxcsr::Control;
+use ratplus_tests::mxcsr::Control;
 use std::fmt::Debug;
 
 /// A pool whose calling thread and tasks run under a control, and have to leave it as it is.

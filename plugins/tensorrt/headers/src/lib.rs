@@ -1,4 +1,4 @@
-//! Where TensorRT's headers are, for build scripts.
+//! Where TensorRT's headers are, for the build scripts of the plugin library and of the driver.
 
 use std::env;
 use std::fs;
