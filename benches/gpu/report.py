@@ -205,7 +205,7 @@ def decode_section(data):
         body.append([*name, row["method"], *cells(data, row), *peers])
     if not body:
         return ""
-    text = "`Gated` is one launch for both operators, `Apart` one for each.\n\n"
+    text = "Both operators, one launch each.\n\n"
     names = ["PyTorch's step", "its SDPA alone"]
     return "## Decode step\n\n" + text + table(["heads", "pattern", "sequences", "method", *OURS, *names], body)
 

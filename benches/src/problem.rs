@@ -1,13 +1,12 @@
 //! Inputs of a given shape, and what the reference makes of them.
 
 use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::AttentionAttributes;
+use ratplus_graphs::ops::{
+    DilatedAttention, RecurrenceScan, dilated_attention as attention, recurrence_scan as scan,
+};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::{AttentionParams, ScanParams, Serial, dilated_attention, recurrence_scan};
-use ratplus_reference::{
-    AttentionInputs, AttentionOutputs, AttentionRounding, AttentionShape, ScanInputs, ScanOutputs,
-    ScanShape, exact,
-};
+use ratplus_reference::{Input, Rounding, exact};
 
 /// Deterministic values in -1..1.
 fn values(count: usize, salt: u32) -> Vec<f32> {
@@ -33,7 +32,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
 
 /// One sequence with `past` cached tokens and a chunk of `seq_len` more.
 pub struct Problem {
-    attributes: AttentionAttributes,
+    attributes: DilatedAttention,
     layout: CacheLayout,
     head_dim: usize,
     past: i64,
@@ -55,7 +54,7 @@ impl Problem {
         seq_len: usize,
     ) -> Self {
         let max_seq_len = past + seq_len;
-        let attributes = AttentionAttributes {
+        let attributes = DilatedAttention {
             patterns: vec![pattern; heads],
             scale: 1.0 / (head_dim as f32).sqrt(),
         };
@@ -122,45 +121,31 @@ impl Problem {
 
     /// Largest difference between kernel and reference, outputs and cache.
     pub fn error_against_reference(mut self) -> Result<f64, String> {
-        let shape = AttentionShape {
-            batch: 1,
-            seq_len: self.seq_len,
-            head_dim: self.head_dim,
-            max_seq_len: self.max_seq_len,
+        let (len, dim, max) = (self.seq_len, self.head_dim, self.max_seq_len);
+        let width = self.attributes.num_heads() * dim;
+        let rows = self.attributes.cache_layout(max).rows();
+        let tokens = |values| Input::f32s([1, len, width], values);
+        let cached = |values| Input::f32s([1, rows, dim], values);
+        let (past, seq) = ([self.past], [len as i64]);
+        let inputs = attention::Inputs {
+            query: tokens(&self.chunk[0]),
+            key: tokens(&self.chunk[1]),
+            value: tokens(&self.chunk[2]),
+            past_key: cached(&self.cache[0]),
+            past_value: cached(&self.cache[1]),
+            past_length: Input::i64s([1], &past),
+            seq_length: Input::i64s([1], &seq),
+            cos: Input::f32s([max, dim / 2], &self.tables[0]),
+            sin: Input::f32s([max, dim / 2], &self.tables[1]),
         };
-        let (past_key, past_value) = (self.cache[0].clone(), self.cache[1].clone());
-        let (mut output, mut key, mut value) =
-            (self.output.clone(), past_key.clone(), past_value.clone());
-        let inputs = AttentionInputs {
-            query: &self.chunk[0],
-            key: &self.chunk[1],
-            value: &self.chunk[2],
-            past_key: &past_key,
-            past_value: &past_value,
-            past_length: &[self.past],
-            seq_length: &[self.seq_len as i64],
-            cos: &self.tables[0],
-            sin: &self.tables[1],
-        };
-        let mut outputs = AttentionOutputs {
-            output: &mut output,
-            present_key: &mut key,
-            present_value: &mut value,
-        };
-        let rounding = AttentionRounding::uniform(exact);
-        ratplus_reference::dilated_attention(
-            &self.attributes,
-            shape,
-            &inputs,
-            &mut outputs,
-            rounding,
-        )
-        .map_err(|error| error.to_string())?;
+        let rounding = Rounding::uniform(exact);
+        let expected = ratplus_reference::run(&self.attributes, inputs, rounding)
+            .map_err(|error| error.to_string())?;
         self.attend();
         let pairs = [
-            (&output, &self.output),
-            (&key, &self.cache[0]),
-            (&value, &self.cache[1]),
+            (&expected.output, &self.output),
+            (&expected.present_key, &self.cache[0]),
+            (&expected.present_value, &self.cache[1]),
         ];
         let errors = pairs.map(|(expected, found)| largest_difference(expected, found));
         Ok(errors.into_iter().fold(0.0, |most, error| {
@@ -284,39 +269,27 @@ impl Scan {
 
     /// Largest difference between kernel and reference.
     pub fn error_against_reference(mut self) -> Result<f64, String> {
-        let shape = ScanShape {
-            batch: 1,
-            seq_len: self.seq_len,
-            channels: self.channels,
+        let (len, channels) = (self.seq_len, self.channels);
+        let zeros = vec![0.0; channels];
+        let seq = [len as i64];
+        let inputs = scan::Inputs {
+            key: Input::f32s([1, len, channels], &self.inputs[0]),
+            value: Input::f32s([1, len, channels], &self.inputs[1]),
+            gate: Input::f32s([1, len, channels], &self.inputs[2]),
+            state_key: Input::f32s([1, channels], &zeros),
+            state_value: Input::f32s([1, channels], &zeros),
+            past_length: Input::i64s([1], &[0]),
+            seq_length: Input::i64s([1], &seq),
         };
-        let zeros = vec![0.0; self.channels];
-        let mut states = self.state.clone();
-        let mut outputs = self.outputs.each_ref().map(|lines| lines.values().to_vec());
-        let inputs = ScanInputs {
-            key: &self.inputs[0],
-            value: &self.inputs[1],
-            gate: &self.inputs[2],
-            state_key: &zeros,
-            state_value: &zeros,
-            past_length: &[0],
-            seq_length: &[self.seq_len as i64],
-        };
-        let ([new_state_key, new_state_value], [gated_key, gated_value]) =
-            (&mut states, &mut outputs);
-        let mut results = ScanOutputs {
-            gated_key,
-            gated_value,
-            new_state_key,
-            new_state_value,
-        };
-        ratplus_reference::recurrence_scan(shape, &inputs, &mut results, exact)
+        let rounding = Rounding::uniform(exact);
+        let expected = ratplus_reference::run(&RecurrenceScan, inputs, rounding)
             .map_err(|error| error.to_string())?;
         self.run();
         let pairs = [
-            (&outputs[0], self.outputs[0].values()),
-            (&outputs[1], self.outputs[1].values()),
-            (&states[0], &self.state[0][..]),
-            (&states[1], &self.state[1][..]),
+            (&expected.gated_key, self.outputs[0].values()),
+            (&expected.gated_value, self.outputs[1].values()),
+            (&expected.new_state_key, &self.state[0][..]),
+            (&expected.new_state_value, &self.state[1][..]),
         ];
         let errors = pairs.map(|(expected, found)| largest_difference(expected, found));
         Ok(errors.into_iter().fold(0.0, |most, error| {

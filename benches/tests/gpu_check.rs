@@ -86,7 +86,12 @@ fn the_benchmark_becomes_a_page() {
     let page = folder.path().join("gpu.md");
     report(&[json.as_path()], &page);
     let page = std::fs::read_to_string(page).unwrap();
-    for part in ["ratplus emulator", "SinglePass", "Hopper", "Gated"] {
+    for part in [
+        "ratplus emulator",
+        "SinglePass",
+        "Hopper",
+        "Serial + Decode",
+    ] {
         assert!(page.contains(part), "{part}: {page}");
     }
     assert!(!page.contains("Not measured"), "{page}");

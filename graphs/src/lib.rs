@@ -4,9 +4,9 @@
 //! - [`cache`]: closed-form arithmetic between token positions and rows of the compact KV cache.
 //! - [`spec`]: the model's sizes and patterns, as in `config.json`.
 //! - [`precision`]: how weights are stored: in the package's type, as block-wise integers, in f32.
-//! - [`ops`]: the two operators of domain [`ops::DOMAIN`]: ports, attributes, shape inference.
+//! - [`ops`]: the operators of domain [`ops::DOMAIN`]: ports, attributes, inference, and each in
+//!   standard ONNX operators.
 //! - [`onnx`]: the ONNX messages this project reads and writes.
-//! - [`body`]: both operators in standard ONNX operators.
 //! - [`model`]: the chunk graph of a whole model for any static sequence length.
 //! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
 //! - [`manifest`]: `manifest.json`, where the exporter and the runtime meet.
@@ -16,7 +16,6 @@
 //!
 //! Every other crate is generated from this one or tested against it.
 
-pub mod body;
 pub mod cache;
 pub mod cost;
 mod limits;
@@ -29,4 +28,5 @@ pub mod plans;
 pub mod precision;
 pub mod spec;
 pub mod staging;
+mod tensor;
 pub mod tolerance;

@@ -1,12 +1,11 @@
 // One token a sequence, in one launch: rotary embedding, attention over the cache rows that the
-// query sees, and the token's own rows. Optionally the gated step before it.
+// query sees, and the token's own rows.
 //
 // A block has a share of the rows of one head of one slot. Sixteen bytes a lane: a group of lanes
 // holds a row, each group every GROUPS-th row, and keeps its own online softmax. Shares are merged
 // in their order by the block that arrives last, so that bits do not depend on timing; it also
 // writes the new rows, because until then other blocks read the row that leaves the ring.
 #include "attention.cuh"
-#include "gate.cuh"
 
 namespace ratplus {
 
@@ -16,9 +15,9 @@ constexpr i32 DECODE_WARPS = DECODE_THREADS / static_cast<i32>(WARP);
 constexpr i32 DECODE_AHEAD = 4;
 // Shares are a multiple of this many rows, and no share but the last is smaller.
 constexpr i32 SHARE_ROWS = 256;
-// Two numbers a warp, a row a warp, four rows of the token itself.
+// Two numbers a warp, a row a warp, two rows of the token itself.
 template <i32 DIM>
-constexpr i32 DECODE_SHARED_FLOATS = 2 * DECODE_WARPS + (DECODE_WARPS + 4) * DIM;
+constexpr i32 DECODE_SHARED_FLOATS = 2 * DECODE_WARPS + (DECODE_WARPS + 2) * DIM;
 
 // A softmax over some keys: the largest score, the sum of the weights relative to it, and this
 // lane's channels of the weighted values.
@@ -44,18 +43,9 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p) {
     const i32 thread = static_cast<i32>(thread_index());
     const i32 group = thread / LANES;
     const i32 d = thread % LANES * WIDTH;
-    const i64 state_at = static_cast<i64>(slot) * p.num_heads * DIM +
-                         static_cast<i64>(p.first_head + static_cast<i32>(block_y())) * DIM + d;
     if (s.tokens == 0) {
         if (share == 0 && group == 0) {
             store16(at.output + d, Vec16{});
-            if (p.gate != nullptr) {
-                float state[WIDTH];
-                load_floats(p.state_key + state_at, state);
-                store_floats(p.new_state_key + state_at, state);
-                load_floats(p.state_value + state_at, state);
-                store_floats(p.new_state_value + state_at, state);
-            }
         }
         return;
     }
@@ -64,32 +54,12 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p) {
     const i32 query = static_cast<i32>(s.past);
     float* const shared = reinterpret_cast<float*>(shared_memory());
     float* const sums = shared + 2 * DECODE_WARPS;
-    // What the first group writes at the end waits here, not in registers: key, value, new state.
+    // What the first group writes at the end waits here, not in registers: key, value.
     float* const own = sums + DECODE_WARPS * DIM + d;
     float q[WIDTH], key[WIDTH], value[WIDTH];
     unpack<T>(load16(at.query + d), q);
     unpack<T>(load16(at.key + d), key);
     unpack<T>(load16(at.value + d), value);
-    if (p.gate != nullptr) {
-        const i64 gate_at = at.key - static_cast<const T*>(p.key) + d;
-        float gate[WIDTH];
-        unpack<T>(load16(static_cast<const T*>(p.gate) + gate_at), gate);
-        float state_key[WIDTH], state_value[WIDTH];
-        RATPLUS_UNROLL
-        for (i32 i = 0; i < WIDTH; ++i) {
-            state_key[i] = s.past > 0 ? p.state_key[state_at + i] : 0.0f;
-            state_value[i] = s.past > 0 ? p.state_value[state_at + i] : 0.0f;
-            const float smaller = smaller_share(gate[i]);
-            state_key[i] = gate_blend(gate[i], smaller, state_key[i], key[i]);
-            state_value[i] = gate_blend(gate[i], smaller, state_value[i], value[i]);
-            key[i] = rounded<T>(state_key[i]);
-            value[i] = rounded<T>(state_value[i]);
-        }
-        if (group == 0) {
-            store_floats(own + 2 * DIM, state_key);
-            store_floats(own + 3 * DIM, state_value);
-        }
-    }
     {
         const bool low = d < HALF;
         const i32 pair = low ? d : d - HALF;
@@ -289,12 +259,6 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p) {
             const i64 row = static_cast<i64>(ring_row(head, query)) * DIM + d;
             store16(at.cache_key + row, new_key);
             store16(at.cache_value + row, new_value);
-        }
-        if (p.gate != nullptr) {
-            load_floats(own + 2 * DIM, row);
-            store_floats(p.new_state_key + state_at, row);
-            load_floats(own + 3 * DIM, row);
-            store_floats(p.new_state_value + state_at, row);
         }
     }
 }

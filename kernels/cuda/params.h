@@ -23,10 +23,10 @@ struct Lengths {
     i64 max_seq_len;
 };
 
-// RecurrenceScan. Tensors are dense but for `input_stride`.
+// RecurrenceScan.
 struct ScanParams {
     Lengths lengths;
-    // [B, L, N] of T, tokens `input_stride` elements apart.
+    // [B, L, N] of T
     const void* key;
     const void* value;
     // Logits.
@@ -47,7 +47,6 @@ struct ScanParams {
     // Single-pass scan only, zero at the start: one ticket, [B, blocks, groups] carry flags,
     // [B, blocks, tiles] summary flags.
     u32* flags;
-    i64 input_stride;
     i32 batch;
     // N
     i32 channels;
@@ -92,13 +91,6 @@ struct AttentionParams {
     float* partial;
     // Split decode only: [B, heads of this launch], zero at the start.
     u32* arrived;
-    // Fused decode only, else null: `key` and `value` are not gated yet, and this is
-    // RecurrenceScan's gate [B, 1, H * dh] and state [B, H * dh].
-    const void* gate;
-    const float* state_key;
-    const float* state_value;
-    float* new_state_key;
-    float* new_state_value;
     // R
     i64 rows;
     float scale;

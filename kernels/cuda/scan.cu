@@ -63,19 +63,18 @@ RATPLUS_DEVICE void scan_serial(const ScanParams& p) {
         key[i] = carried ? p.state_key[state_at + i] : 0.0f;
         value[i] = carried ? p.state_value[state_at + i] : 0.0f;
     }
-    const i64 in_at = static_cast<i64>(slot) * length * p.input_stride + channel;
-    const T* const in_key = static_cast<const T*>(p.key) + in_at;
-    const T* const in_value = static_cast<const T*>(p.value) + in_at;
-    const T* const in_gate = static_cast<const T*>(p.gate) + in_at;
-    const i64 out_at = static_cast<i64>(slot) * length * p.channels + channel;
-    T* const out_key = static_cast<T*>(p.gated_key) + out_at;
-    T* const out_value = static_cast<T*>(p.gated_value) + out_at;
+    const i64 slot_at = static_cast<i64>(slot) * length * p.channels + channel;
+    const T* const in_key = static_cast<const T*>(p.key) + slot_at;
+    const T* const in_value = static_cast<const T*>(p.value) + slot_at;
+    const T* const in_gate = static_cast<const T*>(p.gate) + slot_at;
+    T* out_key = static_cast<T*>(p.gated_key) + slot_at;
+    T* out_value = static_cast<T*>(p.gated_value) + slot_at;
     for (i32 first = 0; first < s.tokens; first += SERIAL_AHEAD) {
         typename Channels::Raw raw[3][SERIAL_AHEAD];
         RATPLUS_UNROLL
         for (i32 a = 0; a < SERIAL_AHEAD; ++a) {
             if (first + a < s.tokens) {
-                const i64 at = (first + a) * p.input_stride;
+                const i64 at = static_cast<i64>(first + a) * p.channels;
                 raw[0][a] = Channels::load(in_key + at);
                 raw[1][a] = Channels::load(in_value + at);
                 raw[2][a] = Channels::load(in_gate + at);
@@ -94,16 +93,19 @@ RATPLUS_DEVICE void scan_serial(const ScanParams& p) {
                     key[i] = gate_blend(z[i], share, key[i], k[i]);
                     value[i] = gate_blend(z[i], share, value[i], v[i]);
                 }
-                const i64 at = static_cast<i64>(first + a) * p.channels;
-                Channels::store(out_key + at, key);
-                Channels::store(out_value + at, value);
+                Channels::store(out_key, key);
+                Channels::store(out_value, value);
+                out_key += p.channels;
+                out_value += p.channels;
             }
         }
     }
     const float zero[WIDTH] = {};
     for (i32 t = s.tokens; t < length; ++t) {
-        Channels::store(out_key + static_cast<i64>(t) * p.channels, zero);
-        Channels::store(out_value + static_cast<i64>(t) * p.channels, zero);
+        Channels::store(out_key, zero);
+        Channels::store(out_value, zero);
+        out_key += p.channels;
+        out_value += p.channels;
     }
     RATPLUS_UNROLL
     for (i32 i = 0; i < WIDTH; ++i) {
@@ -166,13 +168,14 @@ struct Tile {
     RATPLUS_DEVICE bool valid(i32 t) const { return inside && token + t < lengths.tokens; }
 
     RATPLUS_DEVICE void load(const ScanParams& p) {
-        const i64 at = (static_cast<i64>(slot) * p.lengths.seq_len + token) * p.input_stride + channel;
+        const i64 at = (static_cast<i64>(slot) * p.lengths.seq_len + token) * p.channels + channel;
         RATPLUS_UNROLL
         for (i32 t = 0; t < THREAD_TOKENS; ++t) {
             if (valid(t)) {
-                key[t] = load16_once(static_cast<const T*>(p.key) + at + t * p.input_stride);
-                value[t] = load16_once(static_cast<const T*>(p.value) + at + t * p.input_stride);
-                gate[t] = load16_once(static_cast<const T*>(p.gate) + at + t * p.input_stride);
+                const i64 from = at + static_cast<i64>(t) * p.channels;
+                key[t] = load16_once(static_cast<const T*>(p.key) + from);
+                value[t] = load16_once(static_cast<const T*>(p.value) + from);
+                gate[t] = load16_once(static_cast<const T*>(p.gate) + from);
             }
         }
     }

@@ -10,6 +10,28 @@ pub trait Element: Copy + Send + Sync + 'static + sealed::Convert {
     const TYPE: ElementType;
 }
 
+/// Evaluates an expression with the Rust type of an [`ElementType`], f32 where it is no
+/// activation's.
+macro_rules! with_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            ::ratplus_graphs::ops::ElementType::F16 => {
+                type $T = ::half::f16;
+                $body
+            }
+            ::ratplus_graphs::ops::ElementType::BF16 => {
+                type $T = ::half::bf16;
+                $body
+            }
+            _ => {
+                type $T = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_element;
+
 impl Element for f32 {
     const TYPE: ElementType = ElementType::F32;
 }

@@ -1,5 +1,6 @@
-//! The two RAT+ operators on plain pointers, for CPUs and, in [`cuda`], for NVIDIA GPUs.
+//! The RAT+ operators on plain pointers, for CPUs and, in [`cuda`], for NVIDIA GPUs.
 //!
+//! Hosts run any operator through a [`CpuPlan`]; each operator is one [`CpuKernel`].
 //! [`recurrence_scan`] and [`dilated_attention`] take the operators' tensors as dense row-major
 //! pointers and a [`ParallelFor`] that the caller supplies; they start no thread of their own.
 //! x86-64 runs AVX-512 or AVX2 code where the processor has it, found at run time; everything
@@ -18,6 +19,7 @@ mod attention;
 pub mod cuda;
 mod element;
 mod isa;
+mod operator;
 mod parallel;
 mod rope;
 mod scan;
@@ -31,5 +33,6 @@ pub use attention::{
 };
 pub use element::Element;
 pub use isa::{Isa, isa};
+pub use operator::{CpuError, CpuKernel, CpuPlan, Processor};
 pub use parallel::{ParallelFor, Serial};
 pub use scan::{ScanParams, recurrence_scan, recurrence_scan_on};

@@ -1,10 +1,14 @@
 //! `RecurrenceScan`.
 
-use crate::element::Element;
+use crate::element::{Element, with_element};
 use crate::isa::{Isa, kernel};
+use crate::operator::{CpuKernel, Processor};
 use crate::parallel::ParallelFor;
 use crate::simd::{Simd, fence, gate_blend, prefetch};
-use ratplus_graphs::ops::{LengthError, check_lengths};
+use ratplus_graphs::ops::recurrence_scan::{Inputs, Outputs};
+use ratplus_graphs::ops::{
+    Axis, ElementType, Inferred, LengthError, RecurrenceScan, check_lengths,
+};
 use std::mem::MaybeUninit;
 use std::slice;
 
@@ -102,6 +106,61 @@ pub unsafe fn recurrence_scan_on<T: Element>(
         unsafe { scan_span(isa, params, &span) }
     });
     Ok(())
+}
+
+/// Sizes and type of one node.
+#[derive(Clone, Copy, Debug)]
+pub struct ScanPlan {
+    element: ElementType,
+    batch: usize,
+    seq_len: usize,
+    channels: usize,
+}
+
+impl CpuKernel for RecurrenceScan {
+    type Plan = ScanPlan;
+
+    fn plan(&self, node: &Inferred) -> ScanPlan {
+        ScanPlan {
+            element: node.element,
+            batch: node.dims[Axis::Batch],
+            seq_len: node.dims[Axis::SeqLen],
+            channels: node.dims[Axis::Channels],
+        }
+    }
+
+    fn workspace_bytes(_: &ScanPlan) -> usize {
+        0
+    }
+
+    unsafe fn run(
+        plan: &ScanPlan,
+        inputs: &Inputs<*const u8>,
+        outputs: &Outputs<*mut u8>,
+        _: *mut u8,
+        on: Processor<'_>,
+    ) -> Result<(), LengthError> {
+        with_element!(plan.element, T => {
+            let params = ScanParams::<T> {
+                batch: plan.batch,
+                seq_len: plan.seq_len,
+                channels: plan.channels,
+                key: inputs.key.cast(),
+                value: inputs.value.cast(),
+                gate: inputs.gate.cast(),
+                state_key: inputs.state_key.cast(),
+                state_value: inputs.state_value.cast(),
+                past_length: inputs.past_length.cast(),
+                seq_length: inputs.seq_length.cast(),
+                gated_key: outputs.gated_key.cast(),
+                gated_value: outputs.gated_value.cast(),
+                new_state_key: outputs.new_state_key.cast(),
+                new_state_value: outputs.new_state_value.cast(),
+            };
+            // SAFETY: forwarded.
+            unsafe { recurrence_scan_on(on.isa, &params, on.threads) }
+        })
+    }
 }
 
 /// Bytes of a line of the caches.

@@ -14,7 +14,6 @@ pub use native::native_products;
 pub use taps::{EMBEDDED, FINAL_NORM, Tap, taps};
 pub use weights::{ROTARY_TABLES, StoredTensor, WEIGHT_ALIGNMENT, Weight, rotary_row, storage};
 
-use crate::body::{self, BodyShape};
 use crate::manifest::{
     self, Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
 };
@@ -22,9 +21,10 @@ use crate::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeWriter, OperatorSetIdProto, TensorProto,
     ValueInfoProto,
 };
+use crate::ops::body::{self, BodyShape};
 use crate::ops::{
-    AttentionAttributes, Axis, DOMAIN, DOMAIN_VERSION, ElementType, Op, TRT_PLUGINS_DOMAIN,
-    TensorType,
+    Axis, DOMAIN, DOMAIN_VERSION, Definition, DilatedAttention, ElementType, Op, Operator,
+    RecurrenceScan, TRT_PLUGINS_DOMAIN, TensorType, dilated_attention, recurrence_scan,
 };
 use crate::precision::{
     MATMUL_NBITS, MICROSOFT_DOMAIN, MICROSOFT_VERSION, Precision, Stored, node_attributes,
@@ -345,22 +345,22 @@ impl Builder<'_> {
         let (gated_key, gated_value) = (Tap::GatedKey.name(layer), Tap::GatedValue.name(layer));
         if spec.recurrence {
             let [key, value, gate] = [2, 3, 4].map(|part| self.w.reshape(&parts[part], &chunk));
-            let inputs = [
-                key,
-                value,
-                gate,
-                StateKind::RecurrentKey.past_name(layer),
-                StateKind::RecurrentValue.past_name(layer),
-                PAST_LENGTH.into(),
-                SEQ_LENGTH.into(),
-            ];
-            let outputs = [
-                gated_key.clone(),
-                gated_value.clone(),
-                StateKind::RecurrentKey.present_name(layer),
-                StateKind::RecurrentValue.present_name(layer),
-            ];
-            self.custom(Op::RecurrenceScan, layer, None, &inputs, &outputs);
+            let inputs = recurrence_scan::Inputs {
+                key: &*key,
+                value: &value,
+                gate: &gate,
+                state_key: &StateKind::RecurrentKey.past_name(layer),
+                state_value: &StateKind::RecurrentValue.past_name(layer),
+                past_length: PAST_LENGTH,
+                seq_length: SEQ_LENGTH,
+            };
+            let outputs = recurrence_scan::Outputs {
+                gated_key: &*gated_key,
+                gated_value: &gated_value,
+                new_state_key: &StateKind::RecurrentKey.present_name(layer),
+                new_state_value: &StateKind::RecurrentValue.present_name(layer),
+            };
+            self.custom(&RecurrenceScan, layer, inputs, outputs);
         } else {
             let target = self.w.ints(&chunk.map(|size| size as i64));
             for (part, name) in [(2, &gated_key), (3, &gated_value)] {
@@ -368,34 +368,28 @@ impl Builder<'_> {
                     .push("", "Reshape", &[&parts[part], &target], &[name], Vec::new());
             }
         }
-        let attributes = AttentionAttributes {
+        let operator = DilatedAttention {
             patterns: spec.layer_patterns(layer),
             scale: (1.0 / (spec.d_head as f64).sqrt()) as f32,
         };
         let attention = Tap::Attention.name(layer);
-        let inputs = [
-            query,
-            gated_key,
-            gated_value,
-            StateKind::Key.past_name(layer),
-            StateKind::Value.past_name(layer),
-            PAST_LENGTH.into(),
-            SEQ_LENGTH.into(),
-            ROTARY_TABLES[0].into(),
-            ROTARY_TABLES[1].into(),
-        ];
-        let outputs = [
-            attention.clone(),
-            StateKind::Key.present_name(layer),
-            StateKind::Value.present_name(layer),
-        ];
-        self.custom(
-            Op::DilatedAttention,
-            layer,
-            Some(&attributes),
-            &inputs,
-            &outputs,
-        );
+        let inputs = dilated_attention::Inputs {
+            query: &*query,
+            key: &gated_key,
+            value: &gated_value,
+            past_key: &StateKind::Key.past_name(layer),
+            past_value: &StateKind::Value.past_name(layer),
+            past_length: PAST_LENGTH,
+            seq_length: SEQ_LENGTH,
+            cos: ROTARY_TABLES[0],
+            sin: ROTARY_TABLES[1],
+        };
+        let outputs = dilated_attention::Outputs {
+            output: &*attention,
+            present_key: &StateKind::Key.present_name(layer),
+            present_value: &StateKind::Value.present_name(layer),
+        };
+        self.custom(&operator, layer, inputs, outputs);
         let attended = self.w.reshape(&attention, &[shape.batch * seq_len, d]);
         let attended = self.widen_shared(&attended);
         let gate = self.widen(&parts[0]);
@@ -436,54 +430,42 @@ impl Builder<'_> {
         w.gather(stream, &index, 0)
     }
 
-    fn custom(
+    fn custom<'n, O: Definition + Into<Operator>>(
         &mut self,
-        op: Op,
+        operator: &O,
         layer: usize,
-        attributes: Option<&AttentionAttributes>,
-        inputs: &[String],
-        outputs: &[String],
+        inputs: O::Inputs<&'n str>,
+        outputs: O::Outputs<&'n str>,
     ) {
-        if self.options.fallback == Fallback::Inline {
-            let prefix = format!("layers.{layer}.{op}.");
-            let shape = body_shape(self.options);
-            self.w.extend(body::inline(
-                op, &shape, attributes, &prefix, inputs, outputs,
-            ));
-        } else {
-            let name = format!("layers.{layer}.{op}");
-            let names = |list: &[String]| list.iter().map(String::clone).collect::<Vec<_>>();
-            self.w.push_node(crate::onnx::NodeProto {
-                input: names(inputs),
-                output: names(outputs),
-                name,
-                op_type: op.name().into(),
-                attribute: body::node_attributes(op, attributes),
-                domain: domain(self.options.fallback).into(),
-            });
+        let fallback = self.options.fallback;
+        let name = format!("layers.{layer}.{}", O::OP);
+        if fallback == Fallback::Inline {
+            let (shape, prefix) = (body_shape(self.options), format!("{name}."));
+            self.w
+                .extend(body::inline(operator, &shape, &prefix, inputs, outputs));
+            return;
         }
-        if self.options.fallback == Fallback::TrtPlugins {
-            self.declare(op, attributes, outputs);
+        let node = body::node(operator, name, domain(fallback), inputs, outputs);
+        if fallback == Fallback::TrtPlugins {
+            self.declare(O::OP, layer, &node.output);
         }
+        self.w.push_node(node);
     }
 
     /// The types of a node's outputs, where the runtime knows no rule for them.
-    fn declare(&mut self, op: Op, attributes: Option<&AttentionAttributes>, outputs: &[String]) {
+    fn declare(&mut self, op: Op, layer: usize, outputs: &[String]) {
         let GraphOptions {
             spec,
             shape,
             seq_len,
             ..
         } = *self.options;
-        let rows = attributes.map_or(0, |attributes| {
-            attributes.cache_layout(shape.max_seq_len).rows()
-        });
         for (name, port) in outputs.iter().zip(op.outputs()) {
             let sizes = port.axes.iter().map(|axis| match axis {
                 Axis::Batch => shape.batch,
                 Axis::SeqLen => seq_len,
                 Axis::Channels => spec.d_model,
-                Axis::Rows => rows,
+                Axis::Rows => spec.cache_layout(layer, shape.max_seq_len).rows(),
                 Axis::HeadDim => spec.d_head,
                 Axis::MaxSeqLen => shape.max_seq_len,
                 Axis::HalfHeadDim => spec.d_head / 2,

@@ -1,117 +1,180 @@
-//! Attributes of the attention.
+//! Attributes, typed once and read by every host in its own way.
 
-use super::{Op, SchemaErrors};
-use crate::cache::CacheLayout;
-use crate::pattern::Pattern;
-use crate::spec::LayerPatterns;
+use std::fmt;
 
-/// Attributes of [`Op::DilatedAttention`], checked.
+/// Kind of an attribute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttributeKind {
+    /// One integer.
+    Int,
+    /// A list of integers: one, or one per head.
+    Ints,
+    /// One f32.
+    Float,
+    /// Text.
+    String,
+}
+
+impl fmt::Display for AttributeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Int => "an integer",
+            Self::Ints => "a list of integers",
+            Self::Float => "a float",
+            Self::String => "a text",
+        })
+    }
+}
+
+/// One attribute; all are required.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttributeSpec {
+    /// Name.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: AttributeKind,
+}
+
+/// Value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AttentionAttributes {
-    /// One pattern per head.
-    pub patterns: Vec<Pattern>,
-    /// Factor on the scores, `1 / sqrt(head_dim)` for RAT+.
-    pub scale: f32,
+pub enum AttributeValue {
+    /// One integer.
+    Int(i64),
+    /// A list of integers.
+    Ints(Vec<i64>),
+    /// One f32.
+    Float(f32),
+    /// Text.
+    String(String),
 }
 
-/// [`AttentionAttributes`] as an ONNX node carries them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RawAttentionAttributes {
-    /// Number of heads.
-    pub num_heads: i64,
-    /// One value, or one per head.
-    pub dilation: Vec<i64>,
-    /// One value, or one per head.
-    pub local_window: Vec<i64>,
-    /// One value, or one per head.
-    pub initial: Vec<i64>,
-    /// Factor on the scores.
-    pub scale: f32,
+/// A node's attributes as a host has them.
+pub trait AttributeReader {
+    /// The value of `attribute`, of its kind.
+    ///
+    /// # Errors
+    /// What there is in its place, in words that follow "found".
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String>;
 }
 
-/// More heads than any model has; bounds allocations that follow an attribute.
-const MAX_HEADS: i64 = 1 << 16;
+/// The attributes of an operator as a node carries them.
+pub trait Attributes: Sized {
+    /// Their names and kinds.
+    const SPECS: &'static [AttributeSpec];
 
-impl AttentionAttributes {
-    /// Number of heads.
-    pub fn num_heads(&self) -> usize {
-        self.patterns.len()
-    }
+    /// Reads all of them.
+    ///
+    /// # Errors
+    /// Every attribute that is not there or of another kind.
+    fn read(reader: &mut dyn AttributeReader) -> Result<Self, Vec<String>>;
 
-    /// The cache layout for sequences of up to `max_seq_len` tokens.
-    pub fn cache_layout(&self, max_seq_len: usize) -> CacheLayout {
-        CacheLayout::new(&self.patterns, max_seq_len)
-    }
-
-    /// What a node carries: one value per list where all heads agree, else one per head.
-    pub fn to_raw(&self) -> RawAttentionAttributes {
-        let patterns = match LayerPatterns::collapse(self.patterns.clone()) {
-            LayerPatterns::Uniform(pattern) => vec![pattern],
-            LayerPatterns::PerHead(patterns) => patterns,
-        };
-        let list = |f: fn(&Pattern) -> i64| patterns.iter().map(f).collect();
-        RawAttentionAttributes {
-            num_heads: self.num_heads() as i64,
-            dilation: list(Pattern::dilation_or_minus_one),
-            local_window: list(|pattern| pattern.local_window.into()),
-            initial: list(|pattern| pattern.initial.into()),
-            scale: self.scale,
-        }
-    }
+    /// Their values in the order of [`SPECS`](Self::SPECS).
+    fn values(self) -> Vec<AttributeValue>;
 }
 
-impl TryFrom<RawAttentionAttributes> for AttentionAttributes {
-    type Error = SchemaErrors;
+/// A Rust type that an attribute of one kind is read into.
+pub(super) trait Typed: Default {
+    const KIND: AttributeKind;
 
-    fn try_from(raw: RawAttentionAttributes) -> Result<Self, SchemaErrors> {
-        let mut errors = Vec::new();
-        let heads = raw.num_heads;
-        if !(1..=MAX_HEADS).contains(&heads) {
-            errors.push(format!(
-                "attribute num_heads: expected 1 to {MAX_HEADS}, found {heads}"
-            ));
-        }
-        for (name, list) in [
-            ("dilation", &raw.dilation),
-            ("local_window", &raw.local_window),
-            ("initial", &raw.initial),
-        ] {
-            if list.len() != 1 && list.len() as i64 != heads {
-                errors.push(format!(
-                    "attribute {name}: expected one value or one per head ({heads}), found {}",
-                    list.len()
-                ));
+    fn from_value(value: AttributeValue) -> Option<Self>;
+
+    fn into_value(self) -> AttributeValue;
+}
+
+macro_rules! typed {
+    ($($rust:ty => $kind:ident,)*) => {$(
+        impl Typed for $rust {
+            const KIND: AttributeKind = AttributeKind::$kind;
+
+            fn from_value(value: AttributeValue) -> Option<Self> {
+                match value {
+                    AttributeValue::$kind(value) => Some(value),
+                    _ => None,
+                }
+            }
+
+            fn into_value(self) -> AttributeValue {
+                AttributeValue::$kind(self)
             }
         }
-        if !raw.scale.is_finite() {
-            errors.push(format!(
-                "attribute scale: expected a finite number, found {}",
-                raw.scale
-            ));
+    )*};
+}
+
+typed! {
+    i64 => Int,
+    Vec<i64> => Ints,
+    f32 => Float,
+    String => String,
+}
+
+/// Reads attributes one by one, and keeps what is wrong.
+pub(super) struct Read<'a> {
+    reader: &'a mut dyn AttributeReader,
+    errors: Vec<String>,
+}
+
+impl<'a> Read<'a> {
+    pub fn of(reader: &'a mut dyn AttributeReader) -> Self {
+        Self {
+            reader,
+            errors: Vec::new(),
         }
-        if !errors.is_empty() {
-            return Err(SchemaErrors::new(Op::DilatedAttention, errors));
-        }
-        let at = |list: &[i64], head: usize| if list.len() == 1 { list[0] } else { list[head] };
-        let mut patterns = Vec::new();
-        for head in 0..heads as usize {
-            let pattern = Pattern::new(
-                at(&raw.dilation, head),
-                at(&raw.local_window, head),
-                at(&raw.initial, head),
-            );
-            match pattern {
-                Ok(pattern) => patterns.push(pattern),
-                Err(error) => errors.push(format!("head {head}: attribute {error}")),
-            }
-        }
-        if errors.is_empty() {
-            Ok(Self {
-                patterns,
-                scale: raw.scale,
-            })
+    }
+
+    pub fn typed<T: Typed>(&mut self, name: &'static str) -> T {
+        let kind = T::KIND;
+        let value = self.reader.read(&AttributeSpec { name, kind });
+        let typed = value.and_then(|value| {
+            let found = format!("{value:?}");
+            T::from_value(value).ok_or(found)
+        });
+        typed.unwrap_or_else(|found| {
+            let error = format!("attribute {name}: expected {kind}, found {found}");
+            self.errors.push(error);
+            T::default()
+        })
+    }
+
+    pub fn finish<R>(self, found: R) -> Result<R, Vec<String>> {
+        if self.errors.is_empty() {
+            Ok(found)
         } else {
-            Err(SchemaErrors::new(Op::DilatedAttention, errors))
+            Err(self.errors)
         }
     }
 }
+
+/// Declares a struct with one field an attribute.
+macro_rules! attributes {
+    (
+        $(#[$struct_doc:meta])*
+        $name:ident { $($(#[$doc:meta])* $field:ident: $type:ty,)* }
+    ) => {
+        $(#[$struct_doc])*
+        #[derive(Clone, Debug, PartialEq)]
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)*
+        }
+
+        impl $crate::ops::Attributes for $name {
+            const SPECS: &'static [$crate::ops::AttributeSpec] = &[$($crate::ops::AttributeSpec {
+                name: stringify!($field),
+                kind: <$type as $crate::ops::attributes::Typed>::KIND,
+            }),*];
+
+            fn read(
+                reader: &mut dyn $crate::ops::AttributeReader,
+            ) -> Result<Self, Vec<String>> {
+                #[allow(unused_mut, reason = "an operator may have none")]
+                let mut read = $crate::ops::attributes::Read::of(reader);
+                let found = Self { $($field: read.typed(stringify!($field)),)* };
+                read.finish(found)
+            }
+
+            fn values(self) -> Vec<$crate::ops::AttributeValue> {
+                vec![$($crate::ops::attributes::Typed::into_value(self.$field)),*]
+            }
+        }
+    };
+}
+pub(super) use attributes;

@@ -1,8 +1,9 @@
 //! `DilatedAttention`.
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod brain;
+pub(crate) mod bf16_products;
 mod keys;
+mod operator;
 mod panel;
 mod rows;
 mod single;
@@ -408,8 +409,8 @@ unsafe fn attend<T: Element, C: Element>(
     unsafe {
         if valid.len() >= tile::WORTH {
             #[cfg(target_arch = "x86_64")]
-            if brain::is_chosen(call) {
-                return brain::attend(call, head, valid, &sources);
+            if bf16_products::is_chosen(call) {
+                return bf16_products::attend(call, head, valid, &sources);
             }
             tile::attend(call, head, valid, &sources);
         } else {

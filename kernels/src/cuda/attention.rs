@@ -5,53 +5,10 @@ use super::method::{AttentionBlock, AttentionMethod, AttentionShape, kernel, mos
 use super::params::{AttentionParams, HeadPattern, Lengths, MAX_LAUNCH_HEADS};
 use super::split::{MAX_SPLITS, decode_splits};
 use super::workspace::Workspace;
-use super::{CudaError, Device, DevicePtr, Function, Stream};
+use super::{CudaError, CudaKernel, Device, DevicePtr, Function, Stream};
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
-
-/// Device addresses of the tensors, dense and row-major; aligned to 16 bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct AttentionTensors {
-    /// `[B, L, H * dh]` of `T`, before rotary embedding.
-    pub query: DevicePtr,
-    /// `[B, L, H * dh]` of `T`, before rotary embedding.
-    pub key: DevicePtr,
-    /// `[B, L, H * dh]` of `T`.
-    pub value: DevicePtr,
-    /// `[B, R, dh]` of `T`.
-    pub past_key: DevicePtr,
-    /// `[B, R, dh]` of `T`.
-    pub past_value: DevicePtr,
-    /// `[B]` i64.
-    pub past_length: DevicePtr,
-    /// `[B]` i64.
-    pub seq_length: DevicePtr,
-    /// `[M, dh / 2]` f32.
-    pub cos: DevicePtr,
-    /// `[M, dh / 2]` f32.
-    pub sin: DevicePtr,
-    /// `[B, L, H * dh]` of `T`: the result, zero in rows at or past `seq_length`.
-    pub output: DevicePtr,
-    /// `[B, R, dh]` of `T`; in place where it is `past_key`.
-    pub present_key: DevicePtr,
-    /// `[B, R, dh]` of `T`; in place where it is `past_value`.
-    pub present_value: DevicePtr,
-}
-
-/// Device addresses of `RecurrenceScan`'s tensors for one token, for
-/// [`AttentionPlan::launch_gated`].
-#[derive(Clone, Copy, Debug)]
-pub struct GateTensors {
-    /// `[B, 1, H * dh]` of `T`, logits.
-    pub gate: DevicePtr,
-    /// `[B, H * dh]` f32.
-    pub state_key: DevicePtr,
-    /// `[B, H * dh]` f32.
-    pub state_value: DevicePtr,
-    /// `[B, H * dh]` f32; may be `state_key`.
-    pub new_state_key: DevicePtr,
-    /// `[B, H * dh]` f32; may be `state_value`.
-    pub new_state_value: DevicePtr,
-}
+use ratplus_graphs::ops::dilated_attention::{Inputs, Outputs};
+use ratplus_graphs::ops::{Axis, DilatedAttention, Inferred};
 
 const UPDATE_THREADS: u32 = 128;
 /// Rows that a block of the update kernels has.
@@ -182,11 +139,6 @@ impl AttentionPlan {
                 rotated: 0,
                 partial: 0,
                 arrived: 0,
-                gate: 0,
-                state_key: 0,
-                state_value: 0,
-                new_state_key: 0,
-                new_state_value: 0,
                 rows: layout.rows() as i64,
                 // With a scale of 0 every visible key has the same weight, as with one so small
                 // that no product of it is more than rounding.
@@ -271,87 +223,36 @@ impl AttentionPlan {
         sizes.max().unwrap_or(0)
     }
 
-    /// Computes the attention on `stream` and updates the cache. Slots whose lengths do not fit
-    /// count as idle and report `node` in the device's error flag.
+    /// Computes the attention on `stream` and updates the cache.
     ///
     /// # Errors
-    /// A misaligned tensor, or what the driver says.
+    /// As [`CudaKernel::launch`].
     ///
     /// # Safety
-    /// Every address is valid for its tensor until the work is done, and so is `workspace` for
-    /// [`workspace_bytes`](Self::workspace_bytes), which no other run uses meanwhile. Outputs
-    /// overlap nothing, except that a present tensor may be exactly its past. The device's
-    /// context is current.
+    /// As [`CudaKernel::launch`].
     pub unsafe fn launch(
         &self,
-        tensors: &AttentionTensors,
-        workspace: DevicePtr,
-        node: u32,
-        stream: Stream,
-    ) -> Result<(), CudaError> {
-        // SAFETY: forwarded.
-        unsafe { self.run(tensors, None, workspace, node, stream) }
-    }
-
-    /// [`launch`](Self::launch) with the gated step before it, in the same launch: the key and
-    /// value of `tensors` are not gated yet. Gives the same bits as `RecurrenceScan` before.
-    ///
-    /// # Errors
-    /// As [`launch`](Self::launch), and a method other than [`AttentionMethod::Decode`].
-    ///
-    /// # Safety
-    /// As [`launch`](Self::launch), with the tensors of `gate` as well.
-    pub unsafe fn launch_gated(
-        &self,
-        tensors: &AttentionTensors,
-        gate: &GateTensors,
-        workspace: DevicePtr,
-        node: u32,
-        stream: Stream,
-    ) -> Result<(), CudaError> {
-        if self.method != AttentionMethod::Decode {
-            return Err(CudaError::Unsupported {
-                what: "gated step inside the attention".into(),
-                expected: "one token a sequence and a head_dim of 64 or 128".into(),
-                found: format!("{:?}", self.shape),
-            });
-        }
-        check_alignment(&[
-            ("gate", gate.gate),
-            ("state_key", gate.state_key),
-            ("state_value", gate.state_value),
-            ("new_state_key", gate.new_state_key),
-            ("new_state_value", gate.new_state_value),
-        ])?;
-        // SAFETY: forwarded.
-        unsafe { self.run(tensors, Some(gate), workspace, node, stream) }
-    }
-
-    /// # Safety
-    /// As [`launch_gated`](Self::launch_gated).
-    unsafe fn run(
-        &self,
-        tensors: &AttentionTensors,
-        gate: Option<&GateTensors>,
+        inputs: &Inputs<DevicePtr>,
+        outputs: &Outputs<DevicePtr>,
         workspace: DevicePtr,
         node: u32,
         stream: Stream,
     ) -> Result<(), CudaError> {
         check_alignment(&[
-            ("query", tensors.query),
-            ("key", tensors.key),
-            ("value", tensors.value),
-            ("past_key", tensors.past_key),
-            ("past_value", tensors.past_value),
-            ("cos", tensors.cos),
-            ("sin", tensors.sin),
-            ("output", tensors.output),
-            ("present_key", tensors.present_key),
-            ("present_value", tensors.present_value),
+            ("query", inputs.query),
+            ("key", inputs.key),
+            ("value", inputs.value),
+            ("past_key", inputs.past_key),
+            ("past_value", inputs.past_value),
+            ("cos", inputs.cos),
+            ("sin", inputs.sin),
+            ("output", outputs.output),
+            ("present_key", outputs.present_key),
+            ("present_value", outputs.present_value),
         ])?;
         for (past, present) in [
-            (tensors.past_key, tensors.present_key),
-            (tensors.past_value, tensors.present_value),
+            (inputs.past_key, outputs.present_key),
+            (inputs.past_value, outputs.present_value),
         ] {
             if past != present && self.cache_bytes > 0 {
                 // SAFETY: the caller's contract: two buffers of the cache's size.
@@ -363,33 +264,26 @@ impl AttentionPlan {
         }
         for slice in &self.slices {
             let ([rotated, partial, arrived], _) = self.carve(slice, workspace);
-            let mut params = AttentionParams {
+            let params = AttentionParams {
                 lengths: Lengths {
-                    past_length: tensors.past_length,
-                    seq_length: tensors.seq_length,
+                    past_length: inputs.past_length,
+                    seq_length: inputs.seq_length,
                     node,
                     ..slice.params.lengths
                 },
-                query: tensors.query,
-                key: tensors.key,
-                value: tensors.value,
-                cache_key: tensors.present_key,
-                cache_value: tensors.present_value,
-                cos: tensors.cos,
-                sin: tensors.sin,
-                output: tensors.output,
+                query: inputs.query,
+                key: inputs.key,
+                value: inputs.value,
+                cache_key: outputs.present_key,
+                cache_value: outputs.present_value,
+                cos: inputs.cos,
+                sin: inputs.sin,
+                output: outputs.output,
                 rotated,
                 partial,
                 arrived,
                 ..slice.params
             };
-            if let Some(gate) = gate {
-                params.gate = gate.gate;
-                params.state_key = gate.state_key;
-                params.state_value = gate.state_value;
-                params.new_state_key = gate.new_state_key;
-                params.new_state_value = gate.new_state_value;
-            }
             // SAFETY: the caller's contract.
             unsafe { self.launch_slice(slice, &params, stream)? };
         }
@@ -443,6 +337,38 @@ impl AttentionPlan {
             launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
         }
         Ok(())
+    }
+}
+
+impl CudaKernel for DilatedAttention {
+    type Plan = AttentionPlan;
+
+    fn plan(&self, device: &'static Device, node: &Inferred) -> Result<AttentionPlan, CudaError> {
+        let shape = AttentionShape {
+            element: node.element,
+            batch: node.dims[Axis::Batch],
+            seq_len: node.dims[Axis::SeqLen],
+            head_dim: node.dims[Axis::HeadDim],
+            scale: self.scale,
+        };
+        let layout = self.cache_layout(node.dims[Axis::MaxSeqLen]);
+        AttentionPlan::new(device, shape, &layout)
+    }
+
+    fn workspace_bytes(plan: &AttentionPlan) -> usize {
+        plan.workspace_bytes()
+    }
+
+    unsafe fn launch(
+        plan: &AttentionPlan,
+        inputs: &Inputs<DevicePtr>,
+        outputs: &Outputs<DevicePtr>,
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        // SAFETY: forwarded.
+        unsafe { plan.launch(inputs, outputs, workspace, node, stream) }
     }
 }
 

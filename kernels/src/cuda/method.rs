@@ -85,9 +85,9 @@ impl AttentionBlock {
             shared_bytes: floats * size_of::<f32>(),
         };
         let (queries, keys, threads, barriers) = match method {
-            // Two numbers and a row a warp; four rows of the token itself.
+            // Two numbers and a row a warp; two rows of the token itself.
             AttentionMethod::Decode => {
-                let rows = DECODE_WARPS + 4;
+                let rows = DECODE_WARPS + 2;
                 return floats(DECODE_WARPS, 2 * DECODE_WARPS + rows * head_dim);
             }
             AttentionMethod::Any => {

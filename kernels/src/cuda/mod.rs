@@ -1,4 +1,4 @@
-//! The two operators on NVIDIA GPUs: devices, kernels and launches over the CUDA driver.
+//! The operators on NVIDIA GPUs: devices, kernels and launches over the CUDA driver.
 //!
 //! The driver is loaded when a [`Device`] is first asked for, and a machine without one gets a
 //! [`CudaError`]. Work runs in the calling thread's current context and on the caller's stream;
@@ -30,7 +30,7 @@ mod stream;
 mod units;
 mod workspace;
 
-pub use attention::{AttentionPlan, AttentionTensors, GateTensors};
+pub use attention::AttentionPlan;
 pub use cache::cache_folder;
 pub use device::{Device, DeviceLimits, Function, KernelParams};
 pub use error::CudaError;
@@ -41,10 +41,10 @@ pub use nodes::{
     NodeNumber, describe_device_error, register_node, take_device_error, take_device_error_into,
 };
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
-pub use operator::{OperatorPlan, PlanError};
+pub use operator::{CudaKernel, OperatorPlan, PlanError};
 #[cfg(test)]
 pub(crate) use params::{AttentionParams, ScanParams};
-pub use scan::{ScanMethod, ScanPlan, ScanShape, ScanTensors};
+pub use scan::{ScanMethod, ScanPlan, ScanShape};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};
 

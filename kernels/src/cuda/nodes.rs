@@ -1,7 +1,7 @@
 //! Errors that kernels find on a GPU while they run, told with the names of their nodes.
 
 use super::{Device, DeviceError};
-use ratplus_graphs::ops::Op;
+use ratplus_graphs::ops::{Axis, Op};
 use std::collections::VecDeque;
 use std::ffi::c_char;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -72,10 +72,10 @@ impl Registry {
     fn describe(&self, error: DeviceError) -> String {
         let DeviceError { node, slot } = error;
         let (name, bound) = match self.nodes.get(node as usize) {
-            Some((Op::DilatedAttention, name)) => {
+            Some((op, name)) if op.schema().has(Axis::MaxSeqLen) => {
                 (name.clone(), " with their sum at most max_seq_len")
             }
-            Some((Op::RecurrenceScan, name)) => (name.clone(), ""),
+            Some((_, name)) => (name.clone(), ""),
             None => (format!("node {node}"), ""),
         };
         format!(

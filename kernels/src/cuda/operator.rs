@@ -1,21 +1,57 @@
-//! Either operator on one device, for one set of shapes.
+//! Any operator on one device, for one set of shapes.
 
-use super::{
-    AttentionPlan, AttentionShape, AttentionTensors, CudaError, Device, DevicePtr, ScanPlan,
-    ScanShape, ScanTensors, Stream,
-};
-use ratplus_graphs::ops::{
-    AttentionAttributes, Op, SchemaErrors, TensorType, check_gpu_cache, infer_dilated_attention,
-    infer_recurrence_scan,
-};
+use super::{CudaError, Device, DevicePtr, Stream};
+use ratplus_graphs::ops::{Definition, Inferred, Op, Operator, Ports, SchemaErrors, TensorType};
+use ratplus_graphs::with_operator;
+use std::fmt;
+
+/// What computes an operator on a GPU.
+pub trait CudaKernel: Definition {
+    /// What its launches need beside addresses.
+    type Plan: fmt::Debug + Send + Sync;
+
+    /// A plan for a node of these sizes and types. Loads kernels: not allowed while a stream is
+    /// captured.
+    ///
+    /// # Errors
+    /// The device has no kernels for them.
+    fn plan(&self, device: &'static Device, node: &Inferred) -> Result<Self::Plan, CudaError>;
+
+    /// Bytes of device memory that a launch needs beside its tensors, aligned to 256; may be 0.
+    fn workspace_bytes(plan: &Self::Plan) -> usize;
+
+    /// Puts the work into the stream. Slots whose lengths do not fit count as idle and report `node`
+    /// in the device's error flag.
+    ///
+    /// # Errors
+    /// A misaligned tensor, or what the driver says.
+    ///
+    /// # Safety
+    /// Every address is valid for its tensor until the work is done, and so is `workspace` for
+    /// [`workspace_bytes`](Self::workspace_bytes), which no other run uses meanwhile. Outputs
+    /// overlap nothing, except that an output may be exactly the input that
+    /// [`Schema::aliases`](ratplus_graphs::ops::Schema::aliases) pairs it with. The device's context
+    /// is current.
+    unsafe fn launch(
+        plan: &Self::Plan,
+        inputs: &Self::Inputs<DevicePtr>,
+        outputs: &Self::Outputs<DevicePtr>,
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Result<(), CudaError>;
+}
 
 /// What a node of a graph launches.
-#[derive(Debug)]
-pub enum OperatorPlan {
-    /// [`Op::RecurrenceScan`].
-    Scan(ScanPlan),
-    /// [`Op::DilatedAttention`].
-    Attention(AttentionPlan),
+pub struct OperatorPlan {
+    op: Op,
+    plan: Box<dyn Launch>,
+}
+
+impl fmt::Debug for OperatorPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.op, self.plan)
+    }
 }
 
 /// Why there is no plan.
@@ -25,69 +61,45 @@ pub enum PlanError {
     #[error(transparent)]
     Schema(#[from] SchemaErrors),
     /// The cache has another type than the activations.
-    #[error("DilatedAttention: {0}")]
-    Cache(String),
+    #[error("{0}: {1}")]
+    Cache(Op, String),
     /// The device has no kernels for them.
     #[error(transparent)]
     Cuda(#[from] CudaError),
 }
 
 impl OperatorPlan {
-    /// A plan for inputs of these types; `attributes` are [`Op::DilatedAttention`]'s, and `None`
-    /// means [`Op::RecurrenceScan`]. Loads kernels: not allowed while a stream is captured.
+    /// A plan for inputs of these types. Loads kernels: not allowed while a stream is captured.
     ///
     /// # Errors
     /// Every contradiction to the schema; else a cache of another type, or a device without kernels
     /// for the sizes.
     pub fn new(
         device: &'static Device,
-        attributes: Option<&AttentionAttributes>,
+        operator: &Operator,
         inputs: &[TensorType],
     ) -> Result<Self, PlanError> {
-        let Some(attributes) = attributes else {
-            infer_recurrence_scan(inputs)?;
-            let [batch, seq_len, channels] = inputs[0].shape[..] else {
-                unreachable!("the schema was checked");
-            };
-            let element = inputs[0].dtype;
-            let shape = ScanShape {
-                element,
-                batch,
-                seq_len,
-                channels,
-            };
-            return Ok(Self::Scan(ScanPlan::new(device, shape)?));
-        };
-        infer_dilated_attention(attributes, inputs)?;
-        check_gpu_cache(inputs[0].dtype, inputs[3].dtype).map_err(PlanError::Cache)?;
-        // By the schema, checked above: query [B, L, N], past_key [B, R, dh], cos [M, dh/2].
-        let shape = AttentionShape {
-            element: inputs[0].dtype,
-            batch: inputs[0].shape[0],
-            seq_len: inputs[0].shape[1],
-            head_dim: inputs[3].shape[2],
-            scale: attributes.scale,
-        };
-        let layout = attributes.cache_layout(inputs[7].shape[0]);
-        Ok(Self::Attention(AttentionPlan::new(device, shape, &layout)?))
+        let node = operator.infer(inputs)?;
+        let op = operator.op();
+        let types = op.schema().check_gpu_types(node.element, node.cache);
+        types.map_err(|reason| PlanError::Cache(op, reason))?;
+        let plan = with_operator!(operator, operator => planned(operator, device, &node))?;
+        Ok(Self { op, plan })
     }
 
     /// Bytes of device memory that a launch needs beside its tensors.
     pub fn workspace_bytes(&self) -> usize {
-        match self {
-            Self::Scan(plan) => plan.workspace_bytes(),
-            Self::Attention(plan) => plan.workspace_bytes(),
-        }
+        self.plan.workspace_bytes()
     }
 
-    /// Puts the work into the stream. `inputs` and `outputs` are in the order of [`Op::inputs`]
-    /// and [`Op::outputs`]; `node` is what a [`DeviceError`](super::DeviceError) names.
+    /// Puts the work into the stream. `inputs` and `outputs` are in the order of the schema; `node`
+    /// is what a [`DeviceError`](super::DeviceError) names.
     ///
     /// # Errors
     /// What the driver reports, and a number of tensors that is not the schema's.
     ///
     /// # Safety
-    /// As [`ScanPlan::launch`] and [`AttentionPlan::launch`].
+    /// As [`CudaKernel::launch`].
     pub unsafe fn launch(
         &self,
         inputs: &[DevicePtr],
@@ -96,134 +108,74 @@ impl OperatorPlan {
         node: u32,
         stream: Stream,
     ) -> Result<(), CudaError> {
-        match (self, inputs, outputs) {
-            (
-                Self::Scan(plan),
-                &[
-                    key,
-                    value,
-                    gate,
-                    state_key,
-                    state_value,
-                    past_length,
-                    seq_length,
-                ],
-                &[gated_key, gated_value, new_state_key, new_state_value],
-            ) => {
-                let tensors = ScanTensors {
-                    key,
-                    value,
-                    gate,
-                    state_key,
-                    state_value,
-                    past_length,
-                    seq_length,
-                    gated_key,
-                    gated_value,
-                    new_state_key,
-                    new_state_value,
-                };
-                // SAFETY: the caller's contract.
-                unsafe { plan.launch(&tensors, workspace, node, stream) }
-            }
-            (
-                Self::Attention(plan),
-                &[
-                    query,
-                    key,
-                    value,
-                    past_key,
-                    past_value,
-                    past_length,
-                    seq_length,
-                    cos,
-                    sin,
-                ],
-                &[output, present_key, present_value],
-            ) => {
-                let tensors = AttentionTensors {
-                    query,
-                    key,
-                    value,
-                    past_key,
-                    past_value,
-                    past_length,
-                    seq_length,
-                    cos,
-                    sin,
-                    output,
-                    present_key,
-                    present_value,
-                };
-                // SAFETY: as above.
-                unsafe { plan.launch(&tensors, workspace, node, stream) }
-            }
-            _ => Err(CudaError::Unsupported {
+        // SAFETY: the caller's contract.
+        let launched = unsafe { self.plan.launch(inputs, outputs, workspace, node, stream) };
+        launched.unwrap_or_else(|| {
+            Err(CudaError::Unsupported {
                 what: "tensors".into(),
-                expected: format!("those of {}", self.op()),
+                expected: format!("those of {}", self.op),
                 found: format!("{} inputs and {} outputs", inputs.len(), outputs.len()),
-            }),
-        }
+            })
+        })
     }
 
     /// The operator.
     pub fn op(&self) -> Op {
-        match self {
-            Self::Scan(_) => Op::RecurrenceScan,
-            Self::Attention(_) => Op::DilatedAttention,
-        }
+        self.op
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A plan whose operator is not told by its type.
+trait Launch: fmt::Debug + Send + Sync {
+    fn workspace_bytes(&self) -> usize;
 
-    #[test]
-    fn tensors_are_named_in_the_order_of_the_schema() {
-        let names = |op: Op| -> (Vec<_>, Vec<_>) {
-            (
-                op.inputs().iter().map(|port| port.name).collect(),
-                op.outputs().iter().map(|port| port.name).collect(),
-            )
-        };
-        let (inputs, outputs) = names(Op::RecurrenceScan);
-        assert_eq!(
-            inputs,
-            [
-                "key",
-                "value",
-                "gate",
-                "state_key",
-                "state_value",
-                "past_length",
-                "seq_length"
-            ]
-        );
-        assert_eq!(
-            outputs,
-            [
-                "gated_key",
-                "gated_value",
-                "new_state_key",
-                "new_state_value"
-            ]
-        );
-        let (inputs, outputs) = names(Op::DilatedAttention);
-        assert_eq!(
-            inputs,
-            [
-                "query",
-                "key",
-                "value",
-                "past_key",
-                "past_value",
-                "past_length",
-                "seq_length",
-                "cos",
-                "sin"
-            ]
-        );
-        assert_eq!(outputs, ["output", "present_key", "present_value"]);
+    /// `None` where there are more or fewer tensors than ports.
+    ///
+    /// # Safety
+    /// As [`CudaKernel::launch`].
+    unsafe fn launch(
+        &self,
+        inputs: &[DevicePtr],
+        outputs: &[DevicePtr],
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Option<Result<(), CudaError>>;
+}
+
+/// The plan of an operator.
+struct Planned<O: CudaKernel>(O::Plan);
+
+impl<O: CudaKernel> fmt::Debug for Planned<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn planned<O: CudaKernel>(
+    operator: &O,
+    device: &'static Device,
+    node: &Inferred,
+) -> Result<Box<dyn Launch>, CudaError> {
+    Ok(Box::new(Planned::<O>(operator.plan(device, node)?)))
+}
+
+impl<O: CudaKernel> Launch for Planned<O> {
+    fn workspace_bytes(&self) -> usize {
+        O::workspace_bytes(&self.0)
+    }
+
+    unsafe fn launch(
+        &self,
+        inputs: &[DevicePtr],
+        outputs: &[DevicePtr],
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Option<Result<(), CudaError>> {
+        let inputs = Ports::from_list(inputs.iter().copied())?;
+        let outputs = Ports::from_list(outputs.iter().copied())?;
+        // SAFETY: forwarded.
+        Some(unsafe { O::launch(&self.0, &inputs, &outputs, workspace, node, stream) })
     }
 }

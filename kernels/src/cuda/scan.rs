@@ -4,8 +4,9 @@ use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
 use super::method::LaunchBlock;
 use super::params::{Lengths, ScanParams};
 use super::workspace::Workspace;
-use super::{CudaError, Device, DevicePtr, Function, Stream};
-use ratplus_graphs::ops::ElementType;
+use super::{CudaError, CudaKernel, Device, DevicePtr, Function, Stream};
+use ratplus_graphs::ops::recurrence_scan::{Inputs, Outputs};
+use ratplus_graphs::ops::{Axis, ElementType, Inferred, RecurrenceScan};
 
 /// Sizes of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,33 +19,6 @@ pub struct ScanShape {
     pub seq_len: usize,
     /// `N`.
     pub channels: usize,
-}
-
-/// Device addresses of the tensors, dense and row-major; aligned to 16 bytes.
-#[derive(Clone, Copy, Debug)]
-pub struct ScanTensors {
-    /// `[B, L, N]` of `T`.
-    pub key: DevicePtr,
-    /// `[B, L, N]` of `T`.
-    pub value: DevicePtr,
-    /// `[B, L, N]` of `T`, logits.
-    pub gate: DevicePtr,
-    /// `[B, N]` f32.
-    pub state_key: DevicePtr,
-    /// `[B, N]` f32.
-    pub state_value: DevicePtr,
-    /// `[B]` i64.
-    pub past_length: DevicePtr,
-    /// `[B]` i64.
-    pub seq_length: DevicePtr,
-    /// `[B, L, N]` of `T`: the result, zero in rows at or past `seq_length`.
-    pub gated_key: DevicePtr,
-    /// `[B, L, N]` of `T`: the result, zero in rows at or past `seq_length`.
-    pub gated_value: DevicePtr,
-    /// `[B, N]` f32; may be `state_key`.
-    pub new_state_key: DevicePtr,
-    /// `[B, N]` f32; may be `state_value`.
-    pub new_state_value: DevicePtr,
 }
 
 /// How a scan is computed; kernels/cuda/scan.cu describes the three. Results differ between
@@ -210,7 +184,6 @@ impl ScanPlan {
                 max_seq_len: i64::MAX,
                 ..Lengths::default()
             },
-            input_stride: shape.channels as i64,
             batch: fit_i32("batch", shape.batch)?,
             channels: fit_i32("channels", shape.channels)?,
             tiles: fit_i32("tiles", tiling.tiles)?,
@@ -264,52 +237,49 @@ impl ScanPlan {
         self.carve(0).1.measured()
     }
 
-    /// Computes the scan on `stream`. Slots whose lengths do not fit count as idle and report
-    /// `node` in the device's error flag.
+    /// Computes the scan on `stream`.
     ///
     /// # Errors
-    /// A misaligned tensor, or what the driver says.
+    /// As [`CudaKernel::launch`].
     ///
     /// # Safety
-    /// Every address is valid for its tensor until the work is done, and so is `workspace` for
-    /// [`workspace_bytes`](Self::workspace_bytes), which no other run uses meanwhile. Outputs
-    /// overlap nothing, except that a new state may be exactly the state it replaces. The
-    /// device's context is current.
+    /// As [`CudaKernel::launch`].
     pub unsafe fn launch(
         &self,
-        tensors: &ScanTensors,
+        inputs: &Inputs<DevicePtr>,
+        outputs: &Outputs<DevicePtr>,
         workspace: DevicePtr,
         node: u32,
         stream: Stream,
     ) -> Result<(), CudaError> {
         check_alignment(&[
-            ("key", tensors.key),
-            ("value", tensors.value),
-            ("gate", tensors.gate),
-            ("state_key", tensors.state_key),
-            ("state_value", tensors.state_value),
-            ("gated_key", tensors.gated_key),
-            ("gated_value", tensors.gated_value),
-            ("new_state_key", tensors.new_state_key),
-            ("new_state_value", tensors.new_state_value),
+            ("key", inputs.key),
+            ("value", inputs.value),
+            ("gate", inputs.gate),
+            ("state_key", inputs.state_key),
+            ("state_value", inputs.state_value),
+            ("gated_key", outputs.gated_key),
+            ("gated_value", outputs.gated_value),
+            ("new_state_key", outputs.new_state_key),
+            ("new_state_value", outputs.new_state_value),
         ])?;
         let ([summary, carry, flags], _) = self.carve(workspace);
         let params = ScanParams {
             lengths: Lengths {
-                past_length: tensors.past_length,
-                seq_length: tensors.seq_length,
+                past_length: inputs.past_length,
+                seq_length: inputs.seq_length,
                 node,
                 ..self.params.lengths
             },
-            key: tensors.key,
-            value: tensors.value,
-            gate: tensors.gate,
-            state_key: tensors.state_key,
-            state_value: tensors.state_value,
-            gated_key: tensors.gated_key,
-            gated_value: tensors.gated_value,
-            new_state_key: tensors.new_state_key,
-            new_state_value: tensors.new_state_value,
+            key: inputs.key,
+            value: inputs.value,
+            gate: inputs.gate,
+            state_key: inputs.state_key,
+            state_value: inputs.state_value,
+            gated_key: outputs.gated_key,
+            gated_value: outputs.gated_value,
+            new_state_key: outputs.new_state_key,
+            new_state_value: outputs.new_state_value,
             summary,
             carry,
             flags,
@@ -362,6 +332,36 @@ impl ScanPlan {
                 }
             }
         }
+    }
+}
+
+impl CudaKernel for RecurrenceScan {
+    type Plan = ScanPlan;
+
+    fn plan(&self, device: &'static Device, node: &Inferred) -> Result<ScanPlan, CudaError> {
+        let shape = ScanShape {
+            element: node.element,
+            batch: node.dims[Axis::Batch],
+            seq_len: node.dims[Axis::SeqLen],
+            channels: node.dims[Axis::Channels],
+        };
+        ScanPlan::new(device, shape)
+    }
+
+    fn workspace_bytes(plan: &ScanPlan) -> usize {
+        plan.workspace_bytes()
+    }
+
+    unsafe fn launch(
+        plan: &ScanPlan,
+        inputs: &Inputs<DevicePtr>,
+        outputs: &Outputs<DevicePtr>,
+        workspace: DevicePtr,
+        node: u32,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        // SAFETY: forwarded.
+        unsafe { plan.launch(inputs, outputs, workspace, node, stream) }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::Real;
 use crate::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, Device, DeviceMemory,
-    DevicePtr, ScanMethod, ScanPlan, ScanShape, ScanTensors, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, Device, DeviceMemory, DevicePtr, ScanMethod,
+    ScanPlan, ScanShape, Stream,
 };
 use crate::{AttentionParams, ScanParams};
 use half::{bf16, f16};
 use ratplus_cuda_emulator::Order;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use std::any::TypeId;
 use std::slice;
 
@@ -141,7 +141,7 @@ pub(crate) unsafe fn attention<T: Real>(
         let past_key = buffers.copy(params.past_key, cache);
         let past_value = buffers.copy(params.past_value, cache);
         let aliased = std::ptr::eq(params.past_key, params.present_key);
-        let tensors = AttentionTensors {
+        let inputs = dilated_attention::Inputs {
             query: buffers.copy(params.query, chunk),
             key: buffers.copy(params.key, chunk),
             value: buffers.copy(params.value, chunk),
@@ -151,6 +151,8 @@ pub(crate) unsafe fn attention<T: Real>(
             seq_length: buffers.copy(params.seq_length, params.batch),
             cos: buffers.copy(params.cos, table),
             sin: buffers.copy(params.sin, table),
+        };
+        let outputs = dilated_attention::Outputs {
             output: buffers.copy(params.output, chunk),
             present_key: if aliased {
                 past_key
@@ -164,11 +166,17 @@ pub(crate) unsafe fn attention<T: Real>(
             },
         };
         let workspace = buffers.bytes(plan.workspace_bytes());
-        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut()))
-            .unwrap();
-        buffers.back(tensors.output, params.output, chunk);
-        buffers.back(tensors.present_key, params.present_key, cache);
-        buffers.back(tensors.present_value, params.present_value, cache);
+        plan.launch(
+            &inputs,
+            &outputs,
+            workspace,
+            7,
+            Stream(std::ptr::null_mut()),
+        )
+        .unwrap();
+        buffers.back(outputs.output, params.output, chunk);
+        buffers.back(outputs.present_key, params.present_key, cache);
+        buffers.back(outputs.present_value, params.present_value, cache);
     }
     assert_eq!(device.error_flag().take(), None);
 }
@@ -197,7 +205,7 @@ pub(crate) unsafe fn scan<T: Real>(
         let state_key = buffers.copy(params.state_key, state);
         let state_value = buffers.copy(params.state_value, state);
         let aliased = std::ptr::eq(params.state_key, params.new_state_key);
-        let tensors = ScanTensors {
+        let inputs = recurrence_scan::Inputs {
             key: buffers.copy(params.key, chunk),
             value: buffers.copy(params.value, chunk),
             gate: buffers.copy(params.gate, chunk),
@@ -205,6 +213,8 @@ pub(crate) unsafe fn scan<T: Real>(
             state_value,
             past_length: buffers.copy(params.past_length, params.batch),
             seq_length: buffers.copy(params.seq_length, params.batch),
+        };
+        let outputs = recurrence_scan::Outputs {
             gated_key: buffers.copy(params.gated_key, chunk),
             gated_value: buffers.copy(params.gated_value, chunk),
             new_state_key: if aliased {
@@ -219,12 +229,18 @@ pub(crate) unsafe fn scan<T: Real>(
             },
         };
         let workspace = buffers.bytes(plan.workspace_bytes());
-        plan.launch(&tensors, workspace, 7, Stream(std::ptr::null_mut()))
-            .unwrap();
-        buffers.back(tensors.gated_key, params.gated_key, chunk);
-        buffers.back(tensors.gated_value, params.gated_value, chunk);
-        buffers.back(tensors.new_state_key, params.new_state_key, state);
-        buffers.back(tensors.new_state_value, params.new_state_value, state);
+        plan.launch(
+            &inputs,
+            &outputs,
+            workspace,
+            7,
+            Stream(std::ptr::null_mut()),
+        )
+        .unwrap();
+        buffers.back(outputs.gated_key, params.gated_key, chunk);
+        buffers.back(outputs.gated_value, params.gated_value, chunk);
+        buffers.back(outputs.new_state_key, params.new_state_key, state);
+        buffers.back(outputs.new_state_value, params.new_state_value, state);
     }
     assert_eq!(device.error_flag().take(), None);
 }

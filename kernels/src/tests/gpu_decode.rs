@@ -1,15 +1,15 @@
-//! Decoding on the emulator: eager, captured, in place, double-buffered and fused give the same
-//! bits over a thousand steps, and lengths that do not fit are contained and reported.
+//! Decoding on the emulator: eager, captured, in place and double-buffered give the same bits
+//! over a thousand steps, and lengths that do not fit are contained and reported.
 
 use super::gpu::{Buffers, Schedule, device};
 use super::{Real, random, rng};
 use crate::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, Device, DeviceError,
-    DevicePtr, GateTensors, ScanMethod, ScanPlan, ScanShape, ScanTensors, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, Device, DeviceError, DevicePtr, ScanMethod,
+    ScanPlan, ScanShape, Stream,
 };
 use half::bf16;
 use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 
 const BATCH: usize = 2;
@@ -103,58 +103,49 @@ impl Layer {
     }
 
     /// Launches one step that reads side `from` and writes side `to`.
-    fn launch(&self, from: usize, to: usize, fused: bool, stream: Stream) {
+    fn launch(&self, from: usize, to: usize, stream: Stream) {
         let [query, key, value, gate] = self.inputs;
         let [past_length, seq_length] = self.lengths;
-        let attention = |key, value| AttentionTensors {
-            query,
+        let [gated_key, gated_value] = self.gated;
+        let scan_inputs = recurrence_scan::Inputs {
             key,
             value,
+            gate,
+            state_key: self.state[from][0],
+            state_value: self.state[from][1],
+            past_length,
+            seq_length,
+        };
+        let scan_outputs = recurrence_scan::Outputs {
+            gated_key,
+            gated_value,
+            new_state_key: self.state[to][0],
+            new_state_value: self.state[to][1],
+        };
+        let attention_inputs = dilated_attention::Inputs {
+            query,
+            key: gated_key,
+            value: gated_value,
             past_key: self.cache[from][0],
             past_value: self.cache[from][1],
             past_length,
             seq_length,
             cos: self.tables[0],
             sin: self.tables[1],
+        };
+        let attention_outputs = dilated_attention::Outputs {
             output: self.output,
             present_key: self.cache[to][0],
             present_value: self.cache[to][1],
         };
+        let [scan, attention] = self.workspace;
         // SAFETY: the buffers have the shapes of the plans.
         unsafe {
-            if fused {
-                let gate = GateTensors {
-                    gate,
-                    state_key: self.state[from][0],
-                    state_value: self.state[from][1],
-                    new_state_key: self.state[to][0],
-                    new_state_value: self.state[to][1],
-                };
-                let tensors = attention(key, value);
-                self.attention
-                    .launch_gated(&tensors, &gate, self.workspace[1], 2, stream)
-                    .unwrap();
-                return;
-            }
-            let tensors = ScanTensors {
-                key,
-                value,
-                gate,
-                state_key: self.state[from][0],
-                state_value: self.state[from][1],
-                past_length,
-                seq_length,
-                gated_key: self.gated[0],
-                gated_value: self.gated[1],
-                new_state_key: self.state[to][0],
-                new_state_value: self.state[to][1],
-            };
             self.scan
-                .launch(&tensors, self.workspace[0], 1, stream)
+                .launch(&scan_inputs, &scan_outputs, scan, 1, stream)
                 .unwrap();
-            let tensors = attention(self.gated[0], self.gated[1]);
             self.attention
-                .launch(&tensors, self.workspace[1], 2, stream)
+                .launch(&attention_inputs, &attention_outputs, attention, 2, stream)
                 .unwrap();
         }
     }
@@ -168,12 +159,12 @@ impl Layer {
 }
 
 #[test]
-fn a_thousand_steps_are_the_same_captured_in_place_double_buffered_and_fused() {
+fn a_thousand_steps_are_the_same_captured_in_place_and_double_buffered() {
     let device = device();
     Schedule::Forward.set();
     let stream = device.stream().unwrap();
-    let [eager, captured, swapped, fused] = [(); 4].map(|()| Layer::new(device));
-    let layers = [&eager, &captured, &swapped, &fused];
+    let [eager, captured, swapped] = [(); 3].map(|()| Layer::new(device));
+    let layers = [&eager, &captured, &swapped];
     let mut graph = None;
     let mut rng = rng(11);
     let token = eager.token();
@@ -195,23 +186,18 @@ fn a_thousand_steps_are_the_same_captured_in_place_double_buffered_and_fused() {
                 layer.buffers.write(address, values);
             }
         }
-        eager.launch(0, 0, false, stream.stream());
-        swapped.launch(step % 2, 1 - step % 2, false, stream.stream());
-        fused.launch(0, 0, true, stream.stream());
+        eager.launch(0, 0, stream.stream());
+        swapped.launch(step % 2, 1 - step % 2, stream.stream());
         let graph = graph.get_or_insert_with(|| {
             let capture = stream.capture().unwrap();
-            captured.launch(0, 0, false, stream.stream());
+            captured.launch(0, 0, stream.stream());
             capture.end().unwrap()
         });
         // SAFETY: the layer's memory lives on.
         unsafe { graph.launch(stream.stream()).unwrap() };
         stream.synchronize().unwrap();
         let want = eager.read::<u16>(eager.output, token);
-        for (layer, name) in [
-            (&captured, "captured"),
-            (&swapped, "swapped"),
-            (&fused, "fused"),
-        ] {
+        for (layer, name) in [(&captured, "captured"), (&swapped, "swapped")] {
             assert_eq!(
                 want,
                 layer.read::<u16>(layer.output, token),
@@ -223,7 +209,7 @@ fn a_thousand_steps_are_the_same_captured_in_place_double_buffered_and_fused() {
     for which in 0..2 {
         let state = eager.read::<u32>(eager.state[0][which], token);
         let cache = eager.read::<u16>(eager.cache[0][which], rows);
-        for layer in [&captured, &swapped, &fused] {
+        for layer in [&captured, &swapped] {
             // A thousand swaps end on the first side.
             assert_eq!(state, layer.read::<u32>(layer.state[0][which], token));
             assert_eq!(cache, layer.read::<u16>(layer.cache[0][which], rows));
@@ -277,32 +263,37 @@ fn lengths_that_do_not_fit_leave_their_slot_alone_and_are_reported() {
             let cache = random::<bf16>(&mut rng, 2 * rows, 1.0);
             let table = vec![0.5f32; 40 * DIM / 2];
             // SAFETY: each source has the size that is copied.
-            let tensors = unsafe {
+            let (inputs, outputs) = unsafe {
                 let input = buffers.copy(values.as_ptr(), chunk);
                 let [key, value] = [(); 2].map(|()| buffers.copy(cache.as_ptr(), 2 * rows));
                 let table = buffers.copy(table.as_ptr(), table.len());
-                AttentionTensors {
-                    query: input,
-                    key: input,
-                    value: input,
-                    past_key: key,
-                    past_value: value,
-                    past_length: buffers.copy([4i64, past].as_ptr(), 2),
-                    seq_length: buffers.copy([1i64, seq].as_ptr(), 2),
-                    cos: table,
-                    sin: table,
-                    output: buffers.bytes(2 * chunk),
-                    present_key: key,
-                    present_value: value,
-                }
+                (
+                    dilated_attention::Inputs {
+                        query: input,
+                        key: input,
+                        value: input,
+                        past_key: key,
+                        past_value: value,
+                        past_length: buffers.copy([4i64, past].as_ptr(), 2),
+                        seq_length: buffers.copy([1i64, seq].as_ptr(), 2),
+                        cos: table,
+                        sin: table,
+                    },
+                    dilated_attention::Outputs {
+                        output: buffers.bytes(2 * chunk),
+                        present_key: key,
+                        present_value: value,
+                    },
+                )
             };
             let workspace = buffers.bytes(plan.workspace_bytes());
             let (mut output, mut after) = (vec![bf16::ONE; chunk], vec![bf16::ONE; 2 * rows]);
             // SAFETY: the tensors have the plan's shapes, the vectors the tensors' sizes.
             unsafe {
-                plan.launch(&tensors, workspace, 77, stream).unwrap();
-                buffers.back(tensors.output, output.as_mut_ptr(), chunk);
-                buffers.back(tensors.present_key, after.as_mut_ptr(), 2 * rows);
+                plan.launch(&inputs, &outputs, workspace, 77, stream)
+                    .unwrap();
+                buffers.back(outputs.output, output.as_mut_ptr(), chunk);
+                buffers.back(outputs.present_key, after.as_mut_ptr(), 2 * rows);
             }
             let place = format!("{method:?} {past} {seq}");
             assert_eq!(
@@ -341,31 +332,36 @@ fn the_scan_contains_lengths_that_do_not_fit() {
             let values = random::<bf16>(&mut rng(5), chunk, 1.0);
             let state: Vec<f32> = (0..2 * channels).map(|i| i as f32).collect();
             // SAFETY: each source has the size that is copied.
-            let tensors = unsafe {
+            let (inputs, outputs) = unsafe {
                 let input = buffers.copy(values.as_ptr(), chunk);
                 let [key, value] = [(); 2].map(|()| buffers.copy(state.as_ptr(), 2 * channels));
-                ScanTensors {
-                    key: input,
-                    value: input,
-                    gate: input,
-                    state_key: key,
-                    state_value: value,
-                    past_length: buffers.copy([past, 4i64].as_ptr(), 2),
-                    seq_length: buffers.copy([seq, 1i64].as_ptr(), 2),
-                    gated_key: buffers.bytes(2 * chunk),
-                    gated_value: buffers.bytes(2 * chunk),
-                    new_state_key: key,
-                    new_state_value: value,
-                }
+                (
+                    recurrence_scan::Inputs {
+                        key: input,
+                        value: input,
+                        gate: input,
+                        state_key: key,
+                        state_value: value,
+                        past_length: buffers.copy([past, 4i64].as_ptr(), 2),
+                        seq_length: buffers.copy([seq, 1i64].as_ptr(), 2),
+                    },
+                    recurrence_scan::Outputs {
+                        gated_key: buffers.bytes(2 * chunk),
+                        gated_value: buffers.bytes(2 * chunk),
+                        new_state_key: key,
+                        new_state_value: value,
+                    },
+                )
             };
             let workspace = buffers.bytes(plan.workspace_bytes());
             let (mut gated, mut after) = (vec![bf16::ONE; chunk], vec![0f32; 2 * channels]);
             // SAFETY: the tensors have the plan's shapes, the vectors the tensors' sizes.
             unsafe {
                 let stream = Stream(std::ptr::null_mut());
-                plan.launch(&tensors, workspace, 5, stream).unwrap();
-                buffers.back(tensors.gated_key, gated.as_mut_ptr(), chunk);
-                buffers.back(tensors.new_state_key, after.as_mut_ptr(), 2 * channels);
+                plan.launch(&inputs, &outputs, workspace, 5, stream)
+                    .unwrap();
+                buffers.back(outputs.gated_key, gated.as_mut_ptr(), chunk);
+                buffers.back(outputs.new_state_key, after.as_mut_ptr(), 2 * channels);
             }
             let place = format!("{method:?} {past} {seq}");
             assert_eq!(

@@ -4,7 +4,7 @@
 use super::gpu::{self, Schedule};
 use super::{Real, pools};
 #[cfg(target_arch = "x86_64")]
-use crate::attention::{brain::multiplies_bf16, tile::WORTH};
+use crate::attention::{bf16_products::multiplies_bf16, tile::WORTH};
 use crate::cuda::{AttentionMethod, AttentionShape, ScanMethod};
 use crate::{AttentionParams, Isa, ParallelFor, ScanParams};
 use crate::{dilated_attention_on, recurrence_scan_on};

@@ -107,10 +107,10 @@ fn conversions_are_those_of_the_half_crate() {
             );
             assert!(nan || back == h.to_f32(), "{isa:?} {x} {back}");
         }
-        let mut brain = vec![bf16::ZERO; x.len()];
+        let mut narrowed = vec![bf16::ZERO; x.len()];
         // SAFETY: this machine has `isa`.
-        unsafe { narrow(isa, &x, &mut brain, &mut back) };
-        for ((&x, h), &back) in x.iter().zip(&brain).zip(&back) {
+        unsafe { narrow(isa, &x, &mut narrowed, &mut back) };
+        for ((&x, h), &back) in x.iter().zip(&narrowed).zip(&back) {
             let nan = x.is_nan() && h.is_nan() && back.is_nan();
             assert!(
                 same(h.to_bits(), bf16::from_f32(x).to_bits(), nan),

@@ -220,7 +220,6 @@ impl Api {
     ///
     /// # Safety
     /// `info` is live.
-    #[cfg(feature = "fault-injection")]
     pub unsafe fn attribute_string(
         self,
         info: *const OrtKernelInfo,

@@ -6,8 +6,10 @@ use crate::guard;
 use crate::infer::infer;
 use crate::kernel::Kernel;
 use ort_sys::*;
-use ratplus_graphs::ops::{DOMAIN_VERSION, ElementType, Op, Port, PortType};
-use std::ffi::{CStr, c_char, c_int, c_void};
+use ratplus_graphs::ops::{DOMAIN_VERSION, Definition, ElementType, Op, Port, PortType};
+use ratplus_graphs::with_op;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 
 /// An execution provider that the operators are registered for.
@@ -26,6 +28,7 @@ pub struct Descriptor {
     api: Api,
     provider: Provider,
     op: Op,
+    name: &'static CStr,
     types: Types,
 }
 
@@ -57,10 +60,11 @@ unsafe impl Send for Descriptor {}
 impl Descriptor {
     /// The operator for a runtime whose table was asked for at `level`.
     pub fn new(api: Api, level: u32, provider: Provider, op: Op, types: Types) -> Self {
-        let aliases: Option<unsafe extern "system" fn(_, _) -> _> = match op {
-            Op::RecurrenceScan => Some(scan_may_inplace),
-            Op::DilatedAttention => Some(attention_may_inplace),
-        };
+        let aliases: unsafe extern "system" fn(_, _) -> _ = with_op!(op, O => may_inplace::<O>);
+        // The descriptor itself is never freed.
+        let name = CString::new(op.name())
+            .unwrap_or_default()
+            .into_boxed_c_str();
         let raw = OrtCustomOp {
             version: level,
             // Replaced by the second versions, which can fail.
@@ -88,7 +92,7 @@ impl Descriptor {
             GetEndVersion: Some(get_end_version),
             // "May": the planner reuses the input's buffer where it is free to. "Alias" would
             // force that on callers who bind two buffers.
-            GetMayInplace: aliases,
+            GetMayInplace: Some(aliases),
             ReleaseMayInplace: Some(release_may_inplace),
             GetAliasMap: Some(get_alias_map),
             ReleaseAliasMap: Some(release_may_inplace),
@@ -98,8 +102,34 @@ impl Descriptor {
             api,
             provider,
             op,
+            name: Box::leak(name),
             types,
         }
+    }
+
+    /// The runtime.
+    pub fn api(&self) -> Api {
+        self.api
+    }
+
+    /// Where its kernels run.
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    /// The operator.
+    pub fn op(&self) -> Op {
+        self.op
+    }
+
+    /// The operator's name, as ORT takes it.
+    pub fn name(&self) -> &'static CStr {
+        self.name
+    }
+
+    /// Its element types.
+    pub fn types(&self) -> Types {
+        self.types
     }
 
     /// What ORT is given.
@@ -124,9 +154,9 @@ impl Descriptor {
 
 /// # Safety
 /// `op` is from [`Descriptor::raw`].
-unsafe fn descriptor<'a>(op: *const OrtCustomOp) -> &'a Descriptor {
-    // SAFETY: `raw` is the first field of a `repr(C)` struct, and the pointer was made from one
-    // to the whole.
+unsafe fn descriptor(op: *const OrtCustomOp) -> &'static Descriptor {
+    // SAFETY: `raw` is the first field of a `repr(C)` struct, and the pointer was made from a
+    // static reference to the whole.
     unsafe { &*op.cast() }
 }
 
@@ -134,15 +164,7 @@ unsafe fn descriptor<'a>(op: *const OrtCustomOp) -> &'a Descriptor {
 
 unsafe extern "system" fn get_name(op: *const OrtCustomOp) -> *const c_char {
     // SAFETY: ORT passes back what it was given.
-    op_name(unsafe { descriptor(op) }.op).as_ptr()
-}
-
-/// Its name, as ORT takes it.
-pub fn op_name(op: Op) -> &'static CStr {
-    match op {
-        Op::RecurrenceScan => c"RecurrenceScan",
-        Op::DilatedAttention => c"DilatedAttention",
-    }
+    unsafe { descriptor(op) }.name.as_ptr()
 }
 
 /// Null stands for the CPU provider.
@@ -216,17 +238,11 @@ unsafe extern "system" fn create_kernel(
     kernel: *mut *mut c_void,
 ) -> OrtStatusPtr {
     // SAFETY: ORT passes back what it was given.
-    let Descriptor {
-        api,
-        provider,
-        op,
-        types,
-        ..
-    } = unsafe { descriptor(op) };
-    guard::status(*api, || {
+    let descriptor = unsafe { descriptor(op) };
+    guard::status(descriptor.api, || {
         // SAFETY: `info` is live during the call, and `kernel` writable.
         unsafe {
-            let made = Kernel::new(*api, *provider, *op, *types, info)?;
+            let made = Kernel::new(descriptor, info)?;
             kernel.write(Box::into_raw(Box::new(made)).cast());
         }
         Ok(())
@@ -267,50 +283,38 @@ unsafe extern "system" fn infer_output_shape(
     guard::status(*api, || unsafe { infer(*api, *op, context) })
 }
 
-/// The pairs of [`Op::aliases`] as ORT takes them.
-struct InPlace {
-    inputs: [c_int; 2],
-    outputs: [c_int; 2],
+/// No operator has more aliases: tested.
+const MAX_ALIASES: usize = 8;
+
+/// The aliases of an operator as ORT takes them: places of inputs, places of outputs.
+struct InPlace<O>(PhantomData<O>);
+
+impl<O: Definition> InPlace<O> {
+    const PLACES: &'static [[c_int; MAX_ALIASES]; 2] = &places(O::SCHEMA.aliases);
 }
 
-const SCAN: InPlace = InPlace {
-    inputs: [3, 4],
-    outputs: [2, 3],
-};
-const ATTENTION: InPlace = InPlace {
-    inputs: [3, 4],
-    outputs: [1, 2],
-};
-
-/// # Safety
-/// Both are writable.
-unsafe fn may_inplace(
-    pairs: &'static InPlace,
-    inputs: *mut *mut c_int,
-    outputs: *mut *mut c_int,
-) -> usize {
-    // SAFETY: the caller's contract. ORT only reads what the pointers lead to.
-    unsafe {
-        inputs.write(pairs.inputs.as_ptr().cast_mut());
-        outputs.write(pairs.outputs.as_ptr().cast_mut());
+const fn places(aliases: &[(usize, usize)]) -> [[c_int; MAX_ALIASES]; 2] {
+    let mut places = [[0; MAX_ALIASES]; 2];
+    let mut at = 0;
+    while at < aliases.len() {
+        places[0][at] = aliases[at].0 as c_int;
+        places[1][at] = aliases[at].1 as c_int;
+        at += 1;
     }
-    pairs.inputs.len()
+    places
 }
 
-unsafe extern "system" fn scan_may_inplace(
+unsafe extern "system" fn may_inplace<O: Definition>(
     inputs: *mut *mut c_int,
     outputs: *mut *mut c_int,
 ) -> usize {
-    // SAFETY: ORT passes two variables.
-    unsafe { may_inplace(&SCAN, inputs, outputs) }
-}
-
-unsafe extern "system" fn attention_may_inplace(
-    inputs: *mut *mut c_int,
-    outputs: *mut *mut c_int,
-) -> usize {
-    // SAFETY: ORT passes two variables.
-    unsafe { may_inplace(&ATTENTION, inputs, outputs) }
+    let [from, to] = InPlace::<O>::PLACES;
+    // SAFETY: ORT passes two variables, and only reads what the pointers lead to.
+    unsafe {
+        inputs.write(from.as_ptr().cast_mut());
+        outputs.write(to.as_ptr().cast_mut());
+    }
+    O::SCHEMA.aliases.len()
 }
 
 /// The arrays are static.
@@ -331,6 +335,7 @@ unsafe extern "system" fn get_alias_map(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 
     #[test]
     fn only_the_attention_has_a_cache() {
@@ -340,15 +345,19 @@ mod tests {
     }
 
     #[test]
-    fn constants_are_the_schema() {
-        for (op, pairs) in [
-            (Op::RecurrenceScan, SCAN),
-            (Op::DilatedAttention, ATTENTION),
-        ] {
-            assert_eq!(op_name(op).to_str(), Ok(op.name()));
-            let pairs = pairs.inputs.into_iter().zip(pairs.outputs);
-            let pairs: Vec<_> = pairs.map(|(i, o)| (i as usize, o as usize)).collect();
-            assert_eq!(pairs, op.aliases());
+    fn constants_fit_the_schemas() {
+        for op in Op::ALL {
+            let schema = op.schema();
+            assert!(schema.inputs.len() <= MAX_INPUTS && schema.outputs.len() <= MAX_OUTPUTS);
+            let (mut inputs, mut outputs) = (null_mut(), null_mut());
+            // SAFETY: as ORT calls it; the lists have the length that it returns.
+            let pairs: Vec<_> = unsafe {
+                let count = with_op!(op, O => may_inplace::<O>(&mut inputs, &mut outputs));
+                let place = |list: *mut c_int, at| *list.add(at) as usize;
+                let pairs = (0..count).map(|at| (place(inputs, at), place(outputs, at)));
+                pairs.collect()
+            };
+            assert_eq!(pairs, schema.aliases);
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Faults on demand, for tests of the guards and of sanitizers: node attribute `ratplus_fault`.
 
-use crate::api::{Api, Tensor};
-use ort_sys::OrtKernelInfo;
-use ratplus_graphs::ops::ElementType;
+use crate::api::Tensor;
+use ratplus_graphs::ops::{
+    AttributeKind, AttributeReader, AttributeSpec, AttributeValue, ElementType,
+};
 use ratplus_kernels::Isa;
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -15,17 +16,15 @@ pub struct Fault(String);
 
 impl Fault {
     /// The node's wish.
-    ///
-    /// # Safety
-    /// `info` is live.
-    pub unsafe fn read(api: Api, info: *const OrtKernelInfo) -> Self {
-        // SAFETY: the caller's contract.
-        Self(unsafe { api.attribute_string(info, c"ratplus_fault") }.unwrap_or_default())
-    }
-
-    /// A wish from elsewhere.
-    pub fn named(place: String) -> Self {
-        Self(place)
+    pub fn read(attributes: &mut dyn AttributeReader) -> Self {
+        let wish = attributes.read(&AttributeSpec {
+            name: "ratplus_fault",
+            kind: AttributeKind::String,
+        });
+        match wish {
+            Ok(AttributeValue::String(place)) => Self(place),
+            _ => Self(String::new()),
+        }
     }
 
     /// Panics if this is the place.

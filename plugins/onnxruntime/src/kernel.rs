@@ -1,22 +1,20 @@
 //! A node of a session: made once, run many times, from many threads.
 
 use crate::api::{Api, Failure, Tensor, TensorShape};
+use crate::attributes::KernelAttributes;
 use crate::compute::{Call, Cpu, Cuda, Prepared, Processor};
-use crate::descriptor::{Provider, Types, op_name};
+use crate::descriptor::{Descriptor, Provider, Types};
 use crate::plan::Plan;
 use crate::watch::Told;
 use ort_sys::{OrtKernelContext, OrtKernelInfo};
-use ratplus_graphs::ops::{
-    AttentionAttributes, DOMAIN, ElementType, Op, PortType, RawAttentionAttributes, check_gpu_cache,
-};
-use std::ffi::CStr;
+use ratplus_graphs::ops::{DOMAIN, ElementType, Operator, PortType};
 use std::ptr::null_mut;
 use std::sync::OnceLock;
 
-/// No operator has more inputs.
-pub const MAX_INPUTS: usize = 9;
-/// No operator has more outputs.
-pub const MAX_OUTPUTS: usize = 4;
+/// No operator has more inputs: tested.
+pub const MAX_INPUTS: usize = 16;
+/// No operator has more outputs: tested.
+pub const MAX_OUTPUTS: usize = 8;
 
 /// Input shapes a node keeps plans for. A node of a static model has one; one that alternates
 /// between prefill chunks and decode has one per chunk length.
@@ -28,9 +26,8 @@ pub struct Kernel {
     /// What messages call it.
     name: String,
     told: Told,
-    op: Op,
+    operator: Operator,
     types: Types,
-    attributes: Option<AttentionAttributes>,
     /// Filled from the first on. Shapes beyond these are planned anew at every run.
     plans: [OnceLock<Prepared>; PLANS],
     processor: Processor,
@@ -50,48 +47,42 @@ impl Kernel {
     /// # Safety
     /// `info` is the one ORT passes to `CreateKernelV2`.
     pub unsafe fn new(
-        api: Api,
-        provider: Provider,
-        op: Op,
-        types: Types,
+        descriptor: &'static Descriptor,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
         // SAFETY: the caller's contract.
-        let node = unsafe { api.node_name(info) }.unwrap_or_default();
-        let name = format!("node {node:?} ({DOMAIN}.{op})");
-        let told = Told::new(&node, op_name(op), provider);
+        let node = unsafe { descriptor.api().node_name(info) }.unwrap_or_default();
+        let name = format!("node {node:?} ({DOMAIN}.{})", descriptor.op());
         // SAFETY: the caller's contract.
-        let made = unsafe { Self::named(api, provider, op, types, name.clone(), told, info) };
+        let made = unsafe { Self::named(descriptor, &node, name.clone(), info) };
         made.map_err(|failure| failure.prefixed(name))
     }
 
     /// # Safety
     /// As [`Kernel::new`].
     unsafe fn named(
-        api: Api,
-        provider: Provider,
-        op: Op,
-        types: Types,
+        descriptor: &'static Descriptor,
+        node: &str,
         name: String,
-        told: Told,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
+        let (api, op, types) = (descriptor.api(), descriptor.op(), descriptor.types());
         // SAFETY: the caller's contract.
+        let mut attributes = unsafe { KernelAttributes::new(api, info) };
         #[cfg(feature = "fault-injection")]
-        let fault = unsafe { crate::fault::Fault::read(api, info) };
+        let fault = crate::fault::Fault::read(&mut attributes);
         #[cfg(feature = "fault-injection")]
         fault.trip("create");
-        if let Provider::Cuda(_) = provider {
-            check_gpu_cache(types.element, types.cache).map_err(Failure::invalid)?;
+        if let Provider::Cuda(_) = descriptor.provider() {
+            let fits = op.schema().check_gpu_types(types.element, types.cache);
+            fits.map_err(Failure::invalid)?;
         }
-        let attributes = match op {
-            Op::RecurrenceScan => None,
-            // SAFETY: as above.
-            Op::DilatedAttention => Some(unsafe { attributes(api, info)? }),
-        };
+        let operator = op
+            .read(&mut attributes)
+            .map_err(|errors| Failure::invalid(errors.errors.join("; ")))?;
         // SAFETY: as above.
-        let plan = unsafe { declared_plan(api, op, attributes.as_ref(), info)? };
-        let processor = match provider {
+        let plan = unsafe { declared_plan(api, &operator, info)? };
+        let processor = match descriptor.provider() {
             Provider::Cpu => Processor::Cpu(Cpu::new(api)?),
             Provider::Cuda(api) => {
                 // SAFETY: as above.
@@ -100,15 +91,14 @@ impl Kernel {
         };
         let mut plans: [OnceLock<Prepared>; PLANS] = Default::default();
         if let Some(plan) = plan {
-            plans[0] = OnceLock::from(processor.prepare(plan)?);
+            plans[0] = OnceLock::from(processor.prepare(&operator, plan)?);
         }
         Ok(Self {
             api,
             name,
-            told,
-            op,
+            told: Told::new(node, descriptor.name(), descriptor.provider()),
+            operator,
             types,
-            attributes,
             plans,
             processor,
             #[cfg(feature = "fault-injection")]
@@ -145,9 +135,10 @@ impl Kernel {
     unsafe fn run(&self, context: *mut OrtKernelContext) -> Result<(), Failure> {
         #[cfg(feature = "fault-injection")]
         self.fault.trip("compute");
+        let op = self.operator.op();
         let mut inputs = [Tensor::NONE; MAX_INPUTS];
-        let inputs = &mut inputs[..self.op.inputs().len()];
-        for (index, (input, port)) in inputs.iter_mut().zip(self.op.inputs()).enumerate() {
+        let inputs = &mut inputs[..op.inputs().len()];
+        for (index, (input, port)) in inputs.iter_mut().zip(op.inputs()).enumerate() {
             let mut value = std::ptr::null();
             // SAFETY: the caller's contract; the value lives as long as the run.
             unsafe {
@@ -186,7 +177,7 @@ impl Kernel {
                 self.api
                     .context_output(context, index, dims.as_ptr(), rank, &mut value)?;
                 if value.is_null() {
-                    let name = self.op.outputs()[index].name;
+                    let name = op.outputs()[index].name;
                     let message = format!("{name}: expected a named output, found none");
                     return Err(Failure::invalid(message));
                 }
@@ -196,10 +187,8 @@ impl Kernel {
         }
         let call = Call {
             api: self.api,
-            op: self.op,
-            types: self.types,
+            op,
             context,
-            plan,
             inputs,
             outputs,
             #[cfg(feature = "fault-injection")]
@@ -223,8 +212,8 @@ impl Kernel {
         }
         let shapes: Vec<_> = inputs.iter().map(|input| input.shape).collect();
         self.check_types(&shapes)?;
-        let plan = Plan::new(self.op, self.attributes.as_ref(), &shapes)?;
-        let mut prepared = self.processor.prepare(plan)?;
+        let plan = Plan::new(&self.operator, &shapes)?;
+        let mut prepared = self.processor.prepare(&self.operator, plan)?;
         for slot in &self.plans {
             match slot.set(prepared) {
                 Ok(()) => {
@@ -242,7 +231,7 @@ impl Kernel {
     /// ORT picks the kernel by the declared types; this is against a feed of another type.
     fn check_types(&self, inputs: &[TensorShape]) -> Result<(), Failure> {
         let Types { element, cache } = self.types;
-        for (port, input) in self.op.inputs().iter().zip(inputs) {
+        for (port, input) in self.operator.op().inputs().iter().zip(inputs) {
             let expected = port.dtype.resolve(element, cache);
             let variable = matches!(port.dtype, PortType::T | PortType::C);
             if variable && input.element != expected.onnx() {
@@ -277,10 +266,10 @@ impl Drop for Kernel {
 /// `info` is live.
 unsafe fn declared_plan(
     api: Api,
-    op: Op,
-    attributes: Option<&AttentionAttributes>,
+    operator: &Operator,
     info: *const OrtKernelInfo,
 ) -> Result<Option<Plan>, Failure> {
+    let op = operator.op();
     let (mut inputs, mut outputs) = (0, 0);
     // SAFETY: the caller's contract.
     unsafe {
@@ -300,58 +289,8 @@ unsafe fn declared_plan(
     let shapes: Result<Vec<_>, _> = (0..inputs).map(declared).collect();
     match shapes {
         Ok(shapes) if shapes.iter().all(TensorShape::is_known) => {
-            Plan::new(op, attributes, &shapes).map(Some)
+            Plan::new(operator, &shapes).map(Some)
         }
         _ => Ok(None),
     }
-}
-
-/// # Safety
-/// `info` is live.
-unsafe fn attributes(api: Api, info: *const OrtKernelInfo) -> Result<AttentionAttributes, Failure> {
-    let mut errors = Vec::new();
-    let mut read = |name: &CStr, kind: &str, found: Result<(), Failure>| {
-        if let Err(failure) = found {
-            errors.push(format!(
-                "attribute {}: expected {kind}, found none or another kind ({failure})",
-                name.to_string_lossy()
-            ));
-        }
-    };
-    let (mut num_heads, mut scale) = (0, 0.0);
-    let mut lists = [Vec::new(), Vec::new(), Vec::new()];
-    // SAFETY: the caller's contract. The arrays have the size that ORT told.
-    unsafe {
-        let name = c"num_heads";
-        let found = api.attribute_int(info, name.as_ptr(), &mut num_heads);
-        read(name, "an integer", found);
-        let name = c"scale";
-        let found = api.attribute_float(info, name.as_ptr(), &mut scale);
-        read(name, "a float", found);
-        for (name, list) in [c"dilation", c"local_window", c"initial"]
-            .into_iter()
-            .zip(&mut lists)
-        {
-            let mut size = 0;
-            let found = api
-                .attribute_ints(info, name.as_ptr(), null_mut(), &mut size)
-                .and_then(|()| {
-                    list.resize(size, 0);
-                    api.attribute_ints(info, name.as_ptr(), list.as_mut_ptr(), &mut size)
-                });
-            read(name, "a list of integers", found);
-        }
-    }
-    if !errors.is_empty() {
-        return Err(Failure::invalid(errors.join("; ")));
-    }
-    let [dilation, local_window, initial] = lists;
-    AttentionAttributes::try_from(RawAttentionAttributes {
-        num_heads,
-        dilation,
-        local_window,
-        initial,
-        scale,
-    })
-    .map_err(|errors| Failure::invalid(errors.to_string()))
 }

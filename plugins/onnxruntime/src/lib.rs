@@ -19,6 +19,7 @@
 #![allow(unsafe_code)]
 
 mod api;
+mod attributes;
 mod compute;
 mod descriptor;
 #[cfg(feature = "fault-injection")]
@@ -36,7 +37,7 @@ use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
 use ratplus_kernels::cuda::take_device_error_into;
 use std::ffi::{c_char, c_void};
 
-/// Adds both operators to `options`; the entry point ORT looks up by name.
+/// Adds the operators to `options`; the entry point ORT looks up by name.
 ///
 /// Registering with any number of session options is fine and allocates only once per runtime.
 /// Registering twice with the same options makes ORT refuse the session: "domain already set".

@@ -1,11 +1,8 @@
 //! What a node's input shapes decide.
 
 use crate::api::{Failure, TensorShape};
-use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::{
-    AttentionAttributes, ElementType, Op, TensorType, infer_dilated_attention,
-    infer_recurrence_scan,
-};
+use ratplus_graphs::ops::{Axis, ElementType, Inferred, Op, Operator, TensorType, check_lengths};
+use std::slice;
 
 /// What is known once the shapes of all inputs are.
 #[derive(Debug)]
@@ -14,29 +11,12 @@ pub struct Plan {
     pub inputs: Vec<TensorShape>,
     /// The same, as the schema's functions take them.
     pub types: Vec<TensorType>,
-    /// [`Op::DilatedAttention`] only.
-    pub attributes: Option<AttentionAttributes>,
+    /// Sizes and types by name.
+    pub node: Inferred,
     /// The outputs they make.
     pub outputs: Vec<TensorShape>,
-    /// `B`.
-    pub batch: usize,
-    /// `L`.
-    pub seq_len: usize,
-    /// `N`.
-    pub channels: usize,
-    /// [`Op::DilatedAttention`] only.
-    pub attention: Option<AttentionPlan>,
-}
-
-/// The part that concerns [`Op::DilatedAttention`].
-#[derive(Debug)]
-pub struct AttentionPlan {
-    /// `dh`.
-    pub head_dim: usize,
-    /// The cache rows, for sequences of up to `M` tokens.
-    pub layout: CacheLayout,
-    /// Factor on the scores.
-    pub scale: f32,
+    /// Places of `past_length` and `seq_length` among the inputs.
+    lengths: Option<[usize; 2]>,
 }
 
 impl Plan {
@@ -44,37 +24,45 @@ impl Plan {
     ///
     /// # Errors
     /// Every mismatch.
-    pub fn new(
-        op: Op,
-        attributes: Option<&AttentionAttributes>,
-        inputs: &[TensorShape],
-    ) -> Result<Self, Failure> {
-        let types = tensor_types(op, inputs)?;
-        let outputs = match attributes {
-            None => infer_recurrence_scan(&types),
-            Some(attributes) => infer_dilated_attention(attributes, &types),
-        }
-        .map_err(|errors| Failure::invalid(errors.to_string()))?;
-        // The schema has been checked: both operators start with a [B, L, N] input, and attention
-        // has past_key [B, R, dh] and cos [M, dh/2] at 3 and 7.
-        let dim = |port: usize, axis: usize| types[port].shape[axis];
+    pub fn new(operator: &Operator, inputs: &[TensorShape]) -> Result<Self, Failure> {
+        let types = tensor_types(operator.op(), inputs)?;
+        let node = operator
+            .infer(&types)
+            .map_err(|errors| Failure::invalid(errors.to_string()))?;
+        let schema = operator.op().schema();
+        let lengths = schema.input("past_length").zip(schema.input("seq_length"));
         Ok(Self {
             inputs: inputs.to_vec(),
-            attributes: attributes.cloned(),
-            outputs: outputs
+            outputs: node
+                .outputs
                 .iter()
                 .map(|output| TensorShape::new(output.dtype, &output.shape))
                 .collect(),
-            batch: dim(0, 0),
-            seq_len: dim(0, 1),
-            channels: dim(0, 2),
-            attention: attributes.map(|attributes| AttentionPlan {
-                head_dim: dim(3, 2),
-                layout: attributes.cache_layout(dim(7, 0)),
-                scale: attributes.scale,
-            }),
+            lengths: lengths.map(|(past, seq)| [past, seq]),
             types,
+            node,
         })
+    }
+
+    /// Checks the lengths of every slot, before anything is allocated.
+    ///
+    /// # Errors
+    /// The first slot whose lengths do not fit.
+    ///
+    /// # Safety
+    /// `inputs` have the shapes and types of this plan and are in host memory.
+    pub unsafe fn check_lengths(&self, inputs: &[crate::api::Tensor]) -> Result<(), Failure> {
+        let Some(places) = self.lengths else {
+            return Ok(());
+        };
+        let dims = &self.node.dims;
+        let batch = dims[Axis::Batch];
+        let [past, seq] = places.map(|place| {
+            // SAFETY: i64 [B], which the plan found; B is not 0.
+            unsafe { slice::from_raw_parts(inputs[place].data.cast_const().cast(), batch) }
+        });
+        check_lengths(past, seq, dims[Axis::SeqLen], dims.get(Axis::MaxSeqLen))
+            .map_err(|error| Failure::invalid(error.to_string()))
     }
 }
 

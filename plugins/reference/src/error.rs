@@ -1,8 +1,17 @@
-use ratplus_graphs::ops::{LengthError, Op};
+use ratplus_graphs::ops::{LengthError, Op, SchemaErrors};
 
 /// Why an operator was not run; no output was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReferenceError {
+    /// The inputs contradict the schema.
+    #[error(transparent)]
+    Schema(#[from] SchemaErrors),
+    /// There are more or fewer tensors than ports.
+    #[error("{op}: expected one tensor a port")]
+    Ports {
+        /// The operator.
+        op: Op,
+    },
     /// A slice is not as long as the shape says.
     #[error("{op}: {port}: expected {expected} elements, found {found}")]
     Length {
@@ -24,20 +33,4 @@ pub enum ReferenceError {
         #[source]
         error: LengthError,
     },
-}
-
-/// Checks `(port, expected, found)` in order.
-pub(crate) fn check_slices(
-    op: Op,
-    slices: &[(&'static str, usize, usize)],
-) -> Result<(), ReferenceError> {
-    match slices.iter().find(|(_, expected, found)| expected != found) {
-        Some(&(port, expected, found)) => Err(ReferenceError::Length {
-            op,
-            port,
-            expected,
-            found,
-        }),
-        None => Ok(()),
-    }
 }

@@ -1,35 +1,35 @@
 //! Plain-loop RAT+ operators that judge every other implementation.
 //!
-//! - [`full`]: both operators over whole histories, f64 throughout, with the visibility rule
+//! - [`full`]: the operators over whole histories, f64 throughout, with the visibility rule
 //!   spelled out. It knows no cache and no chunk: the independent witness.
-//! - [`recurrence_scan`] and [`dilated_attention`]: the operators with exactly the ports of
-//!   [`ratplus_graphs::ops`], over f32 slices; sums are f64, and what the operators store in `T`
-//!   or `C` goes through a rounding function ([`Round`]).
+//! - [`run`]: an operator with exactly the ports of [`ratplus_graphs::ops`], over f32 slices; sums
+//!   are f64, and what the operators store in `T` or `C` goes through a rounding function
+//!   ([`Round`]).
 //!
 //! Nothing here is fast, and nothing here shares code with the kernels.
 
-mod attention;
+mod dilated_attention;
 mod error;
 pub mod full;
-mod scan;
+mod operator;
+mod recurrence_scan;
 
-pub use attention::{AttentionInputs, AttentionOutputs, AttentionShape, dilated_attention};
 pub use error::ReferenceError;
-pub use scan::{ScanInputs, ScanOutputs, ScanShape, recurrence_scan};
+pub use operator::{Input, Reference, Values, run, run_operator};
 
 /// Rounds an f32 to the operators' `T` or `C`, which are carried in f32.
 pub type Round = fn(f32) -> f32;
 
-/// How the attention rounds.
+/// How an operator rounds.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionRounding {
+pub struct Rounding {
     /// To `T`.
     pub activations: Round,
     /// To `C`.
     pub cache: Round,
 }
 
-impl AttentionRounding {
+impl Rounding {
     /// Where `C` is `T`.
     pub fn uniform(round: Round) -> Self {
         Self {

@@ -1,7 +1,7 @@
 //! The operators, replayed over random chunkings from poisoned state, against whole histories.
 
 use proptest::prelude::*;
-use ratplus_graphs::ops::AttentionAttributes;
+use ratplus_graphs::ops::{DilatedAttention, RecurrenceScan, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_reference::full::{self, FullAttention};
 use ratplus_reference::*;
@@ -86,7 +86,7 @@ fn chunks(mut seed: u64, totals: &[usize]) -> Chunks {
 }
 
 struct AttentionRun {
-    attributes: AttentionAttributes,
+    attributes: DilatedAttention,
     dim: usize,
     max_seq_len: usize,
     query: Vec<Vec<f32>>,
@@ -107,7 +107,7 @@ impl AttentionRun {
             query: tokens(3.0),
             key: tokens(3.0),
             value: tokens(1.0),
-            attributes: AttentionAttributes {
+            attributes: DilatedAttention {
                 patterns,
                 scale: 0.5,
             },
@@ -118,10 +118,10 @@ impl AttentionRun {
 
     /// Outputs of each slot, `[T, H * dh]`.
     fn replay(&self, chunks: &Chunks, round: Round) -> Vec<Vec<f32>> {
-        self.replay_rounding(chunks, AttentionRounding::uniform(round))
+        self.replay_rounding(chunks, Rounding::uniform(round))
     }
 
-    fn replay_rounding(&self, chunks: &Chunks, rounding: AttentionRounding) -> Vec<Vec<f32>> {
+    fn replay_rounding(&self, chunks: &Chunks, rounding: Rounding) -> Vec<Vec<f32>> {
         let batch = self.query.len();
         let width = self.attributes.num_heads() * self.dim;
         let layout = self.attributes.cache_layout(self.max_seq_len);
@@ -134,31 +134,25 @@ impl AttentionRun {
             let part = |tokens| chunk(tokens, &past, take, *seq_len, width);
             let (query, key, value) = (part(&self.query), part(&self.key), part(&self.value));
             let (past_length, seq_length) = (lengths(&past), lengths(take));
-            let inputs = AttentionInputs {
-                query: &query,
-                key: &key,
-                value: &value,
-                past_key: &past_key,
-                past_value: &past_value,
-                past_length: &past_length,
-                seq_length: &seq_length,
-                cos: &cos,
-                sin: &sin,
+            let tokens = |values| Input::f32s([batch, *seq_len, width], values);
+            let rows = |values| Input::f32s([batch, layout.rows(), self.dim], values);
+            let table = |values| Input::f32s([self.max_seq_len, self.dim / 2], values);
+            let inputs = dilated_attention::Inputs {
+                query: tokens(&query),
+                key: tokens(&key),
+                value: tokens(&value),
+                past_key: rows(&past_key),
+                past_value: rows(&past_value),
+                past_length: Input::i64s([batch], &past_length),
+                seq_length: Input::i64s([batch], &seq_length),
+                cos: table(&cos),
+                sin: table(&sin),
             };
-            let mut output = vec![f32::NAN; query.len()];
-            let (mut present_key, mut present_value) = (vec![0.0; cache], vec![0.0; cache]);
-            let mut outputs = AttentionOutputs {
-                output: &mut output,
-                present_key: &mut present_key,
-                present_value: &mut present_value,
-            };
-            let shape = AttentionShape {
-                batch,
-                seq_len: *seq_len,
-                head_dim: self.dim,
-                max_seq_len: self.max_seq_len,
-            };
-            dilated_attention(&self.attributes, shape, &inputs, &mut outputs, rounding).unwrap();
+            let dilated_attention::Outputs {
+                output,
+                present_key,
+                present_value,
+            } = run(&self.attributes, inputs, rounding).unwrap();
             for slot in 0..batch {
                 let rows = &output[slot * seq_len * width..][..seq_len * width];
                 let (valid, padding) = rows.split_at(take[slot] * width);
@@ -267,25 +261,22 @@ proptest! {
             let part = |tokens| chunk(tokens, &past, &take, seq_len, channels);
             let (past_length, seq_length) = (lengths(&past), lengths(&take));
             let (k, v, g) = (part(&key), part(&value), part(&gate));
-            let inputs = ScanInputs {
-                key: &k,
-                value: &v,
-                gate: &g,
-                state_key: &state_key,
-                state_value: &state_value,
-                past_length: &past_length,
-                seq_length: &seq_length,
+            let tokens = |values| Input::f32s([batch, seq_len, channels], values);
+            let inputs = recurrence_scan::Inputs {
+                key: tokens(&k),
+                value: tokens(&v),
+                gate: tokens(&g),
+                state_key: Input::f32s([batch, channels], &state_key),
+                state_value: Input::f32s([batch, channels], &state_value),
+                past_length: Input::i64s([batch], &past_length),
+                seq_length: Input::i64s([batch], &seq_length),
             };
-            let (mut gated_key, mut gated_value) = (vec![f32::NAN; k.len()], vec![f32::NAN; k.len()]);
-            let (mut new_key, mut new_value) = (vec![0.0; state_key.len()], vec![0.0; state_key.len()]);
-            let mut outputs = ScanOutputs {
-                gated_key: &mut gated_key,
-                gated_value: &mut gated_value,
-                new_state_key: &mut new_key,
-                new_state_value: &mut new_value,
-            };
-            let shape = ScanShape { batch, seq_len, channels };
-            recurrence_scan(shape, &inputs, &mut outputs, exact).unwrap();
+            let recurrence_scan::Outputs {
+                gated_key,
+                gated_value,
+                new_state_key: new_key,
+                new_state_value: new_value,
+            } = run(&RecurrenceScan, inputs, Rounding::uniform(exact)).unwrap();
             for slot in 0..batch {
                 for (list, rows) in found[slot].iter_mut().zip([&gated_key, &gated_value]) {
                     let rows = &rows[slot * seq_len * channels..][..seq_len * channels];
@@ -323,32 +314,22 @@ fn past_length_zero_starts_over() {
     let (cos, sin) = tables(20, run.dim);
     let rows = run.attributes.cache_layout(20).rows() * run.dim;
     let (old_key, old_value) = (vec![7.0; rows], vec![1e30; rows]);
-    let inputs = AttentionInputs {
-        query: &run.query[0],
-        key: &run.key[0],
-        value: &run.value[0],
-        past_key: &old_key,
-        past_value: &old_value,
-        past_length: &[0],
-        seq_length: &[20],
-        cos: &cos,
-        sin: &sin,
+    let dim = run.dim;
+    let inputs = dilated_attention::Inputs {
+        query: Input::f32s([1, 20, dim], &run.query[0]),
+        key: Input::f32s([1, 20, dim], &run.key[0]),
+        value: Input::f32s([1, 20, dim], &run.value[0]),
+        past_key: Input::f32s([1, rows / dim, dim], &old_key),
+        past_value: Input::f32s([1, rows / dim, dim], &old_value),
+        past_length: Input::i64s([1], &[0]),
+        seq_length: Input::i64s([1], &[20]),
+        cos: Input::f32s([20, dim / 2], &cos),
+        sin: Input::f32s([20, dim / 2], &sin),
     };
-    let mut output = vec![0.0; 20 * run.dim];
-    let (mut present_key, mut present_value) = (vec![0.0; rows], vec![0.0; rows]);
-    let mut outputs = AttentionOutputs {
-        output: &mut output,
-        present_key: &mut present_key,
-        present_value: &mut present_value,
-    };
-    let shape = AttentionShape {
-        batch: 1,
-        seq_len: 20,
-        head_dim: run.dim,
-        max_seq_len: 20,
-    };
-    let rounding = AttentionRounding::uniform(exact);
-    dilated_attention(&run.attributes, shape, &inputs, &mut outputs, rounding).unwrap();
+    let rounding = Rounding::uniform(exact);
+    let output = ratplus_reference::run(&run.attributes, inputs, rounding)
+        .unwrap()
+        .output;
     assert_eq!(output, clean[0]);
 }
 
@@ -374,7 +355,7 @@ fn low_precision_does_not_depend_on_the_chunking() {
                 .flatten()
                 .for_each(|x| *x = activations(*x));
         }
-        let rounding = AttentionRounding { activations, cache };
+        let rounding = Rounding { activations, cache };
         let whole = run.replay_rounding(&vec![(40, vec![40, 33])], rounding);
         for seed in 0..20 {
             let parts = run.replay_rounding(&chunks(seed, &[40, 33]), rounding);
@@ -395,33 +376,22 @@ fn a_long_memory_does_not_stall() {
         let steps = 10_000;
         let (mut key, mut value) = (0f32, 0f32);
         for step in 0..steps {
-            let (mut gated_key, mut gated_value) = ([0.0], [0.0]);
-            let (mut new_key, mut new_value) = ([0.0], [0.0]);
-            let inputs = ScanInputs {
-                key: &[1.0],
-                value: &[-2.0],
-                gate: &[logit],
-                state_key: &[key],
-                state_value: &[value],
-                past_length: &[step],
-                seq_length: &[1],
-            };
-            let mut outputs = ScanOutputs {
-                gated_key: &mut gated_key,
-                gated_value: &mut gated_value,
-                new_state_key: &mut new_key,
-                new_state_value: &mut new_value,
-            };
-            let shape = ScanShape {
-                batch: 1,
-                seq_len: 1,
-                channels: 1,
+            let (tokens, states) = ([1, 1, 1], [1, 1]);
+            let inputs = recurrence_scan::Inputs {
+                key: Input::f32s(tokens, &[1.0]),
+                value: Input::f32s(tokens, &[-2.0]),
+                gate: Input::f32s(tokens, std::slice::from_ref(&logit)),
+                state_key: Input::f32s(states, std::slice::from_ref(&key)),
+                state_value: Input::f32s(states, std::slice::from_ref(&value)),
+                past_length: Input::i64s([1], std::slice::from_ref(&step)),
+                seq_length: Input::i64s([1], &[1]),
             };
             // The stored rows are bf16, the state is not.
             let bf16: Round = |x| half::bf16::from_f32(x).to_f32();
-            recurrence_scan(shape, &inputs, &mut outputs, bf16).unwrap();
-            assert_eq!(gated_key[0], bf16(new_key[0]));
-            (key, value) = (new_key[0], new_value[0]);
+            let outputs = run(&RecurrenceScan, inputs, Rounding::uniform(bf16)).unwrap();
+            let new_key = outputs.new_state_key[0];
+            assert_eq!(outputs.gated_key[0], bf16(new_key));
+            (key, value) = (new_key, outputs.new_state_value[0]);
         }
         let gate = full::sigmoid(f64::from(logit));
         let expected = 1.0 - gate.powi(steps as i32);
@@ -435,42 +405,25 @@ fn a_long_memory_does_not_stall() {
 
 #[test]
 fn wrong_sizes_and_lengths_are_refused_by_name() {
-    let attributes = AttentionAttributes {
+    let attributes = DilatedAttention {
         patterns: vec![Pattern::DENSE],
         scale: 1.0,
     };
-    let shape = AttentionShape {
-        batch: 1,
-        seq_len: 2,
-        head_dim: 2,
-        max_seq_len: 3,
-    };
     let call = |query: &[f32], past: i64, seq: i64| {
-        let inputs = AttentionInputs {
-            query,
-            key: &[0.0; 4],
-            value: &[0.0; 4],
-            past_key: &[0.0; 6],
-            past_value: &[0.0; 6],
-            past_length: &[past],
-            seq_length: &[seq],
-            cos: &[1.0; 3],
-            sin: &[0.0; 3],
+        let (past, seq) = ([past], [seq]);
+        let inputs = dilated_attention::Inputs {
+            query: Input::f32s([1, 2, 2], query),
+            key: Input::f32s([1, 2, 2], &[0.0; 4]),
+            value: Input::f32s([1, 2, 2], &[0.0; 4]),
+            past_key: Input::f32s([1, 3, 2], &[0.0; 6]),
+            past_value: Input::f32s([1, 3, 2], &[0.0; 6]),
+            past_length: Input::i64s([1], &past),
+            seq_length: Input::i64s([1], &seq),
+            cos: Input::f32s([3, 1], &[1.0; 3]),
+            sin: Input::f32s([3, 1], &[0.0; 3]),
         };
-        let (mut output, mut key, mut value) = ([9.0; 4], [9.0; 6], [9.0; 6]);
-        let mut outputs = AttentionOutputs {
-            output: &mut output,
-            present_key: &mut key,
-            present_value: &mut value,
-        };
-        let rounding = AttentionRounding::uniform(exact);
-        let result = dilated_attention(&attributes, shape, &inputs, &mut outputs, rounding);
-        assert_eq!(
-            result.is_err(),
-            output[0] == 9.0,
-            "outputs touched before a refusal"
-        );
-        result.map_err(|error| error.to_string())
+        let result = run(&attributes, inputs, Rounding::uniform(exact));
+        result.map(drop).map_err(|error| error.to_string())
     };
     assert_eq!(call(&[0.0; 4], 1, 2), Ok(()));
     assert_eq!(

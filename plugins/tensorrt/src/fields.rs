@@ -1,7 +1,9 @@
 //! Attributes as TensorRT carries them: fields from the ONNX parser, and what a plan stores.
 
 use crate::abi::{CHAR, FLOAT32, FLOAT64, Field, INT32, INT64};
-use ratplus_graphs::ops::{AttentionAttributes, Op, RawAttentionAttributes};
+use ratplus_graphs::ops::{
+    AttributeKind, AttributeReader, AttributeSpec, AttributeValue, Op, Operator,
+};
 use std::ffi::{CStr, CString, c_void};
 use std::slice;
 
@@ -15,8 +17,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What a plugin is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// [`Op::DilatedAttention`] only.
-    pub attributes: Option<AttentionAttributes>,
+    /// With its attributes.
+    pub operator: Operator,
     /// Bytes that an earlier plan was built with; 0 for a new plugin.
     pub workspace: usize,
 }
@@ -80,6 +82,43 @@ unsafe fn read_all<T: Copy>(data: *const T, length: usize) -> impl Iterator<Item
     (0..length).map(move |index| unsafe { data.add(index).read_unaligned() })
 }
 
+/// Fields by name.
+struct Fields<'a>(&'a [Field]);
+
+impl Fields<'_> {
+    /// # Safety
+    /// As [`parse`].
+    unsafe fn named(&self, wanted: &str) -> Option<Values> {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let of_name = |field: &&Field| {
+                !field.name.is_null() && CStr::from_ptr(field.name).to_bytes() == wanted.as_bytes()
+            };
+            self.0.iter().find(of_name).map(|field| Values::read(field))
+        }
+    }
+}
+
+impl AttributeReader for Fields<'_> {
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
+        // SAFETY: `parse`, which makes them, was promised that the fields are readable.
+        let found = unsafe { self.named(attribute.name) }.ok_or("none")?;
+        match (attribute.kind, found) {
+            (AttributeKind::Int, Values::Ints(values)) if values.len() == 1 => {
+                Ok(AttributeValue::Int(values[0]))
+            }
+            (AttributeKind::Ints, Values::Ints(values)) if !values.is_empty() => {
+                Ok(AttributeValue::Ints(values))
+            }
+            (AttributeKind::Float, Values::Floats(values)) if values.len() == 1 => {
+                Ok(AttributeValue::Float(values[0] as f32))
+            }
+            (AttributeKind::String, Values::Text(text)) => Ok(AttributeValue::String(text)),
+            (_, other) => Err(other.describe()),
+        }
+    }
+}
+
 /// What the fields say.
 ///
 /// # Errors
@@ -89,131 +128,104 @@ unsafe fn read_all<T: Copy>(data: *const T, length: usize) -> impl Iterator<Item
 /// # Safety
 /// Every field has a name that ends with a null byte, and describes readable memory.
 pub unsafe fn parse(op: Op, fields: &[Field]) -> Result<Settings, String> {
-    // SAFETY: the caller's contract.
-    let named = |wanted: &str| unsafe {
-        let of_name = |field: &&Field| {
-            !field.name.is_null() && CStr::from_ptr(field.name).to_bytes() == wanted.as_bytes()
-        };
-        fields.iter().find(of_name).map(|field| Values::read(field))
-    };
+    let mut fields = Fields(fields);
     let mut errors = Vec::new();
-    let mut wrong = |name: &str, expected: &str, found: Option<Values>| {
-        let found = found.map_or("none".into(), |values| values.describe());
-        errors.push(format!("field {name}: expected {expected}, found {found}"));
-    };
-    match named(LIBRARY_VERSION) {
+    // SAFETY: the caller's contract.
+    let (version, workspace) = unsafe { (fields.named(LIBRARY_VERSION), fields.named(WORKSPACE)) };
+    match version {
         None => (),
         Some(Values::Text(version)) if version == VERSION => (),
-        Some(other) => wrong(
-            LIBRARY_VERSION,
-            &format!("`{VERSION}`, this library's (a plan of another has to be built again)"),
-            Some(other),
-        ),
+        Some(other) => errors.push(format!(
+            "field {LIBRARY_VERSION}: expected `{VERSION}`, this library's (a plan of another has to be \
+             built again), found {}",
+            other.describe()
+        )),
     }
-    let workspace = match named(WORKSPACE) {
+    let workspace = match workspace {
         Some(Values::Ints(values)) if values.len() == 1 => usize::try_from(values[0]).unwrap_or(0),
         _ => 0,
     };
-    let attributes = match op {
-        Op::RecurrenceScan => None,
-        Op::DilatedAttention => {
-            let mut ints = |name| match named(name) {
-                Some(Values::Ints(values)) if !values.is_empty() => values,
-                other => {
-                    wrong(name, "integers", other);
-                    Vec::new()
-                }
-            };
-            let mut raw = RawAttentionAttributes {
-                num_heads: 0,
-                dilation: ints("dilation"),
-                local_window: ints("local_window"),
-                initial: ints("initial"),
-                scale: 0.0,
-            };
-            match named("num_heads") {
-                Some(Values::Ints(values)) if values.len() == 1 => raw.num_heads = values[0],
-                other => wrong("num_heads", "an integer", other),
-            }
-            match named("scale") {
-                Some(Values::Floats(values)) if values.len() == 1 => raw.scale = values[0] as f32,
-                other => wrong("scale", "a float", other),
-            }
-            Some(raw)
+    match op.read(&mut fields) {
+        Ok(operator) if errors.is_empty() => Ok(Settings {
+            operator,
+            workspace,
+        }),
+        Ok(_) => Err(errors.join("; ")),
+        Err(wrong) => {
+            errors.extend(wrong.errors);
+            Err(errors.join("; "))
         }
-    };
-    if !errors.is_empty() {
-        return Err(errors.join("; "));
     }
-    let attributes = attributes.map(AttentionAttributes::try_from).transpose();
-    Ok(Settings {
-        attributes: attributes.map_err(|errors| errors.errors.join("; "))?,
-        workspace,
-    })
 }
 
 /// Fields with memory of their own, which [`parse`] makes the same settings of.
 #[derive(Debug, Default)]
 pub struct Stored {
     fields: Vec<Field>,
-    // What the fields point to. The vectors are not changed once they are pointed to.
-    _names: Vec<CString>,
-    _ints: Vec<Vec<i32>>,
-    _scale: Box<[f32]>,
-    _workspace: Box<[i64]>,
+    // What the fields point to, never changed.
+    _data: Vec<(CString, Data)>,
+}
+
+/// Memory of one field's values.
+#[derive(Debug)]
+enum Data {
+    Int32(Vec<i32>),
+    Int64(Vec<i64>),
+    Float32(f32),
+    Text(String),
+}
+
+impl Data {
+    /// Integers as parsers give them, where they fit.
+    fn ints(values: Vec<i64>) -> Self {
+        let narrow: Result<_, _> = values.iter().map(|&value| i32::try_from(value)).collect();
+        narrow.map_or(Self::Int64(values), Self::Int32)
+    }
+
+    fn of(value: AttributeValue) -> Self {
+        match value {
+            AttributeValue::Int(value) => Self::ints(vec![value]),
+            AttributeValue::Ints(values) => Self::ints(values),
+            AttributeValue::Float(value) => Self::Float32(value),
+            AttributeValue::String(text) => Self::Text(text),
+        }
+    }
+
+    /// Address, type and number of the values.
+    fn view(&self) -> (*const c_void, i32, usize) {
+        match self {
+            Self::Int32(values) => (values.as_ptr().cast(), INT32, values.len()),
+            Self::Int64(values) => (values.as_ptr().cast(), INT64, values.len()),
+            Self::Float32(value) => ((&raw const *value).cast(), FLOAT32, 1),
+            Self::Text(text) => (text.as_ptr().cast(), CHAR, text.len()),
+        }
+    }
 }
 
 impl Stored {
     /// What a plan stores of `settings`.
     pub fn new(settings: &Settings) -> Self {
-        let mut named: Vec<(&str, i32, *const c_void, usize)> = Vec::new();
-        let mut ints = Vec::new();
-        let mut scale: Box<[f32]> = Box::default();
-        if let Some(attributes) = &settings.attributes {
-            let raw = attributes.to_raw();
-            let narrow = |values: &[i64]| -> Vec<i32> {
-                // Patterns and heads are checked to be below 2^31.
-                values.iter().map(|&value| value as i32).collect()
-            };
-            ints = vec![
-                narrow(&[raw.num_heads]),
-                narrow(&raw.dilation),
-                narrow(&raw.local_window),
-                narrow(&raw.initial),
-            ];
-            scale = Box::new([raw.scale]);
-            let names = ["num_heads", "dilation", "local_window", "initial"];
-            for (name, values) in names.into_iter().zip(&ints) {
-                named.push((name, INT32, values.as_ptr().cast(), values.len()));
-            }
-            named.push(("scale", FLOAT32, scale.as_ptr().cast(), scale.len()));
-        }
-        named.push((
-            LIBRARY_VERSION,
-            CHAR,
-            VERSION.as_ptr().cast(),
-            VERSION.len(),
-        ));
-        let workspace: Box<[i64]> = Box::new([settings.workspace as i64]);
-        named.push((WORKSPACE, INT64, workspace.as_ptr().cast(), 1));
-        let names: Vec<_> = named
-            .iter()
-            .map(|(name, ..)| CString::new(*name).unwrap_or_default())
+        let attributes = settings.operator.attributes();
+        let own = attributes.map(|(spec, value)| (spec.name, Data::of(value)));
+        let data: Vec<_> = own
+            .chain([
+                (LIBRARY_VERSION, Data::Text(VERSION.into())),
+                (WORKSPACE, Data::Int64(vec![settings.workspace as i64])),
+            ])
+            .map(|(name, data)| (CString::new(name).unwrap_or_default(), data))
             .collect();
-        let fields = named.iter().zip(&names);
+        let fields = data.iter().map(|(name, data)| {
+            let (data, kind, length) = data.view();
+            Field {
+                name: name.as_ptr(),
+                data,
+                kind,
+                length: length as i32,
+            }
+        });
         Self {
-            fields: fields
-                .map(|(&(_, kind, data, length), name)| Field {
-                    name: name.as_ptr(),
-                    data,
-                    kind,
-                    length: length as i32,
-                })
-                .collect(),
-            _names: names,
-            _ints: ints,
-            _scale: scale,
-            _workspace: workspace,
+            fields: fields.collect(),
+            _data: data,
         }
     }
 
@@ -226,11 +238,12 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ratplus_graphs::ops::{DilatedAttention, RecurrenceScan};
     use ratplus_graphs::pattern::Pattern;
 
     fn settings(patterns: Vec<Pattern>) -> Settings {
         Settings {
-            attributes: Some(AttentionAttributes {
+            operator: Operator::from(DilatedAttention {
                 patterns,
                 scale: 0.125,
             }),
@@ -254,7 +267,7 @@ mod tests {
             );
         }
         let scan = Settings {
-            attributes: None,
+            operator: RecurrenceScan.into(),
             workspace: 7,
         };
         let stored = Stored::new(&scan);
@@ -265,7 +278,10 @@ mod tests {
     fn every_wrong_field_is_named() {
         let text = read(Op::DilatedAttention, &[]).unwrap_err();
         for name in ["num_heads", "dilation", "local_window", "initial", "scale"] {
-            assert!(text.contains(&format!("field {name}: expected ")), "{text}");
+            assert!(
+                text.contains(&format!("attribute {name}: expected ")),
+                "{text}"
+            );
         }
         let heads = [2_i32, 3];
         let field = |name: &'static CStr, kind, length| Field {
@@ -292,7 +308,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.contains("initial: expected integers, found a field of type 99"),
+            text.contains("initial: expected a list of integers, found a field of type 99"),
             "{text}"
         );
         let text = read(Op::RecurrenceScan, &[field(c"ratplus_version", INT32, 1)]).unwrap_err();

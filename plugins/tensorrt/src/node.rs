@@ -2,10 +2,7 @@
 
 use crate::abi::{Field, LINEAR, Tensor, data_type, element};
 use crate::fields::{self, Settings, Stored};
-use ratplus_graphs::ops::{
-    DOMAIN, ElementType, Op, PortType, TensorType, check_gpu_cache, infer_dilated_attention,
-    infer_recurrence_scan,
-};
+use ratplus_graphs::ops::{DOMAIN, ElementType, Op, PortType, TensorType};
 use ratplus_kernels::cuda::{
     CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream,
     describe_device_error, register_node,
@@ -49,15 +46,15 @@ impl Node {
     pub unsafe fn new(op: Op, name: String, fields: &[Field]) -> Result<Self, String> {
         // SAFETY: the caller's contract.
         let settings = unsafe { fields::parse(op, fields)? };
-        Ok(Self::of(op, name, settings))
+        Ok(Self::of(name, settings))
     }
 
-    fn of(op: Op, name: String, settings: Settings) -> Self {
-        let identity = match &settings.attributes {
-            None => op.to_string(),
-            Some(attributes) => format!("{op} {:?}", attributes.to_raw()),
-        };
-        let identity = format!("ratplus {} {identity}", fields::VERSION);
+    fn of(name: String, settings: Settings) -> Self {
+        let op = settings.operator.op();
+        let mut identity = format!("ratplus {} {op}", fields::VERSION);
+        for (spec, value) in settings.operator.attributes() {
+            identity.push_str(&format!(" {}={value:?}", spec.name));
+        }
         Self {
             op,
             name,
@@ -75,7 +72,7 @@ impl Node {
             workspace: self.workspace.load(Ordering::Relaxed),
             ..self.settings.clone()
         };
-        Self::of(self.op, self.name.clone(), settings)
+        Self::of(self.name.clone(), settings)
     }
 
     /// The layer's name.
@@ -111,7 +108,7 @@ impl Node {
         self.check_counts(inputs.len(), outputs.len())?;
         let ports = self.op.inputs().iter().zip(inputs);
         let mut errors = Vec::new();
-        self.check_cache(|at| element(inputs[at]))?;
+        self.check_cache(inputs)?;
         for (port, &code) in ports {
             if !fits(port.dtype, code, inputs[0]) {
                 let expected = expected_type(port.dtype, inputs[0]);
@@ -230,24 +227,23 @@ impl Node {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let inferred = match &self.settings.attributes {
-            None => infer_recurrence_scan(inputs),
-            Some(attributes) => infer_dilated_attention(attributes, inputs),
-        };
+        let inferred = self.settings.operator.infer(inputs);
         let inferred = inferred.map_err(|errors| errors.errors.join("; "))?;
-        self.check_cache(|at| Some(inputs[at].dtype))?;
-        Ok(inferred)
+        let schema = self.op.schema();
+        schema.check_gpu_types(inferred.element, inferred.cache)?;
+        Ok(inferred.outputs)
     }
 
-    /// Refuses a cache of another type than the activations, where both are known by the places of
-    /// their inputs.
-    fn check_cache(&self, dtype: impl Fn(usize) -> Option<ElementType>) -> Result<(), String> {
-        let mut ports = self.op.inputs().iter();
-        let cache = ports.position(|port| port.dtype == PortType::C);
-        let known = |at| dtype(at).filter(|found| ElementType::ACTIVATIONS.contains(found));
-        match (known(0), cache.and_then(known)) {
-            (Some(activations), Some(cache)) => check_gpu_cache(activations, cache),
-            _ => Ok(()),
+    /// Refuses a cache of another type than the activations, where both are known.
+    fn check_cache(&self, inputs: &[i32]) -> Result<(), String> {
+        let schema = self.op.schema();
+        let known = |variable| {
+            let found = element(inputs[schema.variable(variable)?])?;
+            ElementType::ACTIVATIONS.contains(&found).then_some(found)
+        };
+        match known(PortType::T).zip(known(PortType::C)) {
+            Some((activations, cache)) => schema.check_gpu_types(activations, cache),
+            None => Ok(()),
         }
     }
 
@@ -274,7 +270,7 @@ impl Node {
     }
 
     fn plan(&self, device: &'static Device, inputs: &[TensorType]) -> Result<OperatorPlan, String> {
-        OperatorPlan::new(device, self.settings.attributes.as_ref(), inputs)
+        OperatorPlan::new(device, &self.settings.operator, inputs)
             .map_err(|error| error.to_string())
     }
 

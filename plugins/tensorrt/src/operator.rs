@@ -21,7 +21,7 @@ fn text(text: &str) -> *const c_char {
 }
 
 fn describe(op: Op) -> Operator {
-    let fields = op.attributes().iter().map(|attribute| Field {
+    let fields = op.schema().attributes.iter().map(|attribute| Field {
         name: text(attribute.name),
         data: null(),
         kind: match attribute.kind {
@@ -37,7 +37,7 @@ fn describe(op: Op) -> Operator {
     });
     let fields: &'static [Field] = fields.collect::<Vec<_>>().leak();
     let aliased = (0..op.outputs().len()).map(|output| {
-        let pair = op.aliases().iter().find(|(_, o)| *o == output);
+        let pair = op.schema().aliases.iter().find(|(_, o)| *o == output);
         pair.map_or(-1, |(input, _)| *input as i32)
     });
     let ranks = op.outputs().iter().map(|port| port.axes.len() as i32);

@@ -3,17 +3,15 @@
 use crate::vectors::release_upper_parts;
 use half::{bf16, f16};
 use ratplus_graphs::ops::{
-    AttentionAttributes, AttributeKind, ElementType, Op as Schema, RawAttentionAttributes,
-    TensorType, infer_dilated_attention, infer_recurrence_scan,
+    AttributeKind, AttributeReader, AttributeSpec, AttributeValue, ElementType, Op as Schema,
+    Operator, TensorType,
 };
 use ratplus_reference::full::sigmoid;
-use ratplus_reference::{
-    AttentionInputs, AttentionOutputs, AttentionRounding, AttentionShape, Round, ScanInputs,
-    ScanOutputs, ScanShape, dilated_attention, exact, recurrence_scan,
-};
+use ratplus_reference::{Input, Round, Rounding, Values, exact, run_operator};
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb::NodeProto;
+use tract_onnx::pb::attribute_proto::AttributeType;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseMiniOp;
 use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::element_wise::ElementWiseOp;
@@ -26,16 +24,13 @@ pub(crate) const CACHE_TYPE: &str = "cache_type";
 /// `op_type` that [`crate::carried`] gives casts to f16 and bf16.
 pub(crate) const ROUND: &str = "RoundTo";
 
-/// Adds both operators to `onnx`, and a `Sigmoid` that is exact. tract ignores domains: the names alone decide. `T` and `C`
+/// Adds the operators to `onnx`, and a `Sigmoid` that is exact. tract ignores domains: the names alone decide. `T` and `C`
 /// are f32 there; [`crate::TractEngine`] rounds for packages of other types.
 pub fn register(onnx: &mut Onnx) {
     let register = &mut onnx.op_register;
-    register.insert(Schema::RecurrenceScan.name(), |_, node| {
-        build(node, Schema::RecurrenceScan)
-    });
-    register.insert(Schema::DilatedAttention.name(), |_, node| {
-        build(node, Schema::DilatedAttention)
-    });
+    for op in Schema::ALL {
+        register.insert(op.name(), build);
+    }
     register.insert(ROUND, round_node);
     // tract's own is a rational function, off by 1e-6, that makes a number of NaN.
     register.insert("Sigmoid", |_, _| {
@@ -52,13 +47,12 @@ fn round_node(_: &ParsingContext, node: &NodeProto) -> Built {
     Ok((expand(ElementWiseOp(Box::new(op))), Vec::new()))
 }
 
-fn build(node: &NodeProto, schema: Schema) -> Built {
-    let attributes = match schema {
-        Schema::RecurrenceScan => None,
-        Schema::DilatedAttention => {
-            Some(attention_attributes(node).with_context(|| format!("node `{}`", node.name))?)
-        }
-    };
+fn build(_: &ParsingContext, node: &NodeProto) -> Built {
+    let schema = Schema::named(&node.op_type)
+        .with_context(|| format!("node `{}`: unknown `{}`", node.name, node.op_type))?;
+    let operator = schema
+        .read(&mut NodeAttributes(node))
+        .with_context(|| format!("node `{}`", node.name))?;
     for (kind, expected, found) in [
         ("inputs", schema.inputs().len(), node.input.len()),
         ("outputs", schema.outputs().len(), node.output.len()),
@@ -70,8 +64,7 @@ fn build(node: &NodeProto, schema: Schema) -> Built {
         );
     }
     let op = Custom {
-        schema,
-        attributes,
+        operator,
         dtype: element_type(node, ELEMENT_TYPE)?,
         cache_dtype: element_type(node, CACHE_TYPE)?,
     };
@@ -95,40 +88,28 @@ fn element_type(node: &NodeProto, name: &str) -> TractResult<ElementType> {
         })
 }
 
-fn attention_attributes(node: &NodeProto) -> TractResult<AttentionAttributes> {
-    let mut raw = RawAttentionAttributes {
-        num_heads: 0,
-        dilation: Vec::new(),
-        local_window: Vec::new(),
-        initial: Vec::new(),
-        scale: 0.0,
-    };
-    let mut missing = Vec::new();
-    for spec in Schema::DilatedAttention.attributes() {
-        let Some(found) = node.attribute.iter().find(|found| found.name == spec.name) else {
-            missing.push(spec.name);
-            continue;
-        };
-        // A single integer stands for a list of one.
-        let list = match (spec.kind, found.ints.as_slice()) {
-            (AttributeKind::Ints, []) if found.i != 0 => vec![found.i],
-            (_, ints) => ints.to_vec(),
-        };
-        match spec.name {
-            "num_heads" => raw.num_heads = found.i,
-            "dilation" => raw.dilation = list,
-            "local_window" => raw.local_window = list,
-            "initial" => raw.initial = list,
-            "scale" => raw.scale = found.f,
-            other => bail!("attribute {other} is not implemented"),
+/// A node as tract parses it.
+struct NodeAttributes<'a>(&'a NodeProto);
+
+impl AttributeReader for NodeAttributes<'_> {
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
+        let mut attributes = self.0.attribute.iter();
+        let found = attributes.find(|found| found.name == attribute.name);
+        let found = found.ok_or("none")?;
+        match (attribute.kind, found.r#type()) {
+            (AttributeKind::Int, AttributeType::Int) => Ok(AttributeValue::Int(found.i)),
+            (AttributeKind::Ints, AttributeType::Ints) => {
+                Ok(AttributeValue::Ints(found.ints.clone()))
+            }
+            // A single integer stands for a list of one.
+            (AttributeKind::Ints, AttributeType::Int) => Ok(AttributeValue::Ints(vec![found.i])),
+            (AttributeKind::Float, AttributeType::Float) => Ok(AttributeValue::Float(found.f)),
+            (AttributeKind::String, AttributeType::String) => Ok(AttributeValue::String(
+                String::from_utf8_lossy(&found.s).into_owned(),
+            )),
+            (_, other) => Err(other.as_str_name().to_lowercase()),
         }
     }
-    ensure!(
-        missing.is_empty(),
-        "missing attributes: {}",
-        missing.join(", ")
-    );
-    Ok(AttentionAttributes::try_from(raw)?)
 }
 
 fn rounding(dtype: ElementType) -> Round {
@@ -180,42 +161,24 @@ impl ElementWiseMiniOp for Sigmoid {
     }
 }
 
-/// One of the two operators; `attributes` belongs to the attention.
+/// One of the operators.
 #[derive(Clone, Debug, PartialEq)]
 struct Custom {
-    schema: Schema,
-    attributes: Option<AttentionAttributes>,
+    operator: Operator,
     dtype: ElementType,
     cache_dtype: ElementType,
 }
 
-// `scale` is finite.
+// Attributes that are floats are finite.
 impl Eq for Custom {}
-
-impl Custom {
-    fn infer(&self, inputs: &[TensorType]) -> TractResult<Vec<TensorType>> {
-        Ok(match &self.attributes {
-            None => infer_recurrence_scan(inputs)?,
-            Some(attributes) => infer_dilated_attention(attributes, inputs)?,
-        })
-    }
-}
-
-/// Inputs that have the shape and type of each output.
-fn model_inputs(schema: Schema) -> &'static [usize] {
-    match schema {
-        Schema::RecurrenceScan => &[0, 1, 3, 4],
-        Schema::DilatedAttention => &[0, 3, 4],
-    }
-}
 
 impl Expansion for Custom {
     fn name(&self) -> StaticName {
-        self.schema.name().into()
+        self.operator.op().name().into()
     }
 
     fn nboutputs(&self) -> TractResult<usize> {
-        Ok(self.schema.outputs().len())
+        Ok(self.operator.op().outputs().len())
     }
 
     fn rules<'r, 'p: 'r, 's: 'r>(
@@ -224,11 +187,14 @@ impl Expansion for Custom {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        check_input_arity(inputs, self.schema.inputs().len())?;
-        check_output_arity(outputs, self.schema.outputs().len())?;
-        for (output, &input) in outputs.iter().zip(model_inputs(self.schema)) {
-            solver.equals(&output.datum_type, &inputs[input].datum_type)?;
-            solver.equals(&output.shape, &inputs[input].shape)?;
+        check_input_arity(inputs, self.operator.op().inputs().len())?;
+        check_output_arity(outputs, self.operator.op().outputs().len())?;
+        let models = self.operator.op().schema().outputs_like();
+        for (output, input) in outputs.iter().zip(models) {
+            if let Some(input) = input {
+                solver.equals(&output.datum_type, &inputs[input].datum_type)?;
+                solver.equals(&output.shape, &inputs[input].shape)?;
+            }
         }
         Ok(())
     }
@@ -245,7 +211,7 @@ impl Expansion for Custom {
 
 impl Op for Custom {
     fn name(&self) -> StaticName {
-        self.schema.name().into()
+        self.operator.op().name().into()
     }
 
     op_as_typed_op!();
@@ -264,8 +230,9 @@ impl TypedOp for Custom {
                 )
             })
             .collect::<TractResult<Vec<_>>>()?;
-        let outputs = self.infer(&types)?;
-        Ok(outputs
+        let node = self.operator.infer(&types)?;
+        Ok(node
+            .outputs
             .iter()
             .map(|output| f32::fact(&output.shape))
             .collect())
@@ -286,85 +253,30 @@ impl EvalOp for Custom {
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         release_upper_parts();
-        let types = inputs
-            .iter()
-            .map(|input| tensor_type(input.datum_type(), input.shape()))
-            .collect::<TractResult<Vec<_>>>()?;
-        let outputs = self.infer(&types)?;
-        let mut buffers: Vec<_> = outputs.iter().map(|o| vec![0f32; o.elements()]).collect();
         let plain = inputs
             .iter()
             .map(|input| input.try_as_plain_ram())
             .collect::<TractResult<Vec<_>>>()?;
-        let f32s = |index: usize| plain[index].as_slice::<f32>();
-        let i64s = |index: usize| plain[index].as_slice::<i64>();
-        let (batch, seq_len) = (types[0].shape[0], types[0].shape[1]);
-        let round = rounding(self.dtype);
-        match &self.attributes {
-            None => {
-                let [gated_key, gated_value, new_state_key, new_state_value] = &mut buffers[..]
-                else {
-                    bail!("RecurrenceScan has four outputs");
-                };
-                let shape = ScanShape {
-                    batch,
-                    seq_len,
-                    channels: types[0].shape[2],
-                };
-                let inputs = ScanInputs {
-                    key: f32s(0)?,
-                    value: f32s(1)?,
-                    gate: f32s(2)?,
-                    state_key: f32s(3)?,
-                    state_value: f32s(4)?,
-                    past_length: i64s(5)?,
-                    seq_length: i64s(6)?,
-                };
-                let mut outputs = ScanOutputs {
-                    gated_key,
-                    gated_value,
-                    new_state_key,
-                    new_state_value,
-                };
-                recurrence_scan(shape, &inputs, &mut outputs, round)?;
-            }
-            Some(attributes) => {
-                let [output, present_key, present_value] = &mut buffers[..] else {
-                    bail!("DilatedAttention has three outputs");
-                };
-                let shape = AttentionShape {
-                    batch,
-                    seq_len,
-                    head_dim: types[3].shape[2],
-                    max_seq_len: types[7].shape[0],
-                };
-                let inputs = AttentionInputs {
-                    query: f32s(0)?,
-                    key: f32s(1)?,
-                    value: f32s(2)?,
-                    past_key: f32s(3)?,
-                    past_value: f32s(4)?,
-                    past_length: i64s(5)?,
-                    seq_length: i64s(6)?,
-                    cos: f32s(7)?,
-                    sin: f32s(8)?,
-                };
-                let mut outputs = AttentionOutputs {
-                    output,
-                    present_key,
-                    present_value,
-                };
-                let rounding = AttentionRounding {
-                    activations: round,
-                    cache: rounding(self.cache_dtype),
-                };
-                dilated_attention(attributes, shape, &inputs, &mut outputs, rounding)?;
-            }
-        }
-        buffers
-            .into_iter()
-            .zip(&outputs)
-            .map(|(buffer, output)| Ok(Tensor::from_shape(&output.shape, &buffer)?.into_tvalue()))
+        let typed = inputs.iter().zip(&plain).map(|(input, plain)| {
+            let tensor = tensor_type(input.datum_type(), input.shape())?;
+            let values = match tensor.dtype {
+                ElementType::I64 => Values::I64(plain.as_slice()?),
+                _ => Values::F32(plain.as_slice()?),
+            };
+            Ok(Input { tensor, values })
+        });
+        let rounding = Rounding {
+            activations: rounding(self.dtype),
+            cache: rounding(self.cache_dtype),
+        };
+        let (types, outputs) = run_operator(
+            &self.operator,
+            &typed.collect::<TractResult<Vec<_>>>()?,
+            rounding,
+        )?;
+        let tensors = types.iter().zip(&outputs);
+        tensors
+            .map(|(output, values)| Ok(Tensor::from_shape(&output.shape, values)?.into_tvalue()))
             .collect()
     }
 }

@@ -4,9 +4,11 @@
 mod one_node;
 
 use one_node::{engine, model, run};
-use ratplus_graphs::body::BodyShape;
 use ratplus_graphs::manifest::Fallback;
-use ratplus_graphs::ops::{AttentionAttributes, ElementType, Op, TensorType, check_lengths};
+use ratplus_graphs::ops::body::BodyShape;
+use ratplus_graphs::ops::{
+    DilatedAttention, ElementType, Operator, RecurrenceScan, TensorType, check_lengths,
+};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_tract::TensorRef;
 
@@ -46,24 +48,19 @@ fn values(tensor: &TensorType) -> Vec<f32> {
         .collect()
 }
 
-/// Runs `op` with every pair of lengths in slot 0; `floats` come before the lengths, `tables` after
+/// Runs `operator` with every pair of lengths in slot 0; `floats` come before the lengths, `tables` after
 /// them, and the states, which are `floats[3..]`, are the last outputs.
-fn check(
-    op: Op,
-    attributes: Option<&AttentionAttributes>,
-    floats: &[TensorType],
-    tables: &[TensorType],
-) {
+fn check(operator: &Operator, floats: &[TensorType], tables: &[TensorType]) {
+    let op = operator.op();
     let lengths = tensor(ElementType::I64, &[2]);
     let types: Vec<TensorType> = [floats, &[lengths.clone(), lengths], tables].concat();
     let states = &floats[3..];
     let results = vec![floats[0].clone(); op.outputs().len() - states.len()];
-    let outputs = [&results[..], states].concat();
     let (floats, tables): (Vec<_>, Vec<_>) = (
         floats.iter().map(values).collect(),
         tables.iter().map(values).collect(),
     );
-    let model = model(op, &SHAPE, attributes, &types, &outputs, Fallback::Inline);
+    let model = model(operator, &SHAPE, &types, Fallback::Inline);
     let mut engine = engine(&model);
     let mut run = |past: i64, seq: i64| {
         let (past, seq) = ([past, 5], [seq, 2]);
@@ -106,24 +103,23 @@ fn the_scan_answers_nan() {
     let chunk = tensor(ElementType::F32, &[2, 3, 8]);
     let state = tensor(ElementType::F32, &[2, 8]);
     let floats = [chunk.clone(), chunk.clone(), chunk, state.clone(), state];
-    check(Op::RecurrenceScan, None, &floats, &[]);
+    check(&RecurrenceScan.into(), &floats, &[]);
 }
 
 #[test]
 fn the_attention_answers_nan() {
     let patterns = [(4, 2, 1), (-1, 3, 0)].map(|(d, w, i)| Pattern::new(d, w, i).unwrap());
-    let attributes = AttentionAttributes {
+    let attention = DilatedAttention {
         patterns: patterns.to_vec(),
         scale: 0.5,
     };
     let max = SHAPE.max_seq_len;
-    let rows = attributes.cache_layout(max).rows();
+    let rows = attention.cache_layout(max).rows();
     let chunk = tensor(ElementType::F32, &[2, 3, 8]);
     let cache = tensor(ElementType::F32, &[2, rows, 4]);
     let table = tensor(ElementType::F32, &[max, 2]);
     check(
-        Op::DilatedAttention,
-        Some(&attributes),
+        &attention.into(),
         &[chunk.clone(), chunk.clone(), chunk, cache.clone(), cache],
         &[table.clone(), table],
     );

@@ -5,11 +5,15 @@ mod one_node;
 
 use half::bf16;
 use one_node::{engine, model, run};
-use ratplus_graphs::body::BodyShape;
 use ratplus_graphs::manifest::Fallback;
-use ratplus_graphs::ops::{AttentionAttributes, ElementType, Op, TensorType};
+use ratplus_graphs::ops::body::BodyShape;
+use ratplus_graphs::ops::{
+    DilatedAttention, ElementType, Op, Ports, RecurrenceScan, TensorType, dilated_attention,
+    recurrence_scan,
+};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_reference::full::sigmoid;
+use ratplus_reference::{Input, Rounding, exact};
 use ratplus_tract::TensorRef;
 
 const MAGNITUDES: [f64; 26] = [
@@ -66,6 +70,14 @@ const RUNNERS: [Runner; 4] = [
     Runner::Tract(Fallback::Function),
     Runner::Tract(Fallback::Inline),
 ];
+
+/// As the reference rounds to `dtype`.
+fn rounding(dtype: ElementType) -> Rounding {
+    Rounding::uniform(match dtype {
+        ElementType::BF16 => |x| bf16::from_f32(x).to_f32(),
+        _ => exact,
+    })
+}
 
 fn rounded(dtype: ElementType, x: f32) -> f32 {
     match dtype {
@@ -133,36 +145,18 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
     };
     let results = match runner {
         Runner::Reference => {
-            let mut results = [key.clone(), key.clone(), state.clone(), state.clone()];
-            let [gated_key, gated_value, new_state_key, new_state_value] = &mut results;
-            ratplus_reference::recurrence_scan(
-                ratplus_reference::ScanShape {
-                    batch: 2,
-                    seq_len: SEQ_LEN,
-                    channels,
-                },
-                &ratplus_reference::ScanInputs {
-                    key: &key,
-                    value: &key,
-                    gate: &gate,
-                    state_key: &state,
-                    state_value: &state,
-                    past_length: &past,
-                    seq_length: &seq,
-                },
-                &mut ratplus_reference::ScanOutputs {
-                    gated_key,
-                    gated_value,
-                    new_state_key,
-                    new_state_value,
-                },
-                match dtype {
-                    ElementType::BF16 => |x| bf16::from_f32(x).to_f32(),
-                    _ => ratplus_reference::exact,
-                },
-            )
-            .expect("a scan");
-            results.to_vec()
+            let tokens = |values| Input::f32s([2, SEQ_LEN, channels], values);
+            let inputs = recurrence_scan::Inputs {
+                key: tokens(&key),
+                value: tokens(&key),
+                gate: tokens(&gate),
+                state_key: Input::f32s([2, channels], &state),
+                state_value: Input::f32s([2, channels], &state),
+                past_length: Input::i64s([2], &past),
+                seq_length: Input::i64s([2], &seq),
+            };
+            let outputs = ratplus_reference::run(&RecurrenceScan, inputs, rounding(dtype));
+            outputs.expect("a scan").into_list()
         }
         Runner::Tract(fallback) => {
             let chunk = tensor(dtype, &[2, SEQ_LEN, channels]);
@@ -180,15 +174,8 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
             let inputs = [
                 &chunk, &chunk, &chunk, &carried, &carried, &lengths, &lengths,
             ];
-            let outputs = [&chunk, &chunk, &carried, &carried];
-            let model = model(
-                Op::RecurrenceScan,
-                &shape,
-                None,
-                &inputs.map(Clone::clone),
-                &outputs.map(Clone::clone),
-                fallback,
-            );
+            let operator = RecurrenceScan.into();
+            let model = model(&operator, &shape, &inputs.map(Clone::clone), fallback);
             let values = [&key, &key, &gate, &state, &state].map(|values| TensorRef::F32(values));
             let lengths = [&past, &seq].map(|values| TensorRef::I64(values));
             run(
@@ -247,11 +234,11 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
     const DIM: usize = 8;
     const MAX: usize = 12;
     let patterns = [(-1, 0, 0), (1, 0, 0)].map(|(d, w, i)| Pattern::new(d, w, i).unwrap());
-    let attributes = AttentionAttributes {
+    let attention = DilatedAttention {
         patterns: patterns.to_vec(),
         scale: 1.0,
     };
-    let held = attributes.cache_layout(MAX).rows();
+    let held = attention.cache_layout(MAX).rows();
     assert_eq!(held, MAX);
     let mut points = 0;
     for score in [0.0f32, 88.0, -104.0, 1e4, -6e4, 1e30, -1e30] {
@@ -279,40 +266,23 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
             let (past_length, seq_length) = ([past as i64; 2], [SHOWN as i64, 0]);
             let output = match runner {
                 Runner::Reference => {
-                    let mut output = value.clone();
-                    let (mut present_key, mut present_value) =
-                        (past_key.clone(), past_value.clone());
-                    ratplus_reference::dilated_attention(
-                        &attributes,
-                        ratplus_reference::AttentionShape {
-                            batch: 2,
-                            seq_len: SEQ_LEN,
-                            head_dim: DIM,
-                            max_seq_len: MAX,
-                        },
-                        &ratplus_reference::AttentionInputs {
-                            query: &query,
-                            key: &key,
-                            value: &value,
-                            past_key: &past_key,
-                            past_value: &past_value,
-                            past_length: &past_length,
-                            seq_length: &seq_length,
-                            cos: &cos,
-                            sin: &sin,
-                        },
-                        &mut ratplus_reference::AttentionOutputs {
-                            output: &mut output,
-                            present_key: &mut present_key,
-                            present_value: &mut present_value,
-                        },
-                        ratplus_reference::AttentionRounding::uniform(match dtype {
-                            ElementType::BF16 => |x| bf16::from_f32(x).to_f32(),
-                            _ => ratplus_reference::exact,
-                        }),
-                    )
-                    .expect("an attention");
-                    output
+                    let tokens = |values| Input::f32s([2, SEQ_LEN, width], values);
+                    let rows = |values| Input::f32s([2, held, DIM], values);
+                    let table = |values| Input::f32s([MAX, DIM / 2], values);
+                    let inputs = dilated_attention::Inputs {
+                        query: tokens(&query),
+                        key: tokens(&key),
+                        value: tokens(&value),
+                        past_key: rows(&past_key),
+                        past_value: rows(&past_value),
+                        past_length: Input::i64s([2], &past_length),
+                        seq_length: Input::i64s([2], &seq_length),
+                        cos: table(&cos),
+                        sin: table(&sin),
+                    };
+                    ratplus_reference::run(&attention, inputs, rounding(dtype))
+                        .expect("an attention")
+                        .output
                 }
                 Runner::Tract(fallback) => {
                     let tensor = |dtype, shape: &[usize]| TensorType {
@@ -335,14 +305,8 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
                     let inputs = [
                         &chunk, &chunk, &chunk, &rows, &rows, &lengths, &lengths, &table, &table,
                     ];
-                    let model = model(
-                        Op::DilatedAttention,
-                        &shape,
-                        Some(&attributes),
-                        &inputs.map(Clone::clone),
-                        &[&chunk, &rows, &rows].map(Clone::clone),
-                        fallback,
-                    );
+                    let operator = attention.clone().into();
+                    let model = model(&operator, &shape, &inputs.map(Clone::clone), fallback);
                     let values =
                         [&query, &key, &value, &past_key, &past_value].map(|x| TensorRef::F32(x));
                     let lengths = [&past_length, &seq_length].map(|x| TensorRef::I64(x));

@@ -87,7 +87,7 @@ fn attributes_are_named_with_their_node() {
     let message = attention(|node| node.attribute.retain(|a| a.name != "dilation"));
     assert!(
         message.contains("layers.0.DilatedAttention")
-            && message.contains("missing attributes: dilation"),
+            && message.contains("attribute dilation: expected a list of integers, found none"),
         "{message}"
     );
     let message = attention(|node| {

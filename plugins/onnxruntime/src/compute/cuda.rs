@@ -6,7 +6,7 @@ use crate::api::{Api18, Failure, Tensor};
 use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 use crate::plan::Plan;
 use ort_sys::{OrtAllocator, OrtErrorCode, OrtKernelInfo, OrtMemoryInfo};
-use ratplus_graphs::ops::Op;
+use ratplus_graphs::ops::{Op, Operator};
 use ratplus_kernels::cuda::{
     CudaError, Device, DevicePtr, NodeNumber, OperatorPlan, PlanError, Stream,
     describe_device_error, register_node,
@@ -56,12 +56,10 @@ impl Cuda {
     ///
     /// # Errors
     /// There are none for this device or these sizes.
-    pub fn prepare(&self, plan: &Plan) -> Result<OperatorPlan, Failure> {
-        let made = OperatorPlan::new(self.device, plan.attributes.as_ref(), &plan.types);
-        made.map_err(|error| match error {
-            PlanError::Schema(errors) => Failure::invalid(errors.to_string()),
-            PlanError::Cache(_) => Failure::invalid(error.to_string()),
+    pub fn prepare(&self, operator: &Operator, plan: &Plan) -> Result<OperatorPlan, Failure> {
+        OperatorPlan::new(self.device, operator, &plan.types).map_err(|error| match error {
             PlanError::Cuda(error) => cuda_failure(error),
+            error => Failure::invalid(error.to_string()),
         })
     }
 

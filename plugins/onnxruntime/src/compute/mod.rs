@@ -8,17 +8,12 @@ pub use cpu::Cpu;
 pub use cuda::{Cuda, EMULATED};
 
 use crate::api::{Api, Failure, Tensor};
-use crate::descriptor::Types;
 use crate::plan::Plan;
 use ort_sys::OrtKernelContext;
-use ratplus_graphs::ops::{ElementType, Op};
+use ratplus_graphs::ops::{ElementType, Op, Operator};
+use ratplus_kernels::CpuPlan;
 use ratplus_kernels::cuda::OperatorPlan;
 use std::ops::Range;
-
-/// Place of `past_length` among both operators' inputs.
-const PAST_LENGTH: usize = 5;
-/// Place of `seq_length` among both operators' inputs.
-const SEQ_LENGTH: usize = 6;
 
 /// Where a node runs, and what that takes for the node's whole life.
 pub enum Processor {
@@ -28,11 +23,17 @@ pub enum Processor {
     Cuda(Cuda),
 }
 
-/// A plan and, on a GPU, its launches.
+/// A plan and what computes it.
 pub struct Prepared {
     /// What the shapes decide.
     pub plan: Plan,
-    launch: Option<OperatorPlan>,
+    kernels: Kernels,
+}
+
+/// What one processor runs.
+enum Kernels {
+    Cpu(CpuPlan),
+    Cuda(OperatorPlan),
 }
 
 impl Processor {
@@ -40,12 +41,12 @@ impl Processor {
     ///
     /// # Errors
     /// The GPU has no kernels for them.
-    pub fn prepare(&self, plan: Plan) -> Result<Prepared, Failure> {
-        let launch = match self {
-            Self::Cpu(_) => None,
-            Self::Cuda(cuda) => Some(cuda.prepare(&plan)?),
+    pub fn prepare(&self, operator: &Operator, plan: Plan) -> Result<Prepared, Failure> {
+        let kernels = match self {
+            Self::Cpu(_) => Kernels::Cpu(CpuPlan::new(operator, &plan.node)),
+            Self::Cuda(cuda) => Kernels::Cuda(cuda.prepare(operator, &plan)?),
         };
-        Ok(Prepared { plan, launch })
+        Ok(Prepared { plan, kernels })
     }
 
     /// What can be known before any output is had: on the CPU, lengths that do not fit; on a GPU,
@@ -59,7 +60,7 @@ impl Processor {
     pub unsafe fn check(&self, plan: &Plan, inputs: &[Tensor]) -> Result<(), Failure> {
         match self {
             // SAFETY: the caller's contract.
-            Self::Cpu(_) => unsafe { cpu::check_lengths(plan, inputs) },
+            Self::Cpu(_) => unsafe { plan.check_lengths(inputs) },
             Self::Cuda(cuda) => cuda.check_earlier(),
         }
     }
@@ -71,14 +72,14 @@ impl Processor {
     ///
     /// # Safety
     /// Inputs and outputs are live on this processor, with the shapes of `prepared`, made for
-    /// this processor, and the types of `call`; [`Call::check_overlaps`] has passed.
+    /// this processor; [`Call::check_overlaps`] has passed.
     pub unsafe fn run(&self, call: &Call<'_>, prepared: &Prepared) -> Result<(), Failure> {
-        match (self, &prepared.launch) {
+        match (self, &prepared.kernels) {
             // SAFETY: the caller's contract.
-            (Self::Cuda(cuda), Some(launch)) => unsafe { cuda.run(call, launch) },
-            (Self::Cuda(_), None) => Err(Failure::invalid("a plan made for another processor")),
+            (Self::Cuda(cuda), Kernels::Cuda(launch)) => unsafe { cuda.run(call, launch) },
             // SAFETY: as above.
-            (Self::Cpu(cpu), _) => unsafe { cpu.run(call) },
+            (Self::Cpu(cpu), Kernels::Cpu(plan)) => unsafe { cpu.run(call, plan) },
+            _ => Err(Failure::invalid("a plan made for another processor")),
         }
     }
 }
@@ -89,12 +90,8 @@ pub struct Call<'a> {
     pub api: Api,
     /// The operator.
     pub op: Op,
-    /// `T` and `C`.
-    pub types: Types,
     /// The running node.
     pub context: *const OrtKernelContext,
-    /// Made for the shapes of `inputs`.
-    pub plan: &'a Plan,
     /// In the schema's order.
     pub inputs: &'a [Tensor],
     /// In the schema's order.
@@ -114,7 +111,7 @@ impl Call<'_> {
         for (o, output) in self.outputs.iter().enumerate() {
             let bytes = span(output);
             for (i, input) in self.inputs.iter().enumerate() {
-                let replaces = self.op.aliases().contains(&(i, o));
+                let replaces = self.op.schema().aliases.contains(&(i, o));
                 if overlap(&bytes, &span(input)) && !(replaces && input.data == output.data) {
                     return Err(overlap_failure(outputs[o].name, inputs[i].name, replaces));
                 }
@@ -161,14 +158,6 @@ fn overlap_failure(output: &str, other: &str, replaces: bool) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_where_the_schema_has_them() {
-        for op in Op::ALL {
-            assert_eq!(op.inputs()[PAST_LENGTH].name, "past_length");
-            assert_eq!(op.inputs()[SEQ_LENGTH].name, "seq_length");
-        }
-    }
 
     #[test]
     fn only_bytes_in_common_overlap() {

@@ -1,47 +1,43 @@
 //! Models of one node in tract.
 
-use ratplus_graphs::body::{BodyShape, function, inline, node_attributes};
 use ratplus_graphs::manifest::Fallback;
 use ratplus_graphs::onnx::{
-    GraphProto, IR_VERSION, ModelProto, NodeProto, OPSET, OperatorSetIdProto, ValueInfoProto,
+    GraphProto, IR_VERSION, ModelProto, OPSET, OperatorSetIdProto, ValueInfoProto,
 };
-use ratplus_graphs::ops::{AttentionAttributes, DOMAIN, Op, TensorType};
+use ratplus_graphs::ops::body::{BodyShape, function, inline, node};
+use ratplus_graphs::ops::{DOMAIN, Op, Operator, Port, Ports, TensorType};
+use ratplus_graphs::with_operator;
 use ratplus_tract::{TensorRef, TractEngine, TractWeights};
 
-/// A model of one node `op`, as `fallback` writes it.
+/// A model of one node of `operator`, as `fallback` writes it; values have their ports' names.
 pub fn model(
-    op: Op,
+    operator: &Operator,
     shape: &BodyShape,
-    attributes: Option<&AttentionAttributes>,
     inputs: &[TensorType],
-    outputs: &[TensorType],
     fallback: Fallback,
 ) -> ModelProto {
-    let names = |ports: &[ratplus_graphs::ops::Port]| -> Vec<String> {
-        ports.iter().map(|port| port.name.to_owned()).collect()
-    };
-    let (from, to) = (names(op.inputs()), names(op.outputs()));
-    let infos = |names: &[String], types: &[TensorType]| -> Vec<ValueInfoProto> {
-        let both = names.iter().zip(types);
-        both.map(|(name, tensor)| ValueInfoProto::new(name, tensor))
+    let op = operator.op();
+    let infos = |ports: &[Port], types: &[TensorType]| -> Vec<ValueInfoProto> {
+        let both = ports.iter().zip(types);
+        both.map(|(port, tensor)| ValueInfoProto::new(port.name, tensor))
             .collect()
     };
     let opset = |domain: &str, version| OperatorSetIdProto {
         domain: domain.into(),
         version,
     };
-    let (input, output) = (infos(&from, inputs), infos(&to, outputs));
-    let node = match fallback {
-        Fallback::Inline => inline(op, shape, attributes, "", &from, &to),
-        _ => vec![NodeProto {
-            input: from,
-            output: to,
-            name: "node".into(),
-            op_type: op.name().into(),
-            domain: DOMAIN.into(),
-            attribute: node_attributes(op, attributes),
-        }],
-    };
+    let outputs = operator.infer(inputs).expect("types that fit").outputs;
+    let (input, output) = (infos(op.inputs(), inputs), infos(op.outputs(), &outputs));
+    let node = with_operator!(operator, operator => {
+        let (from, to) = (
+            Ports::from_ports(|port| port.name),
+            Ports::from_ports(|port| port.name),
+        );
+        match fallback {
+            Fallback::Inline => inline(operator, shape, "", from, to),
+            _ => vec![node(operator, "node".into(), DOMAIN, from, to)],
+        }
+    });
     ModelProto {
         ir_version: IR_VERSION,
         opset_import: vec![opset("", OPSET), opset(DOMAIN, 1)],

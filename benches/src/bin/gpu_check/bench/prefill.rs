@@ -10,10 +10,10 @@ use crate::model::{Answer, History, Tables, Worst, attend};
 use crate::parallel;
 use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::dilated_attention::{Inputs, Outputs};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, CudaError, DevicePtr,
-    ScanPlan,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, DevicePtr, ScanPlan,
 };
 
 const INITIAL: i64 = 4;
@@ -143,15 +143,20 @@ impl Layer {
             };
             let mut buffers = Buffers::new(bench.device);
             let workspace = buffers.unwritten(plan.workspace_bytes())?;
-            let inputs = self.prompt.tensors();
-            let bare = self.tensors([inputs.key, inputs.value], present);
-            let gated = self.tensors([inputs.gated_key, inputs.gated_value], present);
+            let (raw_rows, scanned) = (self.prompt.inputs(), self.prompt.outputs());
+            let bare = self.inputs([raw_rows.key, raw_rows.value], present);
+            let gated = self.inputs([scanned.gated_key, scanned.gated_value], present);
+            let outputs = Outputs {
+                output: self.output,
+                present_key: present[0],
+                present_value: present[1],
+            };
             let stream = bench.timer.stream();
-            let attention = |tensors: &AttentionTensors| -> Result<(), Failure> {
+            let attention = |inputs: &Inputs<DevicePtr>| -> Result<(), Failure> {
                 // SAFETY: the tensors hold the tokens of every shape, the cache the layout's
                 // rows, the workspace the plan's bytes; all outlive the timer's wait. The context
                 // is current.
-                unsafe { Ok(plan.launch(tensors, workspace, 2, stream)?) }
+                unsafe { Ok(plan.launch(inputs, &outputs, workspace, 2, stream)?) }
             };
             bench.poison(self.output, bench.shapes.tokens * bench.shapes.width)?;
             attention(&bare)?;
@@ -172,21 +177,18 @@ impl Layer {
         Ok(())
     }
 
-    fn tensors(&self, [key, value]: [DevicePtr; 2], present: [DevicePtr; 2]) -> AttentionTensors {
-        let inputs = self.prompt.tensors();
-        AttentionTensors {
+    fn inputs(&self, [key, value]: [DevicePtr; 2], past: [DevicePtr; 2]) -> Inputs<DevicePtr> {
+        let scan = self.prompt.inputs();
+        Inputs {
             query: self.query,
             key,
             value,
-            past_key: present[0],
-            past_value: present[1],
-            past_length: inputs.past_length,
-            seq_length: inputs.seq_length,
+            past_key: past[0],
+            past_value: past[1],
+            past_length: scan.past_length,
+            seq_length: scan.seq_length,
             cos: self.device_tables[0],
             sin: self.device_tables[1],
-            output: self.output,
-            present_key: present[0],
-            present_value: present[1],
         }
     }
 

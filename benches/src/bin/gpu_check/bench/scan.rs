@@ -6,7 +6,8 @@ use crate::buffers::{Buffers, i64_bytes};
 use crate::failure::Failure;
 use crate::model::Worst;
 use crate::parallel;
-use ratplus_kernels::cuda::{DevicePtr, ScanMethod, ScanPlan, ScanShape, ScanTensors};
+use ratplus_graphs::ops::recurrence_scan::{Inputs, Outputs};
+use ratplus_kernels::cuda::{DevicePtr, ScanMethod, ScanPlan, ScanShape};
 
 /// Salts of key, value and gate.
 pub const SALTS: [usize; 3] = [1, 2, 3];
@@ -65,7 +66,8 @@ pub struct Prompt {
     buffers: Buffers,
     tokens: usize,
     channels: usize,
-    tensors: ScanTensors,
+    inputs: Inputs<DevicePtr>,
+    outputs: Outputs<DevicePtr>,
 }
 
 impl Prompt {
@@ -76,8 +78,8 @@ impl Prompt {
         let most_slots = tokens / shortest;
         let mut buffers = Buffers::new(bench.device);
         let bytes = tokens * channels * ELEMENT.size();
-        let mut inputs = [0; 3];
-        for (input, salt) in inputs.iter_mut().zip(SALTS) {
+        let mut chunks = [0; 3];
+        for (input, salt) in chunks.iter_mut().zip(SALTS) {
             *input = buffers.unwritten(bytes)?;
             let stream = bench.timer.stream();
             bench
@@ -85,8 +87,8 @@ impl Prompt {
                 .fill(bench.device, *input, bytes, salt, stream)?;
         }
         let state = most_slots * channels * size_of::<f32>();
-        let [key, value, gate] = inputs;
-        let tensors = ScanTensors {
+        let [key, value, gate] = chunks;
+        let inputs = Inputs {
             key,
             value,
             gate,
@@ -94,6 +96,8 @@ impl Prompt {
             state_value: buffers.poisoned(state)?,
             past_length: buffers.upload_i64(&vec![0; most_slots])?,
             seq_length: buffers.upload_i64(&vec![0; most_slots])?,
+        };
+        let outputs = Outputs {
             gated_key: buffers.unwritten(bytes)?,
             gated_value: buffers.unwritten(bytes)?,
             new_state_key: buffers.unwritten(state)?,
@@ -103,13 +107,19 @@ impl Prompt {
             buffers,
             tokens,
             channels,
-            tensors,
+            inputs,
+            outputs,
         })
     }
 
-    /// Its tensors.
-    pub fn tensors(&self) -> &ScanTensors {
-        &self.tensors
+    /// What the scan reads.
+    pub fn inputs(&self) -> &Inputs<DevicePtr> {
+        &self.inputs
+    }
+
+    /// What the scan writes.
+    pub fn outputs(&self) -> &Outputs<DevicePtr> {
+        &self.outputs
     }
 
     /// As sequences of this length.
@@ -125,7 +135,7 @@ impl Prompt {
     /// Tells the device how long every sequence is.
     pub fn set_lengths(&self, shape: &ScanShape) -> Result<(), Failure> {
         let lengths = i64_bytes(&vec![shape.seq_len as i64; shape.batch]);
-        self.buffers.write(self.tensors.seq_length, &lengths)
+        self.buffers.write(self.inputs.seq_length, &lengths)
     }
 
     /// Enqueues the scan.
@@ -137,7 +147,16 @@ impl Prompt {
     ) -> Result<(), Failure> {
         // SAFETY: the tensors hold the tokens of every shape of `shape`, and the caller's
         // workspace the plan's bytes; both outlive the timer's wait. The context is current.
-        unsafe { Ok(plan.launch(&self.tensors, workspace, 1, bench.timer.stream())?) }
+        unsafe {
+            plan.launch(
+                &self.inputs,
+                &self.outputs,
+                workspace,
+                1,
+                bench.timer.stream(),
+            )?;
+        }
+        Ok(())
     }
 
     /// Runs once on poisoned outputs and compares a sample.
@@ -150,7 +169,7 @@ impl Prompt {
     ) -> Result<(), Failure> {
         let name = format!("scan {:?} {shape:?}", plan.method());
         self.set_lengths(shape)?;
-        for output in [self.tensors.gated_key, self.tensors.gated_value] {
+        for output in [self.outputs.gated_key, self.outputs.gated_value] {
             bench.poison(output, self.tokens * self.channels)?;
         }
         let mut buffers = Buffers::new(bench.device);
@@ -158,7 +177,7 @@ impl Prompt {
         self.launch(bench, plan, workspace)?;
         bench.timer.wait()?;
         let mut worst = Worst::default();
-        for (which, output) in [self.tensors.gated_key, self.tensors.gated_value]
+        for (which, output) in [self.outputs.gated_key, self.outputs.gated_value]
             .into_iter()
             .enumerate()
         {

@@ -7,12 +7,12 @@ use crate::failure::Failure;
 use crate::model::{Answer, History, Tables, Worst, attend};
 use crate::parallel;
 use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::{AttentionAttributes, ElementType};
+use ratplus_graphs::ops::{DilatedAttention, ElementType, dilated_attention};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, CudaError, Device, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, Device, Stream,
 };
-use ratplus_reference::{AttentionInputs, AttentionOutputs, AttentionRounding, exact};
+use ratplus_reference::{Input, Rounding, exact};
 
 /// Errors of f32 arithmetic on values of up to 2.
 const ARITHMETIC: f64 = 2e-5;
@@ -244,7 +244,7 @@ fn launch(
         true => old,
         false => [buffers.poisoned(cache)?, buffers.poisoned(cache)?],
     };
-    let tensors = AttentionTensors {
+    let inputs = dilated_attention::Inputs {
         query: buffers.upload(&query)?,
         key: buffers.upload(&key)?,
         value: buffers.upload(&value)?,
@@ -254,6 +254,8 @@ fn launch(
         seq_length: buffers.upload_i64(&seq)?,
         cos: buffers.upload(&encode(ElementType::F32, &inputs.tables.cos))?,
         sin: buffers.upload(&encode(ElementType::F32, &inputs.tables.sin))?,
+    };
+    let outputs = dilated_attention::Outputs {
         output: buffers.poisoned(chunk)?,
         present_key: new[0],
         present_value: new[1],
@@ -261,9 +263,9 @@ fn launch(
     let workspace = buffers.poisoned(plan.workspace_bytes())?;
     // SAFETY: every tensor and the workspace have the plan's sizes and outlive the reads below,
     // which wait for the work; `Device::open` made the context current on this thread.
-    unsafe { plan.launch(&tensors, workspace, 7, Stream::DEFAULT)? };
+    unsafe { plan.launch(&inputs, &outputs, workspace, 7, Stream::DEFAULT)? };
     Ok(Results {
-        output: buffers.read(tensors.output, chunk)?,
+        output: buffers.read(outputs.output, chunk)?,
         cache: [buffers.read(new[0], cache)?, buffers.read(new[1], cache)?],
     })
 }
@@ -342,39 +344,29 @@ impl<'a> Head<'a> {
         let head = self.inputs.layout.heads()[self.index];
         let first = (self.slot * self.inputs.layout.rows() + head.offset) * dim;
         let rows = first..first + head.rows * dim;
-        let [mut present_key, mut present_value] = [(); 2].map(|()| vec![0.0; rows.len()]);
-        let mut output = vec![f32::NAN; query.len()];
-        ratplus_reference::dilated_attention(
-            &AttentionAttributes {
-                patterns: vec![self.pattern()],
-                scale: self.case.shape.scale,
-            },
-            ratplus_reference::AttentionShape {
-                batch: 1,
-                seq_len: self.tokens,
-                head_dim: dim,
-                max_seq_len,
-            },
-            &AttentionInputs {
-                query: &query,
-                key: &self.keys.concat(),
-                value: &value,
-                past_key: &self.inputs.cache[0][rows.clone()],
-                past_value: &self.inputs.cache[1][rows],
-                past_length: &[self.past as i64],
-                seq_length: &[self.tokens as i64],
-                cos: &vec![1.0; max_seq_len * dim / 2],
-                sin: &vec![0.0; max_seq_len * dim / 2],
-            },
-            &mut AttentionOutputs {
-                output: &mut output,
-                present_key: &mut present_key,
-                present_value: &mut present_value,
-            },
-            AttentionRounding::uniform(exact),
-        )
-        .map_err(Failure::wrong)?;
-        Ok(output)
+        let operator = DilatedAttention {
+            patterns: vec![self.pattern()],
+            scale: self.case.shape.scale,
+        };
+        let keys = self.keys.concat();
+        let (past, seq) = ([self.past as i64], [self.tokens as i64]);
+        let ones = vec![1.0; max_seq_len * dim / 2];
+        let zeros = vec![0.0; max_seq_len * dim / 2];
+        let tokens = |values| Input::f32s([1, self.tokens, dim], values);
+        let cached = |values| Input::f32s([1, head.rows, dim], values);
+        let inputs = dilated_attention::Inputs {
+            query: tokens(&query),
+            key: tokens(&keys),
+            value: tokens(&value),
+            past_key: cached(&self.inputs.cache[0][rows.clone()]),
+            past_value: cached(&self.inputs.cache[1][rows]),
+            past_length: Input::i64s([1], &past),
+            seq_length: Input::i64s([1], &seq),
+            cos: Input::f32s([max_seq_len, dim / 2], &ones),
+            sin: Input::f32s([max_seq_len, dim / 2], &zeros),
+        };
+        let outputs = ratplus_reference::run(&operator, inputs, Rounding::uniform(exact));
+        Ok(outputs.map_err(Failure::wrong)?.output)
     }
 
     fn answer(&self, token: usize) -> Answer {

@@ -6,11 +6,11 @@ use crate::element::{encode, random};
 use crate::failure::Failure;
 use crate::model::Worst;
 use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, CudaError, DeviceError,
-    ScanMethod, ScanPlan, ScanShape, ScanTensors, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, DeviceError, ScanMethod, ScanPlan,
+    ScanShape, Stream,
 };
 
 const DIM: usize = 64;
@@ -111,7 +111,7 @@ fn attention(
     let input = buffers.upload(&tokens)?;
     let [key, value] = [buffers.upload(&cache)?, buffers.upload(&cache)?];
     let table = buffers.upload(&table)?;
-    let tensors = AttentionTensors {
+    let inputs = dilated_attention::Inputs {
         query: input,
         key: input,
         value: input,
@@ -121,6 +121,8 @@ fn attention(
         seq_length: buffers.upload_i64(&[1, seq])?,
         cos: table,
         sin: table,
+    };
+    let outputs = dilated_attention::Outputs {
         output: buffers.poisoned(tokens.len())?,
         present_key: key,
         present_value: value,
@@ -128,8 +130,8 @@ fn attention(
     let workspace = buffers.poisoned(plan.workspace_bytes())?;
     // SAFETY: every tensor and the workspace have the plan's sizes and outlive the reads below,
     // which wait for the work; `Device::open` made the context current on this thread.
-    unsafe { plan.launch(&tensors, workspace, 77, Stream::DEFAULT)? };
-    let output = buffers.read(tensors.output, tokens.len())?;
+    unsafe { plan.launch(&inputs, &outputs, workspace, 77, Stream::DEFAULT)? };
+    let output = buffers.read(outputs.output, tokens.len())?;
     let after = buffers.read(key, cache.len())?;
     told(context, 77, 1, &place)?;
     let half = output.len() / 2;
@@ -173,7 +175,7 @@ fn scan(
     let mut buffers = Buffers::new(context.device);
     let input = buffers.upload(&tokens)?;
     let [key, value] = [buffers.upload(&state)?, buffers.upload(&state)?];
-    let tensors = ScanTensors {
+    let inputs = recurrence_scan::Inputs {
         key: input,
         value: input,
         gate: input,
@@ -181,6 +183,8 @@ fn scan(
         state_value: value,
         past_length: buffers.upload_i64(&[past, 4])?,
         seq_length: buffers.upload_i64(&[seq, 1])?,
+    };
+    let outputs = recurrence_scan::Outputs {
         gated_key: buffers.poisoned(tokens.len())?,
         gated_value: buffers.poisoned(tokens.len())?,
         new_state_key: key,
@@ -188,8 +192,8 @@ fn scan(
     };
     let workspace = buffers.poisoned(plan.workspace_bytes())?;
     // SAFETY: as in `attention`.
-    unsafe { plan.launch(&tensors, workspace, 5, Stream::DEFAULT)? };
-    let gated = buffers.read(tensors.gated_key, tokens.len())?;
+    unsafe { plan.launch(&inputs, &outputs, workspace, 5, Stream::DEFAULT)? };
+    let gated = buffers.read(outputs.gated_key, tokens.len())?;
     let after = buffers.read(key, state.len())?;
     told(context, 5, 0, &place)?;
     let half = gated.len() / 2;

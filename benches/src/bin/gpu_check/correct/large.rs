@@ -9,11 +9,11 @@ use crate::model::{Tables, Worst};
 use crate::parallel::Threads;
 use half::bf16;
 use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, AttentionTensors, CudaError, ScanMethod,
-    ScanPlan, ScanShape, ScanTensors, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, ScanMethod, ScanPlan, ScanShape,
+    Stream,
 };
 use ratplus_kernels::{AttentionParams, ScanParams};
 
@@ -90,19 +90,21 @@ fn scan(context: &Context, shape: ScanShape, method: ScanMethod) -> Result<Worst
         ..
     } = shape;
     let count = batch * seq_len * channels;
-    let inputs = [2.0, 2.0, 4.0].map(|limit| random(ELEMENT, &mut rng, count, limit));
+    let tokens = [2.0, 2.0, 4.0].map(|limit| random(ELEMENT, &mut rng, count, limit));
     let mut buffers = Buffers::new(context.device);
     let (past, seq) = (vec![0; batch], vec![seq_len as i64; batch]);
     let bytes = count * ELEMENT.size();
     let state = batch * channels * size_of::<f32>();
-    let tensors = ScanTensors {
-        key: buffers.upload(&encode(ELEMENT, &inputs[0]))?,
-        value: buffers.upload(&encode(ELEMENT, &inputs[1]))?,
-        gate: buffers.upload(&encode(ELEMENT, &inputs[2]))?,
+    let inputs = recurrence_scan::Inputs {
+        key: buffers.upload(&encode(ELEMENT, &tokens[0]))?,
+        value: buffers.upload(&encode(ELEMENT, &tokens[1]))?,
+        gate: buffers.upload(&encode(ELEMENT, &tokens[2]))?,
         state_key: buffers.poisoned(state)?,
         state_value: buffers.poisoned(state)?,
         past_length: buffers.upload_i64(&past)?,
         seq_length: buffers.upload_i64(&seq)?,
+    };
+    let outputs = recurrence_scan::Outputs {
         gated_key: buffers.poisoned(bytes)?,
         gated_value: buffers.poisoned(bytes)?,
         new_state_key: buffers.poisoned(state)?,
@@ -114,10 +116,10 @@ fn scan(context: &Context, shape: ScanShape, method: ScanMethod) -> Result<Worst
     for repeat in 0..repeats(context) {
         // SAFETY: every tensor and the workspace have the plan's sizes and outlive the reads
         // below, which wait for the work; `Device::open` made the context current on this thread.
-        unsafe { plan.launch(&tensors, workspace, 7, Stream::DEFAULT)? };
+        unsafe { plan.launch(&inputs, &outputs, workspace, 7, Stream::DEFAULT)? };
         let gated = [
-            buffers.read(tensors.gated_key, bytes)?,
-            buffers.read(tensors.gated_value, bytes)?,
+            buffers.read(outputs.gated_key, bytes)?,
+            buffers.read(outputs.gated_value, bytes)?,
         ];
         let first = first.get_or_insert_with(|| gated.clone());
         for which in 0..2 {
@@ -129,7 +131,7 @@ fn scan(context: &Context, shape: ScanShape, method: ScanMethod) -> Result<Worst
         }
     }
     no_error(context.device, &name)?;
-    let [key, value, gate] = inputs.each_ref().map(|values| narrow(values));
+    let [key, value, gate] = tokens.each_ref().map(|values| narrow(values));
     let mut gated = [vec![bf16::NAN; count], vec![bf16::NAN; count]];
     let mut states = [(); 2].map(|()| vec![0f32; batch * channels]);
     let params = ScanParams {
@@ -227,7 +229,7 @@ impl Attention {
         let mut buffers = Buffers::new(context.device);
         let [query, key, value] = self.chunk.each_ref().map(|tensor| encode(ELEMENT, tensor));
         let [past_key, past_value] = self.cache.each_ref().map(|cache| encode(ELEMENT, cache));
-        let tensors = AttentionTensors {
+        let inputs = dilated_attention::Inputs {
             query: buffers.upload(&query)?,
             key: buffers.upload(&key)?,
             value: buffers.upload(&value)?,
@@ -237,6 +239,8 @@ impl Attention {
             seq_length: buffers.upload_i64(&seq)?,
             cos: buffers.upload(&encode(ElementType::F32, &tables.cos))?,
             sin: buffers.upload(&encode(ElementType::F32, &tables.sin))?,
+        };
+        let outputs = dilated_attention::Outputs {
             output: buffers.poisoned(query.len())?,
             present_key: buffers.poisoned(past_key.len())?,
             present_value: buffers.poisoned(past_key.len())?,
@@ -247,8 +251,8 @@ impl Attention {
         for repeat in 0..repeats(context) {
             // SAFETY: every tensor and the workspace have the plan's sizes and outlive the reads
             // below, which wait for the work; the context is current on this thread.
-            unsafe { plan.launch(&tensors, workspace, 7, Stream::DEFAULT)? };
-            let output = buffers.read(tensors.output, query.len())?;
+            unsafe { plan.launch(&inputs, &outputs, workspace, 7, Stream::DEFAULT)? };
+            let output = buffers.read(outputs.output, query.len())?;
             let first = first.get_or_insert_with(|| output.clone());
             same(first, &output, &format!("{name}: run {repeat}"))?;
         }

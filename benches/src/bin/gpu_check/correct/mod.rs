@@ -27,7 +27,7 @@ pub enum Group {
     Hopper,
     /// Attention for any head_dim.
     Any,
-    /// A thousand decode steps: eager, captured, double-buffered and with the scan in the launch.
+    /// A thousand decode steps: eager, captured and double-buffered.
     Steps,
     /// Lengths that do not fit are contained and reported.
     Flags,

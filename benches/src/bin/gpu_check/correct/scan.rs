@@ -5,9 +5,9 @@ use crate::buffers::Buffers;
 use crate::element::{self, decode, encode, random};
 use crate::failure::Failure;
 use crate::model::Worst;
-use ratplus_graphs::ops::ElementType;
-use ratplus_kernels::cuda::{Device, ScanMethod, ScanPlan, ScanShape, ScanTensors, Stream};
-use ratplus_reference::{ScanInputs, ScanOutputs, exact};
+use ratplus_graphs::ops::{ElementType, RecurrenceScan, recurrence_scan};
+use ratplus_kernels::cuda::{Device, ScanMethod, ScanPlan, ScanShape, Stream};
+use ratplus_reference::{Input, Rounding, exact};
 
 const METHODS: [ScanMethod; 3] = [
     ScanMethod::Serial,
@@ -147,7 +147,7 @@ fn launch(
         true => old,
         false => [buffers.poisoned(state)?, buffers.poisoned(state)?],
     };
-    let tensors = ScanTensors {
+    let inputs = recurrence_scan::Inputs {
         key: buffers.upload(&encode(element, key))?,
         value: buffers.upload(&encode(element, value))?,
         gate: buffers.upload(&encode(element, gate))?,
@@ -155,6 +155,8 @@ fn launch(
         state_value: old[1],
         past_length: buffers.upload_i64(&past)?,
         seq_length: buffers.upload_i64(&seq)?,
+    };
+    let outputs = recurrence_scan::Outputs {
         gated_key: buffers.poisoned(bytes)?,
         gated_value: buffers.poisoned(bytes)?,
         new_state_key: new[0],
@@ -163,11 +165,11 @@ fn launch(
     let workspace = buffers.poisoned(plan.workspace_bytes())?;
     // SAFETY: every tensor and the workspace have the plan's sizes and outlive the reads below,
     // which wait for the work; `Device::open` made the context current on this thread.
-    unsafe { plan.launch(&tensors, workspace, 7, Stream::DEFAULT)? };
+    unsafe { plan.launch(&inputs, &outputs, workspace, 7, Stream::DEFAULT)? };
     Ok(Results {
         gated: [
-            buffers.read(tensors.gated_key, bytes)?,
-            buffers.read(tensors.gated_value, bytes)?,
+            buffers.read(outputs.gated_key, bytes)?,
+            buffers.read(outputs.gated_value, bytes)?,
         ],
         state: [buffers.read(new[0], state)?, buffers.read(new[1], state)?],
     })
@@ -187,34 +189,21 @@ fn compare(
         channels,
     } = case.shape;
     let (past, seq): (Vec<i64>, Vec<i64>) = case.lengths.iter().copied().unzip();
-    let count = batch * seq_len * channels;
-    let mut gated = [vec![f32::NAN; count], vec![f32::NAN; count]];
-    let mut states = [(); 2].map(|()| vec![f32::NAN; batch * channels]);
-    let ([gated_key, gated_value], [new_state_key, new_state_value]) = (&mut gated, &mut states);
-    ratplus_reference::recurrence_scan(
-        ratplus_reference::ScanShape {
-            batch,
-            seq_len,
-            channels,
-        },
-        &ScanInputs {
-            key: &inputs.tokens[0],
-            value: &inputs.tokens[1],
-            gate: &inputs.tokens[2],
-            state_key: &inputs.state[0],
-            state_value: &inputs.state[1],
-            past_length: &past,
-            seq_length: &seq,
-        },
-        &mut ScanOutputs {
-            gated_key,
-            gated_value,
-            new_state_key,
-            new_state_value,
-        },
-        exact,
-    )
-    .map_err(Failure::wrong)?;
+    let tokens = |values| Input::f32s([batch, seq_len, channels], values);
+    let state = |values| Input::f32s([batch, channels], values);
+    let operands = recurrence_scan::Inputs {
+        key: tokens(&inputs.tokens[0]),
+        value: tokens(&inputs.tokens[1]),
+        gate: tokens(&inputs.tokens[2]),
+        state_key: state(&inputs.state[0]),
+        state_value: state(&inputs.state[1]),
+        past_length: Input::i64s([batch], &past),
+        seq_length: Input::i64s([batch], &seq),
+    };
+    let wants = ratplus_reference::run(&RecurrenceScan, operands, Rounding::uniform(exact))
+        .map_err(Failure::wrong)?;
+    let gated = [wants.gated_key, wants.gated_value];
+    let states = [wants.new_state_key, wants.new_state_value];
     let mut worst = Worst::default();
     for which in 0..2 {
         let mut got = decode(element, &results.gated[which]);

@@ -1,5 +1,4 @@
-//! Decoding step by step: eager, captured, double-buffered and with the scan in the attention's
-//! launch give the same bits.
+//! Decoding step by step: eager, captured and double-buffered give the same bits.
 
 use super::{Context, no_error, same};
 use crate::buffers::{Buffers, i64_bytes};
@@ -7,11 +6,10 @@ use crate::element::{self, encode, random};
 use crate::failure::Failure;
 use crate::model::{Tables, Worst};
 use ratplus_graphs::cache::CacheLayout;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionPlan, AttentionShape, AttentionTensors, Device, DevicePtr, GateTensors, Graph,
-    ScanPlan, ScanShape, ScanTensors, Stream,
+    AttentionPlan, AttentionShape, Device, DevicePtr, Graph, ScanPlan, ScanShape, Stream,
 };
 
 const BATCH: usize = 2;
@@ -44,8 +42,8 @@ fn check(
     let name = format!("steps {element:?} {head_dim}");
     let stream = device.stream()?;
     let make = || Layer::new(device, element, head_dim, steps + 10);
-    let [eager, captured, swapped, fused] = [make()?, make()?, make()?, make()?];
-    let layers = [&eager, &captured, &swapped, &fused];
+    let [eager, captured, swapped] = [make()?, make()?, make()?];
+    let layers = [&eager, &captured, &swapped];
     let mut graph: Option<Graph> = None;
     let mut rng = context.rng(&name);
     for step in 0..steps {
@@ -62,12 +60,11 @@ fn check(
                 layer.buffers.write(address, &i64_bytes(values))?;
             }
         }
-        eager.launch([0, 0], false, stream.stream())?;
-        swapped.launch([step % 2, 1 - step % 2], false, stream.stream())?;
-        fused.launch([0, 0], true, stream.stream())?;
+        eager.launch([0, 0], stream.stream())?;
+        swapped.launch([step % 2, 1 - step % 2], stream.stream())?;
         if graph.is_none() {
             let capture = stream.capture()?;
-            captured.launch([0, 0], false, stream.stream())?;
+            captured.launch([0, 0], stream.stream())?;
             graph = Some(capture.end()?);
         }
         if let Some(graph) = &mut graph {
@@ -77,10 +74,7 @@ fn check(
         }
         stream.synchronize()?;
         let want = eager.buffers.read(eager.output, eager.bytes())?;
-        for (layer, way) in layers
-            .into_iter()
-            .zip(["eager", "captured", "swapped", "fused"])
-        {
+        for (layer, way) in layers.into_iter().zip(["eager", "captured", "swapped"]) {
             let got = layer.buffers.read(layer.output, layer.bytes())?;
             same(
                 &want,
@@ -101,10 +95,7 @@ fn check(
                 .read(layer.cache[0][which], layer.cache_bytes())
         };
         let (want_state, want_cache) = (state(&eager)?, cache(&eager)?);
-        for (layer, way) in layers
-            .into_iter()
-            .zip(["eager", "captured", "swapped", "fused"])
-        {
+        for (layer, way) in layers.into_iter().zip(["eager", "captured", "swapped"]) {
             same(
                 &want_state,
                 &state(layer)?,
@@ -236,62 +227,50 @@ impl Layer {
         BATCH * self.layout.rows() * self.head_dim * self.element.size()
     }
 
-    /// Launches one step that reads the first side of `sides` and writes the second.
-    fn launch(&self, [from, to]: [usize; 2], fused: bool, stream: Stream) -> Result<(), Failure> {
+    /// Launches one step that reads side `from` and writes side `to`.
+    fn launch(&self, [from, to]: [usize; 2], stream: Stream) -> Result<(), Failure> {
         let [query, key, value, gate] = self.inputs;
         let [past_length, seq_length] = self.lengths;
-        let attention = |key, value| AttentionTensors {
-            query,
+        let [gated_key, gated_value] = self.gated;
+        let scan_inputs = recurrence_scan::Inputs {
             key,
             value,
+            gate,
+            state_key: self.state[from][0],
+            state_value: self.state[from][1],
+            past_length,
+            seq_length,
+        };
+        let scan_outputs = recurrence_scan::Outputs {
+            gated_key,
+            gated_value,
+            new_state_key: self.state[to][0],
+            new_state_value: self.state[to][1],
+        };
+        let attention_inputs = dilated_attention::Inputs {
+            query,
+            key: gated_key,
+            value: gated_value,
             past_key: self.cache[from][0],
             past_value: self.cache[from][1],
             past_length,
             seq_length,
             cos: self.tables[0],
             sin: self.tables[1],
+        };
+        let attention_outputs = dilated_attention::Outputs {
             output: self.output,
             present_key: self.cache[to][0],
             present_value: self.cache[to][1],
         };
-        let [state_key, state_value] = self.state[from];
-        let [new_state_key, new_state_value] = self.state[to];
-        if fused {
-            let gate = GateTensors {
-                gate,
-                state_key,
-                state_value,
-                new_state_key,
-                new_state_value,
-            };
-            let (tensors, workspace) = (attention(key, value), self.workspace[1]);
-            // SAFETY: the buffers have the shapes of the plans and live as long as the layer,
-            // whose work is waited for before it goes; the context is current on this thread.
-            unsafe {
-                self.attention
-                    .launch_gated(&tensors, &gate, workspace, 2, stream)?;
-            }
-            return Ok(());
-        }
-        let tensors = ScanTensors {
-            key,
-            value,
-            gate,
-            state_key,
-            state_value,
-            past_length,
-            seq_length,
-            gated_key: self.gated[0],
-            gated_value: self.gated[1],
-            new_state_key,
-            new_state_value,
-        };
-        // SAFETY: as above.
+        let [scan, attention] = self.workspace;
+        // SAFETY: the buffers have the shapes of the plans and live as long as the layer,
+        // whose work is waited for before it goes; the context is current on this thread.
         unsafe {
-            self.scan.launch(&tensors, self.workspace[0], 1, stream)?;
-            let tensors = attention(self.gated[0], self.gated[1]);
+            self.scan
+                .launch(&scan_inputs, &scan_outputs, scan, 1, stream)?;
             self.attention
-                .launch(&tensors, self.workspace[1], 2, stream)?;
+                .launch(&attention_inputs, &attention_outputs, attention, 2, stream)?;
         }
         Ok(())
     }

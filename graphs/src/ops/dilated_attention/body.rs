@@ -1,15 +1,30 @@
 //! `DilatedAttention`: rotary embedding, masked softmax over cached rows and the chunk, and the
 //! cache update.
 
-use super::{Attributes, BodyShape, F32, I64, finish_rows, lengths, positions, valid_rows};
+use super::{DilatedAttention, Inputs, Outputs};
 use crate::onnx::{AttributeProto, AttributeType, NodeWriter, TensorProto};
-use crate::ops::{AttentionAttributes, ElementType, Op};
+use crate::ops::ElementType;
+use crate::ops::body::{
+    BodyShape, Call, F32, LengthCheck, finish_rows, lengths, positions, valid_rows,
+};
 
 /// Writes one call.
-pub(super) struct Attention<'a, 'b> {
-    pub w: &'a mut NodeWriter,
-    pub shape: BodyShape,
-    pub attributes: &'b Attributes<'b>,
+pub(super) fn write(call: Call<'_, '_, DilatedAttention>) {
+    let Call {
+        w,
+        shape,
+        operator,
+        inputs,
+        outputs,
+    } = call;
+    Attention { w, shape, operator }.write(inputs, outputs);
+}
+
+struct Attention<'a> {
+    w: &'a mut NodeWriter,
+    shape: BodyShape,
+    /// `None` in a function, whose nodes have the attributes.
+    operator: Option<&'a DilatedAttention>,
 }
 
 /// Per-head vectors `[H]`, i64 unless said.
@@ -41,9 +56,9 @@ struct Rows {
     is_window: String,
 }
 
-impl Attention<'_, '_> {
-    pub fn write(&mut self, inputs: &[String], outputs: &[String]) {
-        let [
+impl Attention<'_> {
+    fn write(&mut self, inputs: Inputs<&str>, outputs: Outputs<&str>) {
+        let Inputs {
             query,
             key,
             value,
@@ -53,10 +68,7 @@ impl Attention<'_, '_> {
             seq_length,
             cos,
             sin,
-        ] = inputs
-        else {
-            return;
-        };
+        } = inputs;
         let BodyShape {
             dtype,
             batch,
@@ -67,8 +79,8 @@ impl Attention<'_, '_> {
         } = self.shape;
         let heads = self.heads();
         let rows = self.rows(&heads, past_key);
-        let op = Op::DilatedAttention;
-        let lengths = lengths(self.w, op, &self.shape, past_length, seq_length);
+        let check = LengthCheck::Room;
+        let lengths = lengths(self.w, check, &self.shape, past_length, seq_length);
         let past = self.w.unsqueeze(&lengths.past, &[1]);
         let seq = self.w.unsqueeze(&lengths.seq, &[1]);
         let valid = valid_rows(self.w, seq_len, &lengths.seq);
@@ -124,11 +136,11 @@ impl Attention<'_, '_> {
         let mixed = self
             .w
             .reshape(&mixed, &[batch, seq_len, num_heads * head_dim]);
-        finish_rows(self.w, dtype, &valid, &mixed, &lengths.unused, &outputs[0]);
+        finish_rows(self.w, dtype, &valid, &mixed, &lengths.unused, outputs.output);
 
         let (written, index) = self.written(&rows, &past, &seq);
-        self.update(&written, &index, &key, past_key, &outputs[1]);
-        self.update(&written, &index, &value, past_value, &outputs[2]);
+        self.update(&written, &index, &key, past_key, outputs.present_key);
+        self.update(&written, &index, &value, past_value, outputs.present_value);
     }
 
     /// f32 `tokens`, each a value of type `exact`, as a later chunk reads them from the cache.
@@ -145,11 +157,11 @@ impl Attention<'_, '_> {
     fn per_head(
         &mut self,
         name: &str,
-        literal: impl Fn(&AttentionAttributes) -> Vec<i64>,
+        literal: impl Fn(&DilatedAttention) -> Vec<i64>,
     ) -> String {
-        let values = match self.attributes {
-            Attributes::Literal(attributes) => return self.w.ints(&literal(attributes)),
-            Attributes::Reference => {
+        let values = match self.operator {
+            Some(attributes) => return self.w.ints(&literal(attributes)),
+            None => {
                 let value = AttributeProto::reference("value_ints", name, AttributeType::Ints);
                 self.w.op("Constant", &[], vec![value])
             }
@@ -159,11 +171,11 @@ impl Attention<'_, '_> {
     }
 
     fn scale(&mut self) -> String {
-        let value = match self.attributes {
-            Attributes::Literal(attributes) => {
+        let value = match self.operator {
+            Some(attributes) => {
                 AttributeProto::float("value_float", attributes.scale)
             }
-            Attributes::Reference => {
+            None => {
                 AttributeProto::reference("value_float", "scale", AttributeType::Float)
             }
         };
@@ -172,7 +184,7 @@ impl Attention<'_, '_> {
 
     fn heads(&mut self) -> Heads {
         let list = |f: fn(&crate::pattern::Pattern) -> i64| {
-            move |attributes: &AttentionAttributes| {
+            move |attributes: &DilatedAttention| {
                 attributes.patterns.iter().map(f).collect::<Vec<_>>()
             }
         };
@@ -214,12 +226,12 @@ impl Attention<'_, '_> {
     /// `0 .. R`, where `R` is read from the shape of `past` unless known.
     fn row_indices(&mut self, past: &str) -> String {
         let (zero, one) = (self.w.int(0), self.w.int(1));
-        let count = match self.attributes {
-            Attributes::Literal(attributes) => {
+        let count = match self.operator {
+            Some(attributes) => {
                 let rows = attributes.cache_layout(self.shape.max_seq_len).rows();
                 self.w.int(rows as i64)
             }
-            Attributes::Reference => {
+            None => {
                 let shape = self.w.call("Shape", &[past]);
                 self.w.gather(&shape, &one, 0)
             }
@@ -233,7 +245,7 @@ impl Attention<'_, '_> {
         let one = w.ints(&[1]);
         let column = w.unsqueeze(&index, &[1]);
         let passed = w.call("GreaterOrEqual", &[&column, &heads.end]);
-        let passed = w.cast(&passed, I64);
+        let passed = w.cast(&passed, ElementType::I64);
         let head = w.op(
             "ReduceSum",
             &[&passed, &one],
@@ -472,8 +484,8 @@ impl Attention<'_, '_> {
             max_seq_len,
             ..
         } = self.shape;
-        let longest = match self.attributes {
-            Attributes::Literal(attributes) => {
+        let longest = match self.operator {
+            Some(attributes) => {
                 let layout = attributes.cache_layout(max_seq_len);
                 let longest = layout
                     .heads()
@@ -491,7 +503,7 @@ impl Attention<'_, '_> {
                 }
                 self.w.int(longest as i64)
             }
-            Attributes::Reference => {
+            None => {
                 let none = AttributeProto::int("keepdims", 0);
                 self.w.op("ReduceMax", &[&heads.rows], vec![none])
             }
@@ -524,7 +536,7 @@ impl HeadSplit {
     /// Splits `axis` of a value with `rest` dimensions after it; axis 1 comes after the batch.
     fn apply(
         &self,
-        attention: &mut Attention<'_, '_>,
+        attention: &mut Attention<'_>,
         value: &str,
         axis: i64,
         rest: &[usize],
@@ -556,7 +568,7 @@ struct CachedRows {
 
 impl CachedRows {
     /// `[B, H, L, rows]` bool: which rows each query sees.
-    fn mask(&self, attention: &mut Attention<'_, '_>, position: &str) -> String {
+    fn mask(&self, attention: &mut Attention<'_>, position: &str) -> String {
         let w = &mut *attention.w;
         let position = w.unsqueeze(position, &[1, 3]);
         let slope = w.unsqueeze(&self.slope, &[1]);

@@ -1,0 +1,100 @@
+//! Element types and shapes of tensors.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ElementType {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    BF16,
+    /// Signed 64-bit integer.
+    I64,
+    /// Unsigned byte.
+    U8,
+}
+
+impl ElementType {
+    /// Types that keys, values and activations may have.
+    pub const ACTIVATIONS: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::I64 => 8,
+            Self::U8 => 1,
+        }
+    }
+
+    /// `TensorProto.DataType`; ORT's `ONNXTensorElementDataType` has the same numbers.
+    pub fn onnx(self) -> i32 {
+        match self {
+            Self::F32 => 1,
+            Self::F16 => 10,
+            Self::BF16 => 16,
+            Self::I64 => 7,
+            Self::U8 => 2,
+        }
+    }
+
+    /// The type with this `TensorProto.DataType`.
+    pub fn from_onnx(code: i32) -> Option<Self> {
+        [Self::F32, Self::F16, Self::BF16, Self::I64, Self::U8]
+            .into_iter()
+            .find(|t| t.onnx() == code)
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::I64 => "i64",
+            Self::U8 => "u8",
+        })
+    }
+}
+
+/// Type and shape of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorType {
+    /// Element type.
+    pub dtype: ElementType,
+    /// Static shape.
+    pub shape: Vec<usize>,
+}
+
+impl TensorType {
+    /// A tensor of `dtype` with `shape`.
+    pub fn new(dtype: ElementType, shape: impl Into<Vec<usize>>) -> Self {
+        Self {
+            dtype,
+            shape: shape.into(),
+        }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes of a dense buffer.
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.size()
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.shape)
+    }
+}
