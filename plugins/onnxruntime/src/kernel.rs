@@ -2,7 +2,7 @@
 
 use crate::api::{Api, Failure, Tensor, TensorShape};
 use crate::attributes::KernelAttributes;
-use crate::compute::{Call, Cpu, Cuda, Prepared, Processor};
+use crate::compute::{Call, Cpu, Prepared, Processor};
 use crate::descriptor::{Descriptor, Provider, Types};
 use crate::plan::Plan;
 use crate::watch::Told;
@@ -84,10 +84,14 @@ impl Kernel {
         let plan = unsafe { declared_plan(api, &operator, info)? };
         let processor = match descriptor.provider() {
             Provider::Cpu => Processor::Cpu(Cpu::new(api)?),
+            #[cfg(feature = "cuda")]
             Provider::Cuda(api) => {
-                // SAFETY: as above.
-                Processor::Cuda(unsafe { Cuda::new(api, op, name.clone(), info)? })
+                // SAFETY: `info` is live.
+                let made = unsafe { crate::compute::Cuda::new(api, op, name.clone(), info)? };
+                Processor::Cuda(made)
             }
+            #[cfg(not(feature = "cuda"))]
+            Provider::Cuda(_) => return Err(Failure::invalid("this build has no CUDA kernels")),
         };
         let mut plans: [OnceLock<Prepared>; PLANS] = Default::default();
         if let Some(plan) = plan {

@@ -17,6 +17,10 @@
 //! `SessionOptions::RegisterCustomOpsLibrary` in C++.
 
 #![allow(unsafe_code)]
+#![cfg_attr(
+    not(feature = "cuda"),
+    allow(dead_code, reason = "what only the CUDA provider needs of ORT")
+)]
 
 mod api;
 mod attributes;
@@ -34,7 +38,6 @@ mod version;
 mod watch;
 
 use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
-use ratplus_kernels::cuda::take_device_error_into;
 use std::ffi::{c_char, c_void};
 
 /// Adds the operators to `options`; the entry point ORT looks up by name.
@@ -72,8 +75,18 @@ pub unsafe extern "C" fn RegisterCustomOps(
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)] // As ORT's.
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
-    // SAFETY: the caller's contract.
-    guard::outcome(|| Ok(unsafe { take_device_error_into(text, capacity) })).unwrap_or(0)
+    #[cfg(feature = "cuda")]
+    return guard::outcome(|| {
+        // SAFETY: the caller's contract.
+        Ok(unsafe { ratplus_kernels::cuda::take_device_error_into(text, capacity) })
+    })
+    .unwrap_or(0);
+    // No kernel of this build runs on a GPU.
+    #[cfg(not(feature = "cuda"))]
+    {
+        let (_, _) = (text, capacity);
+        0
+    }
 }
 
 /// Has `watcher` called after every run of a node of this library that is made on the calling

@@ -9,11 +9,7 @@ use ort_sys::{
     OrtApi, OrtApiBase, OrtCustomOpDomain, OrtErrorCode, OrtSessionOptions, OrtStatusPtr,
 };
 use ratplus_graphs::ops::{DOMAIN, Op};
-use ratplus_kernels::cuda::add_search_folders_around;
-use std::ffi::{CStr, CString, OsStr, c_void};
-use std::mem::MaybeUninit;
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::ffi::{CStr, CString};
 use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 
@@ -69,9 +65,8 @@ pub unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase)
             Some(domain) => domain,
             None => {
                 // A GPU without code in this library needs NVRTC: a Python package beside ORT's.
-                if let Some(file) = file_of(base.cast()) {
-                    add_search_folders_around(&file);
-                }
+                #[cfg(feature = "cuda")]
+                crate::compute::search_around(base.cast());
                 let domain = make_domain(api, level)?;
                 runtimes.push(Runtime {
                     api,
@@ -86,20 +81,6 @@ pub unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase)
     })
 }
 
-/// The file that `address` was loaded from.
-fn file_of(address: *const c_void) -> Option<PathBuf> {
-    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: `info` is valid for writes; `dladdr` only compares `address` with what is loaded,
-    // and `dli_fname` is a C string where it returns non-zero.
-    unsafe {
-        if libc::dladdr(address, info.as_mut_ptr()) == 0 {
-            return None;
-        }
-        let name = info.assume_init().dli_fname;
-        (!name.is_null()).then(|| OsStr::from_bytes(CStr::from_ptr(name).to_bytes()).into())
-    }
-}
-
 /// A domain with every operator in all of its types for every provider. A runtime without one of
 /// the providers never makes its kernels; those for GPUs refuse the types that they lack, where
 /// ORT would move the node to the CPU in silence.
@@ -109,8 +90,8 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
     // SAFETY: the name is copied.
     unsafe { api.create_domain(name.as_ptr(), &mut domain)? };
     let cpu = (!EMULATED).then_some(Provider::Cpu);
-    let cuda = api.api_18(level).map(Provider::Cuda);
-    for provider in cpu.into_iter().chain(cuda) {
+    let cuda = api.api_18(level).filter(|_| cfg!(feature = "cuda"));
+    for provider in cpu.into_iter().chain(cuda.map(Provider::Cuda)) {
         for op in Op::ALL {
             for types in Types::of(op) {
                 let descriptor = Descriptor::new(api, level, provider, op, types);

@@ -1,7 +1,7 @@
 //! Runs on a GPU, in the stream of ORT's CUDA provider.
 
-use super::Call;
 use super::workspace::Workspace;
+use super::{Call, EMULATED};
 use crate::api::{Api18, Failure, Tensor};
 use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 use crate::plan::Plan;
@@ -12,9 +12,6 @@ use ratplus_kernels::cuda::{
     describe_device_error, register_node,
 };
 use std::ptr::{null, null_mut};
-
-/// Whether the CUDA operators take the place of the CPU's and run in the emulator. For tests only.
-pub const EMULATED: bool = cfg!(feature = "cuda-emulation");
 
 /// A node on a GPU.
 pub struct Cuda {

@@ -1,25 +1,36 @@
 //! One run of a node, on the processor that its provider stands for.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod search;
 mod workspace;
 
 pub use cpu::Cpu;
-pub use cuda::{Cuda, EMULATED};
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+#[cfg(feature = "cuda")]
+pub use search::search_around;
 
 use crate::api::{Api, Failure, Tensor};
 use crate::plan::Plan;
 use ort_sys::OrtKernelContext;
 use ratplus_graphs::ops::{ElementType, Op, Operator};
 use ratplus_kernels::CpuPlan;
+#[cfg(feature = "cuda")]
 use ratplus_kernels::cuda::OperatorPlan;
 use std::ops::Range;
+
+/// Whether the CUDA operators take the place of the CPU's and run in the emulator. For tests only.
+pub const EMULATED: bool = cfg!(feature = "cuda-emulation");
 
 /// Where a node runs, and what that takes for the node's whole life.
 pub enum Processor {
     /// ORT's threads.
     Cpu(Cpu),
     /// A GPU.
+    #[cfg(feature = "cuda")]
     Cuda(Cuda),
 }
 
@@ -33,6 +44,7 @@ pub struct Prepared {
 /// What one processor runs.
 enum Kernels {
     Cpu(CpuPlan),
+    #[cfg(feature = "cuda")]
     Cuda(OperatorPlan),
 }
 
@@ -44,6 +56,7 @@ impl Processor {
     pub fn prepare(&self, operator: &Operator, plan: Plan) -> Result<Prepared, Failure> {
         let kernels = match self {
             Self::Cpu(_) => Kernels::Cpu(CpuPlan::new(operator, &plan.node)),
+            #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => Kernels::Cuda(cuda.prepare(operator, &plan)?),
         };
         Ok(Prepared { plan, kernels })
@@ -61,6 +74,7 @@ impl Processor {
         match self {
             // SAFETY: the caller's contract.
             Self::Cpu(_) => unsafe { plan.check_lengths(inputs) },
+            #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.check_earlier(),
         }
     }
@@ -75,10 +89,12 @@ impl Processor {
     /// this processor; [`Call::check_overlaps`] has passed.
     pub unsafe fn run(&self, call: &Call<'_>, prepared: &Prepared) -> Result<(), Failure> {
         match (self, &prepared.kernels) {
-            // SAFETY: the caller's contract.
-            (Self::Cuda(cuda), Kernels::Cuda(launch)) => unsafe { cuda.run(call, launch) },
-            // SAFETY: as above.
+            // SAFETY: the caller's contract, on a CPU.
             (Self::Cpu(cpu), Kernels::Cpu(plan)) => unsafe { cpu.run(call, plan) },
+            #[cfg(feature = "cuda")]
+            // SAFETY: the caller's contract, on a GPU.
+            (Self::Cuda(cuda), Kernels::Cuda(launch)) => unsafe { cuda.run(call, launch) },
+            #[cfg(feature = "cuda")]
             _ => Err(Failure::invalid("a plan made for another processor")),
         }
     }
