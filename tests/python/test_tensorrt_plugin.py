@@ -272,13 +272,13 @@ def bad_fields():
     changed = lambda **fields: {name: value for name, value in (good | fields).items() if value is not None}  # noqa: E731
     return {
         "none": ({}, ["num_heads", "dilation", "local_window", "initial", "scale"]),
-        "without heads": (changed(num_heads=None), ["field num_heads: expected an integer, found none"]),
-        "a float for heads": (changed(num_heads=2.0), ["field num_heads: expected an integer, found 1 floats"]),
-        "text for a scale": (changed(scale="half"), ["field scale: expected a float, found text `half`"]),
-        "integer for a scale": (changed(scale=1), ["field scale: expected a float, found 1 integers"]),
+        "without heads": (changed(num_heads=None), ["attribute num_heads: expected an integer, found none"]),
+        "a float for heads": (changed(num_heads=2.0), ["attribute num_heads: expected an integer, found 1 floats"]),
+        "text for a scale": (changed(scale="half"), ["attribute scale: expected a float, found text `half`"]),
+        "integer for a scale": (changed(scale=1), ["attribute scale: expected a float, found 1 integers"]),
         "no heads": (changed(num_heads=0), ["num_heads", "0"]),
         "many heads": (changed(num_heads=2**30), ["num_heads", str(2**30)]),
-        "an empty list": (changed(dilation=[]), ["field dilation: expected integers"]),
+        "an empty list": (changed(dilation=[]), ["attribute dilation: expected a list of integers"]),
         "a short list": (changed(dilation=[1, 2, 3]), ["dilation", "3"]),
         "dilation 0": (changed(dilation=[0]), ["dilation", "0"]),
         "a negative window": (changed(local_window=[-1]), ["local_window", "-1"]),
