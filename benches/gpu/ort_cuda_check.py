@@ -13,7 +13,7 @@ have to be reported by node and slot, and to change nothing.
     ratplus export CHECKPOINT -o PACKAGE --dtype bf16 --batch 4
     ort_cuda_check.py PACKAGE --library libratplus_ort.so
 
-Needs decode.onnx with custom nodes (`--fallback function` or `none`). Without a GPU,
+Needs a package with custom nodes (`--fallback function` or `none`). Without a GPU,
 `--provider cpu` runs the same checks on the CPU's kernels, but for the graph.
 
 Exit 0: all checks held. Exit 1: one did not. Exit 2: bad input or environment.
@@ -114,7 +114,7 @@ class Decoder:
         (engine,) = [engine for engine in manifest["engines"] if engine["seq_len"] == 1]
         tensor = lambda info: Tensor(ort, place, info)  # noqa: E731
         inputs = {info["name"]: info for info in engine["inputs"]}
-        self.session = self.open(ort, options, options.package / engine["file"])
+        self.session = self.open(ort, options, options.package / engine["files"]["portable" if place.name == "cpu" else "cuda"])
         self.steps = {name: tensor(inputs[name]) for name in ("input_ids", "past_length", "seq_length")}
         (logits,) = [info for info in engine["outputs"] if info["name"] == "logits"]
         self.logits = tensor(logits)

@@ -122,8 +122,9 @@ pub struct ExportArgs {
     /// Longest sequence, prompt and continuation together
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_seq_len: usize,
-    /// How custom nodes are written: with a function body beside them, as standard operators
-    /// only, bare, or bare in the domain of ONNX Runtime's TensorRT provider
+    /// Which files an engine has: for every target, with function bodies where the runtime may be
+    /// without RAT+ operators; for runtimes without them, standard operators only; for every
+    /// target, bare nodes; for TensorRT's plugins alone
     #[arg(long, value_enum, default_value = "function")]
     pub fallback: FallbackArg,
     /// Logits at each chunk's last token, or at all of its tokens

@@ -6,12 +6,10 @@ use crate::official::Source;
 use crate::plan::ExportPlan;
 use crate::publish::{HashingWriter, Staging, clear_left_over};
 use crate::quantize::{NotFinite, QuantizedWeight, Quantizer};
-use prost::Message;
 use ratplus_graphs::manifest::{
-    self, Fallback, FileInfo, LayerCache, MAX_TOKENIZER_BYTES, Manifest, PackageShape,
-    SpecialTokens,
+    self, Fallback, FileInfo, MAX_TOKENIZER_BYTES, Manifest, PackageShape, SpecialTokens,
 };
-use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, StoredTensor, Weight};
+use ratplus_graphs::model::{self, ROTARY_TABLES, StoredTensor, Weight};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Precision, Stored};
 use ratplus_graphs::spec::ModelSpec;
@@ -201,59 +199,21 @@ impl PackageOptions {
         }
     }
 
-    /// The file of the engine for chunks of `seq_len`.
-    pub(crate) fn encoded_graph(&self, spec: &ModelSpec, seq_len: usize) -> Vec<u8> {
-        let mut graph = model::build(&GraphOptions {
-            spec,
-            shape: self.shape,
-            seq_len,
-            precision: &self.precision,
-            fallback: self.fallback,
-            opset: self.opset,
-            ir_version: ratplus_graphs::onnx::IR_VERSION,
-        });
-        if self.fallback == Fallback::TrtPlugins {
-            // TensorRT has products of every type; only CPUs lack them.
-            model::native_products(&mut graph);
-        }
-        graph.encode_to_vec()
-    }
-
-    pub(crate) fn manifest(&self, spec: &ModelSpec, files: BTreeMap<String, FileInfo>) -> Manifest {
-        let shape = &self.shape;
-        let layouts = (0..spec.num_layers).map(|layer| spec.cache_layout(layer, shape.max_seq_len));
-        let state = manifest::state_tensors(spec, shape);
+    /// What it will be, without files.
+    pub(crate) fn manifest(&self) -> Manifest {
+        let spec = self.spec.normalized(self.shape.max_seq_len);
+        let tokenizer = self.tokenizer.as_ref();
         Manifest {
-            format: manifest::FORMAT.into(),
-            format_version: manifest::FORMAT_VERSION,
-            tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
-            model: spec.clone(),
-            batch: shape.batch,
-            max_seq_len: shape.max_seq_len,
-            dtype: shape.dtype,
-            cache_dtype: shape.own_cache_dtype(),
-            precision: self.precision.normalized(shape.dtype),
-            opset: self.opset,
-            ir_version: ratplus_graphs::onnx::IR_VERSION,
-            fallback: self.fallback,
-            logits: shape.logits,
-            engines: self
-                .lengths()
-                .iter()
-                .map(|&length| manifest::engine(spec, shape, length))
-                .collect(),
-            cache: layouts.map(|layout| LayerCache::from(&layout)).collect(),
-            state_bytes: state
-                .iter()
-                .map(|(_, _, tensor)| tensor.bytes() as u64)
-                .sum(),
-            tokenizer: self
-                .tokenizer
-                .as_ref()
-                .map(|_| manifest::TOKENIZER_FILE.into()),
+            tokenizer: tokenizer.map(|_| manifest::TOKENIZER_FILE.into()),
             special_tokens: self.special_tokens,
-            files,
-            plans: BTreeMap::new(),
+            ..Manifest::new(
+                spec,
+                self.shape,
+                self.precision.clone(),
+                self.fallback,
+                self.opset,
+                &self.lengths(),
+            )
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::ExportError;
 use crate::package::PackageOptions;
 use crate::publish::check_replaceable;
+use prost::Message;
 use ratplus_graphs::manifest::{self, FileInfo, Manifest};
 use ratplus_graphs::model::{self, StoredTensor};
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ pub struct ExportPlan {
     pub bytes: u64,
     /// Bytes free on the target's file system for this user; `None` where it does not say.
     pub free: Option<u64>,
-    /// By file, the engines' graphs.
+    /// By file, every engine's graphs.
     pub(crate) graphs: Vec<(String, Vec<u8>)>,
 }
 
@@ -33,29 +34,32 @@ impl ExportPlan {
         let target = std::path::absolute(target)
             .map_err(|error| ExportError::io("resolve", target, error))?;
         check_replaceable(&target)?;
-        let spec = options.spec.normalized(options.shape.max_seq_len);
+        let mut manifest = options.manifest();
         let sized = |bytes| FileInfo {
             bytes,
             sha256: "0".repeat(64),
         };
-        let (_, weights) = model::storage(&spec, &options.shape, &options.precision);
-        let mut files = BTreeMap::from([(manifest::WEIGHTS_FILE.to_owned(), sized(weights))]);
-        let graphs: Vec<_> = options
-            .lengths()
-            .into_iter()
-            .map(|length| {
-                let graph = options.encoded_graph(&spec, length);
-                (manifest::engine_file(length), graph)
-            })
+        let mut graphs = Vec::new();
+        for engine in &manifest.engines {
+            for (&target, file) in &engine.files {
+                let graph = model::build(&manifest.graph(engine, target));
+                graphs.push((file.clone(), graph.encode_to_vec()));
+            }
+        }
+        let sizes = graphs
+            .iter()
+            .map(|(file, graph)| (file, graph.len() as u64));
+        let mut files: BTreeMap<_, _> = sizes
+            .map(|(file, bytes)| (file.clone(), sized(bytes)))
             .collect();
-        let graph_files = graphs.iter();
-        files.extend(graph_files.map(|(file, graph)| (file.clone(), sized(graph.len() as u64))));
+        let (_, weights) = model::storage(&manifest.model, &manifest.shape(), &manifest.precision);
+        files.insert(manifest::WEIGHTS_FILE.into(), sized(weights));
         if let Some(path) = &options.tokenizer {
             let metadata =
                 std::fs::metadata(path).map_err(|error| ExportError::io("read", path, error))?;
             files.insert(manifest::TOKENIZER_FILE.into(), sized(metadata.len()));
         }
-        let manifest = options.manifest(&spec, files);
+        manifest.files = files;
         let listed: u64 = manifest.files.values().map(|file| file.bytes).sum();
         Ok(Self {
             bytes: listed + manifest.to_json().len() as u64,

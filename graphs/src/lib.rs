@@ -9,8 +9,7 @@
 //! - [`onnx`]: the ONNX messages this project reads and writes.
 //! - [`model`]: the chunk graph of a whole model for any static sequence length.
 //! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
-//! - [`manifest`]: `manifest.json`, where the exporter and the runtime meet.
-//! - [`plans`]: what the manifest says about engine plans built from the package.
+//! - [`package`]: engines, targets, files, and `manifest.json`, where the exporter and the runtime meet.
 //! - [`staging`]: folders beside a package while it is written.
 //! - [`tolerance`]: what counts as equal.
 //!
@@ -19,14 +18,16 @@
 pub mod cache;
 pub mod cost;
 mod limits;
-pub mod manifest;
 pub mod model;
 pub mod onnx;
 pub mod ops;
+pub mod package;
 pub mod pattern;
-pub mod plans;
 pub mod precision;
 pub mod spec;
 pub mod staging;
 mod tensor;
 pub mod tolerance;
+
+pub use package as manifest;
+pub use package::plans;

@@ -36,8 +36,14 @@ class Package:
     """
 
     def __init__(
-        self, directory: Path, library: Path | None = None, profile: Path | None = None, threads: int = 2
+        self,
+        directory: Path,
+        library: Path | None = None,
+        profile: Path | None = None,
+        threads: int = 2,
+        target: str = "portable",
     ):
+        self.target = target
         self.directory = Path(directory)
         self.manifest = json.loads((self.directory / "manifest.json").read_text())
         self.engines = {engine["seq_len"]: engine for engine in self.manifest["engines"]}
@@ -75,7 +81,7 @@ class Package:
             if self._profile is not None:
                 options.enable_profiling = True
                 options.profile_file_prefix = str(self._profile / f"engine_{seq_len}")
-            path = self.directory / self.engines[seq_len]["file"]
+            path = self.directory / self.engines[seq_len]["files"][self.target]
             self._sessions[seq_len] = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
         return self._sessions[seq_len]
 

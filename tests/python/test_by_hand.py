@@ -114,14 +114,14 @@ def test_ports_are_those_of_the_page_and_the_manifest(export, case):
         inputs += [(f"past_key_values.{name}", *rest) for name, *rest in states]
         outputs = [("logits", "f32", [2, length, model["vocab_size"]])]
         outputs += [(f"present.{name}", *rest) for name, *rest in states]
-        session = ort.InferenceSession(package / engine["file"], providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(package / engine["files"]["portable"], providers=["CPUExecutionProvider"])
         for expected, listed, found in (
             (inputs, engine["inputs"], session.get_inputs()),
             (outputs, engine["outputs"], session.get_outputs()),
         ):
             assert [(t["name"], t["dtype"], t["shape"]) for t in listed] == expected
             assert [(t.name, t.type, t.shape) for t in found] == [(n, names[dtype], shape) for n, dtype, shape in expected]
-    assert manifest["engines"][0]["file"] == "decode.onnx" and manifest["engines"][0]["seq_len"] == 1
+    assert manifest["engines"][0]["files"]["portable"] == "decode.onnx" and manifest["engines"][0]["seq_len"] == 1
 
 
 def once(engine, seq_len, ids, past, seq):

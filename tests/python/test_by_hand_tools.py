@@ -108,7 +108,7 @@ def package(export):
 def logits(directory: Path, library=None, suffix=".onnx"):
     engine = Package(directory, library)
     for description in engine.engines.values():
-        description["file"] = str(Path(description["file"]).with_suffix(suffix))
+        description["files"] = {"portable": str(Path(description["files"]["portable"]).with_suffix(suffix))}
     return engine.run(golden_case(CASE).golden()["tokens"], PLAN)[:, :COUNT]
 
 

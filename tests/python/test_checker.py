@@ -29,9 +29,19 @@ LARGEST_FILE = 64 << 20
 INLINE_BYTES = 1024
 
 
-def onnx_files(package):
+# By `--fallback`, the targets that a package has graphs for.
+TARGETS = {
+    "function": ["portable", "cpu", "cuda", "tensorrt"],
+    "none": ["portable", "cpu", "cuda", "tensorrt"],
+    "inline": ["portable", "cuda"],
+}
+
+
+def onnx_files(package, fallback):
     files = sorted(package.glob("*.onnx"))
-    assert [file.name for file in files] == ["decode.onnx", "prefill_64.onnx", "prefill_7.onnx"]
+    ends = ["" if target == "portable" else f".{target}" for target in TARGETS[fallback]]
+    names = [f"{name}{end}.onnx" for name in ("decode", "prefill_64", "prefill_7") for end in ends]
+    assert [file.name for file in files] == sorted(names)
     return files
 
 
@@ -41,7 +51,7 @@ def test_checker_accepts_every_file(export_case, case, fallback):
     # `check_custom_domain` stays off: it wants a schema registered inside onnx for every node, and
     # a bare custom node has none there by nature. Everything else is checked, with strict shape
     # inference.
-    for file in onnx_files(export_case(case, fallback=fallback)):
+    for file in onnx_files(export_case(case, fallback=fallback), fallback):
         onnx.checker.check_model(str(file), full_check=True)
 
 
@@ -49,7 +59,7 @@ def test_checker_accepts_every_file(export_case, case, fallback):
 @pytest.mark.parametrize("fallback", LOWERINGS)
 @pytest.mark.parametrize("case", ["head_hybrid", "attention_only"])
 def test_checker_accepts_half_types(export_case, case, fallback, dtype):
-    for file in onnx_files(export_case(case, fallback=fallback, dtype=dtype)):
+    for file in onnx_files(export_case(case, fallback=fallback, dtype=dtype), fallback):
         onnx.checker.check_model(str(file), full_check=True)
 
 
@@ -59,12 +69,15 @@ def test_graph_is_what_the_manifest_says(export_case, fallback, dtype):
     package = export_case("head_hybrid", fallback=fallback, dtype=dtype)
     manifest = json.loads((package / "manifest.json").read_text())
     assert (manifest["dtype"], manifest["fallback"]) == (dtype, fallback)
-    for engine in manifest["engines"]:
-        model = onnx.load(package / engine["file"], load_external_data=False)
+    graphs = [(engine, *item) for engine in manifest["engines"] for item in engine["files"].items()]
+    assert len(graphs) == 3 * len(TARGETS[fallback])
+    for engine, target, file in graphs:
+        domain = "trt.plugins" if target == "tensorrt" else DOMAIN
+        model = onnx.load(package / file, load_external_data=False)
         assert model.ir_version == manifest["ir_version"] == 9
         opsets = {opset.domain: opset.version for opset in model.opset_import}
         assert opsets.pop("") == manifest["opset"] == 18
-        assert opsets == ({} if fallback == "inline" else {DOMAIN: 1})
+        assert opsets == ({} if fallback == "inline" else {domain: 1})
         for values, tensors in (
             (model.graph.input, engine["inputs"]),
             (model.graph.output, engine["outputs"]),
@@ -80,7 +93,7 @@ def test_graph_is_what_the_manifest_says(export_case, fallback, dtype):
             assert found == [(t["name"], ONNX_TYPES[t["dtype"]], t["shape"]) for t in tensors]
 
         layers = manifest["model"]["num_layers"]
-        custom = [node for node in model.graph.node if node.domain == DOMAIN]
+        custom = [node for node in model.graph.node if node.domain == domain]
         functions = {(function.domain, function.name) for function in model.functions}
         if fallback == "inline":
             assert not custom and not functions
@@ -91,7 +104,8 @@ def test_graph_is_what_the_manifest_says(export_case, fallback, dtype):
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             assert attributes["plugin_namespace"] == DOMAIN.encode()
             assert attributes["plugin_version"] == b"1"
-        expected = {(DOMAIN, name) for name in CUSTOM_OPS} if fallback == "function" else set()
+        with_functions = fallback == "function" and target in ("portable", "cuda")
+        expected = {(DOMAIN, name) for name in CUSTOM_OPS} if with_functions else set()
         assert functions == expected
 
 
@@ -102,7 +116,7 @@ def test_all_engines_share_one_weights_file(export_case, case, fallback):
     weights = package / "weights.bin"
     size = weights.stat().st_size
     regions: dict = {}
-    for file in onnx_files(package):
+    for file in onnx_files(package, fallback):
         assert file.stat().st_size < LARGEST_FILE
         model = onnx.load(file, load_external_data=False)
         for tensor in model.graph.initializer:

@@ -79,11 +79,11 @@ def add_plans(package: Path, kind: Kind, library=None, targets=("8.0+",), first_
                 lines.append(" ".join(map(str, words)))
         content = "\n".join(lines).encode()
         checksum = hashlib.sha256(content).hexdigest()
-        length = engine["seq_len"]
-        name = ("decode" if length == 1 else f"prefill_{length}") + f"-{checksum[:16]}.plan"
+        name = f"{engine['name']}-{checksum[:16]}.plan"
         (folder / name).write_bytes(content)
-        onnx = manifest["files"][engine["file"]]["sha256"]
-        plan = {"seq_len": length, "file": name, "bytes": len(content), "sha256": checksum, "onnx_sha256": onnx}
+        target = "tensorrt" if kind.in_place and "tensorrt" in engine["files"] else "cuda"
+        onnx = manifest["files"][engine["files"][target]]["sha256"]
+        plan = {"engine": engine["name"], "file": name, "bytes": len(content), "sha256": checksum, "onnx_sha256": onnx}
         plans.append(plan)
     record = {
         "library": library or kind.version(),

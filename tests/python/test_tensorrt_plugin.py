@@ -148,9 +148,9 @@ def test_nodes_of_an_exported_package_make_plugins(harness, creators, export):
     manifest = json.loads((package / "manifest.json").read_text())
     made = 0
     for engine in manifest["engines"]:
-        model = onnx.load(package / engine["file"], load_external_data=False)
+        model = onnx.load(package / engine["files"]["tensorrt"], load_external_data=False)
         for node in model.graph.node:
-            if node.domain != DOMAIN:
+            if node.domain != "trt.plugins":
                 continue
             width = manifest["model"]["d_model"]
             shapes = {node.input[0]: (manifest["batch"], engine["seq_len"], width)}

@@ -86,8 +86,8 @@ def check_plans(package: Path, report: dict):
     assert [p.name for p in (package / "plans").iterdir()] == [BACKEND]
     for engine, plan, built in zip(written["engines"], plans["plans"], report["plans"], strict=True):
         path = package / "plans" / BACKEND / plan["file"]
-        assert plan["seq_len"] == engine["seq_len"] and built["engine"] == engine["file"]
-        assert plan["onnx_sha256"] == written["files"][engine["file"]]["sha256"]
+        assert plan["engine"] == engine["name"] and built["engine"] == engine["files"]["cuda"]
+        assert plan["onnx_sha256"] == written["files"][engine["files"]["cuda"]]["sha256"]
         assert plan["bytes"] == path.stat().st_size == built["bytes"]
         assert plan["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert built["file"] == f"plans/{BACKEND}/{plan['file']}"
@@ -248,10 +248,10 @@ def renamed_operator(package: Path, file: str) -> bytes:
 def test_a_refused_engine_is_told_in_the_parsers_words(package, build, ratplus):
     directory = package(dtype="f16")
     build(directory)
-    reseal(directory, "prefill_7.onnx", renamed_operator(directory, "prefill_7.onnx"))
+    reseal(directory, "prefill_7.cuda.onnx", renamed_operator(directory, "prefill_7.cuda.onnx"))
     before = listing(directory)
     done = ratplus("build", directory, "--backend", BACKEND, code=2)
-    assert "prefill_7.onnx: TensorRT for RTX" in done.stderr
+    assert "prefill_7.cuda.onnx: TensorRT for RTX" in done.stderr
     assert "(StringNormalizer)" in done.stderr and "node `" in done.stderr
     assert listing(directory) == before
 
@@ -282,6 +282,6 @@ def test_running_without_a_gpu_is_one_error(package, build, ratplus, no_gpu):
             done = ratplus(*command, code=2)
             assert f"plans/{BACKEND}/{plan.name}: expected" in done.stderr and word in done.stderr
             assert "again" in done.stderr
-    reseal(directory, "decode.onnx", renamed_operator(directory, "decode.onnx"))
+    reseal(directory, "decode.cuda.onnx", renamed_operator(directory, "decode.cuda.onnx"))
     done = ratplus(*generate, code=2)
-    assert "plan of decode.onnx: built from a file with SHA-256" in done.stderr
+    assert "plan of decode.cuda.onnx: built from a file with SHA-256" in done.stderr

@@ -302,7 +302,7 @@ fn a_corrupted_package_is_refused_whatever_is_wrong() {
     for file in [
         "weights.bin",
         "decode.onnx",
-        "prefill_8.onnx",
+        "prefill_8.cuda.onnx",
         "manifest.json",
     ] {
         let path = package.join(file);

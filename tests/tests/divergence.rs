@@ -1,7 +1,7 @@
 //! When a backend computes something else, `verify` fails and names the first tensor that differs.
 
 use prost::Message;
-use ratplus_graphs::manifest::Manifest;
+use ratplus_graphs::manifest::{Manifest, Target};
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_tests::{golden_case, run, texts};
 use sha2::{Digest, Sha256};
@@ -38,7 +38,7 @@ fn the_first_tensor_that_differs_is_named() {
     let engines: Vec<_> = manifest
         .engines
         .iter()
-        .map(|engine| engine.file.clone())
+        .map(|engine| engine.files[&Target::Portable].clone())
         .collect();
     for file in &engines {
         let mut model = ModelProto::decode(&*std::fs::read(package.join(file)).unwrap()).unwrap();

@@ -130,6 +130,9 @@ fn a_dry_run_says_sizes_and_writes_nothing() {
     assert!(run(args).status.success());
     for file in [
         "decode.onnx",
+        "decode.cpu.onnx",
+        "prefill_8.cuda.onnx",
+        "decode.tensorrt.onnx",
         "prefill_8.onnx",
         "weights.bin",
         "manifest.json",

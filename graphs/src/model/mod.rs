@@ -15,7 +15,8 @@ pub use taps::{EMBEDDED, FINAL_NORM, Tap, taps};
 pub use weights::{ROTARY_TABLES, StoredTensor, WEIGHT_ALIGNMENT, Weight, rotary_row, storage};
 
 use crate::manifest::{
-    self, Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
+    self, CustomNodes, Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape,
+    SEQ_LENGTH, StateKind, Target,
 };
 use crate::onnx::{
     AttributeProto, GraphProto, ModelProto, NodeWriter, OperatorSetIdProto, TensorProto,
@@ -23,8 +24,8 @@ use crate::onnx::{
 };
 use crate::ops::body::{self, BodyShape};
 use crate::ops::{
-    Axis, DOMAIN, DOMAIN_VERSION, Definition, DilatedAttention, ElementType, Op, Operator,
-    RecurrenceScan, TRT_PLUGINS_DOMAIN, TensorType, dilated_attention, recurrence_scan,
+    Axis, DOMAIN_VERSION, Definition, DilatedAttention, ElementType, Op, Operator, RecurrenceScan,
+    TensorType, dilated_attention, recurrence_scan,
 };
 use crate::precision::{
     MATMUL_NBITS, MICROSOFT_DOMAIN, MICROSOFT_VERSION, Precision, Stored, node_attributes,
@@ -42,6 +43,8 @@ pub struct GraphOptions<'a> {
     pub seq_len: usize,
     /// What is stored otherwise than in the package's type.
     pub precision: &'a Precision,
+    /// What it is built for.
+    pub target: Target,
     /// How custom nodes are written.
     pub fallback: Fallback,
     /// Opset of the default domain.
@@ -67,10 +70,9 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
         local: shape.dtype,
     };
     builder.write();
-    let engine = manifest::engine(spec, &shape, seq_len);
+    let (inputs, outputs) = shape.tensors(spec, seq_len);
     // Graph outputs declare themselves.
-    let is_output =
-        |info: &ValueInfoProto| engine.outputs.iter().any(|output| output.name == info.name);
+    let is_output = |info: &ValueInfoProto| outputs.iter().any(|output| output.name == info.name);
     builder.value_info.retain(|info| !is_output(info));
     let infos = |list: &[manifest::TensorInfo]| {
         list.iter()
@@ -93,27 +95,26 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
         name: "ratplus".into(),
         node: builder.w.finish(),
         initializer,
-        input: infos(&engine.inputs),
-        output: infos(&engine.outputs),
+        input: infos(&inputs),
+        output: infos(&outputs),
         value_info: builder.value_info,
     };
     let mut opset_import = vec![OperatorSetIdProto {
         domain: String::new(),
         version: opset,
     }];
-    if options.fallback != Fallback::Inline {
-        opset_import.push(OperatorSetIdProto {
-            domain: domain(options.fallback).into(),
-            version: DOMAIN_VERSION,
-        });
-    }
+    let nodes = options.target.custom_nodes(options.fallback);
+    opset_import.extend(nodes.domain().map(|domain| OperatorSetIdProto {
+        domain: domain.into(),
+        version: DOMAIN_VERSION,
+    }));
     if options.precision.quantization.is_some() {
         opset_import.push(OperatorSetIdProto {
             domain: MICROSOFT_DOMAIN.into(),
             version: MICROSOFT_VERSION,
         });
     }
-    let functions = if options.fallback == Fallback::Function {
+    let functions = if nodes == CustomNodes::WithFunctions {
         let used = |op: &Op| spec.recurrence || *op != Op::RecurrenceScan;
         let body = body_shape(options);
         Op::ALL
@@ -124,14 +125,18 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     } else {
         Vec::new()
     };
-    ModelProto {
+    let mut model = ModelProto {
         ir_version: options.ir_version,
         producer_name: "ratplus".into(),
         producer_version: env!("CARGO_PKG_VERSION").into(),
         graph: Some(graph),
         opset_import,
         functions,
+    };
+    if options.target.has_native_products() {
+        native_products(&mut model);
     }
+    model
 }
 
 fn body_shape(options: &GraphOptions<'_>) -> BodyShape {
@@ -437,16 +442,16 @@ impl Builder<'_> {
         inputs: O::Inputs<&'n str>,
         outputs: O::Outputs<&'n str>,
     ) {
-        let fallback = self.options.fallback;
+        let nodes = self.options.target.custom_nodes(self.options.fallback);
         let name = format!("layers.{layer}.{}", O::OP);
-        if fallback == Fallback::Inline {
+        let Some(domain) = nodes.domain() else {
             let (shape, prefix) = (body_shape(self.options), format!("{name}."));
             self.w
                 .extend(body::inline(operator, &shape, &prefix, inputs, outputs));
             return;
-        }
-        let node = body::node(operator, name, domain(fallback), inputs, outputs);
-        if fallback == Fallback::TrtPlugins {
+        };
+        let node = body::node(operator, name, domain, inputs, outputs);
+        if nodes == CustomNodes::Plugins {
             self.declare(O::OP, layer, &node.output);
         }
         self.w.push_node(node);
@@ -474,14 +479,6 @@ impl Builder<'_> {
             let tensor = TensorType::new(dtype, sizes.collect::<Vec<_>>());
             self.value_info.push(ValueInfoProto::new(name, &tensor));
         }
-    }
-}
-
-/// The domain of custom nodes in a file.
-pub fn domain(fallback: Fallback) -> &'static str {
-    match fallback {
-        Fallback::TrtPlugins => TRT_PLUGINS_DOMAIN,
-        Fallback::Function | Fallback::Inline | Fallback::None => DOMAIN,
     }
 }
 

@@ -194,7 +194,7 @@ fn remove_unused_casts(graph: &mut GraphProto) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{Fallback, LOGITS, LogitsMode, PackageShape};
+    use crate::manifest::{Fallback, LOGITS, LogitsMode, PackageShape, Target};
     use crate::model::{FINAL_NORM, GraphOptions, Tap, Weight, build};
     use crate::onnx::{IR_VERSION, OPSET, TensorProto, ValueInfoProto};
     use crate::ops::TensorType;
@@ -235,6 +235,7 @@ mod tests {
                 logits,
             },
             seq_len: 3,
+            target: Target::Portable,
             fallback,
             opset: OPSET,
             ir_version: IR_VERSION,

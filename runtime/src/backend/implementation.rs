@@ -3,8 +3,8 @@
 use super::ort::cuda;
 use super::profile::{Arguments, Profile};
 use super::{BackendError, BackendKind};
+use crate::package::EngineGraph;
 use crate::raw::KernelRun;
-use ratplus_graphs::manifest::Engine;
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::ops::DOMAIN;
 use std::collections::BTreeSet;
@@ -99,19 +99,15 @@ fn custom_nodes(model: &ModelProto) -> impl Iterator<Item = (&str, &str)> {
 }
 
 impl EngineImplementations {
-    pub(super) fn uniform(
-        engine: &Engine,
-        model: &ModelProto,
-        implementation: &Implementation,
-    ) -> Self {
-        let nodes = custom_nodes(model).map(|(node, op_type)| NodeImplementation {
+    pub(super) fn uniform(graph: &EngineGraph<'_>, implementation: &Implementation) -> Self {
+        let nodes = custom_nodes(graph.model).map(|(node, op_type)| NodeImplementation {
             node: node.into(),
             op_type: op_type.into(),
             implementation: implementation.clone(),
         });
         Self {
-            file: engine.file.clone(),
-            seq_len: engine.seq_len,
+            file: graph.file.into(),
+            seq_len: graph.engine.seq_len,
             nodes: nodes.collect(),
             unseen: None,
         }
@@ -123,13 +119,12 @@ impl EngineImplementations {
     /// run on a GPU, or why there is none.
     pub(super) fn of_run(
         kind: BackendKind,
-        engine: &Engine,
-        model: &ModelProto,
+        graph: &EngineGraph<'_>,
         kernels: &[KernelRun],
         profile: Option<Result<Profile, String>>,
     ) -> Result<Self, BackendError> {
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
-        for (node, op_type) in custom_nodes(model) {
+        for (node, op_type) in custom_nodes(graph.model) {
             let kernel = kernels
                 .iter()
                 .find(|run| run.node == node && run.op_type == op_type);
@@ -166,22 +161,22 @@ impl EngineImplementations {
             None => None,
             Some(Ok(profile)) => {
                 let runs: Vec<_> = profile.runs().map(|run| (run.node, run.args)).collect();
-                problems.extend(elsewhere(&runs, model));
+                problems.extend(elsewhere(&runs, graph.model));
                 None
             }
             Some(Err(reason)) => Some(format!("where standard nodes ran was not seen: {reason}")),
         };
         if problems.is_empty() {
             Ok(Self {
-                file: engine.file.clone(),
-                seq_len: engine.seq_len,
+                file: graph.file.into(),
+                seq_len: graph.engine.seq_len,
                 nodes,
                 unseen,
             })
         } else {
             Err(BackendError::Implementation {
                 backend: kind,
-                file: engine.file.clone(),
+                file: graph.file.into(),
                 problems,
             })
         }
@@ -217,6 +212,7 @@ fn elsewhere(runs: &[(&str, &Arguments)], model: &ModelProto) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ratplus_graphs::manifest::Engine;
     use ratplus_graphs::onnx::{GraphProto, NodeProto};
 
     fn engine() -> (Engine, ModelProto) {
@@ -234,16 +230,23 @@ mod tests {
             graph: Some(graph),
             ..ModelProto::default()
         };
-        let file = "decode.onnx".into();
-        (
-            Engine {
-                file,
-                seq_len: 1,
-                inputs: vec![],
-                outputs: vec![],
-            },
+        let engine = Engine {
+            name: "decode".into(),
+            batch: 1,
+            seq_len: 1,
+            files: Default::default(),
+            inputs: vec![],
+            outputs: vec![],
+        };
+        (engine, model)
+    }
+
+    fn graph((engine, model): &(Engine, ModelProto)) -> EngineGraph<'_> {
+        EngineGraph {
+            engine,
+            file: "decode.onnx",
             model,
-        )
+        }
     }
 
     fn ran(node: &str, op_type: &str, provider: &str) -> KernelRun {
@@ -260,8 +263,7 @@ mod tests {
         kernels: &[KernelRun],
         profile: Option<Result<Profile, String>>,
     ) -> Result<Vec<Implementation>, String> {
-        let (engine, model) = engine();
-        EngineImplementations::of_run(kind, &engine, &model, kernels, profile)
+        EngineImplementations::of_run(kind, &graph(&engine()), kernels, profile)
             .map(|found| {
                 let nodes = found.nodes.into_iter();
                 nodes.map(|node| node.implementation).collect()
@@ -340,11 +342,11 @@ mod tests {
 
     #[test]
     fn a_run_that_was_not_profiled_says_so() {
-        let (engine, model) = engine();
+        let engine = engine();
         let kernels = ["a", "b"].map(|node| ran(node, "Scan", cuda::PROVIDER));
         let profile = Some(Err("no folder".into()));
         let found =
-            EngineImplementations::of_run(BackendKind::OrtCuda, &engine, &model, &kernels, profile);
+            EngineImplementations::of_run(BackendKind::OrtCuda, &graph(&engine), &kernels, profile);
         let expected = format!(
             "decode.onnx: 2 x Scan: kernel ({}); where standard nodes ran was not seen: no folder",
             cuda::PROVIDER

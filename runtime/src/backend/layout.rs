@@ -165,7 +165,7 @@ fn logits_tensor(manifest: &Manifest, seq_len: usize) -> TensorType {
 mod tests {
     use super::*;
     use crate::backend::BackendKind;
-    use ratplus_graphs::manifest::{self, Fallback, PackageShape};
+    use ratplus_graphs::manifest::{Fallback, PackageShape};
     use ratplus_graphs::pattern::Pattern;
     use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
     use std::sync::Arc;
@@ -190,29 +190,8 @@ mod tests {
             cache_dtype: ElementType::BF16,
             logits,
         };
-        let engines = [1, 7].map(|length| manifest::engine(&model, &shape, length));
-        let manifest = Manifest {
-            format: manifest::FORMAT.into(),
-            format_version: manifest::FORMAT_VERSION,
-            tool: "test".into(),
-            batch: BATCH,
-            max_seq_len: 16,
-            dtype: shape.dtype,
-            cache_dtype: shape.own_cache_dtype(),
-            precision: Default::default(),
-            opset: 18,
-            ir_version: 9,
-            fallback: Fallback::Function,
-            logits,
-            engines: engines.into(),
-            cache: Vec::new(),
-            state_bytes: 0,
-            tokenizer: None,
-            special_tokens: Default::default(),
-            files: Default::default(),
-            plans: Default::default(),
-            model,
-        };
+        let precision = Default::default();
+        let manifest = Manifest::new(model, shape, precision, Fallback::Function, 18, &[1, 7]);
         let tap = |length| {
             let tensor = TensorType::new(ElementType::BF16, [BATCH * length, 8]);
             vec![("tap".to_owned(), tensor)]

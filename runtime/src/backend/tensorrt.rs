@@ -8,7 +8,7 @@ use crate::package::{OpenedPlan, Package, PlanTarget};
 use crate::plans::{Needs, check_tensors};
 use crate::raw::{DeviceErrors, Memory, Place, PlanError, PlanRun};
 use ratplus_graphs::manifest::{
-    Fallback, INPUT_IDS, LOGITS, Manifest, PAST_LENGTH, SEQ_LENGTH, state_tensors,
+    Fallback, INPUT_IDS, LOGITS, Manifest, PAST_LENGTH, SEQ_LENGTH, Target, state_tensors,
 };
 use ratplus_kernels::cuda::{CudaError, Device, OwnedStream};
 use ratplus_nvinfer::Runtime;
@@ -37,6 +37,8 @@ struct Machine {
     library: Library,
     plugins: Option<(PathBuf, DeviceErrors)>,
     device: &'static Device,
+    /// What the graphs were built for.
+    graphs: Target,
 }
 
 impl Machine {
@@ -71,6 +73,7 @@ impl Machine {
         let recorded = plan.manifest.plans.get(name);
         let target = PlanTarget {
             backend: name,
+            graphs: needs.graphs,
             // A library that is missing is a problem by itself.
             library: match (&version, recorded) {
                 (Some(version), _) => version,
@@ -87,6 +90,7 @@ impl Machine {
                     library,
                     plugins,
                     device,
+                    graphs: needs.graphs,
                 };
                 Ok((machine, plans))
             }
@@ -131,15 +135,9 @@ impl TensorRtDriver {
         for position in 0..plan.engines.len() {
             let opened = &plans[plan.engines[position]];
             driver.add_engine(plan, position, opened, &runtime, &stream, machine.device)?;
-            let (info, model) = package
-                .engines()
-                .nth(plan.engines[position])
-                .ok_or_else(|| BackendError::Unavailable {
-                    backend: plan.kind.to_string(),
-                    reason: format!("the package has no engine {}", plan.engines[position]),
-                })?;
+            let graph = package.graph(plan.engines[position], machine.graphs)?;
             let by = implementation(plan.kind, &plan.manifest);
-            let seen = EngineImplementations::uniform(info, model, &by);
+            let seen = EngineImplementations::uniform(&graph, &by);
             driver.implementations.push(seen);
         }
         Ok(driver)
@@ -177,7 +175,7 @@ impl TensorRtDriver {
             )));
         }
         let engine = runtime.open(opened).map_err(failed)?;
-        check_tensors(info, &engine.tensors())
+        check_tensors(info, file, &engine.tensors())
             .map_err(|error| refused(format!("{error}; {again}")))?;
         let states = state_tensors(&plan.manifest.model, &plan.manifest.shape());
         if self.in_place {

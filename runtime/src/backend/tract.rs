@@ -2,7 +2,7 @@
 
 use super::session::Plan;
 use super::{BackendError, EngineImplementations, Implementation};
-use crate::package::Package;
+use crate::package::{EngineGraph, Package};
 use ratplus_graphs::manifest::{INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, state_tensors};
 use ratplus_graphs::model::add_outputs;
 use ratplus_tract::{Rounding, TensorRef, TractEngine, TractError, TractWeights};
@@ -31,13 +31,18 @@ pub(super) struct TractDriver {
 impl TractDriver {
     pub fn open(package: &Package, plan: &Plan) -> Result<Self, BackendError> {
         let manifest = &plan.manifest;
-        let models: Vec<_> = package.engines().collect();
+        let target = manifest.targets()[0];
         let mut weights = None;
         let (mut engines, mut implementations) = (Vec::new(), Vec::new());
         for (&index, taps) in plan.engines.iter().zip(&plan.taps) {
-            let (info, model) = models[index];
+            let graph = package.graph(index, target)?;
+            let EngineGraph {
+                engine: info,
+                file,
+                model,
+            } = graph;
             let failed = |source: TractError| BackendError::Tract {
-                file: info.file.clone(),
+                file: file.into(),
                 source: source.into(),
             };
             let weights = match &weights {
@@ -60,13 +65,12 @@ impl TractDriver {
             };
             let engine = TractEngine::with_rounding(&tapped, weights, rounding).map_err(failed)?;
             implementations.push(EngineImplementations::uniform(
-                info,
-                model,
+                &graph,
                 &Implementation::Reference,
             ));
             let logits = info.outputs.iter().find(|output| output.name == LOGITS);
             engines.push(Engine {
-                file: info.file.clone(),
+                file: file.into(),
                 engine,
                 logits: vec![0.0; logits.map_or(0, |output| output.tensor.elements())],
                 taps: taps

@@ -8,6 +8,7 @@ use ratplus_graphs::manifest::{
 };
 use ratplus_graphs::staging::{self, Aside};
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,8 @@ pub(super) struct Files {
 
 /// What [`Files::load`] read.
 pub(super) struct Contents {
-    /// ONNX files in the manifest's order.
-    pub models: Vec<Vec<u8>>,
+    /// ONNX files by name.
+    pub models: BTreeMap<String, Vec<u8>>,
     pub weights: Mmap,
     /// Where the weights really lie.
     pub weights_path: PathBuf,
@@ -160,8 +161,13 @@ impl Files {
         manifest: &Manifest,
         options: &OpenOptions,
     ) -> Result<Contents, Vec<String>> {
+        let engines = manifest.engines.iter();
+        let graphs: BTreeSet<_> = engines
+            .flat_map(|engine| engine.files.values())
+            .map(String::as_str)
+            .collect();
         let limit = |name: &str| {
-            if manifest.engines.iter().any(|engine| engine.file == name) {
+            if graphs.contains(name) {
                 Some(MAX_MODEL_BYTES)
             } else if manifest.tokenizer.as_deref() == Some(name) {
                 Some(MAX_TOKENIZER_BYTES)
@@ -189,10 +195,14 @@ impl Files {
                 })
                 .collect()
         });
-        let (mut problems, mut bytes, mut weights) = (Vec::new(), Vec::new(), None);
+        let (mut problems, mut models) = (Vec::new(), BTreeMap::new());
+        let (mut tokenizer, mut weights) = (None, None);
         for (name, result) in results {
             match result {
-                Ok(Loaded::Bytes(content)) => bytes.push((name, content)),
+                Ok(Loaded::Bytes(content)) if graphs.contains(name) => {
+                    models.insert(name.to_owned(), content);
+                }
+                Ok(Loaded::Bytes(content)) => tokenizer = Some(content),
                 Ok(Loaded::Map(map)) => weights = Some(map),
                 Ok(Loaded::Checked) => {}
                 Err(problem) => problems.push(problem),
@@ -201,16 +211,6 @@ impl Files {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let mut take = |wanted: &str| {
-            let index = bytes.iter().position(|(name, _)| *name == wanted);
-            index.map(|index| bytes.swap_remove(index).1)
-        };
-        let models = manifest
-            .engines
-            .iter()
-            .filter_map(|engine| take(&engine.file))
-            .collect();
-        let tokenizer = manifest.tokenizer.as_deref().and_then(&mut take);
         // The manifest's own check has every needed name in `files`.
         let weights = weights.ok_or_else(|| vec![format!("{WEIGHTS_FILE}: missing; {ADVICE}")])?;
         let weights_path = self.locate(WEIGHTS_FILE).map_err(|problem| vec![problem])?;

@@ -2,17 +2,18 @@
 //! checked, so that a runtime never sees a field this code did not.
 
 use prost::Message;
-use ratplus_graphs::manifest::{Engine, Fallback, Manifest, TensorInfo, WEIGHTS_FILE};
-use ratplus_graphs::model::{StoredTensor, Weight, domain};
+use ratplus_graphs::manifest::{CustomNodes, Engine, Manifest, Target, TensorInfo, WEIGHTS_FILE};
+use ratplus_graphs::model::{StoredTensor, Weight};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored, node_attributes};
 use std::collections::BTreeMap;
 
-/// Decodes an engine's file and checks it against the manifest.
+/// Decodes an engine's file for `target` and checks it against the manifest.
 pub fn decode(
     manifest: &Manifest,
     engine: &Engine,
+    target: Target,
     storage: &[StoredTensor],
     bytes: &[u8],
 ) -> Result<ModelProto, Vec<String>> {
@@ -21,7 +22,7 @@ pub fn decode(
             "expected an ONNX model: {error}; export the package again"
         )]
     })?;
-    let problems = check(manifest, engine, storage, &model);
+    let problems = check(manifest, engine, target, storage, &model);
     if problems.is_empty() {
         // Every backend of ours knows the operators by one domain.
         let custom = |domain: &str| !domain.is_empty() && domain != MICROSOFT_DOMAIN;
@@ -45,6 +46,7 @@ pub fn decode(
 fn check(
     manifest: &Manifest,
     engine: &Engine,
+    target: Target,
     storage: &[StoredTensor],
     model: &ModelProto,
 ) -> Vec<String> {
@@ -73,18 +75,18 @@ fn check(
     values("output", &engine.outputs, &graph.output, &mut problems);
     initializers(storage, &graph.initializer, &mut problems);
     let products = products(manifest);
+    let nodes = target.custom_nodes(manifest.fallback);
     for node in &graph.node {
         if node.domain == MICROSOFT_DOMAIN && node.op_type == MATMUL_NBITS {
             let expected = products.get(node.input.get(1).map_or("", String::as_str));
             check_product(node, expected, &mut problems);
             continue;
         }
-        let custom = (manifest.fallback != Fallback::Inline).then(|| domain(manifest.fallback));
-        check_node(node, custom, &mut problems);
+        check_node(node, nodes.domain(), &mut problems);
     }
     for function in &model.functions {
         let known = Op::ALL.iter().any(|op| op.name() == function.name);
-        if function.domain != DOMAIN || !known || manifest.fallback != Fallback::Function {
+        if function.domain != DOMAIN || !known || nodes != CustomNodes::WithFunctions {
             problems.push(format!(
                 "function `{}.{}`: not one of this package's operators",
                 function.domain, function.name

@@ -8,10 +8,14 @@ mod plans;
 pub use guard::decode as decode_model;
 pub use plans::{OpenedPlan, PlanTarget};
 
+use crate::backend::BackendError;
 use memmap2::Mmap;
-use ratplus_graphs::manifest::{Engine, MANIFEST_FILE, Manifest, ManifestErrors, WEIGHTS_FILE};
+use ratplus_graphs::manifest::{
+    Engine, MANIFEST_FILE, Manifest, ManifestErrors, Target, WEIGHTS_FILE,
+};
 use ratplus_graphs::model::{StoredTensor, storage};
 use ratplus_graphs::onnx::ModelProto;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,11 +58,23 @@ pub struct OpenOptions {
 pub struct Package {
     dir: PathBuf,
     manifest: Arc<Manifest>,
-    models: Vec<ModelProto>,
+    /// Of each engine.
+    models: Vec<BTreeMap<Target, ModelProto>>,
     storage: Vec<StoredTensor>,
     weights: Arc<Mmap>,
     weights_path: PathBuf,
     tokenizer: Option<Vec<u8>>,
+}
+
+/// An engine, built for a target.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineGraph<'a> {
+    /// What it is.
+    pub engine: &'a Engine,
+    /// Its file in the package.
+    pub file: &'a str,
+    /// What the file holds.
+    pub model: &'a ModelProto,
 }
 
 impl Package {
@@ -107,15 +123,20 @@ impl Package {
             ));
         }
         let mut models = Vec::new();
-        for (engine, bytes) in manifest.engines.iter().zip(&contents.models) {
-            match guard::decode(&manifest, engine, &storage, bytes) {
-                Ok(model) => models.push(model),
-                Err(found) => problems.extend(
-                    found
-                        .into_iter()
-                        .map(|problem| format!("{}: {problem}", engine.file)),
-                ),
+        for engine in &manifest.engines {
+            let mut graphs = BTreeMap::new();
+            for (&target, file) in &engine.files {
+                let bytes = contents.models.get(file).map_or(&[][..], Vec::as_slice);
+                match guard::decode(&manifest, engine, target, &storage, bytes) {
+                    Ok(model) => drop(graphs.insert(target, model)),
+                    Err(found) => problems.extend(
+                        found
+                            .into_iter()
+                            .map(|problem| format!("{file}: {problem}")),
+                    ),
+                }
             }
+            models.push(graphs);
         }
         if !problems.is_empty() {
             return Err(fail(problems));
@@ -145,9 +166,25 @@ impl Package {
         &self.manifest
     }
 
-    /// Every engine with its checked graph, decode first.
-    pub fn engines(&self) -> impl Iterator<Item = (&Engine, &ModelProto)> {
-        self.manifest.engines.iter().zip(&self.models)
+    /// The checked graph for `target` of the manifest's engine `index`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn graph(&self, index: usize, target: Target) -> Result<EngineGraph<'_>, BackendError> {
+        let engine = self.manifest.engines.get(index);
+        let found = engine
+            .zip(self.models.get(index))
+            .and_then(|(engine, models)| {
+                Some(EngineGraph {
+                    engine,
+                    file: engine.file(target)?,
+                    model: models.get(&target)?,
+                })
+            });
+        found.ok_or_else(|| BackendError::Unavailable {
+            backend: target.to_string(),
+            reason: format!("the package has no graph of its engine {index} for it"),
+        })
     }
 
     /// Every tensor of the weights file.

@@ -3,7 +3,7 @@
 use super::files::Files;
 use super::{Package, PackageError};
 use memmap2::Mmap;
-use ratplus_graphs::manifest::{Engine, WEIGHTS_FILE};
+use ratplus_graphs::manifest::{Target, WEIGHTS_FILE};
 use ratplus_graphs::plans::{PlanSet, plans_folder};
 use std::ops::Deref;
 
@@ -12,6 +12,8 @@ use std::ops::Deref;
 pub struct PlanTarget<'a> {
     /// `tensorrt` or `tensorrt-rtx`.
     pub backend: &'a str,
+    /// What the graphs were built for that the plans are of.
+    pub graphs: Target,
     /// Version of its library.
     pub library: &'a str,
     /// Of the GPU; `None` where there is none to ask.
@@ -58,8 +60,9 @@ impl Package {
         let mut problems = self.foreign(set, target, &again);
         let engines = self.manifest.engines.iter().zip(&set.plans);
         let stale = engines.filter_map(|(engine, plan)| {
-            let found = self.checksum(&engine.file);
-            (found != plan.onnx_sha256).then(|| stale(engine, &plan.onnx_sha256, found, &again))
+            let file = engine.file(target.graphs).unwrap_or_default();
+            let found = self.checksum(file);
+            (found != plan.onnx_sha256).then(|| stale(file, &plan.onnx_sha256, found, &again))
         });
         problems.extend(stale);
         if !problems.is_empty() {
@@ -136,9 +139,6 @@ impl Package {
     }
 }
 
-fn stale(engine: &Engine, built_from: &str, found: &str, again: &str) -> String {
-    format!(
-        "plan of {}: built from a file with SHA-256 {built_from}, found {found}; {again}",
-        engine.file
-    )
+fn stale(file: &str, built_from: &str, found: &str, again: &str) -> String {
+    format!("plan of {file}: built from a file with SHA-256 {built_from}, found {found}; {again}")
 }

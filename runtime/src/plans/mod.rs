@@ -7,10 +7,9 @@ pub use error::BuildError;
 
 use crate::backend::BackendKind;
 use crate::nvinfer::{self, Product};
-use crate::package::Package;
+use crate::package::{EngineGraph, Package};
 use prost::Message;
-use ratplus_graphs::manifest::{Engine, Fallback, Manifest, TensorInfo, WEIGHTS_FILE};
-use ratplus_graphs::model::native_products;
+use ratplus_graphs::manifest::{Engine, Fallback, Manifest, Target, TensorInfo, WEIGHTS_FILE};
 use ratplus_graphs::ops::{ElementType, check_gpu_cache};
 use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
 use ratplus_kernels::cuda::{self, Device};
@@ -91,6 +90,8 @@ pub(crate) struct Needs {
     pub product: Product,
     /// Whether plugins stand for the custom nodes.
     pub plugins: bool,
+    /// What the graphs are built for.
+    pub graphs: Target,
 }
 
 impl Needs {
@@ -119,7 +120,15 @@ impl Needs {
                 let shape = manifest.shape();
                 match check_gpu_cache(shape.dtype, shape.cache_dtype) {
                     Err(reason) if plugins => refused(&reason),
-                    _ => Ok(Self { product, plugins }),
+                    _ => Ok(Self {
+                        product,
+                        plugins,
+                        graphs: if plugins {
+                            Target::TensorRt
+                        } else {
+                            Target::Cuda
+                        },
+                    }),
                 }
             }
         }
@@ -237,48 +246,55 @@ pub fn build(
     let mut timing = timing.unwrap_or_default();
     let (mut plans, mut built) = (Vec::new(), Vec::new());
     let count = manifest.engines.len();
-    for (index, (engine, model)) in package.engines().enumerate() {
+    for index in 0..count {
+        let graph = package.graph(index, needs.graphs);
+        let EngineGraph {
+            engine,
+            file: onnx,
+            model,
+        } = graph.map_err(|error| BuildError::Refused {
+            backend: backend.to_string(),
+            reason: error.to_string(),
+        })?;
         progress(BuildProgress {
-            engine: &engine.file,
+            engine: onnx,
             index,
             count,
         });
         let began = Instant::now();
         let failed = |source| BuildError::Nvinfer {
-            file: engine.file.clone(),
+            file: onnx.into(),
             source,
         };
         let weights = package.weights_path();
-        let mut model = package.locate_weights(model);
-        // TensorRT has products of every type; only CPUs lack them.
-        native_products(&mut model);
+        let model = package.locate_weights(model);
         let source = NetworkSource {
             model: &model.encode_to_vec(),
-            path: &weights.with_file_name(&engine.file),
+            path: &weights.with_file_name(onnx),
             plugins: tools.plugins.as_deref(),
             timing_cache: &timing,
             compute_capabilities: &options.compute_capabilities,
         };
         let mut network = Network::parse(&tools.library, &source).map_err(failed)?;
-        check_tensors(engine, &network.tensors())?;
+        check_tensors(engine, onnx, &network.tensors())?;
         tools.note_targets(&network);
         let plan = network.build().map_err(failed)?;
         if let Some(cache) = network.timing_cache().map_err(failed)? {
             timing = cache.to_vec();
         }
-        let info = stage.write(&plan, |info| plan_file(engine.seq_len, info))?;
-        let file = plan_file(engine.seq_len, &info);
+        let info = stage.write(&plan, |info| plan_file(&engine.name, info))?;
+        let file = plan_file(&engine.name, &info);
         built.push(BuiltPlan {
-            engine: engine.file.clone(),
+            engine: onnx.into(),
             file: stage.name_of(&file),
             bytes: info.bytes,
             seconds: began.elapsed().as_secs_f64(),
         });
         plans.push(Plan {
-            seq_len: engine.seq_len,
+            engine: engine.name.clone(),
             file,
             info,
-            onnx_sha256: checksum(manifest, &engine.file),
+            onnx_sha256: checksum(manifest, onnx),
         });
     }
     let set = PlanSet {
@@ -327,7 +343,11 @@ pub(crate) fn kind(dtype: ElementType) -> ElementKind {
 }
 
 /// Whether inputs and outputs are the manifest's, in any order.
-pub(crate) fn check_tensors(engine: &Engine, found: &[Tensor]) -> Result<(), BuildError> {
+pub(crate) fn check_tensors(
+    engine: &Engine,
+    file: &str,
+    found: &[Tensor],
+) -> Result<(), BuildError> {
     let show = |kind: ElementKind, shape: &[i64]| format!("{kind}{shape:?}");
     let mut problems = Vec::new();
     let sides = [(true, &engine.inputs), (false, &engine.outputs)];
@@ -357,7 +377,7 @@ pub(crate) fn check_tensors(engine: &Engine, found: &[Tensor]) -> Result<(), Bui
     match problems.is_empty() {
         true => Ok(()),
         false => Err(BuildError::Tensors {
-            file: engine.file.clone(),
+            file: file.into(),
             problems,
         }),
     }

@@ -5,11 +5,10 @@ use prost::Message;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::manifest::{
-    Fallback, FileInfo, LayerCache, LogitsMode, MANIFEST_FILE, Manifest, PackageShape,
-    WEIGHTS_FILE, engine, state_tensors,
+    Fallback, FileInfo, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, Target, WEIGHTS_FILE,
 };
-use ratplus_graphs::model::{GraphOptions, ROTARY_TABLES, build, rotary_row, storage};
-use ratplus_graphs::onnx::{IR_VERSION, OPSET};
+use ratplus_graphs::model::{ROTARY_TABLES, build, rotary_row, storage};
+use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
@@ -141,54 +140,17 @@ pub fn write_spec(
         weights[stored.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
     }
     let mut files = vec![(WEIGHTS_FILE.to_owned(), weights)];
-    for &seq_len in lengths {
-        let graph = GraphOptions {
-            spec: &spec,
-            precision: &precision,
-            shape,
-            seq_len,
-            fallback,
-            opset: OPSET,
-            ir_version: IR_VERSION,
-        };
-        files.push((
-            engine(&spec, &shape, seq_len).file,
-            build(&graph).encode_to_vec(),
-        ));
+    let mut manifest = Manifest::new(spec, shape, precision, fallback, OPSET, lengths);
+    for engine in &manifest.engines {
+        for (&target, file) in &engine.files {
+            let graph = build(&manifest.graph(engine, target));
+            files.push((file.clone(), graph.encode_to_vec()));
+        }
     }
-    let states = state_tensors(&spec, &shape);
-    let cache = |layer| LayerCache::from(&spec.cache_layout(layer, max_seq_len));
-    let manifest = Manifest {
-        format: ratplus_graphs::manifest::FORMAT.into(),
-        format_version: ratplus_graphs::manifest::FORMAT_VERSION,
-        tool: "test".into(),
-        batch,
-        max_seq_len,
-        dtype,
-        cache_dtype: shape.own_cache_dtype(),
-        precision,
-        opset: OPSET,
-        ir_version: IR_VERSION,
-        fallback,
-        logits,
-        engines: lengths
-            .iter()
-            .map(|&seq_len| engine(&spec, &shape, seq_len))
-            .collect(),
-        cache: (0..spec.num_layers).map(cache).collect(),
-        state_bytes: states
-            .iter()
-            .map(|(_, _, tensor)| tensor.bytes() as u64)
-            .sum(),
-        tokenizer: None,
-        special_tokens: Default::default(),
-        files: files
-            .iter()
-            .map(|(name, bytes)| (name.clone(), info(bytes)))
-            .collect(),
-        plans: Default::default(),
-        model: spec,
-    };
+    let infos = files
+        .iter()
+        .map(|(name, bytes)| (name.clone(), info(bytes)));
+    manifest.files = infos.collect();
     for (name, bytes) in files {
         std::fs::write(dir.join(name), bytes).unwrap();
     }
@@ -198,6 +160,11 @@ pub fn write_spec(
 
 pub fn write_manifest(dir: &Path, manifest: &Manifest) {
     std::fs::write(dir.join(MANIFEST_FILE), manifest.to_json()).unwrap();
+}
+
+/// The portable file of the engine `index`.
+pub fn portable(manifest: &Manifest, index: usize) -> String {
+    manifest.engines[index].files[&Target::Portable].clone()
 }
 
 pub fn info(bytes: &[u8]) -> FileInfo {

@@ -1,6 +1,6 @@
 //! Damaged and foreign packages are refused, with everything wrong listed.
 
-use crate::common::{Options, info, write_manifest, write_package};
+use crate::common::{Options, info, portable, write_manifest, write_package};
 use prost::Message;
 use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, TensorProto};
@@ -79,10 +79,12 @@ fn a_damaged_manifest_is_refused() {
 fn all_problems_come_at_once() {
     let (dir, manifest) = package();
     for engine in &manifest.engines {
-        fs::write(dir.path().join(&engine.file), "x").unwrap();
+        for file in engine.files.values() {
+            fs::write(dir.path().join(file), "x").unwrap();
+        }
     }
     fs::remove_file(dir.path().join(WEIGHTS_FILE)).unwrap();
-    assert_eq!(refused(dir.path()).problems.len(), 4);
+    assert_eq!(refused(dir.path()).problems.len(), 3 * 4 + 1);
 }
 
 #[test]
@@ -121,7 +123,7 @@ fn foreign_folders_are_refused() {
 /// Replaces an engine's graph, checksum included: only the guard can object.
 fn refuse_model(part: &str, change: impl FnOnce(&mut ModelProto)) {
     let (dir, mut manifest) = package();
-    let file = manifest.engines[1].file.clone();
+    let file = portable(&manifest, 1);
     let mut model = ModelProto::decode(&fs::read(dir.path().join(&file)).unwrap()[..]).unwrap();
     change(&mut model);
     let bytes = model.encode_to_vec();

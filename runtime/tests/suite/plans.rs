@@ -1,7 +1,7 @@
 //! Engine plans of a package: strictly those that were built from it, for what is to run them.
 
 use crate::common::{Options, info, write_manifest, write_package};
-use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
+use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, Target, WEIGHTS_FILE};
 use ratplus_graphs::plans::{Plan, PlanSet, plan_file, plans_folder};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::{Package, PlanTarget};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const BACKEND: &str = "tensorrt-rtx";
 const TARGET: PlanTarget<'_> = PlanTarget {
     backend: BACKEND,
+    graphs: Target::Cuda,
     library: "1.7.1.116",
     compute_capability: Some((8, 6)),
 };
@@ -29,13 +30,13 @@ fn package() -> (tempfile::TempDir, Manifest) {
     let plan = |engine: &ratplus_graphs::manifest::Engine| {
         let bytes = content(engine.seq_len);
         let info: FileInfo = info(&bytes);
-        let file = plan_file(engine.seq_len, &info);
+        let file = plan_file(&engine.name, &info);
         fs::write(folder.join(&file), bytes).unwrap();
         Plan {
-            seq_len: engine.seq_len,
+            engine: engine.name.clone(),
             file,
             info,
-            onnx_sha256: manifest.files[&engine.file].sha256.clone(),
+            onnx_sha256: manifest.files[&engine.files[&TARGET.graphs]].sha256.clone(),
         }
     };
     let set = PlanSet {

@@ -1,7 +1,8 @@
 //! Packages of block-wise integers.
 
 use crate::common::{
-    Options, backends, fixture, info, open, tokens, verified, write_manifest, write_package,
+    Options, backends, fixture, info, open, portable, tokens, verified, write_manifest,
+    write_package,
 };
 use prost::Message;
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
@@ -88,7 +89,7 @@ fn engine_plans_are_refused_with_the_reason() {
 fn refuse(expected: &str, change: impl FnOnce(&mut ModelProto)) {
     let dir = tempfile::tempdir().unwrap();
     let mut manifest = write_package(dir.path(), quantized(8, 32, true), 1);
-    let file = manifest.engines[1].file.clone();
+    let file = portable(&manifest, 1);
     let path = dir.path().join(&file);
     let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
     change(&mut model);
@@ -164,7 +165,7 @@ fn sizes_that_are_not_the_matrix_s_are_refused() {
 fn plain_packages_have_no_such_nodes() {
     let dir = tempfile::tempdir().unwrap();
     let mut manifest = write_package(dir.path(), Options::default(), 1);
-    let file = manifest.engines[1].file.clone();
+    let file = portable(&manifest, 1);
     let path = dir.path().join(&file);
     let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
     let nodes = &mut model.graph.as_mut().unwrap().node;

@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::manifest::{
-    Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, WEIGHTS_FILE,
-    state_tensors,
+    Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, Target,
+    WEIGHTS_FILE, state_tensors,
 };
 use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, Weight};
 use ratplus_graphs::onnx::ModelProto;
@@ -114,6 +114,7 @@ impl Package {
             precision: &Precision::default(),
             shape: self.shape,
             seq_len,
+            target: Target::Portable,
             fallback,
             opset: ratplus_graphs::onnx::OPSET,
             ir_version: ratplus_graphs::onnx::IR_VERSION,

@@ -8,7 +8,7 @@ use super::profile_file::{ProfileFile, ProfileFolder};
 use super::session::Plan;
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library;
-use crate::package::Package;
+use crate::package::{EngineGraph, Package};
 use crate::raw::{
     Api, Binding, Builder, EMULATED, KernelRun, KernelWatch, Memory, OrtError, OrtSession,
     Prepacked, Value,
@@ -17,11 +17,9 @@ use cuda::{Gpu, cuda_error};
 use half::{bf16, f16};
 use prost::Message;
 use ratplus_graphs::manifest::{
-    Engine as EngineInfo, Fallback, INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, WEIGHTS_FILE,
-    state_tensors,
+    Fallback, INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, Target, WEIGHTS_FILE, state_tensors,
 };
-use ratplus_graphs::model::{add_outputs, native_products};
-use ratplus_graphs::onnx::ModelProto;
+use ratplus_graphs::model::add_outputs;
 use ratplus_graphs::ops::ElementType;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -148,14 +146,11 @@ impl OrtDriver {
     /// Builds the engine at `position` of the plan, binds it and runs it once on idle slots.
     fn add_engine(&mut self, shared: &Shared<'_>, position: usize) -> Result<(), BackendError> {
         let Shared { package, plan, .. } = *shared;
-        let index = plan.engines[position];
-        let Some((info, model)) = package.engines().nth(index) else {
-            return Err(BackendError::Unavailable {
-                backend: plan.kind.to_string(),
-                reason: format!("the package has no engine {index}"),
-            });
-        };
-        let failed = |error| ort_error(&info.file, error);
+        let graph = package.graph(plan.engines[position], target(plan))?;
+        let EngineGraph {
+            engine: info, file, ..
+        } = graph;
+        let failed = |error| ort_error(file, error);
         // On a GPU it also shows where standard nodes ran.
         let profiled = plan.profile || self.gpu.is_some();
         let folder = profiled.then(ProfileFolder::make).transpose();
@@ -164,8 +159,8 @@ impl OrtDriver {
             Err(reason) => (None, Some(reason)),
         };
         let prefix = folder.as_ref().map(ProfileFolder::prefix);
-        let graph = self.gpu.is_some() && info.seq_len == 1 && !plan.without_cuda_graph;
-        let session = self.build(shared, position, info, model, prefix.as_deref(), graph)?;
+        let recorded = self.gpu.is_some() && info.seq_len == 1 && !plan.without_cuda_graph;
+        let session = self.build(shared, position, &graph, prefix.as_deref(), recorded)?;
         let sides: &[usize] = if self.in_place { &[0] } else { &[0, 1] };
         let bindings = sides
             .iter()
@@ -178,14 +173,14 @@ impl OrtDriver {
             None
         });
         if let Some(message) = without.take_if(|_| plan.profile) {
-            let file = info.file.clone();
+            let file = file.into();
             return Err(BackendError::Profile { file, message });
         }
         self.engines.push(Engine {
-            file: info.file.clone(),
+            file: file.into(),
             bindings,
             session,
-            recorded: graph.then(Vec::new),
+            recorded: recorded.then(Vec::new),
             profile,
         });
         let kernels = self.run_watched(position, shared.operators.as_deref())?;
@@ -195,7 +190,7 @@ impl OrtDriver {
         let profile = without
             .map(Err)
             .or_else(|| self.engines[position].end_profile());
-        let seen = EngineImplementations::of_run(plan.kind, info, model, &kernels, profile)?;
+        let seen = EngineImplementations::of_run(plan.kind, &graph, &kernels, profile)?;
         self.implementations.push(seen);
         Ok(())
     }
@@ -237,13 +232,13 @@ impl OrtDriver {
         &self,
         shared: &Shared<'_>,
         position: usize,
-        info: &EngineInfo,
-        model: &ModelProto,
+        graph: &EngineGraph<'_>,
         profile: Option<&Path>,
-        graph: bool,
+        recorded: bool,
     ) -> Result<OrtSession, BackendError> {
         let Shared { package, plan, .. } = *shared;
-        let failed = |error| ort_error(&info.file, error);
+        let EngineGraph { file, model, .. } = *graph;
+        let failed = |error| ort_error(file, error);
         let mut builder = Builder::new(shared.api)
             .and_then(|builder| builder.threads(plan.threads.unwrap_or(0)))
             .map_err(failed)?;
@@ -257,7 +252,7 @@ impl OrtDriver {
             builder = builder.prepacked(prepacked.clone());
         }
         if let Some(gpu) = &self.gpu {
-            builder = builder.cuda(gpu.ordinal, graph).map_err(failed)?;
+            builder = builder.cuda(gpu.ordinal, recorded).map_err(failed)?;
         }
         if let Some(operators) = &shared.operators {
             builder = builder.register(operators).map_err(failed)?;
@@ -272,16 +267,11 @@ impl OrtDriver {
         {
             let mut model = package.locate_weights(model);
             add_outputs(&mut model, &plan.taps[position]);
-            // The CPU, where the emulator's products run, has none in bf16.
-            let dtype = plan.manifest.dtype;
-            if self.gpu.is_some() && !(EMULATED && dtype == ElementType::BF16) {
-                native_products(&mut model);
-            }
             builder
                 .external_data_folder(folder)
                 .and_then(|builder| builder.build(&model.encode_to_vec()))
         } else if plan.taps[position].is_empty() {
-            builder.build_from_file(&package.dir().join(&info.file))
+            builder.build_from_file(&package.dir().join(file))
         } else {
             return Err(BackendError::Unavailable {
                 backend: plan.kind.to_string(),
@@ -419,6 +409,18 @@ impl OrtDriver {
             ElementType::BF16 => widen(|bits| bf16::from_bits(bits).to_f32()),
             _ => Cow::Borrowed(self.numbers(field)),
         }
+    }
+}
+
+/// What the graphs are built for that the backend runs.
+fn target(plan: &Plan) -> Target {
+    match plan.kind {
+        BackendKind::OrtCpu if plan.manifest.fallback != Fallback::Inline => Target::Cpu,
+        // The CPU, where the emulator's products run, has none in bf16.
+        BackendKind::OrtCuda if !(EMULATED && plan.manifest.dtype == ElementType::BF16) => {
+            Target::Cuda
+        }
+        _ => Target::Portable,
     }
 }
 

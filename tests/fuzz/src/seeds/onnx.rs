@@ -6,7 +6,7 @@ use ratplus_graphs::manifest::Fallback;
 use ratplus_graphs::precision::Quantization;
 use std::sync::LazyLock;
 
-/// One package for each first byte of an input.
+/// A package in every way.
 pub static PACKAGES: LazyLock<Vec<Package>> = LazyLock::new(|| {
     let ways = [
         Fallback::Function,
@@ -22,6 +22,14 @@ pub static PACKAGES: LazyLock<Vec<Package>> = LazyLock::new(|| {
     let plain = ways.map(|fallback| package(fallback, None));
     let quantized = package(Fallback::None, Some(quantization));
     plain.into_iter().chain([quantized]).collect()
+});
+
+/// One graph of a package for each first byte of an input.
+pub static GRAPHS: LazyLock<Vec<(usize, usize)>> = LazyLock::new(|| {
+    let packages = PACKAGES.iter().enumerate();
+    packages
+        .flat_map(|(package, found)| (0..found.models.len()).map(move |graph| (package, graph)))
+        .collect()
 });
 
 pub const WORDS: &[&[u8]] = &[
@@ -44,7 +52,11 @@ pub const WORDS: &[&[u8]] = &[
 ];
 
 pub fn seeds() -> Vec<Vec<u8>> {
-    let with_mode =
-        |(mode, package): (usize, &Package)| [&[mode as u8], &package.model[..]].concat();
-    PACKAGES.iter().enumerate().map(with_mode).collect()
+    let graphs = GRAPHS.iter().enumerate();
+    graphs
+        .map(|(mode, &(package, graph))| {
+            let (_, model) = &PACKAGES[package].models[graph];
+            [&[mode as u8], &model[..]].concat()
+        })
+        .collect()
 }

@@ -2,15 +2,15 @@
 
 use prost::Message;
 use ratplus_graphs::manifest::{
-    FORMAT, FORMAT_VERSION, Fallback, FileInfo, LayerCache, LogitsMode, Manifest, PackageShape,
-    WEIGHTS_FILE, engine, state_tensors,
+    Fallback, FileInfo, LogitsMode, Manifest, PackageShape, Target, WEIGHTS_FILE,
 };
-use ratplus_graphs::model::{GraphOptions, StoredTensor, build, storage};
-use ratplus_graphs::onnx::{IR_VERSION, OPSET};
+use ratplus_graphs::model::{StoredTensor, build, storage};
+use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
+use std::collections::BTreeMap;
 
 /// A package without its weights.
 pub struct Package {
@@ -18,8 +18,8 @@ pub struct Package {
     pub storage: Vec<StoredTensor>,
     /// Of the weights file.
     pub bytes: u64,
-    /// The decode engine's file.
-    pub model: Vec<u8>,
+    /// The decode engine's files.
+    pub models: Vec<(Target, Vec<u8>)>,
 }
 
 /// The smallest package whose custom nodes are written so, with these integers for weights.
@@ -46,55 +46,26 @@ pub fn package(fallback: Fallback, quantization: Option<Quantization>) -> Packag
         quantization,
         ..Precision::default()
     };
-    let model = build(&GraphOptions {
-        spec: &spec,
-        precision: &precision,
-        shape,
-        seq_len: 1,
-        fallback,
-        opset: OPSET,
-        ir_version: IR_VERSION,
-    });
-    let engine = engine(&spec, &shape, 1);
-    let (storage, bytes) = storage(&spec, &shape, &precision);
+    let mut manifest = Manifest::new(spec, shape, precision, fallback, OPSET, &[1]);
+    let (storage, bytes) = storage(&manifest.model, &shape, &manifest.precision);
     let info = |bytes| FileInfo {
         bytes,
         sha256: "0".repeat(64),
     };
-    let model = model.encode_to_vec();
-    let files = [
-        (WEIGHTS_FILE.to_owned(), info(bytes)),
-        (engine.file.clone(), info(model.len() as u64)),
-    ];
-    let manifest = Manifest {
-        format: FORMAT.into(),
-        format_version: FORMAT_VERSION,
-        tool: "fuzz".into(),
-        batch: shape.batch,
-        max_seq_len: shape.max_seq_len,
-        dtype: shape.dtype,
-        cache_dtype: shape.own_cache_dtype(),
-        precision,
-        opset: OPSET,
-        ir_version: IR_VERSION,
-        fallback,
-        logits: shape.logits,
-        engines: vec![engine],
-        cache: vec![LayerCache::from(&spec.cache_layout(0, shape.max_seq_len))],
-        state_bytes: state_tensors(&spec, &shape)
-            .iter()
-            .map(|(_, _, tensor)| tensor.bytes() as u64)
-            .sum(),
-        tokenizer: None,
-        special_tokens: Default::default(),
-        files: files.into(),
-        plans: Default::default(),
-        model: spec,
-    };
+    let mut files = BTreeMap::from([(WEIGHTS_FILE.to_owned(), info(bytes))]);
+    let mut models = Vec::new();
+    for engine in &manifest.engines {
+        for (&target, file) in &engine.files {
+            let model = build(&manifest.graph(engine, target)).encode_to_vec();
+            files.insert(file.clone(), info(model.len() as u64));
+            models.push((target, model));
+        }
+    }
+    manifest.files = files;
     Package {
         manifest,
         storage,
         bytes,
-        model,
+        models,
     }
 }

@@ -1,7 +1,7 @@
-//! The guard on a package's graphs. The first byte is the way custom nodes are written, the rest
+//! The guard on a package's graphs. The first byte is the target and the way custom nodes are written, the rest
 //! an ONNX file.
 
-use crate::seeds::onnx::PACKAGES;
+use crate::seeds::onnx::{GRAPHS, PACKAGES};
 use prost::Message;
 use ratplus_graphs::onnx::{ModelProto, TensorProto};
 use ratplus_runtime::package::decode_model;
@@ -10,10 +10,12 @@ pub fn run(data: &[u8]) {
     let Some((&mode, file)) = data.split_first() else {
         return;
     };
-    let package = &PACKAGES[usize::from(mode) % PACKAGES.len()];
+    let (package, graph) = GRAPHS[usize::from(mode) % GRAPHS.len()];
+    let package = &PACKAGES[package];
+    let (target, _) = package.models[graph];
     let decode = |bytes: &[u8]| {
         let engine = &package.manifest.engines[0];
-        decode_model(&package.manifest, engine, &package.storage, bytes)
+        decode_model(&package.manifest, engine, target, &package.storage, bytes)
     };
     let Ok(model) = decode(file) else {
         return;

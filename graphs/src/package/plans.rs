@@ -1,6 +1,6 @@
 //! What the manifest says about engine plans that were built from a package's ONNX files.
 
-use crate::manifest::{Engine, FileInfo};
+use super::{Engine, FileInfo};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -84,8 +84,8 @@ impl TryFrom<String> for ComputeTarget {
 /// One engine's plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Static length of the engine.
-    pub seq_len: usize,
+    /// Name of the engine.
+    pub engine: String,
     /// File in the folder of the backend.
     pub file: String,
     /// Size and checksum of that file.
@@ -116,12 +116,9 @@ pub fn plans_folder(backend: &str) -> String {
 }
 
 /// Name of a plan: the content's checksum in it, so that a new build never writes over an old one.
-pub fn plan_file(seq_len: usize, info: &FileInfo) -> String {
+pub fn plan_file(engine: &str, info: &FileInfo) -> String {
     let start = info.sha256.get(..16).unwrap_or(&info.sha256);
-    match seq_len {
-        1 => format!("decode-{start}.plan"),
-        _ => format!("prefill_{seq_len}-{start}.plan"),
-    }
+    format!("{engine}-{start}.plan")
 }
 
 /// Whether a file's name is one that [`plan_file`] gives.
@@ -130,10 +127,17 @@ pub fn is_plan_file(name: &str) -> bool {
         .strip_suffix(".plan")
         .and_then(|name| name.rsplit_once('-'));
     engine.is_some_and(|(engine, start)| {
-        let length = engine.strip_prefix("prefill_").map(str::parse::<usize>);
-        let known = engine == "decode" || length.is_some_and(|length| length.is_ok());
+        let name = engine
+            .rsplit_once("_b")
+            .filter(|(_, batch)| is_number(batch));
+        let name = name.map_or(engine, |(name, _)| name);
+        let known = name == "decode" || name.strip_prefix("prefill_").is_some_and(is_number);
         known && start.len() == 16 && is_hexadecimal(start)
     })
+}
+
+fn is_number(text: &str) -> bool {
+    text.parse::<usize>().is_ok()
 }
 
 fn is_hexadecimal(text: &str) -> bool {
@@ -168,7 +172,7 @@ impl PlanSet {
             }
         }
         for plan in &self.plans {
-            let expected = plan_file(plan.seq_len, &plan.info);
+            let expected = plan_file(&plan.engine, &plan.info);
             if plan.file != expected {
                 wrong(format!(
                     "expected the file `{expected}`, found `{}`",
@@ -176,11 +180,13 @@ impl PlanSet {
                 ));
             }
         }
-        let wanted: Vec<_> = engines.iter().map(|engine| engine.seq_len).collect();
-        let found: Vec<_> = self.plans.iter().map(|plan| plan.seq_len).collect();
+        let wanted: Vec<_> = engines.iter().map(|engine| &*engine.name).collect();
+        let found: Vec<_> = self.plans.iter().map(|plan| &*plan.engine).collect();
         if wanted != found {
             wrong(format!(
-                "expected a plan for lengths {wanted:?}, found {found:?}"
+                "expected plans for {}, found {}",
+                wanted.join(", "),
+                found.join(", ")
             ));
         }
         problems
@@ -196,6 +202,8 @@ impl PlanSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::package::EngineSize;
+    use std::collections::BTreeMap;
 
     #[test]
     fn compute_targets_are_read_back() {
@@ -218,9 +226,9 @@ mod tests {
             bytes: 10,
             sha256: "0123456789abcdef".repeat(4),
         };
-        let plan = |seq_len| Plan {
-            seq_len,
-            file: plan_file(seq_len, &info),
+        let plan = |engine: &str| Plan {
+            engine: engine.into(),
+            file: plan_file(engine, &info),
             info: info.clone(),
             onnx_sha256: info.sha256.clone(),
         };
@@ -229,11 +237,13 @@ mod tests {
             tool: "ratplus 0".into(),
             compute_capabilities: vec![ComputeTarget::only((8, 6))],
             weights_sha256: info.sha256.clone(),
-            plans: vec![plan(1), plan(16)],
+            plans: vec![plan("decode"), plan("prefill_16")],
         };
         let engine = |seq_len| Engine {
-            file: String::new(),
+            name: EngineSize { batch: 1, seq_len }.name(),
+            batch: 1,
             seq_len,
+            files: BTreeMap::new(),
             inputs: vec![],
             outputs: vec![],
         };
@@ -260,8 +270,11 @@ mod tests {
         );
         bad(&|set| set.plans[0].onnx_sha256.clear(), "onnx_sha256");
         bad(&|set| set.weights_sha256.push('0'), "weights_sha256");
-        bad(&|set| drop(set.plans.pop()), "[1, 16], found [1]");
-        bad(&|set| set.plans.swap(0, 1), "found [16, 1]");
+        bad(
+            &|set| drop(set.plans.pop()),
+            "for decode, prefill_16, found decode",
+        );
+        bad(&|set| set.plans.swap(0, 1), "found prefill_16, decode");
         assert!(good.problems("ort-cpu", &engines)[0].contains("tensorrt-rtx"));
     }
 
@@ -269,10 +282,12 @@ mod tests {
     fn names_of_plans_are_told_from_others() {
         let (set, _) = set();
         assert!(set.plans.iter().all(|plan| is_plan_file(&plan.file)));
+        assert!(is_plan_file("decode_b8-0123456789abcdef.plan"));
         for name in [
             "decode.plan",
             "decode-0123456789abcde.plan",
             "prefill_x-0123456789abcdef.plan",
+            "decode_bx-0123456789abcdef.plan",
         ] {
             assert!(!is_plan_file(name), "{name}");
         }

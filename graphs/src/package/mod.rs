@@ -1,0 +1,19 @@
+//! A package: its engines, their tensors and files, `manifest.json`.
+
+mod engine;
+mod manifest;
+pub mod plans;
+mod state;
+mod target;
+mod text;
+
+pub use engine::{Engine, EngineSize, TensorInfo};
+pub use manifest::{
+    FORMAT, FORMAT_VERSION, FileInfo, LayerCache, MANIFEST_FILE, MAX_BATCH, MAX_SEQ_LEN, Manifest,
+    ManifestErrors, WEIGHTS_FILE,
+};
+pub use state::{
+    INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind, state_tensors,
+};
+pub use target::{CustomNodes, Fallback, Target};
+pub use text::{MAX_TOKENIZER_BYTES, SpecialTokens, TOKENIZER_FILE};

@@ -1,0 +1,130 @@
+//! What graphs are built for.
+
+use super::PackageShape;
+use crate::ops::{DOMAIN, TRT_PLUGINS_DOMAIN};
+use crate::precision::Precision;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A runtime that a graph is built for. All of an engine's graphs compute the same function of the
+/// same tensors over the same weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Any ONNX runtime: f32 arithmetic between roundings, which CPUs without f16 and bf16 have.
+    Portable,
+    /// ONNX Runtime on the CPU with the RAT+ operators.
+    Cpu,
+    /// ONNX Runtime on a GPU with the RAT+ operators, and TensorRT for RTX: products of f16 and
+    /// bf16 in their own type.
+    Cuda,
+    /// TensorRT with the RAT+ plugins, by itself or in ONNX Runtime: custom nodes in
+    /// [`TRT_PLUGINS_DOMAIN`] with the types of their outputs, and
+    /// products as for [`Target::Cuda`].
+    TensorRt,
+}
+
+impl Target {
+    /// Every target.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Cpu, Self::Cuda, Self::TensorRt];
+
+    /// File of the engine `name`: the portable one has no target in its name.
+    pub fn file(self, name: &str) -> String {
+        match self {
+            Self::Portable => format!("{name}.onnx"),
+            target => format!("{name}.{target}.onnx"),
+        }
+    }
+
+    /// How a package with `fallback` writes custom nodes for it.
+    pub fn custom_nodes(self, fallback: Fallback) -> CustomNodes {
+        match (self, fallback) {
+            (Self::TensorRt, _) => CustomNodes::Plugins,
+            (Self::Portable | Self::Cuda, Fallback::Function) => CustomNodes::WithFunctions,
+            (Self::Portable | Self::Cuda, Fallback::Inline) => CustomNodes::Inline,
+            _ => CustomNodes::Bare,
+        }
+    }
+
+    /// Whether products of f16 and bf16 are in their own type, summed in f32 and rounded once.
+    pub fn has_native_products(self) -> bool {
+        matches!(self, Self::Cuda | Self::TensorRt)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::TensorRt => "tensorrt",
+        })
+    }
+}
+
+/// How a graph writes custom nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CustomNodes {
+    /// As nodes, with a model-local function of standard operators for each operator.
+    WithFunctions,
+    /// As nodes alone.
+    Bare,
+    /// As standard operators.
+    Inline,
+    /// As nodes in [`TRT_PLUGINS_DOMAIN`] with the types of their outputs.
+    Plugins,
+}
+
+impl CustomNodes {
+    /// Domain of the nodes; none where they are standard operators.
+    pub fn domain(self) -> Option<&'static str> {
+        match self {
+            Self::WithFunctions | Self::Bare => Some(DOMAIN),
+            Self::Inline => None,
+            Self::Plugins => Some(TRT_PLUGINS_DOMAIN),
+        }
+    }
+}
+
+/// Which targets a package has graphs for, and how custom nodes are written where a runtime may be
+/// without the RAT+ operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fallback {
+    /// Every target; with the custom nodes, a model-local function of standard operators for each
+    /// operator.
+    Function,
+    /// Runtimes without the RAT+ operators: standard operators only.
+    Inline,
+    /// Every target; bare custom nodes.
+    None,
+    /// TensorRT with the RAT+ plugins alone.
+    TrtPlugins,
+}
+
+impl Fallback {
+    /// Targets of a package, ascending. Plugins have neither products with block-wise integers nor
+    /// caches of another type than the activations'.
+    pub fn targets(self, shape: &PackageShape, precision: &Precision) -> Vec<Target> {
+        let plugins = precision.quantization.is_none() && shape.own_cache_dtype().is_none();
+        let mut targets = Target::ALL.to_vec();
+        targets.retain(|&target| match self {
+            Self::Function | Self::None => plugins || target != Target::TensorRt,
+            Self::Inline => matches!(target, Target::Portable | Target::Cuda),
+            Self::TrtPlugins => target == Target::TensorRt,
+        });
+        targets
+    }
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Function => "function",
+            Self::Inline => "inline",
+            Self::None => "none",
+            Self::TrtPlugins => "trt-plugins",
+        })
+    }
+}

@@ -1,0 +1,34 @@
+//! What a package knows about text.
+
+use serde::{Deserialize, Serialize};
+
+/// Name of the tokenizer in a package.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Longest `tokenizer.json` that is read.
+pub const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+
+/// Which special tokens are added to a text before it is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SpecialTokens {
+    /// None: the released models saw none in training or evaluation.
+    #[default]
+    None,
+    /// Those that the tokenizer's post-processor adds, `<s>` at the start for example.
+    Tokenizer,
+}
+
+impl SpecialTokens {
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+}
+
+impl std::fmt::Display for SpecialTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Tokenizer => "tokenizer",
+        })
+    }
+}
