@@ -2,10 +2,12 @@
 
 mod search;
 
-use crate::raw::{Api, Dylib};
+use crate::raw::{Api, open_library};
+use libloading::os::unix::Library;
 use search::{Place, Surroundings};
 use std::env;
 use std::fmt::Write as _;
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -167,7 +169,7 @@ fn supported_minor(version: &str) -> Option<u32> {
 
 /// A release that works, and where it came from.
 struct Opened {
-    library: Dylib,
+    library: ManuallyDrop<Library>,
     path: PathBuf,
     version: String,
     minor: u32,
@@ -187,7 +189,7 @@ fn open_file(file: &Path, origin: &str) -> Result<Opened, String> {
     {
         return Err(old(&format!("{major}.{minor}")));
     }
-    let library = Dylib::open(file).map_err(|error| {
+    let library = open_library(file).map_err(|error| {
         // The loader's words repeat the path.
         let reason = error.strip_prefix(&format!("{}: ", file.display()));
         let reason = reason.unwrap_or(&error);

@@ -1,7 +1,9 @@
 //! A loaded emulator and its controls.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
-use std::os::unix::ffi::OsStrExt;
+use libloading::os::unix::{RTLD_LOCAL, RTLD_NOW};
+use std::error::Error;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::ptr::null;
 
@@ -33,14 +35,7 @@ pub struct Kernel {
 
 /// A library with the emulator in it.
 #[derive(Debug)]
-pub struct Library {
-    handle: *mut c_void,
-}
-
-// SAFETY: the handle is only given to dlsym, which any thread may call.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
+pub struct Library(ManuallyDrop<libloading::os::unix::Library>);
 
 impl Library {
     /// Loads the library for the rest of the process, under the names of the driver.
@@ -48,16 +43,15 @@ impl Library {
     /// # Errors
     /// The loader's message.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let name = CString::new(path.as_os_str().as_bytes())
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        // SAFETY: `name` ends with a zero; the library's initialisers only chain up its kernels.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if handle.is_null() {
-            // SAFETY: dlopen failed on this thread, so dlerror has a message of its own.
-            let message = unsafe { CStr::from_ptr(libc::dlerror()) };
-            return Err(message.to_string_lossy().into_owned());
-        }
-        Ok(Self { handle })
+        // SAFETY: the library's initialisers only chain up its kernels.
+        let library =
+            unsafe { libloading::os::unix::Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
+        library
+            .map(|library| Self(ManuallyDrop::new(library)))
+            .map_err(|error| {
+                let words = error.source().map(ToString::to_string);
+                words.unwrap_or_else(|| format!("{}: {error}", path.display()))
+            })
     }
 
     /// A function of the library.
@@ -68,12 +62,9 @@ impl Library {
     /// # Panics
     /// Where there is none.
     pub unsafe fn function<F: Copy>(&self, name: &CStr) -> F {
-        // SAFETY: the library stays loaded.
-        let address = unsafe { libc::dlsym(self.handle, name.as_ptr()) };
-        assert!(!address.is_null(), "{name:?}: not in the library");
-        assert_eq!(size_of::<F>(), size_of_val(&address));
-        // SAFETY: the caller's promise; the sizes are the same.
-        unsafe { std::mem::transmute_copy(&address) }
+        // SAFETY: the caller's promise; the library stays loaded.
+        let found = unsafe { self.0.get::<F>(name) };
+        *found.unwrap_or_else(|error| panic!("{name:?}: {error}"))
     }
 
     /// Sets the order of the calling thread's launches, and how many blocks run at a time (1 to

@@ -1,9 +1,10 @@
 //! The TensorRT libraries of this process: their registries and loggers.
 //!
-//! Nothing is linked: a library that is loaded is found by its name, and what it exports by
-//! `dlsym`. Two generations of the interfaces exist; each is called by C++ code compiled with
+//! Nothing is linked: a library that is loaded is found by its name, what it exports by its symbols.
+//! Two generations of the interfaces exist; each is called by C++ code compiled with
 //! headers of its own.
 
+use libloading::os::unix::{Library, RTLD_LAZY};
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -96,43 +97,29 @@ struct Host {
 impl Host {
     /// The library at `path`, which is loaded; `None` where it is no host that we can talk to.
     fn of(path: &CStr) -> Option<Self> {
-        // SAFETY: the library is loaded already: no code of it runs. The handle counts once more
-        // as long as the process lives, since the host's registry keeps pointers to us.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY) };
-        if handle.is_null() {
-            return None;
-        }
-        let symbol = |name: &CStr| {
-            // SAFETY: the handle is live.
-            let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
-            (!found.is_null()).then_some(found)
+        let name = OsStr::from_bytes(path.to_bytes());
+        // SAFETY: the library is loaded already: no code of it runs.
+        let library = unsafe { Library::open(Some(name), libc::RTLD_NOLOAD | RTLD_LAZY) }.ok()?;
+        type Getter = unsafe extern "C" fn() -> *mut c_void;
+        // SAFETY: `int32_t getInferLibVersion() noexcept`, `IPluginRegistry* getPluginRegistry()
+        // noexcept` and `ILogger* getLogger() noexcept` in every release.
+        let (version, registry, logger) = unsafe {
+            let version = library.get::<unsafe extern "C" fn() -> i32>("getInferLibVersion");
+            let registry = library.get::<Getter>("getPluginRegistry");
+            let logger = library.get::<Getter>("getLogger");
+            (version.ok()?(), registry.ok()?, logger.ok())
         };
-        let found = || {
-            let version = symbol(c"getInferLibVersion")?;
-            // SAFETY: `int32_t getInferLibVersion() noexcept` in every release.
-            let version: unsafe extern "C" fn() -> i32 = unsafe { std::mem::transmute(version) };
-            // SAFETY: as above.
-            let calls = calls_of(unsafe { version() })?;
-            let registry = symbol(c"getPluginRegistry")?;
-            type Getter = unsafe extern "C" fn() -> *mut c_void;
-            // SAFETY: `IPluginRegistry* getPluginRegistry() noexcept` and `ILogger* getLogger()
-            // noexcept` in every release.
-            let getter = |symbol| unsafe { std::mem::transmute::<*mut c_void, Getter>(symbol) };
-            Some(Self {
-                path: path.to_owned(),
-                calls,
-                registry: getter(registry),
-                logger: symbol(c"getLogger").map(getter),
-                finder: None,
-                registered: false,
-            })
+        let host = Self {
+            path: path.to_owned(),
+            calls: calls_of(version)?,
+            registry: *registry,
+            logger: logger.map(|logger| *logger),
+            finder: None,
+            registered: false,
         };
-        let host = found();
-        if host.is_none() {
-            // SAFETY: the handle was opened above.
-            unsafe { libc::dlclose(handle) };
-        }
-        host
+        // It counts once more as long as the process lives: its registry keeps pointers to us.
+        std::mem::forget(library);
+        Some(host)
     }
 }
 

@@ -3,8 +3,9 @@
 //! Only entries of API 17 are used. An older runtime's table is shorter than this build's, so the
 //! table is never copied or borrowed as a whole.
 
-use super::dylib::Dylib;
+use super::dylib;
 use super::memory::{Buffer, Memory};
+use libloading::os::unix::Library;
 use memmap2::Mmap;
 use ort_sys::{
     ONNXTensorElementDataType, OrtAllocatorType, OrtApi, OrtApiBase, OrtEnv, OrtLoggingLevel,
@@ -84,26 +85,24 @@ pub(super) fn c_string(call: &'static str, bytes: &[u8]) -> Result<CString, OrtE
 
 impl Api {
     /// Version of the runtime in `library`, and the file it was loaded from.
-    pub fn version_of(library: &Dylib) -> Result<(String, Option<PathBuf>), OrtError> {
+    pub fn version_of(library: &Library) -> Result<(String, Option<PathBuf>), OrtError> {
         let base = Self::base(library)?;
         // SAFETY: `base` is the library's constant table of two functions.
         let version = unsafe { CStr::from_ptr(((*base).GetVersionString)()) };
-        let file = Dylib::file_of(base.cast());
+        let file = dylib::file_of(base.cast());
         Ok((version.to_string_lossy().into_owned(), file))
     }
 
-    fn base(library: &Dylib) -> Result<*const OrtApiBase, OrtError> {
-        let address = library.symbol(c"OrtGetApiBase");
-        if address.is_null() {
-            return Err(OrtError::new(
-                "OrtGetApiBase",
-                "the library does not export it",
-            ));
-        }
+    fn base(library: &Library) -> Result<*const OrtApiBase, OrtError> {
+        type Entry = unsafe extern "system" fn() -> *const OrtApiBase;
         // SAFETY: `OrtGetApiBase` has had this signature in every release.
-        let base = unsafe {
-            let entry: extern "system" fn() -> *const OrtApiBase = std::mem::transmute(address);
-            entry()
+        let base = match unsafe { library.get::<Entry>("OrtGetApiBase") } {
+            // SAFETY: as above.
+            Ok(entry) => unsafe { entry() },
+            Err(_) => {
+                let message = "the library does not export it";
+                return Err(OrtError::new("OrtGetApiBase", message));
+            }
         };
         if base.is_null() {
             return Err(OrtError::new("OrtGetApiBase", "returned null"));
@@ -112,7 +111,7 @@ impl Api {
     }
 
     /// Sets up the runtime in `library`, release 1.`minor`.
-    pub fn new(library: &Dylib, minor: u32) -> Result<Self, OrtError> {
+    pub fn new(library: &Library, minor: u32) -> Result<Self, OrtError> {
         let base = Self::base(library)?;
         // SAFETY: `base` is the library's constant table.
         let table = unsafe { ((*base).GetApi)(API) };

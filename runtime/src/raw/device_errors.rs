@@ -1,7 +1,7 @@
 //! What the library of RAT+ operators knows of errors on GPUs.
 
-use super::dylib::Dylib;
-use std::ffi::{CStr, c_char, c_void};
+use super::dylib;
+use std::ffi::{CStr, c_char};
 use std::path::Path;
 
 type TakeDeviceError = unsafe extern "C" fn(*mut c_char, usize) -> usize;
@@ -13,16 +13,12 @@ pub(crate) struct DeviceErrors(TakeDeviceError);
 impl DeviceErrors {
     /// The function of `library`, which a session has loaded or will.
     pub fn of(library: &Path) -> Result<Self, String> {
-        let symbol = Dylib::open(library)?.symbol(c"RatplusTakeDeviceError");
-        if symbol.is_null() {
-            return Err(
-                "it exports no RatplusTakeDeviceError: it was built before ort-cuda".into(),
-            );
-        }
+        let library = dylib::open(library)?;
         // SAFETY: the function has had this signature since there is one of its name, and the
         // library is never unloaded.
-        let take = unsafe { std::mem::transmute::<*mut c_void, TakeDeviceError>(symbol) };
-        Ok(Self(take))
+        let take = unsafe { library.get("RatplusTakeDeviceError") }
+            .map_err(|_| "it exports no RatplusTakeDeviceError: it was built before ort-cuda")?;
+        Ok(Self(*take))
     }
 
     /// The error that a kernel has left, once: names of the node and the slot.

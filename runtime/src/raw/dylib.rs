@@ -1,7 +1,10 @@
-//! `dlopen`.
+//! Shared libraries.
 
-use std::ffi::{CStr, CString, OsStr, c_void};
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use std::error::Error;
+use std::ffi::{CStr, OsStr, c_void};
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -34,58 +37,30 @@ fn whole(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// A loaded library. It is never unloaded: what it registered may outlive any owner.
-#[derive(Clone, Copy)]
-pub(crate) struct Dylib(*mut c_void);
+/// Loads the library at `path`; a bare file name is looked up as the system's loader does. It is never
+/// unloaded: what it registered may outlive any owner. The error is the loader's words.
+pub(crate) fn open(path: &Path) -> Result<ManuallyDrop<Library>, String> {
+    whole(path)?;
+    // SAFETY: running the library's initializers is what loading means, and the caller or the user
+    // chose the library.
+    let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
+    library.map(ManuallyDrop::new).map_err(|error| {
+        let words = error.source().map(ToString::to_string);
+        words.unwrap_or_else(|| format!("{}: {error}", path.display()))
+    })
+}
 
-// SAFETY: the handle is only passed to `dlsym` and `dlinfo`-like calls, which are thread-safe.
-unsafe impl Send for Dylib {}
-// SAFETY: as above.
-unsafe impl Sync for Dylib {}
-
-impl Dylib {
-    /// Loads the library at `path`; a bare file name is looked up as the system's loader does.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        let name = CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| "the path holds a NUL byte".to_owned())?;
-        whole(path)?;
-        // SAFETY: `name` is a C string; running the library's initializers is what loading means,
-        // and the caller or the user chose the library.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if !handle.is_null() {
-            return Ok(Self(handle));
+/// The file that `address` was loaded from.
+pub(super) fn file_of(address: *const c_void) -> Option<PathBuf> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: `info` is valid for writes; `dladdr` only compares `address` with the loaded
+    // libraries, and `dli_fname` is a C string where it returns non-zero.
+    unsafe {
+        if libc::dladdr(address, info.as_mut_ptr()) == 0 {
+            return None;
         }
-        // SAFETY: `dlerror` returns null or a string that lives until this thread's next call.
-        let message = unsafe {
-            let error = libc::dlerror();
-            if error.is_null() {
-                None
-            } else {
-                Some(CStr::from_ptr(error).to_string_lossy().into_owned())
-            }
-        };
-        Err(message.unwrap_or_else(|| "unknown loader error".into()))
-    }
-
-    /// Address of `name`, null where the library has none.
-    pub fn symbol(&self, name: &CStr) -> *mut c_void {
-        // SAFETY: the handle came from `dlopen` and is never closed.
-        unsafe { libc::dlsym(self.0, name.as_ptr()) }
-    }
-
-    /// The file that `address` was loaded from.
-    pub fn file_of(address: *const c_void) -> Option<PathBuf> {
-        let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
-        // SAFETY: `info` is valid for writes; `dladdr` only compares `address` with the loaded
-        // libraries, and `dli_fname` is a C string where it returns non-zero.
-        unsafe {
-            if libc::dladdr(address, info.as_mut_ptr()) == 0 {
-                return None;
-            }
-            let name = info.assume_init().dli_fname;
-            (!name.is_null())
-                .then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes())))
-        }
+        let name = info.assume_init().dli_fname;
+        (!name.is_null()).then(|| PathBuf::from(OsStr::from_bytes(CStr::from_ptr(name).to_bytes())))
     }
 }
 
@@ -101,7 +76,7 @@ mod tests {
         let cut = dir.path().join("libcut.so");
         for len in [64, 100_000, whole.len() - 1] {
             std::fs::write(&cut, &whole[..len]).unwrap();
-            let error = Dylib::open(&cut).err().unwrap();
+            let error = open(&cut).err().unwrap();
             assert!(error.contains("cut short"), "{len}: {error}");
         }
     }

@@ -1,6 +1,6 @@
 //! What the library of RAT+ operators knows of the nodes that its kernels ran.
 
-use super::dylib::Dylib;
+use super::dylib;
 use std::ffi::{CStr, c_char, c_void};
 use std::path::Path;
 use std::ptr::null_mut;
@@ -23,18 +23,14 @@ pub(crate) struct KernelWatch(WatchKernels);
 impl KernelWatch {
     /// The function of `library`, which a session has loaded.
     pub fn of(library: &Path) -> Result<Self, String> {
-        let symbol = Dylib::open(library)?.symbol(c"RatplusWatchKernels");
-        if symbol.is_null() {
-            return Err(
-                "it exports no RatplusWatchKernels, which says what its kernels ran: it is no \
-                 library of RAT+ operators, or an older one"
-                    .into(),
-            );
-        }
+        let library = dylib::open(library)?;
         // SAFETY: the function has had this signature since there is one of its name, and the
         // library is never unloaded.
-        let watch = unsafe { std::mem::transmute::<*mut c_void, WatchKernels>(symbol) };
-        Ok(Self(watch))
+        let watch = unsafe { library.get("RatplusWatchKernels") }.map_err(|_| {
+            "it exports no RatplusWatchKernels, which says what its kernels ran: it is no \
+             library of RAT+ operators, or an older one"
+        })?;
+        Ok(Self(*watch))
     }
 
     /// What kernels ran on this thread during `body`, in order.

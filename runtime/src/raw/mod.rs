@@ -12,7 +12,7 @@ mod tensorrt;
 
 pub(crate) use api::{Api, EMULATED, OrtError, Value};
 pub(crate) use device_errors::DeviceErrors;
-pub(crate) use dylib::Dylib;
+pub(crate) use dylib::open as open_library;
 pub(crate) use kernel_watch::{KernelRun, KernelWatch};
 pub(crate) use memory::{Memory, Plain, Visible, map_file};
 pub(crate) use session::{Binding, Builder, OrtSession, Prepacked};

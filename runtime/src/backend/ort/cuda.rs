@@ -3,7 +3,7 @@
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{Api, Builder, DeviceErrors, Dylib, EMULATED, Value};
+use crate::raw::{Api, Builder, DeviceErrors, EMULATED, Value, open_library};
 use ratplus_graphs::manifest::WEIGHTS_FILE;
 use ratplus_kernels::cuda::{CudaError, Device};
 use std::path::{Path, PathBuf};
@@ -153,8 +153,8 @@ const LIBRARIES: [&str; 9] = [
 fn load_cuda_libraries(onnxruntime: &Path) {
     for file in cuda_libraries(onnxruntime) {
         let name = file.file_name().map(Path::new).unwrap_or(&file);
-        if Dylib::open(name).is_err() {
-            let _ = Dylib::open(&file);
+        if open_library(name).is_err() {
+            let _ = open_library(&file);
         }
     }
 }
