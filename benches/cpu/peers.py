@@ -46,7 +46,7 @@ def parse(arguments):
         parser.error(f"--threads: expected 1 or more, found {options.threads}")
     for flag, path in [("--library", options.library), ("--program", options.program)]:
         if not path.is_file():
-            build = "cargo build --release -p ratplus -p ratplus-onnxruntime"
+            build = "cargo build --release -p ratplus -p ratplus-onnxruntime -p ratplus-tests"
             parser.error(f"{flag}: {path}: no such file; `{build}` makes it")
     options.left_out = [name for name in GROUPS if name not in options.groups]
     return options

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plugin_models import Attention, Scan, attention_reference, numpy_type, rotate, scan_reference
+from operators.dilated_attention import DilatedAttention, attention, rotate
+from operators.recurrence_scan import RecurrenceScan, recurrence
+from plugin_models import numpy_type
 
 BLOCK = 1 << 20
 ALIGNMENT = 64
@@ -38,11 +40,11 @@ class Shape:
         return list(self.patterns) * (self.heads // len(self.patterns))
 
     def scan_node(self, seq_len):
-        return Scan(1, seq_len, self.width)
+        return RecurrenceScan(1, seq_len, self.width)
 
     def attention_node(self, seq_len):
         uniform = len(self.patterns) == 1
-        return Attention(1, seq_len, self.head_dim, self.seq_len, self.head_patterns(), uniform)
+        return DilatedAttention(1, seq_len, self.head_dim, self.seq_len, self.head_patterns(), uniform)
 
     def pairs(self):
         """Visible query-key pairs of all heads; of the last query alone for `decode`."""
@@ -148,10 +150,10 @@ def exact(shape, inputs):
     """The literal model's results in f64: `[T, H*dh]` each; of the last token for `decode`."""
     query, key, value, gate = inputs.exact()
     if shape.part != "attention":
-        key, value = scan_reference(key, value, gate)
+        key, value = recurrence(key, value, gate)
     if shape.part == "scan":
         return [key, value]
-    output = attention_reference(shape.attention_node(shape.seq_len), query, key, value)
+    output = attention(shape.attention_node(shape.seq_len), query, key, value)
     return [output[-1:] if shape.part == "decode" else output]
 
 
@@ -163,7 +165,7 @@ def sampled(shape, inputs, positions):
         span = slice(head * shape.head_dim, (head + 1) * shape.head_dim)
         query, key, value, gate = inputs.exact(span)
         if shape.part != "attention":
-            key, value = scan_reference(key, value, gate)
+            key, value = recurrence(key, value, gate)
         if shape.part == "scan":
             results.append((span, [key[positions], value[positions]]))
             continue

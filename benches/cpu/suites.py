@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from plugin_models import Pattern
+from operators.dilated_attention import Pattern
 
 from problem import Shape
 

@@ -13,11 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trt_driver
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 LOWERINGS = ["function", "inline", "none"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One of TensorRT: its library with a registry of plugins, its headers, its version."""
+
+    library: str
+    headers: str
+    version: int
+
+
+TENSORRT = {
+    "lean-11.4": Release("tensorrt_lean_libs/libnvinfer_lean.so.11", "tensorrt-11.4", 110400),
+    "lean-10.16": Release("tensorrt_lean_libs/libnvinfer_lean.so.10", "tensorrt-rtx-1.3", 101601),
+    "rtx-1.7": Release("tensorrt_rtx_libs/libtensorrt_rtx.so.1", "tensorrt-rtx-1.7", 10701),
+}
 
 
 def built(variable: str, default: str) -> Path:
@@ -126,10 +143,59 @@ def operators(request) -> Operators:
 
 
 @pytest.fixture(scope="session")
-def f32_tolerance() -> float:
-    """Largest difference of logits relative to the largest logit, from its one definition."""
+def fault_library() -> Path:
+    """The custom-op library built to panic on demand."""
+    return flavour("RATPLUS_ORT_FAULT_LIBRARY", "fault", "fault-injection")
+
+
+def tensorrt_library(name: str) -> Path:
+    """A library of TensorRT's that `cargo xtask test` installs, or a skip."""
+    path = ROOT / "target" / "tensorrt" / name / TENSORRT[name].library
+    if not path.is_file():
+        pytest.skip(f"TensorRT {name} is not installed (cargo xtask test installs it where it can)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def harnesses(tmp_path_factory):
+    """What plays TensorRT, compiled with the headers of this name."""
+    made: dict = {}
+
+    def get(name: str) -> Path:
+        if name not in tensorrt_headers():
+            pytest.skip(f"TensorRT's headers {name} are not installed (cargo xtask setup)")
+        if name not in made:
+            output = tmp_path_factory.mktemp("harness") / f"{name}.so"
+            made[name] = trt_driver.compile_harness(tensorrt_headers()[name], output)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def harness(harnesses):
+    """With a real host's log: of TensorRT for RTX, which takes a logger without a GPU."""
+    harness = trt_driver.Harness(harnesses(TENSORRT["rtx-1.7"].headers))
+    harness.open(tensorrt_library("rtx-1.7"))
+    return harness
+
+
+@pytest.fixture(scope="session")
+def creators(harness, emulated_trt_library):
+    """The creators of the library on the emulator, by name."""
+    return harness.creators_of(emulated_trt_library)
+
+
+def constant(name: str) -> float:
+    """A tolerance from its one definition."""
     source = (ROOT / "graphs" / "src" / "tolerance.rs").read_text()
-    return float(re.search(r"const F32_LOGIT: f64 = ([0-9.e+-]+);", source)[1])
+    return float(re.search(rf"const {name}: f64 = ([0-9.e+-]+);", source)[1])
+
+
+@pytest.fixture(scope="session")
+def f32_tolerance() -> float:
+    """Largest difference of logits relative to the largest logit."""
+    return constant("F32_LOGIT")
 
 
 @dataclass(frozen=True)

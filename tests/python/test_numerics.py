@@ -2,16 +2,13 @@
 ends of what a number can be. The operators of the library, those for CUDA on the emulator, and the
 functions that models carry, against f64."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-from conftest import Operators
-from plugin_driver import garbage, make_session, run_bound
-from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, build_model, numpy_type
+from hosts import HOSTS
+from operators.dilated_attention import DilatedAttention, Pattern
+from operators.recurrence_scan import RecurrenceScan
+from plugin_driver import garbage_outputs, run_bound
+from plugin_models import DTYPES, numpy_type
 
 # Both sides of where f32's sigmoid becomes 1 (16.6), where ONNX Runtime's does (18), where its complement
 # leaves the normal numbers (87.3) and the subnormal ones (103.97).
@@ -25,48 +22,17 @@ STEP = 3e-7
 ROUNDING = {"f32": (2.0**-24, 1.4e-45), "f16": (2.0**-11, 5.97e-8), "bf16": (2.0**-8, 9.2e-41)}
 
 
-@dataclass(frozen=True)
-class Functions:
-    """A package whose functions stand for the operators."""
-
-    export: object
-    cuda: bool = False
-
-
-@pytest.fixture(params=["cpu", "cuda-emulated", "function"])
-def implementation(request, export):
+@pytest.fixture(scope="module", params=["ort-cpu", "ort-cuda", "function"])
+def host(request):
     """What runs the nodes."""
-    if request.param == "function":
-        return Functions(export)
-    cuda = request.param != "cpu"
-    return Operators(request.getfixturevalue("emulated_library" if cuda else "ort_library"), cuda)
+    return HOSTS[request.param].make(request)
 
 
 LENGTHS = (9,)
 
 
-def package_of(export, t) -> Path:
-    return export(case="dense", dtype=t, batch=2, prefill_lengths=LENGTHS, max_seq_len=40)
-
-
-def session_of(implementation, node, t, **config):
-    """A session of a model of one node, on two threads."""
-    if isinstance(implementation, Operators):
-        return make_session(implementation.library, build_model(node, t), threads=2, **config)
-    engine = package_of(implementation.export, t) / (f"prefill_{node.seq_len}.onnx" if node.seq_len > 1 else "decode.onnx")
-    functions = [f for f in onnx.load(engine, load_external_data=False).functions if f.name == node.op]
-    assert len(functions) == 1
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 2
-    for key, value in config.items():
-        options.add_session_config_entry(key.replace("__", "."), value)
-    model = build_model(node, t, ModelOptions(functions=functions))
-    return ort.InferenceSession(model, options, ["CPUExecutionProvider"])
-
-
 def run(session, node, t, inputs):
-    outputs = {name: garbage(*spec) for name, spec in node.outputs(t).items()}
+    outputs = garbage_outputs(node, t)
     run_bound(session, inputs, outputs)
     return {name: array.astype(np.float64) for name, array in outputs.items()}
 
@@ -110,16 +76,16 @@ def scan_model(state, tokens, gates):
 
 @pytest.mark.parametrize("flush", [False, True], ids=["exact", "flushing"])
 @pytest.mark.parametrize("t", list(DTYPES))
-def test_gates_saturate_both_ways(implementation, t, flush):
+def test_gates_saturate_both_ways(host, t, flush):
     unit, smallest = ROUNDING[t]
     dtype = numpy_type(t)
     logit, state, token = columns(t)
     channels = len(logit)
     points = 0
     for seq_len in (1, *LENGTHS):
-        node = Scan(2, seq_len, channels)
+        node = RecurrenceScan(2, seq_len, channels)
         config = {"session__set_denormal_as_zero": "1"} if flush else {}
-        session = session_of(implementation, node, t, **config)
+        session = host.session(node, t, threads=2, **config)
         valid = seq_len if seq_len == 1 else seq_len - 2
         # Every second token meets its channel's logit, those between the ones of other channels; a gate
         # that is no number ends its channel: it comes once, last.
@@ -158,7 +124,7 @@ SCORES = [
 
 
 @pytest.mark.parametrize("t", list(DTYPES))
-def test_rows_without_keys_and_scores_without_numbers(implementation, t):
+def test_rows_without_keys_and_scores_without_numbers(host, t):
     """The heads see everything, and themselves alone: D -1, W 0, I 0."""
     unit, _ = ROUNDING[t]
     dtype = numpy_type(t)
@@ -166,8 +132,8 @@ def test_rows_without_keys_and_scores_without_numbers(implementation, t):
     patterns = [Pattern(1, 0, 0)] * 2 + [Pattern(-1, 0, 0)] * 2
     points = 0
     for seq_len in (1, *LENGTHS):
-        node = Attention(2, seq_len, 16, 40, patterns)
-        session = session_of(implementation, node, t)
+        node = DilatedAttention(2, seq_len, 16, 40, patterns)
+        session = host.session(node, t, threads=2)
         for scores in SCORES:
             past = len(scores) - 1
             with np.errstate(over="ignore"):

@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT, flavour, times
-from plugin_models import DTYPES, Attention, ModelOptions, Pattern, Scan, build_model
+from conftest import ROOT, times
+from operators.dilated_attention import DilatedAttention, Pattern
+from operators.recurrence_scan import RecurrenceScan
+from plugin_driver import lengths_of
+from plugin_models import DTYPES, ModelOptions, build_model
 
 CHILD = Path(__file__).with_name("plugin_child.py")
 NODES = {
-    "decode": Attention(2, 1, 16, 40, [Pattern(4, 2, 1), Pattern(-1, 6, 2), Pattern(1, 0, 0)]),
-    "prefill": Attention(2, 7, 16, 40, [Pattern(4, 2, 1), Pattern(-1, 6, 2), Pattern(1, 0, 0)]),
-    "scan": Scan(2, 7, 48),
+    "decode": DilatedAttention(2, 1, 16, 40, [Pattern(4, 2, 1), Pattern(-1, 6, 2), Pattern(1, 0, 0)]),
+    "prefill": DilatedAttention(2, 7, 16, 40, [Pattern(4, 2, 1), Pattern(-1, 6, 2), Pattern(1, 0, 0)]),
+    "scan": RecurrenceScan(2, 7, 48),
 }
 
 
@@ -41,10 +44,8 @@ def write_case(directory, name, node, t, options=None):
     """A model with f32 on its outside, so that every version can feed it."""
     rng = np.random.default_rng(17)
     inputs = {n: rng.standard_normal(shape) for n, (d, shape) in node.inputs(t).items() if d != "i64"}
-    if isinstance(node, Attention):
-        inputs |= node.tables()
-    inputs = {n: array.astype(np.float32) for n, array in inputs.items()}
-    inputs |= {"past_length": np.array([0, 19], np.int64), "seq_length": np.array([node.seq_len, 1], np.int64)}
+    inputs = {n: array.astype(np.float32) for n, array in (inputs | node.tables()).items()}
+    inputs |= lengths_of(node, [0, 19], [node.seq_len, 1])
     options = options or ModelOptions(casts=t != "f32")
     directory.joinpath(f"{name}.onnx").write_bytes(build_model(node, t, options))
     np.savez(directory / f"{name}.npz", **inputs)
@@ -62,10 +63,10 @@ def write_thread_cases(directory):
     """Four small models: both operators, three types, patterns of every kind."""
     directory.mkdir()
     patterns = [Pattern(4, 2, 1), Pattern(-1, 3, 2), Pattern(1, 0, 0)]
-    write_case(directory, "decode", Attention(2, 1, 8, 24, patterns), "f32")
-    write_case(directory, "prefill", Attention(2, 5, 8, 24, patterns[:2]), "bf16")
-    write_case(directory, "scan", Scan(2, 5, 24), "f16")
-    write_case(directory, "step", Scan(2, 1, 24), "f32")
+    write_case(directory, "decode", DilatedAttention(2, 1, 8, 24, patterns), "f32")
+    write_case(directory, "prefill", DilatedAttention(2, 5, 8, 24, patterns[:2]), "bf16")
+    write_case(directory, "scan", RecurrenceScan(2, 5, 24), "f16")
+    write_case(directory, "step", RecurrenceScan(2, 1, 24), "f32")
     return directory
 
 
@@ -168,37 +169,21 @@ def test_a_runtime_too_old_is_refused_with_both_versions(ort_library, tmp_path):
     assert "this ONNX Runtime is 1.16" in error and "needs 1.17 or later" in error, found
 
 
-@pytest.fixture(scope="module")
-def fault_library():
-    """The library built to panic on demand."""
-    return flavour("RATPLUS_ORT_FAULT_LIBRARY", "fault", "fault-injection")
-
-
 PLACES = ["create", "compute", "task", "infer", "destroy"]
 
 
-@pytest.mark.parametrize(
-    "library, version, places",
-    [
-        ("fault_library", None, PLACES),
-        ("fault_library", "1.17", PLACES),
-        ("emulated_library", None, [*PLACES, "launched"]),
-    ],
-)
-def test_a_panic_in_any_callback_is_an_error_and_the_process_goes_on(request, tmp_path, library, version, places):
-    packages = other_version(version) if version else None
-    node = NODES["prefill"]
-    for place in places:
-        options = ModelOptions(attributes={"ratplus_fault": place})
-        write_case(tmp_path, f"fault_{place}", node, "f32", options)
+def test_a_panic_in_any_callback_is_an_error_in_an_older_runtime(fault_library, tmp_path):
+    """test_operators.py has it in the newest."""
+    packages, node = other_version("1.17"), NODES["prefill"]
+    for place in PLACES:
+        write_case(tmp_path, f"fault_{place}", node, "f32", ModelOptions(attributes={"ratplus_fault": place}))
     write_case(tmp_path, "good", node, "f32")
-    found, stderr = child(request.getfixturevalue(library), "faults", tmp_path, packages=packages)
-    for place in places:
+    found, stderr = child(fault_library, "faults", tmp_path, packages=packages)
+    for place in PLACES:
         assert f"injected fault in {place}" in stderr
-        message = found["messages"][f"fault_{place}"]
         # ORT drops what inference returns, and destruction returns nothing.
         if place not in ("infer", "destroy"):
-            assert f"panic: injected fault in {place}" in message
+            assert f"panic: injected fault in {place}" in found["messages"][f"fault_{place}"]
     assert found["good"] is True
 
 

@@ -1,7 +1,9 @@
 """Plays TensorRT: what its builder and runtime ask of a plugin, over trt_harness.cpp. Registries are
 those of real libraries.
 
-    trt_driver.py registry HARNESS HOST LIBRARY ORDER   in a process of its own; ends with JSON
+    trt_driver.py registry HARNESS HOST LIBRARY ORDER ATTRIBUTES   in a process of its own; ends with JSON
+
+ATTRIBUTES are those of a node of each operator, JSON by its name.
 """
 
 import ctypes
@@ -14,7 +16,6 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 DOMAIN = "ai.ratplus"
-OPERATORS = ["RecurrenceScan", "DilatedAttention"]
 # nvinfer1::PluginFieldType and, for numpy types, nvinfer1::DataType.
 FLOAT32, INT32, CHAR, INT64 = 1, 5, 6, 10
 DATA_TYPES = {"f32": 0, "f16": 1, "bf16": 7, "i64": 8, "i32": 3}
@@ -268,7 +269,7 @@ class PluginSession:
         self.plugin.destroy()
 
 
-def registry_report(harness, host, library, order):
+def registry_report(harness, host, library, order, attributes):
     """Loads the library into a real registry in one of several orders; what was there after each
     step."""
     harness = Harness(harness)
@@ -287,8 +288,7 @@ def registry_report(harness, host, library, order):
         creators = {name: [version, kinds] for name, (_, version, kinds) in harness.creators().items()}
         made = {}
         for name, (creator, _, _) in harness.creators().items():
-            attributes = {} if name == "RecurrenceScan" else EXAMPLE
-            plugin = Plugin.create(harness, creator, parsed_fields(attributes))
+            plugin = Plugin.create(harness, creator, parsed_fields(json.loads(attributes)[name]))
             made[name] = plugin.texts() if plugin else None
             if plugin:
                 plugin.destroy()
@@ -298,8 +298,5 @@ def registry_report(harness, host, library, order):
     return {"host": harness.lib.host_version(str(host).encode()), "steps": steps}
 
 
-EXAMPLE = {"num_heads": 2, "dilation": [4], "local_window": [2, 3], "initial": [1], "scale": 0.5}
-
-
 if __name__ == "__main__":
-    print(json.dumps(registry_report(*sys.argv[2:6])))
+    print(json.dumps(registry_report(*sys.argv[2:7])))

@@ -71,8 +71,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
     let mut build = Command::new("cargo");
     build.args(["build", "--release"]);
     build.args(["-p", "ratplus", "-p", "ratplus-onnxruntime"]);
+    build.args(["-p", "ratplus-tests"]);
     steps.run(
-        "build the ratplus command and the ONNX Runtime library",
+        "build the ratplus command, the ONNX Runtime library and what tells of the operators",
         &mut build,
         "mend what the compiler says above, then run it again",
     )?;

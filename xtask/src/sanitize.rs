@@ -83,6 +83,9 @@ pub fn run(workspace: &Workspace, sanitizer: Sanitizer) -> Outcome {
         &mut build,
         remedy,
     )?;
+    let mut operators = Command::new("cargo");
+    operators.args(["build", "--release", "-p", "ratplus-tests", "--bins"]);
+    steps.run("what tells of the operators", &mut operators, remedy)?;
     let built = folder.join(TARGET).join("release/libratplus_ort.so");
     let preload: Vec<_> = preload.iter().map(|path| path.to_string_lossy()).collect();
     let mut tests = Command::new(workspace.python());
@@ -90,6 +93,10 @@ pub fn run(workspace: &Workspace, sanitizer: Sanitizer) -> Outcome {
         .args(["-m", "pytest", sanitizer.tests()])
         .args(["-v", "--color=no", "--durations=3"])
         .env_remove("PYTEST_ADDOPTS")
+        .env(
+            "RATPLUS_OPERATOR_TOOL",
+            workspace.absolute(&workspace.operator_tool()),
+        )
         .env("RATPLUS_SANITIZED_LIBRARY", workspace.absolute(&built))
         .env("RATPLUS_SANITIZER", preload.join(":"));
     steps.try_run(&format!("tests under {name}"), &mut tests)

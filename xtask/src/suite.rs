@@ -98,6 +98,10 @@ pub fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), E
     command
         .env("RATPLUS_BIN", workspace.absolute(&workspace.program()))
         .env(
+            "RATPLUS_OPERATOR_TOOL",
+            workspace.absolute(&workspace.operator_tool()),
+        )
+        .env(
             "RATPLUS_ORT_LIBRARY",
             workspace.absolute(&workspace.ort_plugin()),
         )

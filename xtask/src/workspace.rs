@@ -57,6 +57,11 @@ impl Workspace {
         self.release.join(format!("ratplus{EXE_SUFFIX}"))
     }
 
+    /// What tells the Python tests of the operators.
+    pub fn operator_tool(&self) -> PathBuf {
+        self.release.join(format!("operator_tool{EXE_SUFFIX}"))
+    }
+
     /// The custom-op library.
     pub fn ort_plugin(&self) -> PathBuf {
         self.release
