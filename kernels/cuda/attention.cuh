@@ -1,9 +1,36 @@
-// Where the tensors of one head of one slot are, and rotary embedding of rows.
+// Where the tensors of one head of one slot are, which cache rows keep which tokens, and rotary
+// embedding of rows.
 #pragma once
 #include "slot.cuh"
 #include "vector.cuh"
 
 namespace ratplus {
+
+// The dilated tokens below `position`.
+RATPLUS_DEVICE i32 dilated_below(const HeadPattern& head, i32 position) {
+    return head.dilation > 0 ? position / head.dilation : 0;
+}
+
+// Row of a packed key, counted from the head's first.
+RATPLUS_DEVICE i32 packed_row(const HeadPattern& head, i32 packed) {
+    return packed < head.initial ? packed : packed + head.window + dilated_below(head, head.initial);
+}
+
+// Row of the ring that keeps `position`, at or past I, in a head with a window.
+RATPLUS_DEVICE i32 ring_row(const HeadPattern& head, i32 position) {
+    return head.initial + position % head.window;
+}
+
+// Row that keeps `position` for good; -1 where none does.
+RATPLUS_DEVICE i32 kept_row(const HeadPattern& head, i32 position) {
+    if (position < head.initial) {
+        return position;
+    }
+    if (head.dilation > 0 && (position + 1) % head.dilation == 0) {
+        return head.initial + head.window + (position + 1) / head.dilation - 1;
+    }
+    return -1;
+}
 
 template <typename T>
 struct HeadTensors {
@@ -34,6 +61,19 @@ struct HeadTensors {
         rotated = static_cast<T*>(p.rotated) +
                   (static_cast<i64>(slot) * p.launch_heads + index) * p.lengths.seq_len * p.head_dim;
     }
+};
+
+// Where a key and its value are.
+template <typename T>
+struct KeyPlace {
+    const T* key;
+    const T* value;
+};
+
+// The keys of a tile that one query sees: those from `low` up to, but not including, `high`.
+struct Visible {
+    i32 low;
+    i32 high;
 };
 
 // x rotated: the pair (low, high) is `half` channels apart.

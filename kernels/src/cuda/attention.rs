@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_kernels() {
-        let decode = include_str!("../../cuda/attention_decode.cu");
+        let decode = include_str!("../../cuda/attention_decode.cuh");
         assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
         let update = include_str!("../../cuda/attention_update.cu");
         let lanes = constant(update, "ROW_LANES");

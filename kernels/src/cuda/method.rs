@@ -179,9 +179,9 @@ mod tests {
 
     #[test]
     fn blocks_are_those_of_the_kernels() {
-        let decode = include_str!("../../cuda/attention_decode.cu");
+        let decode = include_str!("../../cuda/attention_decode.cuh");
         assert_eq!(32 * DECODE_WARPS, constant(decode, "DECODE_THREADS"));
-        let any = include_str!("../../cuda/attention_any.cu");
+        let any = include_str!("../../cuda/attention_any.cuh");
         assert_eq!(ANY_WARPS, constant(any, "ANY_WARPS"));
     }
 

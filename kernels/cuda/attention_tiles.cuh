@@ -1,82 +1,8 @@
-// What the kernels for tiles of queries share: which keys a tile sees, and the token's own key.
+// What the kernels for tiles of queries share: the queries, and their scores against their own keys.
 #pragma once
 #include "attention.cuh"
 
 namespace ratplus {
-
-// A tile of keys: consecutive packed keys, or consecutive positions of the band.
-struct KeyTile {
-    bool packed;
-    // First packed index, or first position.
-    i32 first;
-    // How many keys there are from `first` on; fewer than a tile at the end of a run.
-    i32 count;
-};
-
-// The tiles of KEYS keys that the queries `first .. first + count` see: packed ones, then the band.
-template <i32 KEYS>
-struct KeyTiles {
-    i32 packed_keys;
-    i32 band_first;
-    i32 band_keys;
-    i32 packed_tiles;
-    i32 tiles;
-
-    RATPLUS_DEVICE KeyTiles(const HeadPattern& head, i32 first, i32 count) {
-        const i32 last = first + count - 1;
-        packed_keys = packed_limit(head, last);
-        band_first = band_start(head, first);
-        // Without a window nobody sees another's own key.
-        band_keys = head.window > 0 ? maximum(last - band_first, 0) : 0;
-        packed_tiles = (packed_keys + KEYS - 1) / KEYS;
-        tiles = packed_tiles + (band_keys + KEYS - 1) / KEYS;
-    }
-
-    RATPLUS_DEVICE KeyTile tile(i32 index) const {
-        const bool packed = index < packed_tiles;
-        const i32 first = (packed ? index : index - packed_tiles) * KEYS;
-        const i32 keys = packed ? packed_keys : band_keys;
-        return {packed, packed ? first : band_first + first, minimum(keys - first, KEYS)};
-    }
-};
-
-// The keys of a tile that one query sees: those from `low` up to, but not including, `high`.
-struct Visible {
-    i32 low;
-    i32 high;
-};
-
-RATPLUS_DEVICE Visible visible(const HeadPattern& head, const KeyTile& tile, i32 query) {
-    if (tile.packed) {
-        return {0, packed_limit(head, query) - tile.first};
-    }
-    return {band_start(head, query) - tile.first, query - tile.first};
-}
-
-// Whether every query from `first` to `last` sees all KEYS keys of the tile.
-template <i32 KEYS>
-RATPLUS_DEVICE bool all_visible(const HeadPattern& head, const KeyTile& tile, i32 first, i32 last) {
-    return visible(head, tile, first).high >= KEYS && visible(head, tile, last).low <= 0;
-}
-
-// Where the key and the value of the tile's key `index` are.
-template <typename T>
-struct KeyRow {
-    const T* key;
-    const T* value;
-};
-
-template <typename T, i32 DIM>
-RATPLUS_DEVICE KeyRow<T> key_row(const HeadPattern& head, const HeadTensors<T>& at, const KeyTile& tile, i32 index,
-                                 i32 past) {
-    const i32 number = tile.first + index;
-    if (!tile.packed && number >= past) {
-        const i64 token = number - past;
-        return {at.rotated + token * DIM, at.value + token * at.token_stride};
-    }
-    const i64 row = static_cast<i64>(tile.packed ? packed_row(head, number) : ring_row(head, number)) * DIM;
-    return {at.cache_key + row, at.cache_value + row};
-}
 
 // Shared tiles are rows of DIM 16-bit elements, in chunks of sixteen bytes; chunks of one number
 // in eight consecutive rows lie in different banks.

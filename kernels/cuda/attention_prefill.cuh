@@ -1,0 +1,208 @@
+// Attention of a chunk of tokens in f16 and bf16, with mma.sync (sm_80 and later).
+//
+// A block has sixteen queries a warp, of one head. For many keys it has eight warps, for few keys
+// four: then a multiprocessor holds two blocks, and one computes while the other starts or ends.
+// One online softmax: it starts from each query's own key, whose score is a row product, so that no
+// row is ever empty and no diagonal tile is computed where nobody sees another's own key; then come
+// the tiles of the set of keys. Masks are computed on the tiles that some query does not see in full. Keys and values of the next tile are copied behind the work on
+// this one.
+#pragma once
+#include "attention_tiles.cuh"
+
+namespace ratplus {
+
+constexpr i32 PREFILL_KEYS = 64;
+
+template <typename T, i32 DIM, i32 THREADS, class Keys, class Tile>
+RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const Tile& tile, i32 past, T* keys,
+                              T* values) {
+    constexpr i32 CHUNKS = DIM / 8;
+    constexpr i32 STEP = THREADS / CHUNKS;
+    const i32 chunk = static_cast<i32>(thread_index()) % CHUNKS;
+    RATPLUS_UNROLL
+    for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
+        const i32 row = first + static_cast<i32>(thread_index()) / CHUNKS;
+        const bool there = row < tile.count;
+        // A row that is not there still needs an address.
+        const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? row : 0, past);
+        copy_async16(keys + chunk_at<DIM>(row, chunk), from.key + chunk * 8, there);
+        copy_async16(values + chunk_at<DIM>(row, chunk), from.value + chunk * 8, there);
+    }
+    copy_async_commit();
+}
+
+template <typename T, i32 DIM, i32 WARPS, class Keys>
+RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set) {
+    constexpr i32 THREADS = WARPS * static_cast<i32>(WARP);
+    constexpr i32 QUERIES = WARPS * 16;
+    constexpr i32 KEYS = PREFILL_KEYS;
+    constexpr i32 COLUMNS = DIM / 8;
+    const u32 slot = block_z();
+    const Slot s = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
+    const HeadTensors<T> at(p, slot, block_y());
+    // The last tile sees the most keys: it goes first.
+    const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * QUERIES;
+    const i32 rows = minimum(QUERIES, p.lengths.seq_len - token);
+    const i32 count = minimum(rows, s.tokens - token);
+    const i32 thread = static_cast<i32>(thread_index());
+    if (count <= 0) {
+        for (i32 i = thread; i < rows * COLUMNS; i += THREADS) {
+            store16(at.output + (token + i / COLUMNS) * at.token_stride + i % COLUMNS * 8, Vec16{});
+        }
+        return;
+    }
+    const i32 past = static_cast<i32>(s.past);
+    const i32 first = past + token;
+    const auto tiles = set.template tiles<KEYS>(first, count);
+
+    // The queries, two tiles of keys and of values, the queries' own scores.
+    T* const queries = reinterpret_cast<T*>(shared_memory());
+    T* const keys = queries + QUERIES * DIM;
+    T* const values = keys + 2 * KEYS * DIM;
+    float* const self_scores = reinterpret_cast<float*>(values + 2 * KEYS * DIM);
+    if (tiles.count > 0) {
+        copy_tile<T, DIM, THREADS>(set, at, tiles.tile(0), past, keys, values);
+    }
+    const auto place = [](i32 row, i32 chunk) { return chunk_at<DIM>(row, chunk); };
+    load_queries<T, DIM>(p, at, token, past, QUERIES, count, thread, THREADS, queries, self_scores,
+                         place);
+    block_barrier();
+
+    // This thread's rows of the fragments: `row` and `row + 8`; its columns: `column` and the next,
+    // of every eight.
+    const i32 lane = thread % static_cast<i32>(WARP);
+    const i32 base = thread / static_cast<i32>(WARP) * 16;
+    const i32 row = base + lane / 4;
+    const i32 column = lane % 4 * 2;
+    float top[2], total[2];
+    float sum[COLUMNS][4];
+    RATPLUS_UNROLL
+    for (i32 half = 0; half < 2; ++half) {
+        const i32 own = row + 8 * half;
+        top[half] = self_scores[own];
+        // Sums over columns are spread over four lanes.
+        total[half] = lane % 4 == 0 ? 1.0f : 0.0f;
+        const T* const value = at.value + (token + minimum(own, count - 1)) * at.token_stride + column;
+        RATPLUS_UNROLL
+        for (i32 n = 0; n < COLUMNS; ++n) {
+            unpack2<T>(*reinterpret_cast<const u32*>(value + 8 * n), sum[n][2 * half], sum[n][2 * half + 1]);
+        }
+    }
+    const float scale = score_scale(p);
+
+    for (i32 index = 0; index < tiles.count; ++index) {
+        const i32 stage = index & 1;
+        const T* const key = keys + stage * KEYS * DIM;
+        const T* const value = values + stage * KEYS * DIM;
+        copy_async_wait<0>();
+        // The tile is here, and every warp has left the one before it.
+        block_barrier();
+        if (index + 1 < tiles.count) {
+            const i32 other = (1 - stage) * KEYS * DIM;
+            copy_tile<T, DIM, THREADS>(set, at, tiles.tile(index + 1), past, keys + other, values + other);
+        }
+        float score[KEYS / 8][4];
+        RATPLUS_UNROLL
+        for (i32 n = 0; n < KEYS / 8; ++n) {
+            RATPLUS_UNROLL
+            for (i32 i = 0; i < 4; ++i) {
+                score[n][i] = 0.0f;
+            }
+        }
+        RATPLUS_UNROLL
+        for (i32 k = 0; k < DIM / 16; ++k) {
+            // Again for every tile: there are no registers to keep them in.
+            u32 query[4];
+            load_blocks(query, queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < KEYS / 8; n += 2) {
+                u32 block[4];
+                load_blocks(block, key + chunk_at<DIM>(n * 8 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+                multiply_blocks<T>(score[n], query, block[0], block[1]);
+                multiply_blocks<T>(score[n + 1], query, block[2], block[3]);
+            }
+        }
+        const auto tile = tiles.tile(index);
+        if (!set.template all_visible<KEYS>(tile, first, first + count - 1)) {
+            RATPLUS_UNROLL
+            for (i32 half = 0; half < 2; ++half) {
+                const Visible seen = set.visible(tile, first + row + 8 * half);
+                RATPLUS_UNROLL
+                for (i32 n = 0; n < KEYS / 8; ++n) {
+                    RATPLUS_UNROLL
+                    for (i32 i = 0; i < 2; ++i) {
+                        const i32 at_key = n * 8 + column + i;
+                        if (at_key < seen.low || at_key >= seen.high || at_key >= tile.count) {
+                            score[n][2 * half + i] = masked();
+                        }
+                    }
+                }
+            }
+        }
+        u32 weight[KEYS / 16][4];
+        RATPLUS_UNROLL
+        for (i32 half = 0; half < 2; ++half) {
+            float highest = masked();
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < KEYS / 8; ++n) {
+                highest = larger(highest, larger(score[n][2 * half], score[n][2 * half + 1]));
+            }
+            highest = larger(highest, shuffle_xor(highest, 1));
+            highest = larger(highest, shuffle_xor(highest, 2));
+            const float next = larger(top[half], highest * scale);
+            const float keep = exp2_fast(top[half] - next);
+            top[half] = next;
+            float added = 0.0f;
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < KEYS / 8; ++n) {
+                const float a = exp2_fast(fma(score[n][2 * half], scale, -next));
+                const float b = exp2_fast(fma(score[n][2 * half + 1], scale, -next));
+                added += a + b;
+                weight[n / 2][half + n % 2 * 2] = pack2<T>(a, b);
+            }
+            total[half] = fma(total[half], keep, added);
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < COLUMNS; ++n) {
+                sum[n][2 * half] *= keep;
+                sum[n][2 * half + 1] *= keep;
+            }
+        }
+        RATPLUS_UNROLL
+        for (i32 k = 0; k < KEYS / 16; ++k) {
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < COLUMNS; n += 2) {
+                u32 block[4];
+                load_blocks_transposed(block, value + chunk_at<DIM>(k * 16 + lane % 16, n + lane / 16));
+                multiply_blocks<T>(sum[n], weight[k], block[0], block[1]);
+                multiply_blocks<T>(sum[n + 1], weight[k], block[2], block[3]);
+            }
+        }
+    }
+
+    // Through this warp's own rows of the queries, which it does not read any more.
+    warp_barrier();
+    RATPLUS_UNROLL
+    for (i32 half = 0; half < 2; ++half) {
+        float all = total[half];
+        all += shuffle_xor(all, 1);
+        all += shuffle_xor(all, 2);
+        const float share = divide(1.0f, all);
+        RATPLUS_UNROLL
+        for (i32 n = 0; n < COLUMNS; ++n) {
+            u32* const to = reinterpret_cast<u32*>(queries + chunk_at<DIM>(row + 8 * half, n) + column);
+            *to = pack2<T>(sum[n][2 * half] * share, sum[n][2 * half + 1] * share);
+        }
+    }
+    warp_barrier();
+    RATPLUS_UNROLL
+    for (i32 i = lane; i < 16 * COLUMNS; i += static_cast<i32>(WARP)) {
+        const i32 own = base + i / COLUMNS;
+        const i32 chunk = i % COLUMNS;
+        if (own < rows) {
+            const Vec16 out = own < count ? load16(queries + chunk_at<DIM>(own, chunk)) : Vec16{};
+            store16(at.output + (token + own) * at.token_stride + chunk * 8, out);
+        }
+    }
+}
+
+}  // namespace ratplus
