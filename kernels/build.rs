@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use units::{ARCHITECTURES, UNITS, Unit, VIRTUAL_ARCHITECTURE};
+use units::{ARCHITECTURES, Unit, VIRTUAL_ARCHITECTURE};
 
 /// Names the compiler, or turns it off with `none`.
 const NVCC: &str = "RATPLUS_NVCC";
@@ -43,23 +43,24 @@ fn run() -> Result<(), String> {
     let sources = Sources::read(&folder)?;
     let nvcc = Nvcc::find(&out)?;
 
-    let mut images = String::new();
+    let mut units = String::new();
     let mut resources = Vec::new();
     let built = match &nvcc {
         Some(nvcc) => nvcc.compile_all(&folder, &sources, &out)?,
         None => Vec::new(),
     };
-    for (index, unit) in UNITS.iter().enumerate() {
+    for (index, unit) in sources.units.iter().enumerate() {
         let mut image = "None".to_owned();
         if let Some(Some(built)) = built.get(index) {
             resources.extend(read_resources(unit, &built.log)?);
             let path = below("OUT_DIR", &out, &built.image)?;
             image = format!("Some(&Aligned(*include_bytes!({path})).0)");
         }
-        let source = source(unit.file);
+        let (file, only, source) = (unit.file, unit.only, source(unit.file));
         writeln!(
-            images,
-            "    Image {{ source: include_str!({source}), embedded: {image} }},"
+            units,
+            "    Unit {{ file: {file:?}, only: {only:?}, source: include_str!({source}), embedded: \
+             {image} }},"
         )
         .expect("a string takes all text");
     }
@@ -80,8 +81,8 @@ fn run() -> Result<(), String> {
         .map(|line| format!("    {line},\n"))
         .collect();
     let table = format!(
-        "/// Images of [`UNITS`](super::units::UNITS), in their order.\n\
-         pub(super) static IMAGES: &[Image] = &[\n{images}];\n\
+        "/// Every unit.\n\
+         pub(super) static UNITS: &[Unit] = &[\n{units}];\n\
          /// What the units include.\n\
          pub(super) static HEADERS: &[Header] = &[\n{headers}];\n\
          /// What compiled the embedded code.\n\
@@ -114,16 +115,19 @@ fn write(path: &Path, text: impl AsRef<[u8]>) -> Result<(), String> {
     fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Everything in kernels/cuda, by file name.
+/// Everything in kernels/cuda.
 struct Sources {
+    /// In order of their names.
+    units: Vec<Unit>,
+    /// By file name.
     headers: BTreeMap<String, String>,
 }
 
 impl Sources {
-    /// Reads the folder and compares it with the list of units.
+    /// Reads the folder.
     fn read(folder: &Path) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
-        let mut headers = BTreeMap::new();
+        let (mut units, mut headers) = (Vec::new(), BTreeMap::new());
         for entry in fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             let name = path
@@ -131,23 +135,46 @@ impl Sources {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            if name.ends_with(".cu") {
-                if !UNITS.iter().any(|unit| unit.file == name) {
-                    return Err(format!(
-                        "kernels/cuda/{name}: expected a unit of that name in \
-                         kernels/src/cuda/units.rs, found none; add it there"
-                    ));
-                }
-            } else if name.ends_with(".cuh") || name.ends_with(".h") {
+            let text = || {
                 let text = fs::read_to_string(&path);
-                headers.insert(
-                    name,
-                    text.map_err(|error| format!("{}: {error}", path.display()))?,
-                );
+                text.map_err(|error| format!("{}: {error}", path.display()))
+            };
+            if name.ends_with(".cu") {
+                units.push(unit(name, text()?)?);
+            } else if name.ends_with(".cuh") || name.ends_with(".h") {
+                headers.insert(name, text()?);
             }
         }
-        Ok(Self { headers })
+        units.sort_by_key(|unit| unit.file);
+        Ok(Self { units, headers })
     }
+}
+
+/// What a `.cu` file says of itself.
+fn unit(file: String, source: String) -> Result<Unit, String> {
+    let named = |line: &str| {
+        let rest = line.strip_prefix("// Only for sm_")?;
+        Some(rest.trim_end_matches('.').to_owned())
+    };
+    let only = match source.lines().find_map(named) {
+        None => None,
+        Some(name) => match ARCHITECTURES.into_iter().find(|known| *known == name) {
+            None => {
+                return Err(format!(
+                    "kernels/cuda/{file}: expected one of {ARCHITECTURES:?} in its line `// Only \
+                     for sm_..`, found {name:?}; correct it, or add the architecture to \
+                     kernels/src/cuda/units.rs"
+                ));
+            }
+            only => only,
+        },
+    };
+    Ok(Unit {
+        file: file.leak(),
+        only,
+        source: source.leak(),
+        embedded: None,
+    })
 }
 
 /// The compiler that was found.
@@ -253,7 +280,8 @@ impl Nvcc {
         let next = AtomicUsize::new(0);
         let work = || {
             let mut done = Vec::new();
-            while let Some((index, unit)) = UNITS
+            while let Some((index, unit)) = sources
+                .units
                 .iter()
                 .enumerate()
                 .nth(next.fetch_add(1, Ordering::Relaxed))
@@ -302,8 +330,7 @@ impl Nvcc {
         }
         command.arg("-o").arg(&image).arg(source);
 
-        let text = fs::read_to_string(source);
-        let text = text.map_err(|error| format!("{}: {error}", source.display()))?;
+        let text = unit.source;
         let key = format!(
             "{command:?}\n{}\n{text}\n{:?}",
             self.version, sources.headers

@@ -1,6 +1,7 @@
 // Where the tensors of one head of one slot are, which cache rows keep which tokens, and rotary
 // embedding of rows.
 #pragma once
+#include "dilated_attention.h"
 #include "slot.cuh"
 #include "vector.cuh"
 

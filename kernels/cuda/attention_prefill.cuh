@@ -4,8 +4,8 @@
 // four: then a multiprocessor holds two blocks, and one computes while the other starts or ends.
 // One online softmax: it starts from each query's own key, whose score is a row product, so that no
 // row is ever empty and no diagonal tile is computed where nobody sees another's own key; then come
-// the tiles of the set of keys. Masks are computed on the tiles that some query does not see in full. Keys and values of the next tile are copied behind the work on
-// this one.
+// the tiles of the set of keys. Masks are computed on the tiles that some query does not see in
+// full. Keys and values of the next tile are copied behind the work on this one.
 #pragma once
 #include "attention_tiles.cuh"
 

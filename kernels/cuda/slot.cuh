@@ -1,7 +1,7 @@
 // One sequence of the batch.
 #pragma once
 #include "device.cuh"
-#include "params.h"
+#include "lengths.h"
 
 namespace ratplus {
 

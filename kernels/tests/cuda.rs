@@ -211,7 +211,7 @@ fn every_kernel_has_a_unit() {
         device
             .log()
             .iter()
-            .any(|line| line.starts_with("scan.cu: ")),
+            .any(|line| line.starts_with("recurrence_scan.cu: ")),
         "{:?}",
         device.log()
     );
@@ -223,9 +223,9 @@ fn kernels_that_are_not_there_are_errors() {
     let kernel = "ratplus_no_such_kernel";
     let error = device.function(kernel).unwrap_err();
     assert_eq!(error, CudaError::KernelUnknown { kernel });
-    let kernel = "ratplus_scan_no_such_kernel";
+    let kernel = "ratplus_recurrence_scan_no_such_kernel";
     let error = device.function(kernel).unwrap_err();
-    let unit = "scan.cu";
+    let unit = "recurrence_scan.cu";
     assert_eq!(error, CudaError::KernelMissing { unit, kernel });
 }
 
@@ -239,7 +239,7 @@ fn a_refused_launch_names_the_kernel() {
 
     let device = device();
     let mut kernels = kernels(device).into_iter();
-    let kernel = kernels.find(|name| name.starts_with("ratplus_scan_"));
+    let kernel = kernels.find(|name| name.starts_with("ratplus_recurrence_scan_"));
     let kernel = kernel.unwrap();
     let function = device.function(kernel).unwrap();
     // SAFETY: no device has blocks of so many threads: nothing runs.
@@ -284,6 +284,8 @@ fn threads_load_kernels_at_once() {
     assert_eq!(LOADED.lock().unwrap().len(), 4 * kernels.len());
     // A unit is loaded once, whoever comes first.
     let log = device.log();
-    let scans = log.iter().filter(|line| line.starts_with("scan.cu: "));
+    let scans = log
+        .iter()
+        .filter(|line| line.starts_with("recurrence_scan.cu: "));
     assert_eq!(scans.count(), 1, "{log:?}");
 }

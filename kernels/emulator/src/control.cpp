@@ -121,8 +121,8 @@ RATPLUS_API ratplusEmulatorSizeof(const char* name) {
 }
 
 // What `RATPLUS_KERNEL` says of kernel `index`; NOT_FOUND past the last.
-RATPLUS_API ratplusEmulatorKernel(unsigned index, const char** name, const char** source, unsigned* params_bytes,
-                                  unsigned* max_threads, unsigned* min_blocks) {
+RATPLUS_API ratplusEmulatorKernel(unsigned index, const char** name, const char** source, const char** params,
+                                  unsigned* params_bytes, unsigned* max_threads, unsigned* min_blocks) {
     const Kernel* kernel = kernels();
     for (; kernel != nullptr && index > 0; --index) {
         kernel = kernel->next;
@@ -132,6 +132,7 @@ RATPLUS_API ratplusEmulatorKernel(unsigned index, const char** name, const char*
     }
     *name = kernel->name;
     *source = kernel->source;
+    *params = kernel->params;
     *params_bytes = kernel->params_bytes;
     *max_threads = kernel->max_threads;
     *min_blocks = kernel->min_blocks;

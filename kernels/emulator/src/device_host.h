@@ -10,7 +10,7 @@
 #define RATPLUS_KERNEL_EXPANDED(name, PARAMS, max_threads, min_blocks)                                       \
     extern "C" void ratplus_kernel_##name(const PARAMS& p);                                                  \
     static const ::ratplus::emulator::Kernel ratplus_registered_##name(                                      \
-        #name, __FILE__, sizeof(PARAMS), max_threads, min_blocks,                                                      \
+        #name, __FILE__, #PARAMS, sizeof(PARAMS), max_threads, min_blocks,                                  \
         [](const void* params) { ratplus_kernel_##name(*static_cast<const PARAMS*>(params)); });             \
     extern "C" void ratplus_kernel_##name([[maybe_unused]] const PARAMS& p)
 

@@ -73,11 +73,14 @@ void copy_async_wait(u32 pending);
 // A kernel, chained up before main.
 struct Kernel {
     using Entry = void (*)(const void* params);
-    Kernel(const char* name, const char* source, u32 params_bytes, u32 max_threads, u32 min_blocks, Entry entry);
+    Kernel(const char* name, const char* source, const char* params, u32 params_bytes, u32 max_threads, u32 min_blocks,
+           Entry entry);
 
     const char* name;
     // The file it stands in.
     const char* source;
+    // The type of its parameters.
+    const char* params;
     u32 params_bytes;
     u32 max_threads;
     u32 min_blocks;

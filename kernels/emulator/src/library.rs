@@ -25,6 +25,8 @@ pub struct Kernel {
     pub name: String,
     /// The file it stands in.
     pub source: PathBuf,
+    /// The type of its parameters.
+    pub params: String,
     /// Bytes of its parameters.
     pub params_bytes: usize,
     /// Most threads of a block.
@@ -131,6 +133,7 @@ impl Library {
             c_uint,
             &mut *const c_char,
             &mut *const c_char,
+            &mut *const c_char,
             &mut c_uint,
             &mut c_uint,
             &mut c_uint,
@@ -142,12 +145,13 @@ impl Library {
                 .into_owned()
         };
         (0..).map_while(move |index| {
-            let (mut name, mut source) = (null(), null());
+            let (mut name, mut source, mut params) = (null(), null(), null());
             let (mut params_bytes, mut max_threads, mut min_blocks) = (0, 0, 0);
             let result = kernel(
                 index,
                 &mut name,
                 &mut source,
+                &mut params,
                 &mut params_bytes,
                 &mut max_threads,
                 &mut min_blocks,
@@ -155,6 +159,7 @@ impl Library {
             (result == 0).then(|| Kernel {
                 name: text(name),
                 source: PathBuf::from(text(source)),
+                params: text(params),
                 params_bytes: params_bytes as usize,
                 max_threads,
                 min_blocks,

@@ -34,9 +34,11 @@ Result load_module(void** module, const void* image) {
 
 }  // namespace
 
-Kernel::Kernel(const char* kernel_name, const char* kernel_source, u32 bytes, u32 most_threads, u32 least_blocks, Entry function)
+Kernel::Kernel(const char* kernel_name, const char* kernel_source, const char* kernel_params, u32 bytes, u32 most_threads,
+               u32 least_blocks, Entry function)
     : name(kernel_name),
       source(kernel_source),
+      params(kernel_params),
       params_bytes(bytes),
       max_threads(most_threads),
       min_blocks(least_blocks),

@@ -1,6 +1,7 @@
 //! Which code runs on which GPU.
 
-use super::units::{ARCHITECTURES, UNITS, Unit, VIRTUAL_ARCHITECTURE};
+use super::sources::UNITS;
+use super::units::{ARCHITECTURES, Unit, VIRTUAL_ARCHITECTURE};
 
 /// Major and minor number of a compute capability.
 pub(super) type Capability = (u32, u32);
@@ -30,16 +31,16 @@ fn runs_on(name: &str, device: Capability) -> bool {
     }
 }
 
-/// The unit that has a kernel.
+/// The unit that has a kernel: of those whose names match, the longest.
 pub(super) fn unit_of(kernel: &str) -> Option<usize> {
-    let length = |unit: &Unit| {
-        let prefixes = unit.prefixes.iter();
-        let matching = prefixes.filter(|prefix| kernel.starts_with(**prefix));
-        matching.map(|prefix| prefix.len()).max()
+    let name = kernel.strip_prefix("ratplus_")?;
+    let has = |unit: &Unit| {
+        let rest = name.strip_prefix(unit.stem());
+        rest.is_some_and(|rest| rest.starts_with('_'))
     };
-    let units = UNITS.iter().enumerate();
-    let matching = units.filter_map(|(index, unit)| Some((length(unit)?, index)));
-    matching.max().map(|(_, index)| index)
+    let units = UNITS.iter().enumerate().filter(|(_, unit)| has(unit));
+    let longest = units.max_by_key(|(_, unit)| unit.stem().len());
+    longest.map(|(index, _)| index)
 }
 
 /// What a unit needs that the device does not have, if anything.
@@ -104,13 +105,14 @@ mod tests {
 
     const ANY: Unit = Unit {
         file: "any.cu",
-        prefixes: &[],
         only: None,
+        source: "",
+        embedded: None,
     };
     const HOPPER: Unit = Unit {
         file: "hopper.cu",
-        prefixes: &[],
         only: Some("90a"),
+        ..ANY
     };
 
     #[test]
@@ -176,9 +178,8 @@ mod tests {
     #[test]
     fn kernels_belong_to_one_unit() {
         for (index, unit) in UNITS.iter().enumerate() {
-            for prefix in unit.prefixes {
-                assert_eq!(unit_of(&format!("{prefix}bf16")), Some(index), "{prefix}");
-            }
+            let kernel = format!("ratplus_{}_bf16", unit.stem());
+            assert_eq!(unit_of(&kernel), Some(index), "{kernel}");
         }
         assert_eq!(unit_of("ratplus_no_such_kernel"), None);
     }

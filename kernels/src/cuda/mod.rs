@@ -6,45 +6,42 @@
 //! [`Device::open`] and [`Device::make_current`] say.
 
 mod architecture;
-mod attention;
 mod cache;
 #[cfg(test)]
 mod constants;
 mod device;
+mod dilated_attention;
 mod driver;
 mod error;
 mod flag;
+#[cfg(test)]
+mod layout;
 mod library;
 mod limits;
 mod memory;
-mod method;
 mod nodes;
 mod nvrtc;
 mod operator;
 mod params;
 mod program;
-mod scan;
+mod recurrence_scan;
 mod sources;
-mod split;
 mod stream;
 mod units;
 mod workspace;
 
-pub use attention::AttentionPlan;
 pub use cache::cache_folder;
 pub use device::{Device, DeviceLimits, Function, KernelParams};
+pub use dilated_attention::{AttentionMethod, AttentionPlan, AttentionShape};
 pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
-pub use method::{AttentionMethod, AttentionShape, LaunchBlock, launch_blocks};
 pub use nodes::{
     NodeNumber, describe_device_error, register_node, take_device_error, take_device_error_into,
 };
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
-pub use operator::{CudaKernel, OperatorPlan, PlanError};
-#[cfg(test)]
-pub(crate) use params::{AttentionParams, ScanParams};
-pub use scan::{ScanMethod, ScanPlan, ScanShape};
+pub use operator::{CudaKernel, LaunchBlock, OperatorPlan, PlanError, launch_blocks};
+pub use recurrence_scan::{ScanMethod, ScanPlan, ScanShape};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};
 
@@ -62,7 +59,7 @@ pub fn embedded_covers(compute_capability: (u32, u32)) -> bool {
     let Some(toolkit) = toolkit() else {
         return false;
     };
-    let units = units::UNITS.iter();
+    let units = sources::UNITS.iter();
     let needed = units.filter(|unit| architecture::lacking(unit, compute_capability).is_none());
     let covered =
         needed.map(|unit| architecture::covers(unit, toolkit.architectures, compute_capability));

@@ -2,7 +2,7 @@
 
 use super::{CudaError, Device, DevicePtr, Stream};
 use ratplus_graphs::ops::{Definition, Inferred, Op, Operator, Ports, SchemaErrors, TensorType};
-use ratplus_graphs::with_operator;
+use ratplus_graphs::{with_op, with_operator};
 use std::fmt;
 
 /// What computes an operator on a GPU.
@@ -40,6 +40,27 @@ pub trait CudaKernel: Definition {
         node: u32,
         stream: Stream,
     ) -> Result<(), CudaError>;
+
+    /// The blocks of its kernels that ask for shared memory.
+    fn launch_blocks() -> Vec<LaunchBlock>;
+}
+
+/// A block of a kernel as it is launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchBlock {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// Its threads.
+    pub threads: u32,
+    /// Most dynamic shared memory that it is launched with, in bytes.
+    pub shared_bytes: usize,
+}
+
+/// The blocks of all kernels that ask for shared memory.
+pub fn launch_blocks() -> Vec<LaunchBlock> {
+    let operators = Op::ALL.into_iter();
+    let blocks = operators.flat_map(|op| with_op!(op, O => O::launch_blocks()));
+    blocks.collect()
 }
 
 /// What a node of a graph launches.

@@ -6,8 +6,8 @@ use super::device::Function;
 use super::driver::Driver;
 use super::error::CudaError;
 use super::nvrtc::{CacheUse, Nvrtc};
-use super::sources::{IMAGES, Image, TOOLKIT, Toolkit};
-use super::units::{UNITS, Unit};
+use super::sources::{TOOLKIT, Toolkit, UNITS};
+use super::units::Unit;
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute as Attribute, CUmodule};
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ impl Program {
         let module = match state.modules.iter().find(|(loaded, _)| *loaded == index) {
             Some(&(_, module)) => module,
             None => {
-                let module = self.load(unit, &IMAGES[index], &mut state.log)?;
+                let module = self.load(unit, &mut state.log)?;
                 state.modules.push((index, module));
                 module
             }
@@ -117,12 +117,7 @@ impl Program {
     }
 
     /// Loads a unit, if the device is one that it is for.
-    fn load(
-        &self,
-        unit: &'static Unit,
-        image: &Image,
-        log: &mut Vec<String>,
-    ) -> Result<CUmodule, CudaError> {
+    fn load(&self, unit: &Unit, log: &mut Vec<String>) -> Result<CUmodule, CudaError> {
         if let Some(expected) = architecture::lacking(unit, self.capability) {
             return Err(CudaError::WrongArchitecture {
                 unit: unit.file,
@@ -135,21 +130,20 @@ impl Program {
         if self.driver.emulator {
             log.push(format!("{}: the emulator's", unit.file));
             return self
-                .load_code(image.source.as_bytes())
+                .load_code(unit.source.as_bytes())
                 .map_err(|code| self.not_loaded(code));
         }
-        self.load_image(unit, image, TOOLKIT, log)
+        self.load_image(unit, TOOLKIT, log)
     }
 
     /// Loads what is embedded, else what NVRTC makes of it.
     fn load_image(
         &self,
-        unit: &'static Unit,
-        image: &Image,
+        unit: &Unit,
         toolkit: Option<Toolkit>,
         log: &mut Vec<String>,
     ) -> Result<CUmodule, CudaError> {
-        let embedded = match (image.embedded, toolkit) {
+        let embedded = match (unit.embedded, toolkit) {
             (Some(code), Some(toolkit)) => {
                 let version = toolkit.version;
                 if architecture::covers(unit, toolkit.architectures, self.capability) {
@@ -185,7 +179,7 @@ impl Program {
         let start = Instant::now();
         let made = nvrtc.code(
             unit.file,
-            image.source,
+            unit.source,
             self.capability,
             self.cache.as_deref(),
         )?;
@@ -238,7 +232,9 @@ mod tests {
         Program::new(Driver::get().unwrap(), capability)
     }
 
-    const NOTHING_EMBEDDED: Image = Image {
+    const NOTHING_EMBEDDED: Unit = Unit {
+        file: "nothing.cu",
+        only: None,
         source: "extern \"C\" __global__ void kernel() {}",
         embedded: None,
     };
@@ -252,17 +248,17 @@ mod tests {
         let mut log = Vec::new();
         for expected in ["compiled in", "from the cache"] {
             program
-                .load_image(&UNITS[0], &NOTHING_EMBEDDED, None, &mut log)
+                .load_image(&NOTHING_EMBEDDED, None, &mut log)
                 .unwrap();
             let line = log.last().unwrap();
-            for part in [UNITS[0].file, "this build embeds none", "sm_90a", expected] {
+            for part in ["nothing.cu", "this build embeds none", "sm_90a", expected] {
                 assert!(line.contains(part), "{part}: {line}");
             }
         }
         program.cache = Some(folder.path().join("file/below"));
         std::fs::write(folder.path().join("file"), "").unwrap();
         program
-            .load_image(&UNITS[0], &NOTHING_EMBEDDED, None, &mut log)
+            .load_image(&NOTHING_EMBEDDED, None, &mut log)
             .unwrap();
         assert!(log.last().unwrap().contains("not kept ("), "{log:?}");
     }
@@ -299,19 +295,16 @@ mod tests {
             architectures: &["80"],
         });
         let load = |embedded| {
-            let image = Image {
+            let unit = Unit {
                 embedded: Some(embedded),
                 ..NOTHING_EMBEDDED
             };
             let mut log = Vec::new();
-            let module = program.load_image(&UNITS[0], &image, toolkit, &mut log);
+            let module = program.load_image(&unit, toolkit, &mut log);
             module.map(|_| log.concat())
         };
         let log = load(b"just right").unwrap();
-        assert_eq!(
-            log,
-            format!("{}: embedded code of nvcc 99.9", UNITS[0].file)
-        );
+        assert_eq!(log, "nothing.cu: embedded code of nvcc 99.9");
         let log = load(TOO_NEW).unwrap();
         for part in [
             "nvcc 99.9 does not load (",
@@ -326,16 +319,13 @@ mod tests {
 
         // Code for another device is not even tried.
         program.capability = (12, 0);
-        let image = Image {
+        let only = Unit {
+            only: Some("120"),
             embedded: Some(TOO_LARGE),
             ..NOTHING_EMBEDDED
         };
-        let only = Box::leak(Box::new(Unit {
-            only: Some("120"),
-            ..UNITS[0]
-        }));
         let mut log = Vec::new();
-        program.load_image(only, &image, toolkit, &mut log).unwrap();
+        program.load_image(&only, toolkit, &mut log).unwrap();
         assert!(
             log[0].contains("the embedded code is for sm_80;"),
             "{log:?}"
@@ -345,7 +335,7 @@ mod tests {
     #[test]
     fn units_for_other_devices_are_refused() {
         let old = program((7, 5));
-        let error = old.load(&UNITS[0], &NOTHING_EMBEDDED, &mut Vec::new());
+        let error = old.load(&NOTHING_EMBEDDED, &mut Vec::new());
         let text = error.unwrap_err().to_string();
         assert!(
             text.contains("expected a GPU of compute capability 8.0 or newer"),
@@ -354,10 +344,9 @@ mod tests {
         assert!(text.contains("found 7.5"), "{text}");
         let unit = Unit {
             only: Some("90a"),
-            ..UNITS[0]
+            ..NOTHING_EMBEDDED
         };
-        let unit = Box::leak(Box::new(unit));
-        let error = program((10, 0)).load(unit, &NOTHING_EMBEDDED, &mut Vec::new());
+        let error = program((10, 0)).load(&unit, &mut Vec::new());
         let text = error.unwrap_err().to_string();
         assert!(text.contains("capability 9.0, found 10.0"), "{text}");
     }
@@ -365,7 +354,7 @@ mod tests {
     #[test]
     fn advice_comes_with_what_is_missing() {
         let error = CudaError::NoCode {
-            unit: "scan.cu",
+            unit: "recurrence_scan.cu",
             architecture: "9.0".into(),
             embedded: "this build embeds none".into(),
             nvrtc: Box::new(CudaError::NvrtcMissing {
@@ -375,7 +364,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "scan.cu: no code for compute capability 9.0: this build embeds none, and NVRTC, \
+            "recurrence_scan.cu: no code for compute capability 9.0: this build embeds none, and NVRTC, \
              which would compile it here, does not load (no such file); install it beside ONNX \
              Runtime (`pip install nvidia-cuda-nvrtc`), or name its file in RATPLUS_NVRTC"
         );

@@ -1,14 +1,7 @@
 //! What build.rs made of kernels/cuda: sources, embedded code, and what the code needs.
 
+use super::units::Unit;
 use std::ffi::CStr;
-
-/// One of [`UNITS`](super::units::UNITS).
-pub(super) struct Image {
-    /// Its text.
-    pub source: &'static str,
-    /// Its code for all architectures of [`TOOLKIT`], where nvcc was there.
-    pub embedded: Option<&'static [u8]>,
-}
 
 /// A file that units include.
 pub(super) struct Header {
@@ -57,17 +50,17 @@ include!(concat!(env!("OUT_DIR"), "/embedded.rs"));
 mod tests {
     use super::*;
     use crate::cuda::architecture::unit_of;
-    use crate::cuda::units::UNITS;
 
     #[test]
     fn every_unit_has_its_source() {
-        assert_eq!(IMAGES.len(), UNITS.len());
-        for (image, unit) in IMAGES.iter().zip(UNITS) {
-            assert!(image.source.contains("RATPLUS_KERNEL("), "{}", unit.file);
+        for unit in UNITS {
+            assert!(unit.source.contains("RATPLUS_KERNEL("), "{}", unit.file);
             let known = TOOLKIT.map_or(&[][..], |toolkit| toolkit.architectures);
             let expected = !unit.architectures(known).is_empty();
-            assert_eq!(image.embedded.is_some(), expected, "{}", unit.file);
+            assert_eq!(unit.embedded.is_some(), expected, "{}", unit.file);
         }
+        let hopper = UNITS.iter().filter(|unit| unit.only == Some("90a"));
+        assert_eq!(hopper.count(), 1);
     }
 
     #[test]

@@ -1,39 +1,18 @@
 //! What is compiled from kernels/cuda, and for which GPUs. build.rs includes this file.
 
-/// A file that is compiled by itself.
-#[derive(Debug)]
+/// A `.cu` file of kernels/cuda, which is compiled by itself. Its kernels' names begin with
+/// `ratplus_<stem>_`.
+#[derive(Clone, Copy, Debug)]
 pub struct Unit {
-    /// Its name in kernels/cuda.
+    /// Its name.
     pub file: &'static str,
-    /// What its kernels' names begin with. Where several units match, the longest one counts.
-    pub prefixes: &'static [&'static str],
-    /// The only architecture that it is for, one of [`ARCHITECTURES`]; all of them otherwise.
+    /// The only architecture that it is for, one of [`ARCHITECTURES`], as it says in a line
+    /// `// Only for sm_<name>.`; all of them otherwise.
     pub only: Option<&'static str>,
-}
-
-/// Every unit.
-pub const UNITS: &[Unit] = &[
-    unit("scan.cu", &["ratplus_scan_"]),
-    unit(
-        "attention_update.cu",
-        &["ratplus_attention_keep_", "ratplus_attention_ring_"],
-    ),
-    unit("attention_decode.cu", &["ratplus_attention_decode_"]),
-    unit("attention_prefill.cu", &["ratplus_attention_prefill_"]),
-    unit("attention_any.cu", &["ratplus_attention_any_"]),
-    Unit {
-        file: "attention_hopper.cu",
-        prefixes: &["ratplus_attention_hopper_"],
-        only: Some("90a"),
-    },
-];
-
-const fn unit(file: &'static str, prefixes: &'static [&'static str]) -> Unit {
-    Unit {
-        file,
-        prefixes,
-        only: None,
-    }
+    /// Its text.
+    pub source: &'static str,
+    /// Its code for all architectures of the toolkit, where nvcc was there.
+    pub embedded: Option<&'static [u8]>,
 }
 
 /// What code is embedded for, as in `sm_90a`.
@@ -44,6 +23,11 @@ pub const ARCHITECTURES: [&str; 6] = ["80", "86", "89", "90a", "100", "120"];
 pub const VIRTUAL_ARCHITECTURE: &str = "80";
 
 impl Unit {
+    /// What its kernels' names begin with, but for `ratplus_` and the `_` after it.
+    pub fn stem(&self) -> &'static str {
+        self.file.trim_end_matches(".cu")
+    }
+
     /// Those of `known` that this unit is for.
     pub fn architectures<'a>(&self, known: &[&'a str]) -> Vec<&'a str> {
         let wanted = |name: &&str| self.only.is_none_or(|only| only == *name);

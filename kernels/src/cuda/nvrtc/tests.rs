@@ -1,8 +1,8 @@
 //! NVRTC as `cargo xtask setup` installs it; no driver and no GPU is needed.
 
 use super::*;
-use crate::cuda::sources::{IMAGES, TOOLKIT};
-use crate::cuda::units::{ARCHITECTURES, UNITS};
+use crate::cuda::sources::{TOOLKIT, UNITS};
+use crate::cuda::units::ARCHITECTURES;
 use std::fs;
 use std::sync::OnceLock;
 use std::thread;
@@ -33,7 +33,7 @@ fn compiler() -> &'static Nvrtc {
 
 const SOURCE: &str = "
 #include \"device.cuh\"
-#include \"params.h\"
+#include \"recurrence_scan.h\"
 using namespace ratplus;
 RATPLUS_KERNEL(ratplus_trial, ScanParams, 128, 1) {
     static_cast<float*>(p.gated_key)[thread_index()] = 1.0f;
@@ -55,11 +55,11 @@ fn every_unit_compiles_without_a_spill() {
         None => &ARCHITECTURES,
     };
     let compile = |architecture: &str| {
-        for (unit, image) in UNITS.iter().zip(IMAGES) {
+        for unit in UNITS {
             if unit.architectures(&[architecture]).is_empty() {
                 continue;
             }
-            let made = nvrtc.code(unit.file, image.source, capability(architecture), None);
+            let made = nvrtc.code(unit.file, unit.source, capability(architecture), None);
             let made = made.unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(made.architecture, format!("sm_{architecture}"));
             assert!(made.code.starts_with(b"\x7fELF"), "{}", unit.file);

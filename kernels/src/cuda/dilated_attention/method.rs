@@ -1,6 +1,7 @@
 //! Which kernels compute an attention, and what their blocks are.
 
-use super::limits::kernel_name;
+use crate::cuda::limits::kernel_name;
+use crate::cuda::operator::LaunchBlock;
 use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::ElementType;
 
@@ -116,36 +117,25 @@ pub(super) fn kernel(
 ) -> &'static str {
     use AttentionMethod::{Any, Decode, Hopper, SmallHopper, SmallTiles, Tiles};
     match (method, head_dim) {
-        (Decode, 64) => kernel_name!(element, "attention_decode_", "_64"),
-        (Decode, _) => kernel_name!(element, "attention_decode_", "_128"),
-        (Tiles, 64) => kernel_name!(element, "attention_prefill_", "_64"),
-        (Tiles, _) => kernel_name!(element, "attention_prefill_", "_128"),
-        (SmallTiles, 64) => kernel_name!(element, "attention_prefill_short_", "_64"),
-        (SmallTiles, _) => kernel_name!(element, "attention_prefill_short_", "_128"),
-        (Hopper, 64) => kernel_name!(element, "attention_hopper_", "_64"),
-        (Hopper, _) => kernel_name!(element, "attention_hopper_", "_128"),
-        (SmallHopper, 64) => kernel_name!(element, "attention_hopper_short_", "_64"),
-        (SmallHopper, _) => kernel_name!(element, "attention_hopper_short_", "_128"),
-        (Any, ..=128) => kernel_name!(element, "attention_any_", "_128"),
-        (Any, _) => kernel_name!(element, "attention_any_", "_512"),
+        (Decode, 64) => kernel_name!(element, "dilated_attention_decode_", "_64"),
+        (Decode, _) => kernel_name!(element, "dilated_attention_decode_", "_128"),
+        (Tiles, 64) => kernel_name!(element, "dilated_attention_prefill_", "_64"),
+        (Tiles, _) => kernel_name!(element, "dilated_attention_prefill_", "_128"),
+        (SmallTiles, 64) => kernel_name!(element, "dilated_attention_prefill_short_", "_64"),
+        (SmallTiles, _) => kernel_name!(element, "dilated_attention_prefill_short_", "_128"),
+        (Hopper, 64) => kernel_name!(element, "dilated_attention_hopper_", "_64"),
+        (Hopper, _) => kernel_name!(element, "dilated_attention_hopper_", "_128"),
+        (SmallHopper, 64) => kernel_name!(element, "dilated_attention_hopper_short_", "_64"),
+        (SmallHopper, _) => kernel_name!(element, "dilated_attention_hopper_short_", "_128"),
+        (Any, ..=128) => kernel_name!(element, "dilated_attention_any_", "_128"),
+        (Any, _) => kernel_name!(element, "dilated_attention_any_", "_512"),
     }
 }
 
-/// A block of a kernel as it is launched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LaunchBlock {
-    /// Name of the kernel.
-    pub kernel: &'static str,
-    /// Its threads.
-    pub threads: u32,
-    /// Most dynamic shared memory that it is launched with, in bytes.
-    pub shared_bytes: usize,
-}
-
-/// The blocks of all kernels that ask for shared memory.
-pub fn launch_blocks() -> Vec<LaunchBlock> {
+/// The blocks of the kernels that ask for shared memory.
+pub(super) fn launch_blocks() -> Vec<LaunchBlock> {
     use AttentionMethod::{Any, Decode, Hopper, SmallHopper, SmallTiles, Tiles};
-    let mut blocks = super::scan::launch_blocks();
+    let mut blocks = Vec::new();
     for element in ElementType::ACTIVATIONS {
         for (method, dims) in [
             (Decode, [64, 128]),
@@ -174,14 +164,14 @@ pub fn launch_blocks() -> Vec<LaunchBlock> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::constants::constant;
     use super::*;
+    use crate::cuda::constants::constant;
 
     #[test]
     fn blocks_are_those_of_the_kernels() {
-        let decode = include_str!("../../cuda/attention_decode.cuh");
+        let decode = include_str!("../../../cuda/attention_decode.cuh");
         assert_eq!(32 * DECODE_WARPS, constant(decode, "DECODE_THREADS"));
-        let any = include_str!("../../cuda/attention_any.cuh");
+        let any = include_str!("../../../cuda/attention_any.cuh");
         assert_eq!(ANY_WARPS, constant(any, "ANY_WARPS"));
     }
 

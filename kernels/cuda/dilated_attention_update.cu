@@ -118,12 +118,12 @@ RATPLUS_DEVICE void attention_ring(const AttentionParams& p) {
 
 }  // namespace ratplus
 
-#define RATPLUS_UPDATE(T, name)                                                            \
-    RATPLUS_KERNEL(ratplus_attention_keep_##name, ratplus::AttentionParams, 128, 8) {      \
-        ratplus::attention_keep<T>(p);                                                     \
-    }                                                                                      \
-    RATPLUS_KERNEL(ratplus_attention_ring_##name, ratplus::AttentionParams, 128, 8) {      \
-        ratplus::attention_ring<T>(p);                                                     \
+#define RATPLUS_UPDATE(T, name)                                                                      \
+    RATPLUS_KERNEL(ratplus_dilated_attention_update_keep_##name, ratplus::AttentionParams, 128, 8) { \
+        ratplus::attention_keep<T>(p);                                                               \
+    }                                                                                                \
+    RATPLUS_KERNEL(ratplus_dilated_attention_update_ring_##name, ratplus::AttentionParams, 128, 8) { \
+        ratplus::attention_ring<T>(p);                                                               \
     }
 
 RATPLUS_UPDATE(float, f32)

@@ -1,14 +1,65 @@
 //! `DilatedAttention` on a GPU.
 
+mod method;
+mod split;
+
+pub use method::{AttentionMethod, AttentionShape};
+
 use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
-use super::method::{AttentionBlock, AttentionMethod, AttentionShape, kernel, most_rows};
-use super::params::{AttentionParams, HeadPattern, Lengths, MAX_LAUNCH_HEADS};
-use super::split::{MAX_SPLITS, decode_splits};
+use super::operator::LaunchBlock;
+use super::params::{Lengths, twin};
 use super::workspace::Workspace;
-use super::{CudaError, CudaKernel, Device, DevicePtr, Function, Stream};
+use super::{CudaError, CudaKernel, Device, DevicePtr, Function, KernelParams, Stream};
+use method::{AttentionBlock, kernel, most_rows};
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
 use ratplus_graphs::ops::dilated_attention::{Inputs, Outputs};
 use ratplus_graphs::ops::{Axis, DilatedAttention, Inferred};
+use split::{MAX_SPLITS, decode_splits};
+
+twin! {
+    patterns_are_the_kernels:
+    #[derive(Default)]
+    HeadPattern {
+        dilation: i32,
+        window: i32,
+        initial: i32,
+        row_offset: i32,
+    }
+}
+
+/// Heads of one launch.
+const MAX_LAUNCH_HEADS: usize = 64;
+
+twin! {
+    params_are_the_kernels:
+    AttentionParams {
+        lengths: Lengths,
+        query: DevicePtr,
+        key: DevicePtr,
+        value: DevicePtr,
+        cache_key: DevicePtr,
+        cache_value: DevicePtr,
+        cos: DevicePtr,
+        sin: DevicePtr,
+        output: DevicePtr,
+        rotated: DevicePtr,
+        partial: DevicePtr,
+        arrived: DevicePtr,
+        rows: i64,
+        scale: f32,
+        batch: i32,
+        num_heads: i32,
+        head_dim: i32,
+        first_head: i32,
+        launch_heads: i32,
+        splits: i32,
+        reserved: i32,
+        heads: [HeadPattern; MAX_LAUNCH_HEADS],
+    }
+}
+
+// SAFETY: the twin of `ratplus::AttentionParams`, tested.
+unsafe impl KernelParams for AttentionParams {}
 
 const UPDATE_THREADS: u32 = 128;
 /// Rows that a block of the update kernels has.
@@ -104,8 +155,8 @@ impl AttentionPlan {
         let update = match method {
             AttentionMethod::Decode => None,
             _ => Some([
-                device.function(kernel_name!(element, "attention_keep_"))?,
-                device.function(kernel_name!(element, "attention_ring_"))?,
+                device.function(kernel_name!(element, "dilated_attention_update_keep_"))?,
+                device.function(kernel_name!(element, "dilated_attention_update_ring_"))?,
             ]),
         };
         grid_axis("batch", batch)?;
@@ -370,6 +421,10 @@ impl CudaKernel for DilatedAttention {
         // SAFETY: forwarded.
         unsafe { plan.launch(inputs, outputs, workspace, node, stream) }
     }
+
+    fn launch_blocks() -> Vec<LaunchBlock> {
+        method::launch_blocks()
+    }
 }
 
 fn head_patterns(heads: &[HeadCache]) -> [HeadPattern; MAX_LAUNCH_HEADS] {
@@ -412,17 +467,17 @@ const _: () = assert!(MAX_SPLITS <= 65535, "splits are blocks along x");
 #[cfg(test)]
 mod tests {
     use super::super::constants::constant;
-    use super::super::split::SHARE_ROWS;
+    use super::split::SHARE_ROWS;
     use super::*;
 
     #[test]
     fn sizes_are_those_of_the_kernels() {
-        let decode = include_str!("../../cuda/attention_decode.cuh");
+        let decode = include_str!("../../../cuda/attention_decode.cuh");
         assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
-        let update = include_str!("../../cuda/attention_update.cu");
+        let update = include_str!("../../../cuda/dilated_attention_update.cu");
         let lanes = constant(update, "ROW_LANES");
         assert_eq!(UPDATE_ROWS * lanes, UPDATE_THREADS as usize);
-        let params = include_str!("../../cuda/params.h");
+        let params = include_str!("../../../cuda/dilated_attention.h");
         assert_eq!(MAX_LAUNCH_HEADS, constant(params, "MAX_LAUNCH_HEADS"));
     }
 }

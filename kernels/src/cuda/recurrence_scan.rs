@@ -1,12 +1,39 @@
 //! `RecurrenceScan` on a GPU.
 
 use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
-use super::method::LaunchBlock;
-use super::params::{Lengths, ScanParams};
+use super::operator::LaunchBlock;
+use super::params::{Lengths, twin};
 use super::workspace::Workspace;
-use super::{CudaError, CudaKernel, Device, DevicePtr, Function, Stream};
+use super::{CudaError, CudaKernel, Device, DevicePtr, Function, KernelParams, Stream};
 use ratplus_graphs::ops::recurrence_scan::{Inputs, Outputs};
 use ratplus_graphs::ops::{Axis, ElementType, Inferred, RecurrenceScan};
+
+twin! {
+    params_are_the_kernels:
+    #[derive(Default)]
+    ScanParams {
+        lengths: Lengths,
+        key: DevicePtr,
+        value: DevicePtr,
+        gate: DevicePtr,
+        state_key: DevicePtr,
+        state_value: DevicePtr,
+        gated_key: DevicePtr,
+        gated_value: DevicePtr,
+        new_state_key: DevicePtr,
+        new_state_value: DevicePtr,
+        summary: DevicePtr,
+        carry: DevicePtr,
+        flags: DevicePtr,
+        batch: i32,
+        channels: i32,
+        tiles: i32,
+        groups: i32,
+    }
+}
+
+// SAFETY: the twin of `ratplus::ScanParams`, tested.
+unsafe impl KernelParams for ScanParams {}
 
 /// Sizes of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +48,8 @@ pub struct ScanShape {
     pub channels: usize,
 }
 
-/// How a scan is computed; kernels/cuda/scan.cu describes the three. Results differ between
-/// methods by rounding, and are the same bits for every run of one.
+/// How a scan is computed; kernels/cuda/recurrence_scan.cu describes the three. Results differ
+/// between methods by rounding, and are the same bits for every run of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanMethod {
     /// A thread carries its channels through time.
@@ -151,19 +178,19 @@ impl ScanPlan {
         let tiling = Tiling::new(&shape, method);
         let kernels = match method {
             ScanMethod::Serial if shape.has_lanes() => {
-                Kernels::Serial(device.function(kernel_name!(element, "scan_serial_"))?)
+                Kernels::Serial(device.function(kernel_name!(element, "recurrence_scan_serial_"))?)
             }
             ScanMethod::Serial => {
-                Kernels::Serial(device.function(kernel_name!(element, "scan_any_"))?)
+                Kernels::Serial(device.function(kernel_name!(element, "recurrence_scan_any_"))?)
             }
             ScanMethod::ThreeLaunches => Kernels::ThreeLaunches {
-                summary: device.function(kernel_name!(element, "scan_summary_"))?,
-                carry: device.function("ratplus_scan_carry")?,
-                replay: device.function(kernel_name!(element, "scan_replay_"))?,
+                summary: device.function(kernel_name!(element, "recurrence_scan_summary_"))?,
+                carry: device.function("ratplus_recurrence_scan_carry")?,
+                replay: device.function(kernel_name!(element, "recurrence_scan_replay_"))?,
             },
-            ScanMethod::SinglePass => {
-                Kernels::SinglePass(device.function(kernel_name!(element, "scan_single_pass_"))?)
-            }
+            ScanMethod::SinglePass => Kernels::SinglePass(
+                device.function(kernel_name!(element, "recurrence_scan_single_pass_"))?,
+            ),
         };
         grid_axis("batch", shape.batch)?;
         if method == ScanMethod::ThreeLaunches {
@@ -363,31 +390,31 @@ impl CudaKernel for RecurrenceScan {
         // SAFETY: forwarded.
         unsafe { plan.launch(inputs, outputs, workspace, node, stream) }
     }
-}
 
-/// The blocks of the tiled kernels.
-pub(super) fn launch_blocks() -> Vec<LaunchBlock> {
-    let elements = ElementType::ACTIVATIONS.into_iter();
-    let blocks = elements.flat_map(|element| {
-        let shape = ScanShape {
-            element,
-            batch: 1,
-            seq_len: 1,
-            channels: 1,
-        };
-        let shared_bytes = Tiling::new(&shape, ScanMethod::SinglePass).shared_bytes as usize;
-        [
-            kernel_name!(element, "scan_summary_"),
-            kernel_name!(element, "scan_replay_"),
-            kernel_name!(element, "scan_single_pass_"),
-        ]
-        .map(|kernel| LaunchBlock {
-            kernel,
-            threads: TILE_THREADS,
-            shared_bytes,
-        })
-    });
-    blocks.collect()
+    /// Of the tiled kernels.
+    fn launch_blocks() -> Vec<LaunchBlock> {
+        let elements = ElementType::ACTIVATIONS.into_iter();
+        let blocks = elements.flat_map(|element| {
+            let shape = ScanShape {
+                element,
+                batch: 1,
+                seq_len: 1,
+                channels: 1,
+            };
+            let shared_bytes = Tiling::new(&shape, ScanMethod::SinglePass).shared_bytes as usize;
+            [
+                kernel_name!(element, "recurrence_scan_summary_"),
+                kernel_name!(element, "recurrence_scan_replay_"),
+                kernel_name!(element, "recurrence_scan_single_pass_"),
+            ]
+            .map(|kernel| LaunchBlock {
+                kernel,
+                threads: TILE_THREADS,
+                shared_bytes,
+            })
+        });
+        blocks.collect()
+    }
 }
 
 #[cfg(test)]
@@ -430,13 +457,14 @@ mod tests {
 
     #[test]
     fn sizes_are_those_of_the_kernels() {
-        let constant = |name| constant(include_str!("../../cuda/scan.cu"), name);
-        assert_eq!(GROUP_TILES, constant("GROUP_TILES"));
-        assert_eq!(TILE_CHANNEL_THREADS, constant("CHANNEL_THREADS"));
-        let threads = constant("TIME_THREADS") * TILE_CHANNEL_THREADS;
+        let scan = include_str!("../../cuda/recurrence_scan.cu");
+        assert_eq!(GROUP_TILES, constant(scan, "GROUP_TILES"));
+        let tile = |name| constant(include_str!("../../cuda/scan_tile.cuh"), name);
+        assert_eq!(TILE_CHANNEL_THREADS, tile("CHANNEL_THREADS"));
+        let threads = tile("TIME_THREADS") * TILE_CHANNEL_THREADS;
         assert_eq!(TILE_THREADS as usize, threads);
         assert_eq!(TILE_WARPS, threads / 32);
-        let tokens = constant("THREAD_TOKENS") * constant("TIME_THREADS");
+        let tokens = tile("THREAD_TOKENS") * tile("TIME_THREADS");
         assert_eq!(TILE_TOKENS, tokens);
     }
 }

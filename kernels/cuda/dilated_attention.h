@@ -1,0 +1,60 @@
+// What the kernels of DilatedAttention are launched with, by value.
+// kernels/src/cuda/dilated_attention has the Rust twins; tests compare them field by field.
+#pragma once
+#include "lengths.h"
+
+namespace ratplus {
+
+// One head's pattern, as ratplus_graphs::pattern.
+struct HeadPattern {
+    // D; 0 where the head keeps no dilated keys.
+    i32 dilation;
+    // W
+    i32 window;
+    // I
+    i32 initial;
+    // First row of the head in the layer's cache.
+    i32 row_offset;
+};
+
+// Heads of one launch; layers with more launch more than once.
+constexpr i32 MAX_LAUNCH_HEADS = 64;
+
+// DilatedAttention. The cache is updated in place: `past` has been copied to `present` before
+// where they are not the same memory.
+struct AttentionParams {
+    Lengths lengths;
+    // [B, L, H * dh] of T, before rotary embedding.
+    const void* query;
+    const void* key;
+    const void* value;
+    // [B, R, dh] of T
+    void* cache_key;
+    void* cache_value;
+    // [M, dh / 2]
+    const float* cos;
+    const float* sin;
+    // [B, L, H * dh] of T
+    void* output;
+    // L > 1 and a window only: [B, heads of this launch, L, dh] of T, the chunk's rotated keys.
+    void* rotated;
+    // Split decode only: [B, heads of this launch, splits, dh + 2] f32.
+    float* partial;
+    // Split decode only: [B, heads of this launch], zero at the start.
+    u32* arrived;
+    // R
+    i64 rows;
+    float scale;
+    i32 batch;
+    // H
+    i32 num_heads;
+    i32 head_dim;
+    // Heads of this launch: `first_head` and the `launch_heads - 1` after it.
+    i32 first_head;
+    i32 launch_heads;
+    i32 splits;
+    i32 reserved;
+    HeadPattern heads[MAX_LAUNCH_HEADS];
+};
+
+}  // namespace ratplus
