@@ -1,7 +1,7 @@
 //! The structs of kernels/cuda that kernels are launched with, as a C++ compiler lays them out.
 
 use super::constants::constant;
-use super::sources::HEADERS;
+use super::sources::{HEADERS, UNITS};
 
 /// A field's name, offset and size.
 type Field<'a> = (&'a str, usize, usize);
@@ -16,9 +16,11 @@ pub(super) fn assert_twin(name: &str, fields: &[Field<'_>], bytes: usize) {
 /// Fields, size and alignment.
 fn layout(name: &str) -> (Vec<Field<'static>>, usize, usize) {
     let start = format!("struct {name} {{\n");
-    let body = HEADERS.iter().find_map(|header| {
-        let (_, rest) = header.text.split_once(&start)?;
-        Some((rest.split_once("};").expect("an end").0, header.text))
+    let headers = HEADERS.iter().map(|header| header.text);
+    let mut texts = headers.chain(UNITS.iter().map(|unit| unit.source));
+    let body = texts.find_map(|text| {
+        let (_, rest) = text.split_once(&start)?;
+        Some((rest.split_once("};").expect("an end").0, text))
     });
     let (body, text) = body.unwrap_or_else(|| panic!("no struct {name} in kernels/cuda"));
     let (mut fields, mut end, mut most) = (Vec::new(), 0usize, 1);

@@ -41,8 +41,10 @@ pub trait CudaKernel: Definition {
         stream: Stream,
     ) -> Result<(), CudaError>;
 
-    /// The blocks of its kernels that ask for shared memory.
-    fn launch_blocks() -> Vec<LaunchBlock>;
+    /// The blocks of its kernels that ask for shared memory; none by default.
+    fn launch_blocks() -> Vec<LaunchBlock> {
+        Vec::new()
+    }
 }
 
 /// A block of a kernel as it is launched.
