@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
-import svg  # noqa: E402
+import charts  # noqa: E402
 from machine import DISTURBED  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
@@ -258,7 +258,7 @@ def drawings(data):
         if part == "attention" or len({x for _, points in series for x, _ in points}) > 1:
             if not series:
                 break
-            made["cpu_time.svg"] = svg.lines(f"{title}, our kernels, f32", series, "tokens", "ms")
+            made["cpu_time.svg"] = charts.lines(f"{title}, our kernels, f32", series, "tokens", "ms")
             break
     shapes = {}
     for row in data.rows:
@@ -269,7 +269,7 @@ def drawings(data):
         rows = sorted(shapes[shape], key=lambda row: row["median_ms"])
         title = f"Recurrence and attention, T={shape[1]} D={shape[2]} W={shape[3]}, {shape[0]} heads, f32"
         bars = [(row["contender"], row["median_ms"], row["group"] == "ours") for row in rows]
-        made["cpu_peers.svg"] = svg.bars(title, bars, "ms")
+        made["cpu_peers.svg"] = charts.bars(title, bars, "ms")
     return made
 
 

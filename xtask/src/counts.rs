@@ -1,4 +1,4 @@
-//! What test runners print, counted.
+//! Results of test runners, counted.
 
 /// Results of all test runs together.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -121,53 +121,38 @@ impl CargoTest {
     }
 }
 
-/// Reads the output of `pytest -rs`.
-#[derive(Debug, Default)]
-pub struct Pytest {
-    result: Option<Totals>,
-    lines: Totals,
-}
-
-impl Pytest {
-    /// One line of output.
-    pub fn line(&mut self, line: &str) {
-        if let Some(skip) = line.strip_prefix("SKIPPED [") {
-            let skip = skip.split_once("] ").map_or(skip, |(_, rest)| rest);
-            self.lines.skips.push(skip.to_owned());
-        } else if let Some(test) = line.strip_prefix("XFAIL ") {
-            self.lines.skips.push(format!("{test} (expected to fail)"));
-        } else if let Some(test) = line
-            .strip_prefix("FAILED ")
-            .or_else(|| line.strip_prefix("ERROR "))
-        {
-            self.lines.failures.push(test.to_owned());
-        } else if line.starts_with("==") && line.trim_end_matches([' ', '=']).contains(" in ") {
-            let count = |word| Totals::number_before(line, word);
-            self.result = Some(Totals {
-                passed: count("passed"),
-                failed: ["failed", "error", "errors", "xpassed"]
-                    .map(count)
-                    .iter()
-                    .sum(),
-                skipped: ["skipped", "xfailed", "deselected"].map(count).iter().sum(),
-                ..Totals::default()
-            });
+/// Counts what `pytest --junitxml` wrote: a run without failures has to have passed one test.
+pub fn pytest(report: &str, success: bool, totals: &mut Totals) {
+    let document = match roxmltree::Document::parse(report) {
+        Ok(document) => document,
+        Err(error) => return totals.fail(format!("pytest wrote no report: {error}")),
+    };
+    let before = (totals.passed, totals.failed);
+    for case in document
+        .descendants()
+        .filter(|node| node.has_tag_name("testcase"))
+    {
+        let part = |name| case.attribute(name).unwrap_or_default();
+        let test = format!("{}::{}", part("classname"), part("name"));
+        let of = |tags: &[&str]| {
+            let result = case
+                .children()
+                .find(|node| tags.contains(&node.tag_name().name()))?;
+            let words = result.attribute("message").unwrap_or_default();
+            Some(words.lines().next().unwrap_or_default().to_owned())
+        };
+        if let Some(words) = of(&["failure", "error"]) {
+            totals.fail(format!("{test}: {words}"));
+        } else if let Some(words) = of(&["skipped"]) {
+            totals.skip(format!("{test}: {words}"));
+        } else {
+            totals.passed += 1;
         }
     }
-
-    /// The end of the output.
-    pub fn finish(self, success: bool, totals: &mut Totals) {
-        let result = self.result.unwrap_or_default();
-        totals.passed += result.passed;
-        totals.failed += result.failed;
-        totals.skipped += result.skipped;
-        totals.failures.extend(self.lines.failures);
-        totals.skips.extend(self.lines.skips);
-        if !success && result.failed == 0 {
-            totals.fail("pytest failed without a failed test");
-        } else if success && result.passed == 0 {
-            totals.fail("pytest ran no test");
-        }
+    if !success && totals.failed == before.1 {
+        totals.fail("pytest failed without a failed test");
+    } else if success && totals.passed == before.0 {
+        totals.fail("pytest ran no test");
     }
 }
 
@@ -184,12 +169,9 @@ mod tests {
         totals
     }
 
-    fn pytest(output: &str, success: bool) -> Totals {
-        let (mut reader, mut totals) = (Pytest::default(), Totals::default());
-        for line in output.lines() {
-            reader.line(line);
-        }
-        reader.finish(success, &mut totals);
+    fn pytest(report: &str, success: bool) -> Totals {
+        let mut totals = Totals::default();
+        super::pytest(report, success, &mut totals);
         totals
     }
 
@@ -243,25 +225,37 @@ test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 
     #[test]
     fn pytest_is_counted() {
-        let output = "
-test_a.py ..sF [100%]
-=========================== short test summary info ============================
-SKIPPED [2] test_a.py:9: needs a GPU in 3 places
-FAILED test_a.py::test_b - assert 1 == 2
-ERROR test_a.py::test_c - OSError
-============ 1 failed, 12 passed, 2 skipped, 1 error in 3.21s (0:00:03) ============
-";
-        let totals = pytest(output, false);
-        assert_eq!(totals.summary(), "12 passed, 2 failed, 2 skipped");
-        assert_eq!(totals.skips, ["test_a.py:9: needs a GPU in 3 places"]);
-        assert_eq!(totals.failures.len(), 2);
+        let report = r#"<?xml version="1.0" encoding="utf-8"?><testsuites name="pytest tests">
+<testsuite name="pytest" errors="1" failures="1" skipped="2" tests="5" time="0.4">
+<testcase classname="test_a" name="test_ok[1]" time="0.1" />
+<testcase classname="test_a" name="test_gpu"><skipped type="pytest.skip" message="needs a GPU">x.py:9</skipped></testcase>
+<testcase classname="test_a" name="test_known"><skipped type="pytest.xfail" message="" /></testcase>
+<testcase classname="test_a" name="test_b"><failure message="assert 1 == 2&#10;more">text</failure></testcase>
+<testcase classname="test_a" name="test_c"><error message="OSError">text</error></testcase>
+</testsuite></testsuites>"#;
+        let totals = pytest(report, false);
+        assert_eq!(totals.summary(), "1 passed, 2 failed, 2 skipped");
+        assert_eq!(
+            totals.skips,
+            ["test_a::test_gpu: needs a GPU", "test_a::test_known: "]
+        );
+        assert_eq!(
+            totals.failures,
+            ["test_a::test_b: assert 1 == 2", "test_a::test_c: OSError"]
+        );
     }
 
     #[test]
     fn a_pytest_that_stops_is_a_failure() {
-        assert_eq!(pytest("ImportError: conftest", false).failed, 1);
-        assert_eq!(pytest("=== no tests ran in 0.01s ===", true).failed, 1);
-        let totals = pytest("=== 3 passed in 0.01s ===", true);
-        assert_eq!(totals.summary(), "3 passed, 0 failed, 0 skipped");
+        assert_eq!(pytest("", false).failed, 1);
+        let none = "<testsuites><testsuite tests=\"0\" /></testsuites>";
+        assert_eq!(pytest(none, true).failed, 1);
+        assert_eq!(pytest(none, false).failed, 1);
+        let one = "<testsuites><testcase classname=\"a\" name=\"b\" /></testsuites>";
+        assert_eq!(pytest(one, true).summary(), "1 passed, 0 failed, 0 skipped");
+        assert_eq!(
+            pytest(one, false).summary(),
+            "1 passed, 1 failed, 0 skipped"
+        );
     }
 }

@@ -71,9 +71,10 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
     let mut build = Command::new("cargo");
     build.args(["build", "--release"]);
     build.args(["-p", "ratplus", "-p", "ratplus-onnxruntime"]);
-    build.args(["-p", "ratplus-tests"]);
+    // What tells of the operators, and what draws.
+    build.args(["-p", "ratplus-tests", "-p", "ratplus-benches"]);
     steps.run(
-        "build the ratplus command, the ONNX Runtime library and what tells of the operators",
+        "build the ratplus command, the ONNX Runtime library and what the benchmarks need",
         &mut build,
         "mend what the compiler says above, then run it again",
     )?;

@@ -1,7 +1,7 @@
 //! What a release has to pass besides CI: the same tests at many times the work, the largest
 //! shape, the sanitizers, and fuzzing for hours.
 
-use crate::counts::{CargoTest, Pytest, Totals};
+use crate::counts::{CargoTest, Totals};
 use crate::sanitize::{self, Sanitizer};
 use crate::step::{Error, Steps, say};
 use crate::workspace::Workspace;
@@ -151,10 +151,8 @@ fn tests(workspace: &Workspace) -> Outcome {
             .env(TIMES, times.to_string());
         suite::environment(workspace, &mut python)?;
         let before = totals.passed;
-        let mut reader = Pytest::default();
         let title = format!("{times} x {name}");
-        let status = steps.run_watched(&title, &mut python, |line| reader.line(line))?;
-        reader.finish(status.success(), &mut totals);
+        suite::python_tests(workspace, &steps, &title, &mut python, &mut totals)?;
         ran(&title, totals.passed - before, 1, &mut totals);
     }
     Ok(told(&totals))

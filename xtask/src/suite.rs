@@ -1,7 +1,7 @@
 //! All tests, counted.
 
 use crate::Outcome;
-use crate::counts::{CargoTest, Pytest, Totals};
+use crate::counts::{CargoTest, Totals, pytest};
 use crate::setup;
 use crate::step::{Error, Steps, say};
 use crate::tensorrt;
@@ -68,9 +68,23 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
         ])
         .env_remove("PYTEST_ADDOPTS");
     environment(workspace, &mut python)?;
-    let mut reader = Pytest::default();
-    let status = steps.run_watched("Python tests", &mut python, |line| reader.line(line))?;
-    reader.finish(status.success(), totals);
+    python_tests(workspace, &steps, "Python tests", &mut python, totals)
+}
+
+/// Runs pytest and counts what it reports.
+pub fn python_tests(
+    workspace: &Workspace,
+    steps: &Steps<'_>,
+    title: &str,
+    python: &mut Command,
+    totals: &mut Totals,
+) -> Result<(), Error> {
+    let report = workspace.absolute(&workspace.target.join("pytest.xml"));
+    // One of an earlier run says nothing of this one.
+    let _ = std::fs::remove_file(&report);
+    let passed = steps.try_run(title, python.arg("--junitxml").arg(&report))?;
+    let report = std::fs::read_to_string(&report).unwrap_or_default();
+    pytest(&report, passed, totals);
     Ok(())
 }
 

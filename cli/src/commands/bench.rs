@@ -1,12 +1,12 @@
 //! `ratplus bench`: tokens a second, latencies, memory.
 
-use super::plot::{self, Panel, Series};
 use super::spinner;
 use super::verify::session_options;
 use crate::args::BenchArgs;
 use crate::files;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use crate::streams::{self, errln, outln};
+use ratplus_charts::{Lines, Panel, Series};
 use ratplus_runtime::backend::{BackendError, BackendKind, Session};
 use ratplus_runtime::bench::{
     BenchError, BenchOptions, EngineTimes, Measured, bench, operator_times,
@@ -233,23 +233,28 @@ fn draw(path: &Path, reports: &[Report]) -> Outcome {
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             points
         };
-        let named = |report: &Report| Series {
-            name: format!("{} {}", report.package, report.patterns),
-            points: points(report),
+        let named = |report: &Report| {
+            Series::new(
+                format!("{} {}", report.package, report.patterns),
+                points(report),
+            )
         };
         reports.iter().map(named).collect()
     };
     let panels = [
-        Panel {
-            title: "ms a decoded token, against tokens before it",
-            series: series(true),
-        },
-        Panel {
-            title: "ms to the first token, against tokens of the prompt",
-            series: series(false),
-        },
+        ("ms a decoded token, against tokens before it", true),
+        ("ms to the first token, against tokens of the prompt", false),
     ];
-    plot::log_log(path, &panels, "tokens")
+    let panels = panels.map(|(title, decode)| Panel {
+        title: title.into(),
+        series: series(decode),
+    });
+    let lines = Lines {
+        panels: panels.into(),
+        x_label: "tokens".into(),
+        y_label: String::new(),
+    };
+    files::write("--plot", path, lines.svg().or_input()?.as_bytes())
 }
 
 /// Has the system forget the peak so far: of another package, or of a checksum.

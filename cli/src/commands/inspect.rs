@@ -1,9 +1,10 @@
 //! `ratplus inspect`: what a package or checkpoint is, and what it costs to run.
 
-use super::plot::{self, Series};
 use crate::args::InspectArgs;
+use crate::files;
 use crate::output::{OrInput, Outcome, Table, bytes, si};
 use crate::streams::{errln, out, outln};
+use ratplus_charts::{Lines, Panel, Series};
 use ratplus_graphs::cost::{self, TokenCost};
 use ratplus_graphs::manifest::{
     LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, SpecialTokens, state_tensors,
@@ -309,40 +310,30 @@ fn draw(path: &Path, subject: &Subject, costs: &[TokenCost]) -> Outcome {
             })
             .collect::<Vec<_>>()
     };
-    plot::log_log(
-        path,
-        &[
-            plot::Panel {
-                title: "KV cache of one sequence, bytes",
-                series: vec![
-                    Series {
-                        name: "dense attention".into(),
-                        points: points(|c| c.dense_cache_bytes),
-                    },
-                    Series {
-                        name: "this model".into(),
-                        points: points(|c| c.cache_bytes),
-                    },
+    let panel = |title: &str, series| Panel {
+        title: title.into(),
+        series,
+    };
+    let lines = Lines {
+        panels: vec![
+            panel(
+                "KV cache of one sequence, bytes",
+                vec![
+                    Series::new("dense attention", points(|c| c.dense_cache_bytes)),
+                    Series::new("this model", points(|c| c.cache_bytes)),
                 ],
-            },
-            plot::Panel {
-                title: "attention FLOPs a token",
-                series: vec![
-                    Series {
-                        name: "dense attention".into(),
-                        points: points(|c| c.dense_attention_flops),
-                    },
-                    Series {
-                        name: "this model".into(),
-                        points: points(|c| c.attention_flops),
-                    },
-                    Series {
-                        name: "linear layers".into(),
-                        points: points(|c| c.linear_flops),
-                    },
+            ),
+            panel(
+                "attention FLOPs a token",
+                vec![
+                    Series::new("dense attention", points(|c| c.dense_attention_flops)),
+                    Series::new("this model", points(|c| c.attention_flops)),
+                    Series::new("linear layers", points(|c| c.linear_flops)),
                 ],
-            },
+            ),
         ],
-        "tokens in the sequence",
-    )
+        x_label: "tokens in the sequence".into(),
+        y_label: String::new(),
+    };
+    files::write("--plot", path, lines.svg().or_input()?.as_bytes())
 }

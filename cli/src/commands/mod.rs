@@ -7,7 +7,6 @@ pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;
-mod plot;
 mod prompts;
 pub mod verify;
 
