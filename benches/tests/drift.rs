@@ -1,5 +1,6 @@
 //! The published drift is what this source computes, and says what it should.
 
+use approx::assert_abs_diff_eq;
 use std::path::Path;
 use std::process::Command;
 
@@ -67,14 +68,8 @@ fn f32_follows_and_bf16_stalls() {
         (0.999, 0.25, 1.0),
         (0.9999, 0.031, 0.865),
     ] {
-        assert!(
-            (constant(&format!("{gate} bf16")) - stalls).abs() < 2e-3,
-            "{gate}"
-        );
-        assert!(
-            (constant(&format!("{gate} f32")) - follows).abs() < 1e-3,
-            "{gate}"
-        );
+        assert_abs_diff_eq!(constant(&format!("{gate} bf16")), stalls, epsilon = 2e-3);
+        assert_abs_diff_eq!(constant(&format!("{gate} f32")), follows, epsilon = 1e-3);
     }
     // Our state after ten thousand tokens.
     for (section, names) in [

@@ -120,7 +120,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "L", value_delimiter = ',')]
     pub prefill_lengths: Option<Vec<usize>>,
     /// Longest sequence, prompt and continuation together
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    #[arg(long, value_name = "N", default_value_t = ratplus_exporter::package::DEFAULT_MAX_SEQ_LEN)]
     pub max_seq_len: usize,
     /// Which files an engine has: for every target, with function bodies where the runtime may be
     /// without RAT+ operators; for runtimes without them, standard operators only; for every

@@ -7,6 +7,20 @@
 //! - [`quantize`]: matrices as block-wise integers.
 //! - [`plan`]: what an export would write, and whether there is room.
 //! - [`package`]: writes the package; [`publish`]: beside the target, then in its place.
+//!
+//! ```no_run
+//! use ratplus_exporter::{Checkpoint, CheckpointWeights, PackageOptions, ResolveOptions};
+//! use ratplus_exporter::{package, resolve};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoint = Checkpoint::open("model.pth")?;
+//! let model = resolve::resolve(&checkpoint, &ResolveOptions::default())?;
+//! let mut weights = CheckpointWeights::new(&checkpoint, &model.sources, Default::default());
+//! let options = PackageOptions::new(model.spec, package::DEFAULT_MAX_SEQ_LEN);
+//! package::write("model".as_ref(), &options, &mut weights, &mut |_| ())?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod checkpoint;
 mod config;
@@ -18,11 +32,16 @@ pub mod quantize;
 pub mod resolve;
 pub mod synthetic;
 
-use checkpoint::CheckpointError;
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use package::{CheckpointWeights, PackageOptions, WeightSource, Written};
+pub use plan::ExportPlan;
+pub use resolve::{ResolveError, ResolveOptions, Resolved};
+
 use std::path::{Path, PathBuf};
 
 /// Why an export did not happen. Nothing was left behind, but where a variant says so.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ExportError {
     /// Options that cannot work.
     #[error("the export's options do not fit:\n  {}", .0.join("\n  "))]

@@ -7,16 +7,34 @@ use crate::plan::ExportPlan;
 use crate::publish::{HashingWriter, Staging, clear_left_over};
 use crate::quantize::{NotFinite, QuantizedWeight, Quantizer};
 use ratplus_graphs::manifest::{
-    self, Fallback, FileInfo, MAX_TOKENIZER_BYTES, Manifest, PackageShape, SpecialTokens,
+    self, Fallback, FileInfo, LogitsMode, MAX_TOKENIZER_BYTES, Manifest, PackageShape,
+    SpecialTokens,
 };
 use ratplus_graphs::model::{self, ROTARY_TABLES, StoredTensor, Weight};
+use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Precision, Stored};
 use ratplus_graphs::spec::ModelSpec;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// Longest sequence where nothing is said: the released models' in training.
+pub const DEFAULT_MAX_SEQ_LEN: usize = 4096;
+
+/// Static lengths of prefill chunks where nothing is said.
+const DEFAULT_PREFILL_LENGTHS: [usize; 2] = [64, 512];
+
 /// What to write.
+///
+/// ```
+/// use ratplus_exporter::PackageOptions;
+/// use ratplus_graphs::{ElementType, ModelSpec};
+/// let mut options = PackageOptions::new(ModelSpec::default(), 256);
+/// assert_eq!(options.prefill_lengths, [64]);
+/// options.shape.cache_dtype = ElementType::BF16;
+/// // An empty specification is no model: everything that is wrong is said.
+/// assert!(options.validate().is_err());
+/// ```
 #[derive(Clone, Debug)]
 pub struct PackageOptions {
     /// Sizes and patterns; patterns are normalized on the way.
@@ -110,6 +128,29 @@ pub struct Progress<'a> {
 }
 
 impl PackageOptions {
+    /// One sequence of at most `max_seq_len` tokens at a time, f32, function bodies, logits of each
+    /// chunk's last token, prefill lengths of 64 and 512 where they fit, no tokenizer.
+    pub fn new(spec: ModelSpec, max_seq_len: usize) -> Self {
+        let mut prefill_lengths = DEFAULT_PREFILL_LENGTHS.to_vec();
+        prefill_lengths.retain(|&length| length <= max_seq_len);
+        Self {
+            spec,
+            shape: PackageShape {
+                batch: 1,
+                max_seq_len,
+                dtype: ElementType::F32,
+                cache_dtype: ElementType::F32,
+                logits: LogitsMode::Last,
+            },
+            prefill_lengths,
+            precision: Precision::default(),
+            fallback: Fallback::Function,
+            opset: OPSET,
+            tokenizer: None,
+            special_tokens: SpecialTokens::None,
+        }
+    }
+
     /// Static lengths in manifest order: 1, then ascending.
     pub fn lengths(&self) -> Vec<usize> {
         let mut lengths = self.prefill_lengths.clone();

@@ -161,7 +161,7 @@ mod tests {
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let variance = values.map(|value| f64::from(value * value)).sum::<f64>() / 65536.0;
-        assert!((variance * 256.0 - 1.0).abs() < 0.03, "{variance}");
+        approx::assert_relative_eq!(variance * 256.0, 1.0, max_relative = 0.03);
         let norm = stream(&spec, Weight::FinalNorm, ElementType::BF16);
         assert_eq!(norm, bf16::ONE.to_le_bytes().repeat(256));
         // The same numbers in every type.

@@ -163,6 +163,19 @@ impl HeadCache {
 }
 
 /// The cache of one layer: its heads one after the other.
+///
+/// ```
+/// use ratplus_graphs::{CacheLayout, Pattern};
+/// // Two heads: dense, and every 4th key with a window of 2 and an initial token.
+/// let layout = CacheLayout::new(&[Pattern::DENSE, Pattern::new(4, 2, 1)?], 16);
+/// assert_eq!(layout.rows(), 16 + (1 + 2 + 16 / 4));
+/// // Where the second head keeps position 7, and what one of its rows holds after 10 tokens.
+/// let head = &layout.heads()[1];
+/// let rows: Vec<_> = head.rows_of_position(7).map(|row| head.offset + row).collect();
+/// assert_eq!(rows, [16 + 2, 16 + 4]);
+/// assert_eq!(head.position_of_row(4, 10), Some(7));
+/// # Ok::<(), ratplus_graphs::pattern::PatternError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheLayout {
     heads: Vec<HeadCache>,

@@ -14,6 +14,21 @@
 //! - [`tolerance`]: what counts as equal.
 //!
 //! Every other crate is generated from this one or tested against it.
+//!
+//! ```
+//! use ratplus_graphs::{ModelSpec, Pattern, cost};
+//! // What a dilation saves: bytes of the cache of one sequence of 32768 tokens, in f32.
+//! let spec: ModelSpec = serde_json::from_str(
+//!     r#"{"vocab_size": 32000, "d_model": 2048, "num_layers": 2, "d_head": 128, "d_ffn": 8192,
+//!         "patterns": [{"dilation": 16, "initial": 4}, {"dilation": 1}]}"#,
+//! )?;
+//! assert_eq!(spec.layer_patterns(1), [Pattern::DENSE; 16]);
+//! let cost = cost::token_cost(&spec, 32768, 4);
+//! let rows = 16 * (4 + 32768 / 16) + 16 * 32768;
+//! assert_eq!(cost.cache_bytes, f64::from(2 * rows * 128 * 4));
+//! assert_eq!(cost.dense_cache_bytes, f64::from(2 * 2 * 16 * 32768) * 128.0 * 4.0);
+//! # Ok::<(), serde_json::Error>(())
+//! ```
 
 pub mod cache;
 pub mod cost;
@@ -29,5 +44,11 @@ pub mod staging;
 mod tensor;
 pub mod tolerance;
 
+pub use cache::{CacheLayout, HeadCache};
 pub use package as manifest;
+pub use package::Manifest;
 pub use package::plans;
+pub use pattern::Pattern;
+pub use precision::{Precision, Quantization};
+pub use spec::ModelSpec;
+pub use tensor::{ElementType, TensorType};

@@ -35,6 +35,9 @@ pub const BLOCK_SIZES: [usize; 5] = [16, 32, 64, 128, 256];
 /// A field that has no such value, and what was expected and found.
 pub type Problem = (&'static str, String);
 
+/// [`Quantization::block_size`] where nothing is said.
+pub const DEFAULT_BLOCK_SIZE: usize = 32;
+
 /// Block-wise integers in place of the matrices of linear layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

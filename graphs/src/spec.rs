@@ -9,6 +9,24 @@ use crate::pattern::Pattern;
 use serde::{Deserialize, Serialize};
 
 /// A RAT+ model as `config.json` describes it.
+///
+/// ```
+/// use ratplus_graphs::{ModelSpec, Pattern};
+/// use ratplus_graphs::spec::LayerPatterns;
+/// let spec = ModelSpec {
+///     vocab_size: 2048,
+///     d_model: 256,
+///     num_layers: 2,
+///     d_head: 64,
+///     d_ffn: 1024,
+///     patterns: vec![LayerPatterns::Uniform(Pattern::DENSE); 2],
+///     ..ModelSpec::default()
+/// };
+/// assert_eq!(spec.num_heads(), 4);
+/// // Every difference is said at once.
+/// let errors = ModelSpec { d_head: 60, num_layers: 3, ..spec }.validate().unwrap_err();
+/// assert!(errors.0.len() >= 2, "{errors}");
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {

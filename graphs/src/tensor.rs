@@ -4,6 +4,14 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Element type of a tensor.
+///
+/// ```
+/// use ratplus_graphs::ElementType;
+/// assert_eq!(ElementType::BF16.size(), 2);
+/// assert_eq!(ElementType::from_onnx(ElementType::BF16.onnx()), Some(ElementType::BF16));
+/// assert_eq!(serde_json::to_string(&ElementType::BF16)?, "\"bf16\"");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ElementType {

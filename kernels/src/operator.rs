@@ -54,6 +54,7 @@ pub struct CpuPlan {
 
 /// Why nothing was computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CpuError {
     /// A slot's lengths are out of range.
     #[error(transparent)]

@@ -5,6 +5,7 @@ mod ci;
 mod counts;
 mod demo;
 mod fuzz;
+mod ort_headers;
 mod peers;
 mod release;
 mod resources;

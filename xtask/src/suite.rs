@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::counts::{CargoTest, Totals, pytest};
+use crate::ort_headers;
 use crate::setup;
 use crate::step::{Error, Steps, say};
 use crate::tensorrt;
@@ -93,6 +94,7 @@ pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
     setup::run(workspace)?;
     setup::other_runtimes(workspace);
     tensorrt::libraries(workspace);
+    ort_headers::install(workspace);
     let remedy = "mend what the compiler says above, then run it again";
     // Tests among the targets: the same features, so that the test run compiles nothing twice.
     let mut build = Command::new("cargo");

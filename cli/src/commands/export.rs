@@ -15,17 +15,11 @@ use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
 use ratplus_exporter::synthetic::SyntheticWeights;
 use ratplus_graphs::cost;
 use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, PackageShape, SpecialTokens};
-use ratplus_graphs::precision::{Precision, Quantization};
+use ratplus_graphs::precision::{DEFAULT_BLOCK_SIZE, Precision, Quantization};
 use ratplus_graphs::spec::ModelSpec;
 use ratplus_runtime::text::Tokenizer;
 use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Weights that share a scale where nothing is said.
-const DEFAULT_BLOCK_SIZE: usize = 32;
-
-/// Lengths of prefill chunks where none are asked for.
-const DEFAULT_PREFILL_LENGTHS: [usize; 2] = [64, 512];
 
 /// Writes the package and says what it is.
 pub fn run(args: ExportArgs) -> Outcome {
@@ -59,14 +53,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
             );
         }
     }
-    let prefill_lengths = args.prefill_lengths.clone().unwrap_or_else(|| {
-        DEFAULT_PREFILL_LENGTHS
-            .into_iter()
-            .filter(|&length| length <= args.max_seq_len)
-            .collect()
-    });
-    let options = PackageOptions {
-        spec: given.clone(),
+    let mut options = PackageOptions {
         shape: PackageShape {
             batch: args.batch,
             max_seq_len: args.max_seq_len,
@@ -74,13 +61,16 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
             cache_dtype: args.cache_dtype.unwrap_or(args.dtype).into(),
             logits: args.logits.into(),
         },
-        prefill_lengths,
         precision: precision(args),
         fallback: args.fallback.into(),
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
         special_tokens: args.special_tokens.into(),
+        ..PackageOptions::new(given.clone(), args.max_seq_len)
     };
+    if let Some(lengths) = &args.prefill_lengths {
+        options.prefill_lengths.clone_from(lengths);
+    }
     if args.keep_f32.is_some() && options.precision.normalized(options.shape.dtype).is_plain() {
         errln!(
             "note: --keep-f32 changes nothing here: without --quantize, --dtype f32 stores every weight so"

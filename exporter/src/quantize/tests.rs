@@ -1,4 +1,5 @@
 use super::*;
+use approx::relative_eq;
 use proptest::prelude::*;
 use ratplus_tests::times;
 
@@ -182,7 +183,7 @@ fn zeros_and_tiny_values_stay_finite() {
             assert!(lost.relative_error.is_finite());
             // Below, a step is no number to divide by, and the block is 0.
             if value == 0.0 || value >= 1e-35 {
-                let near = |v: &f64| (v - f64::from(value)).abs() <= 0.01 * f64::from(value);
+                let near = |v: &f64| relative_eq!(*v, f64::from(value), max_relative = 0.01);
                 assert!(
                     found.iter().all(near),
                     "{quantization} {value:e}: {}",

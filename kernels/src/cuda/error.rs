@@ -2,6 +2,7 @@
 
 /// Why CUDA work did not happen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CudaError {
     /// No CUDA driver.
     #[error(

@@ -79,6 +79,7 @@ impl fmt::Debug for OperatorPlan {
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PlanError {
     /// The inputs contradict the schema.
     #[error(transparent)]

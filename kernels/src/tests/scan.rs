@@ -2,6 +2,7 @@ use super::machine::{Machine, Way};
 use super::{Real, assert_bits, model, random, rng};
 use crate::cuda::ScanMethod;
 use crate::{ScanParams, Serial, recurrence_scan};
+use approx::{assert_abs_diff_eq, relative_eq};
 use half::{bf16, f16};
 use proptest::prelude::*;
 use rand::Rng;
@@ -191,10 +192,7 @@ pub(super) fn replay<T: Real>(
                 } else {
                     let last = expected.last().unwrap();
                     for (got, want) in state[which][own.clone()].iter().zip(last) {
-                        assert!(
-                            (f64::from(*got) - want).abs() <= 2e-5,
-                            "{got} is not {want}"
-                        );
+                        assert_abs_diff_eq!(f64::from(*got), *want, epsilon = 2e-5);
                     }
                 }
             }
@@ -306,7 +304,7 @@ fn nearly_closed_gates_still_let_tokens_in() {
             expected[tokens - 1][0],
         );
         assert!(
-            (got / want - 1.0).abs() < 1e-4,
+            relative_eq!(got, want, max_relative = 1e-4),
             "{machine:?}: {got} is not {want}"
         );
     }

@@ -2,6 +2,7 @@ use ratplus_graphs::ops::{LengthError, Op, SchemaErrors};
 
 /// Why an operator was not run; no output was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReferenceError {
     /// The inputs contradict the schema.
     #[error(transparent)]

@@ -112,13 +112,14 @@ pub fn attention(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_abs_diff_eq;
 
     #[test]
     fn sigmoid_keeps_both_tails() {
         assert_eq!(sigmoid(0.0), 0.5);
         assert_eq!(sigmoid(-1e4), 0.0);
         assert_eq!(sigmoid(1e4), 1.0);
-        assert!((sigmoid(-40.0) - (-40f64).exp()).abs() < 1e-32);
+        assert_abs_diff_eq!(sigmoid(-40.0), (-40f64).exp(), epsilon = 1e-32);
         assert!(sigmoid(f64::NAN).is_nan());
     }
 
@@ -161,6 +162,7 @@ mod tests {
     fn rotation_by_position() {
         let turned = rotary(&[1.0, 0.0, 1.0, 0.0], 1, 2, 10000.0);
         assert_eq!(turned[..2], [1.0, 0.0]);
-        assert!((turned[2] - 1f64.cos()).abs() < 1e-15 && (turned[3] - 1f64.sin()).abs() < 1e-15);
+        let expected = [1f64.cos(), 1f64.sin()];
+        assert_abs_diff_eq!(turned[2..4], expected, epsilon = 1e-15);
     }
 }

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 /// Why a package file was not loaded or not run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TractError {
     /// The graph cannot be one of a package.
     #[error("the graph is not one that ratplus exports:\n  {}", .0.join("\n  "))]

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 /// Why TensorRT cannot be used, or what it refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NvinferError {
     /// No place had the library.
     #[error("{product}: {file} was not found; looked at:{places}\n  {advice}")]

@@ -195,7 +195,7 @@ mod tests {
                 let answer = attend(pattern, 0.5, &own, position, &history, half);
                 for (got, want) in answer.exact.iter().zip(&want[position * dim..]) {
                     assert!(
-                        (got - want).abs() < 1e-6,
+                        approx::abs_diff_eq!(got, want, epsilon = 1e-6),
                         "{raw:?} {position}: {got} {want}"
                     );
                 }
