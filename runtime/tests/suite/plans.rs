@@ -126,7 +126,10 @@ fn plans_of_other_files_are_refused() {
     set.plans[1].onnx_sha256 = "1".repeat(64);
     write_manifest(dir.path(), &manifest);
     let text = refused(dir.path(), &TARGET);
-    for part in ["a weights.bin with SHA-256 000", "plan of prefill_4.onnx"] {
+    for part in [
+        "a weights.bin with SHA-256 000",
+        "plan of prefill_4.cuda.onnx",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }
@@ -185,7 +188,7 @@ fn a_manifest_with_strange_plans_is_refused() {
         let set = manifest.plans.get_mut(BACKEND).unwrap();
         set.plans[0].file = "../../weights.bin".into();
     });
-    refuse("found [1, 4]", &|manifest| {
+    refuse("found decode, prefill_4", &|manifest| {
         manifest.plans.get_mut(BACKEND).unwrap().plans.pop();
     });
     refuse("plans: ort-cpu", &|manifest| {
