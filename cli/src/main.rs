@@ -6,6 +6,8 @@
 mod args;
 mod commands;
 mod files;
+mod flags;
+mod log;
 mod output;
 mod streams;
 
@@ -27,13 +29,22 @@ fn main() -> ExitCode {
             return end(Ok(()));
         }
     };
+    if let Err(problem) = log::install() {
+        return end(Err(Failure::input(problem)));
+    }
     end(match command {
         Command::Export(args) => commands::export::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Verify(args) => commands::verify::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        #[cfg(feature = "tensorrt")]
         Command::Build(args) => commands::build::run(args),
+        #[cfg(not(feature = "tensorrt"))]
+        Command::Build(args) => Err(Failure::input(format!(
+            "backend `{}`: this build has none; build ratplus with its feature `tensorrt`",
+            args.backend
+        ))),
         Command::Generate(args) => commands::generate::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
     })

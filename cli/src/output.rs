@@ -1,5 +1,6 @@
 //! How the commands print: tables, sizes, failures.
 
+use crate::flags::in_flags;
 use std::fmt;
 
 /// Why a command ends without success.
@@ -20,9 +21,9 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// Bad input or environment.
+    /// Bad input or environment; fields are named by their flags.
     pub fn input(message: impl fmt::Display) -> Self {
-        Self::BadInput(message.to_string())
+        Self::BadInput(in_flags(&message.to_string()))
     }
 }
 

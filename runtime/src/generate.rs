@@ -1,7 +1,7 @@
 //! Prompts in, tokens out.
 
-use crate::backend::{BackendError, NonFiniteLogits, Session, finite};
-use crate::planner::{self, Chunk, PlanError, plan};
+use crate::backend::{NonFiniteLogits, finite};
+use crate::engine::{Engine, EngineError, Limits, Ran};
 use crate::sampler::{SampleError, Sampler, Sampling};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -29,6 +29,36 @@ impl Request {
             sampling: Sampling::GREEDY,
             stop_tokens: BTreeSet::new(),
         }
+    }
+
+    /// Whether a package with these limits runs it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self, limits: &Limits) -> Result<(), RequestError> {
+        limits.check(0, &self.prompt)?;
+        if self.max_new_tokens > 1 {
+            limits.check_decode()?;
+        }
+        check_stop_tokens(&self.stop_tokens, limits)?;
+        Ok(self.sampling.check()?)
+    }
+}
+
+/// Whether a package can give such tokens.
+///
+/// # Errors
+/// One is outside the vocabulary.
+pub fn check_stop_tokens(tokens: &BTreeSet<u32>, limits: &Limits) -> Result<(), RequestError> {
+    match tokens
+        .iter()
+        .find(|&&token| token as usize >= limits.vocab_size)
+    {
+        None => Ok(()),
+        Some(&token) => Err(RequestError::StopToken {
+            token,
+            vocab_size: limits.vocab_size,
+        }),
     }
 }
 
@@ -109,49 +139,42 @@ pub struct Generation {
     pub stats: Stats,
 }
 
-/// A request that cannot be run.
+/// What is wrong with a request.
 #[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// There are no requests.
-    #[error("expected at least 1 prompt, found none")]
-    NoRequests,
-    /// A prompt that does not fit.
-    #[error("prompt {request}: {source}")]
-    Prompt {
-        /// Index of the request.
-        request: usize,
-        /// Why.
-        source: PlanError,
-    },
-    /// A token outside the vocabulary.
-    #[error("prompt {request}, token {index}: expected 0 to {}, found {token}", vocab_size - 1)]
-    Token {
-        /// Index of the request.
-        request: usize,
-        /// Index of the token.
-        index: usize,
+pub enum RequestError {
+    /// A prompt that the package has no room for, or tokens that it does not have.
+    #[error(transparent)]
+    Prompt(#[from] EngineError),
+    /// A stop token outside the vocabulary.
+    #[error("`stop_tokens`: expected 0 to {}, found {token}", vocab_size - 1)]
+    StopToken {
         /// The token.
         token: u32,
         /// Size of the vocabulary.
         vocab_size: usize,
     },
     /// A parameter outside its range.
+    #[error(transparent)]
+    Sampling(#[from] SampleError),
+}
+
+/// Why nothing was generated, or no more.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// There are no requests.
+    #[error("expected at least 1 prompt, found none")]
+    NoRequests,
+    /// A request that cannot be run.
     #[error("prompt {request}: {source}")]
-    Sampling {
-        /// Index of the request.
+    Request {
+        /// Its index.
         request: usize,
-        /// Which.
-        source: SampleError,
-    },
-    /// There is no engine for single tokens.
-    #[error("generation needs the engine of length 1, the session has {lengths:?}")]
-    NoDecodeEngine {
-        /// Lengths of the session.
-        lengths: Vec<usize>,
+        /// Why.
+        source: RequestError,
     },
     /// A step failed.
     #[error(transparent)]
-    Backend(#[from] BackendError),
+    Engine(#[from] EngineError),
 }
 
 /// Sees a generation as it goes on; breaking cancels all sequences, those that wait too.
@@ -178,106 +201,72 @@ struct Sequence<'a> {
     index: usize,
     request: &'a Request,
     sampler: Sampler,
-    /// Chunks still to run, last first.
-    chunks: Vec<Chunk>,
-    /// Prompt tokens that have run.
-    done: usize,
     tokens: Vec<u32>,
 }
 
-/// Continues every request, as many at once as the session has slots: where one ends, the next takes its
+/// Continues every request, as many at once as the engine has slots: where one ends, the next takes its
 /// slot. `on_token` sees every new token as it comes; see [`generate_observed`].
 ///
 /// # Errors
 /// Requests are checked before anything runs. A step that fails ends everything.
 pub fn generate(
-    session: &mut Session,
+    engine: &mut Engine,
     requests: &[Request],
     mut on_token: impl FnMut(Event) -> ControlFlow<()>,
 ) -> Result<Generation, GenerateError> {
-    generate_observed(session, requests, &mut on_token)
+    generate_observed(engine, requests, &mut on_token)
 }
 
-/// [`generate`] for an observer that is told of ends as well.
+/// [`generate`] for an observer that is told of ends as well. Sequences that the engine had before are
+/// cancelled.
 ///
 /// A sequence's tokens do not depend on the other requests nor on its slot: its prompt is cut by its own
-/// [`plan`] and its random sequence is its own.
+/// [`plan`](crate::planner::plan) and its random sequence is its own.
 ///
 /// # Errors
 /// Requests are checked before anything runs. A step that fails ends everything.
 pub fn generate_observed(
-    session: &mut Session,
+    engine: &mut Engine,
     requests: &[Request],
     observer: &mut dyn Observer,
 ) -> Result<Generation, GenerateError> {
-    let lengths = session.lengths().to_vec();
-    check(session, requests, &lengths)?;
-    let batch = session.batch();
-    let longest = lengths.last().copied().unwrap_or(1);
+    if requests.is_empty() {
+        return Err(GenerateError::NoRequests);
+    }
+    for (index, request) in requests.iter().enumerate() {
+        let checked = request.check(engine.limits());
+        checked.map_err(refused(index))?;
+    }
+    (0..engine.slots()).for_each(|slot| engine.cancel(slot));
     let run = Run {
-        input_ids: vec![0; batch * longest],
-        seq_length: vec![0; batch],
-        start: Instant::now(),
-        stats: Stats::default(),
-        slots: (0..batch).map(|_| None).collect(),
+        slots: (0..engine.slots()).map(|_| None).collect(),
+        engine,
+        requests,
+        observer,
         waiting: 0,
         completions: vec![None; requests.len()],
-        lengths,
-        requests,
-        session,
-        observer,
+        start: Instant::now(),
+        stats: Stats::default(),
     };
     run.finish()
 }
 
-fn check(session: &Session, requests: &[Request], lengths: &[usize]) -> Result<(), GenerateError> {
-    if requests.is_empty() {
-        return Err(GenerateError::NoRequests);
+fn refused<E: Into<RequestError>>(request: usize) -> impl Fn(E) -> GenerateError {
+    move |source| GenerateError::Request {
+        request,
+        source: source.into(),
     }
-    if lengths.first() != Some(&1) && requests.iter().any(|request| request.max_new_tokens > 1) {
-        return Err(GenerateError::NoDecodeEngine {
-            lengths: lengths.into(),
-        });
-    }
-    let vocab_size = session.vocab_size();
-    for (index, request) in requests.iter().enumerate() {
-        let prompt = &request.prompt;
-        planner::check(prompt.len(), lengths, session.max_seq_len()).map_err(|source| {
-            GenerateError::Prompt {
-                request: index,
-                source,
-            }
-        })?;
-        let unknown = |&token: &u32| token as usize >= vocab_size;
-        if let Some(at) = prompt.iter().position(unknown) {
-            return Err(GenerateError::Token {
-                request: index,
-                index: at,
-                token: prompt[at],
-                vocab_size,
-            });
-        }
-        Sampler::new(request.sampling).map_err(|source| GenerateError::Sampling {
-            request: index,
-            source,
-        })?;
-    }
-    Ok(())
 }
 
 struct Run<'a> {
-    session: &'a mut Session,
+    engine: &'a mut Engine,
     requests: &'a [Request],
     observer: &'a mut dyn Observer,
-    /// Static lengths of the session.
-    lengths: Vec<usize>,
     /// What each slot runs.
     slots: Vec<Option<Sequence<'a>>>,
     /// The first request that has no slot yet.
     waiting: usize,
     completions: Vec<Option<Completion>>,
-    input_ids: Vec<i64>,
-    seq_length: Vec<i64>,
     start: Instant,
     stats: Stats,
 }
@@ -286,13 +275,18 @@ impl Run<'_> {
     fn finish(mut self) -> Result<Generation, GenerateError> {
         loop {
             self.admit()?;
-            // Slots whose next chunk has the same length run together; the longest first.
-            if let Some(engine_len) = self.next_prefill() {
-                self.prefill(engine_len)?;
-            } else if self.slots.iter().any(Option::is_some) {
-                self.decode()?;
-            } else {
-                break;
+            let begin = Instant::now();
+            let ran = self.engine.step()?;
+            if self.pick()?.is_break() {
+                self.cancel();
+            }
+            match ran {
+                Ran::Nothing => break,
+                Ran::Prefill { tokens, .. } => {
+                    self.stats.prefill_tokens += tokens;
+                    self.stats.prefill_time += begin.elapsed();
+                }
+                Ran::Decode { .. } => self.stats.decode_time += begin.elapsed(),
             }
         }
         let completions = self.completions.into_iter().map(|completion| {
@@ -309,107 +303,29 @@ impl Run<'_> {
 
     /// Gives free slots to requests that wait.
     fn admit(&mut self) -> Result<(), GenerateError> {
-        let max_seq_len = self.session.max_seq_len();
         for (slot, sequence) in self.slots.iter_mut().enumerate() {
             let index = self.waiting;
             let Some(request) = self.requests.get(index).filter(|_| sequence.is_none()) else {
                 continue;
             };
-            let mut chunks =
-                plan(request.prompt.len(), &self.lengths, max_seq_len).map_err(|source| {
-                    GenerateError::Prompt {
-                        request: index,
-                        source,
-                    }
-                })?;
-            chunks.reverse();
-            let sampler =
-                Sampler::new(request.sampling).map_err(|source| GenerateError::Sampling {
-                    request: index,
-                    source,
-                })?;
-            self.session.reset(slot);
+            let added = self.engine.add(slot, &request.prompt);
+            added.map_err(refused(index))?;
+            let most = self.engine.limits().max_seq_len;
             *sequence = Some(Sequence {
                 index,
                 request,
-                sampler,
-                chunks,
-                done: 0,
-                tokens: Vec::with_capacity(request.max_new_tokens.min(max_seq_len)),
+                sampler: Sampler::new(request.sampling).map_err(refused(index))?,
+                tokens: Vec::with_capacity(request.max_new_tokens.min(most)),
             });
             self.waiting += 1;
         }
         Ok(())
     }
 
-    fn next_prefill(&self) -> Option<usize> {
-        let running = self.slots.iter().flatten();
-        running
-            .filter_map(|sequence| Some(sequence.chunks.last()?.engine_len))
-            .max()
-    }
-
-    fn prefill(&mut self, engine_len: usize) -> Result<(), GenerateError> {
-        let begin = Instant::now();
-        let count = self.seq_length.len() * engine_len;
-        self.input_ids[..count].fill(0);
-        self.seq_length.fill(0);
-        for (slot, sequence) in self.slots.iter_mut().enumerate() {
-            let Some(sequence) = sequence else {
-                continue;
-            };
-            let chunk = sequence
-                .chunks
-                .pop_if(|chunk| chunk.engine_len == engine_len);
-            let Some(chunk) = chunk else {
-                continue;
-            };
-            let prompt = &sequence.request.prompt[sequence.done..][..chunk.tokens];
-            for (id, &token) in self.input_ids[slot * engine_len..].iter_mut().zip(prompt) {
-                *id = token.into();
-            }
-            sequence.done += chunk.tokens;
-            self.seq_length[slot] = chunk.tokens as i64;
-            self.stats.prefill_tokens += chunk.tokens;
-        }
-        self.step(engine_len)?;
-        self.stats.prefill_time += begin.elapsed();
-        Ok(())
-    }
-
-    fn decode(&mut self) -> Result<(), GenerateError> {
-        let begin = Instant::now();
-        self.seq_length.fill(0);
-        for (slot, sequence) in self.slots.iter().enumerate() {
-            if let Some(&token) = sequence
-                .as_ref()
-                .and_then(|sequence| sequence.tokens.last())
-            {
-                self.input_ids[slot] = token.into();
-                self.seq_length[slot] = 1;
-            }
-        }
-        self.step(1)?;
-        self.stats.decode_time += begin.elapsed();
-        Ok(())
-    }
-
-    /// Runs the prepared chunk, then picks a token for every sequence whose prompt is through.
-    fn step(&mut self, engine_len: usize) -> Result<(), GenerateError> {
-        let max_seq_len = self.session.max_seq_len();
-        let count = self.seq_length.len() * engine_len;
-        let step = self
-            .session
-            .run(engine_len, &self.input_ids[..count], &self.seq_length)?;
-        let mut cancelled = false;
+    /// Picks a token for every sequence that has logits; broken where the observer has seen enough.
+    fn pick(&mut self) -> Result<ControlFlow<()>, GenerateError> {
         for (slot, place) in self.slots.iter_mut().enumerate() {
-            let Some(sequence) = place else {
-                continue;
-            };
-            if self.seq_length[slot] == 0 || !sequence.chunks.is_empty() {
-                continue;
-            }
-            let Some(logits) = step.last_logits(slot) else {
+            let (Some(sequence), Some(logits)) = (place.as_mut(), self.engine.logits(slot)) else {
                 continue;
             };
             let picked = match sequence.request.max_new_tokens {
@@ -417,19 +333,23 @@ impl Run<'_> {
                 // Looks at every logit once, for the largest and for those that are no numbers.
                 _ => sequence.sampler.sample(logits).map(Some),
             };
+            let mut cancelled = false;
             let stop = match picked {
                 Ok(Some(token)) => {
                     self.stats.decode_tokens += usize::from(!sequence.tokens.is_empty());
                     sequence.tokens.push(token);
-                    self.stats
-                        .time_to_first_token
-                        .get_or_insert_with(|| self.start.elapsed());
+                    let first = &mut self.stats.time_to_first_token;
+                    first.get_or_insert_with(|| self.start.elapsed());
                     let event = Event {
                         request: sequence.index,
                         token,
                     };
                     cancelled |= self.observer.token(event).is_break();
-                    sequence.stop_after(token, max_seq_len)
+                    let stop = sequence.stop_after(token, self.engine.limits().max_seq_len);
+                    if stop.is_none() {
+                        self.engine.feed(slot, token)?;
+                    }
+                    stop
                 }
                 Ok(None) => Some(StopReason::MaxNewTokens),
                 Err(source) => {
@@ -448,21 +368,27 @@ impl Run<'_> {
                 cancelled |= self.observer.finished(index, &completion).is_break();
                 self.completions[index] = Some(completion);
                 *place = None;
+                self.engine.cancel(slot);
             }
             if cancelled {
-                break;
+                return Ok(ControlFlow::Break(()));
             }
         }
-        if cancelled {
-            self.waiting = self.requests.len();
-            for sequence in self.slots.iter_mut().filter_map(Option::take) {
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Ends every sequence, those that wait among them.
+    fn cancel(&mut self) {
+        self.waiting = self.requests.len();
+        for (slot, place) in self.slots.iter_mut().enumerate() {
+            self.engine.cancel(slot);
+            if let Some(sequence) = place.take() {
                 self.completions[sequence.index] = Some(Completion {
                     tokens: sequence.tokens,
                     stop: StopReason::Cancelled,
                 });
             }
         }
-        Ok(())
     }
 }
 

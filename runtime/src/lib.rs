@@ -5,15 +5,14 @@
 //! - [`backend`]: [`Session`](backend::Session) runs chunks of tokens; it owns the state that
 //!   crosses steps.
 //! - [`planner`]: cuts a prompt of any length into chunks for engines of static lengths.
-//! - [`nvinfer`], [`plans`]: finds TensorRT; builds engine plans into a package.
+//! - `nvinfer`: finds TensorRT; with the feature `tensorrt`.
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
-//! - [`verify`]: compares every backend with golden outputs along every route.
-//! - [`bench`](mod@bench): how fast a session prefills and decodes.
-//! - [`eval`]: how well a session predicts a text.
+//! - [`engine`]: sequences in slots, step by step; what a server is built on.
 //! - [`generate`]: all of it: prompts in, tokens out.
 //!
 //! ```no_run
-//! use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+//! use ratplus_runtime::backend::{BackendKind, Session};
+//! use ratplus_runtime::engine::Engine;
 //! use ratplus_runtime::generate::{Request, generate};
 //! use ratplus_runtime::package::Package;
 //! use ratplus_runtime::text::Tokenizer;
@@ -21,11 +20,12 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let package = Package::open("model")?;
 //! let tokenizer = Tokenizer::from_json(package.tokenizer_json().ok_or("no tokenizer")?)?;
-//! let mut session = Session::open(&package, BackendKind::OrtCpu, &SessionOptions::default())?;
+//! let session = Session::builder(&package).open(BackendKind::OrtCpu)?;
+//! let mut engine = Engine::new(session);
 //! let prompt = tokenizer.encode("In the beginning", package.manifest().special_tokens)?.ids;
 //! let mut text = tokenizer.stream(&prompt);
 //! let request = Request { max_new_tokens: 32, ..Request::new(prompt) };
-//! generate(&mut session, &[request], |event| {
+//! generate(&mut engine, &[request], |event| {
 //!     print!("{}", text.push(event.token).unwrap_or_default());
 //!     std::ops::ControlFlow::Continue(())
 //! })?;
@@ -34,17 +34,21 @@
 //! # }
 //! ```
 
+// What only a backend that is left out would use.
+#![cfg_attr(
+    not(all(feature = "tract", feature = "cuda", feature = "tensorrt")),
+    allow(dead_code, unreachable_code, unused_variables)
+)]
+
 pub mod backend;
-pub mod bench;
-pub mod eval;
+pub mod engine;
 pub mod generate;
+#[cfg(feature = "tensorrt")]
 pub mod nvinfer;
 pub mod ort_library;
 pub mod package;
 pub mod planner;
-pub mod plans;
 #[allow(unsafe_code)]
 mod raw;
 pub mod sampler;
 pub mod text;
-pub mod verify;

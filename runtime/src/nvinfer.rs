@@ -1,5 +1,6 @@
 //! Finds TensorRT, TensorRT for RTX and the library of RAT+ plugins.
 
+use crate::backend::BackendKind;
 use crate::ort_library::{LibraryError, executable_folder, named, note, site_packages};
 use ratplus_nvinfer::Folder;
 pub use ratplus_nvinfer::{Flavour, Library, NvinferError, Product, flavours};
@@ -11,6 +12,15 @@ pub const PLUGINS_VARIABLE: &str = "RATPLUS_TRT_LIBRARY";
 const PLUGINS_FILE: &str = "libratplus_trt.so";
 const PLUGINS_ADVICE: &str = "build it (`cargo build --release -p ratplus-tensorrt`) and put it next \
                               to the executable, or set RATPLUS_TRT_LIBRARY to its path";
+
+/// What runs a backend's plans; `None` where it runs the ONNX files themselves.
+pub fn product(backend: BackendKind) -> Option<Product> {
+    match backend {
+        BackendKind::TensorRt => Some(Product::TensorRt),
+        BackendKind::TensorRtRtx => Some(Product::Rtx),
+        _ => None,
+    }
+}
 
 /// Loads the product's library from `folder`, or from the first place that has it: the folder
 /// that RATPLUS_TENSORRT or RATPLUS_TENSORRT_RTX names, NVIDIA's package in a Python where ONNX

@@ -21,7 +21,7 @@ pub enum PlanError {
     Empty,
     /// Too many tokens.
     #[error(
-        "the prompt has {tokens} tokens, the sequence has room for {limit}; shorten the prompt or export with a larger --max-seq-len"
+        "the prompt has {tokens} tokens, the sequence has room for {limit}; shorten the prompt or export with a larger `max_seq_len`"
     )]
     TooLong {
         /// Tokens of the prompt.

@@ -25,6 +25,42 @@ impl Sampling {
         top_p: None,
         seed: 0,
     };
+
+    /// Whether every parameter is in its range.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), SampleError> {
+        let refuse = |parameter, expected, found: String| {
+            Err(SampleError {
+                parameter,
+                expected,
+                found,
+            })
+        };
+        let Sampling {
+            temperature,
+            top_k,
+            top_p,
+            seed: _,
+        } = *self;
+        if !temperature.is_finite() || temperature < 0.0 {
+            return refuse(
+                "temperature",
+                "a finite number of 0 or more",
+                temperature.to_string(),
+            );
+        }
+        if top_k == Some(0) {
+            return refuse("top_k", "1 or more", "0".into());
+        }
+        if let Some(p) = top_p
+            && !(p > 0.0 && p <= 1.0)
+        {
+            return refuse("top_p", "more than 0 and at most 1", p.to_string());
+        }
+        Ok(())
+    }
 }
 
 impl Default for Sampling {
@@ -35,7 +71,7 @@ impl Default for Sampling {
 
 /// A parameter outside its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{parameter}: expected {expected}, found {found}")]
+#[error("`{parameter}`: expected {expected}, found {found}")]
 pub struct SampleError {
     /// Its name.
     pub parameter: &'static str,
@@ -61,37 +97,10 @@ impl Sampler {
     /// # Errors
     /// A parameter outside its range.
     pub fn new(sampling: Sampling) -> Result<Self, SampleError> {
-        let refuse = |parameter, expected, found: String| {
-            Err(SampleError {
-                parameter,
-                expected,
-                found,
-            })
-        };
-        let Sampling {
-            temperature,
-            top_k,
-            top_p,
-            seed,
-        } = sampling;
-        if !temperature.is_finite() || temperature < 0.0 {
-            return refuse(
-                "temperature",
-                "a finite number of 0 or more",
-                temperature.to_string(),
-            );
-        }
-        if top_k == Some(0) {
-            return refuse("top_k", "1 or more", "0".into());
-        }
-        if let Some(p) = top_p
-            && !(p > 0.0 && p <= 1.0)
-        {
-            return refuse("top_p", "more than 0 and at most 1", p.to_string());
-        }
+        sampling.check()?;
         Ok(Self {
             sampling,
-            rng: ChaCha8Rng::seed_from_u64(seed),
+            rng: ChaCha8Rng::seed_from_u64(sampling.seed),
             candidates: Vec::new(),
         })
     }

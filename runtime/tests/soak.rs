@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::manifest::Fallback;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
-use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::package::Package;
 use ratplus_tests::times;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -129,11 +129,7 @@ fn on_every_backend(mut work: impl FnMut(&mut Session, BackendKind)) {
         if EMULATED || kind == BackendKind::OrtFallback {
             continue;
         }
-        let options = SessionOptions {
-            threads: Some(1),
-            ..SessionOptions::default()
-        };
-        let mut session = Session::open(&package, kind, &options).unwrap();
+        let mut session = Session::builder(&package).threads(1).open(kind).unwrap();
         work(&mut session, kind);
     }
 }

@@ -1,7 +1,7 @@
 //! Every golden folder through the command: export, then verify on every backend.
 
-use ratplus_runtime::verify::STORED_WEIGHTS;
 use ratplus_tests::{GoldenCase, golden_case, golden_cases, run, texts};
+use ratplus_tools::verify::STORED_WEIGHTS;
 use safetensors::SafeTensors;
 use std::ffi::OsString;
 use std::path::Path;

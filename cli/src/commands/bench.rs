@@ -1,17 +1,16 @@
 //! `ratplus bench`: tokens a second, latencies, memory.
 
-use super::spinner;
-use super::verify::session_options;
+use super::{session_builder, spinner};
 use crate::args::BenchArgs;
 use crate::files;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use crate::streams::{self, errln, outln};
 use ratplus_charts::{Lines, Panel, Series};
-use ratplus_runtime::backend::{BackendError, BackendKind, Session};
-use ratplus_runtime::bench::{
+use ratplus_runtime::backend::{BackendError, BackendKind};
+use ratplus_runtime::package::Package;
+use ratplus_tools::bench::{
     BenchError, BenchOptions, EngineTimes, Measured, bench, operator_times,
 };
-use ratplus_runtime::package::Package;
 use serde::Serialize;
 use std::path::Path;
 
@@ -114,8 +113,8 @@ fn measure(
         },
         repeats: args.repeat.get(),
     };
-    let session_options = session_options(&args.libraries);
-    let mut session = Session::open(package, backend, &session_options).or_input()?;
+    let sessions = session_builder(package, &args.libraries);
+    let mut session = sessions.open(backend).or_input()?;
     let bar = spinner();
     let measured = bench(&mut session, &options, &mut |name| {
         bar.set_message(format!("{}: {name}", dir.display()));
@@ -129,7 +128,7 @@ fn measure(
     drop(session);
     let bar = spinner();
     bar.set_message(format!("{}: operators", dir.display()));
-    let operators = operator_times(package, backend, &session_options, &options);
+    let operators = operator_times(&sessions, backend, &options);
     bar.finish_and_clear();
     // What was measured stays good.
     let (operators, operators_unseen) = match operators {

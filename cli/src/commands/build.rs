@@ -6,7 +6,7 @@ use crate::output::{OrInput, Outcome, Table, bytes};
 use crate::streams::{errln, out, outln};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
-use ratplus_runtime::plans::{self, BuildOptions, BuildReport};
+use ratplus_tools::plans::{self, BuildOptions, BuildReport};
 
 /// Builds every engine and says what came of it.
 pub fn run(args: BuildArgs) -> Outcome {

@@ -1,15 +1,19 @@
 //! `ratplus doctor`: what this machine has, what is missing, how to get it.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "tensorrt")]
 mod tensorrt;
 
 use crate::args::DoctorArgs;
 use crate::output::{OrInput, Outcome};
 use crate::streams::outln;
-use ratplus_kernels::cuda::{self, CudaError, Device};
+use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::ort_library;
 use serde::Serialize;
-use std::fmt::Write;
-use std::path::Path;
+
+/// What a backend needs that this build does not have.
+const NONE: &str = "a build with it; this one has none";
 
 /// One thing that is there or not.
 #[derive(Serialize)]
@@ -78,20 +82,35 @@ fn findings(args: &DoctorArgs) -> Vec<Finding> {
     };
     findings.push(backend("ort-cpu", both, "ONNX Runtime and the custom ops"));
     findings.push(backend("ort-fallback", runtime.is_ok(), "ONNX Runtime"));
-    findings.push(backend("tract", true, ""));
+    findings.push(backend(
+        "tract",
+        BackendKind::Tract.missing_feature().is_none(),
+        NONE,
+    ));
     let provider = runtime.as_ref().is_ok_and(|runtime| {
         let mut providers = runtime.providers.iter();
         providers.any(|name| name == "CUDAExecutionProvider")
     });
+    #[cfg(feature = "cuda")]
+    let device = cuda::has_device();
+    #[cfg(not(feature = "cuda"))]
+    let device = false;
     findings.push(backend(
         "ort-cuda",
-        both && provider && Device::describe(0).is_ok(),
-        "the custom ops, ONNX Runtime with CUDAExecutionProvider (`pip install \
-         \"onnxruntime-gpu[cuda,cudnn]\"`) and a CUDA device",
+        both && provider && device,
+        match BackendKind::OrtCuda.missing_feature() {
+            Some(_) => NONE,
+            None => {
+                "the custom ops, ONNX Runtime with CUDAExecutionProvider (`pip install \
+                 \"onnxruntime-gpu[cuda,cudnn]\"`) and a CUDA device"
+            }
+        },
     ));
-    findings.extend(cuda_findings(
+    #[cfg(feature = "cuda")]
+    findings.extend(cuda::findings(
         runtime.as_ref().ok().map(|found| &*found.path),
     ));
+    #[cfg(feature = "tensorrt")]
     findings.extend(tensorrt::findings());
     findings
 }
@@ -113,77 +132,4 @@ fn finding<T, E: std::fmt::Display>(
             detail: error.to_string(),
         },
     }
-}
-
-/// The CUDA driver with its devices, and where their kernels come from.
-fn cuda_findings(onnxruntime: Option<&Path>) -> [Finding; 3] {
-    if let Some(library) = onnxruntime {
-        cuda::add_search_folders_around(library);
-    }
-    let devices = cuda_devices();
-    let driver = finding("CUDA driver", &devices, |devices| {
-        let version = Device::driver_version().unwrap_or_default();
-        format!("for CUDA {version}\n{}", devices.join("\n"))
-    });
-
-    let nvrtc = cuda::nvrtc();
-    let embedded = cuda::toolkit().map(|toolkit| {
-        let architectures: Vec<_> = toolkit
-            .architectures
-            .iter()
-            .map(|name| format!("sm_{name}"))
-            .collect();
-        format!(
-            "embedded for {} and, through the driver, later ones (nvcc {})",
-            architectures.join(", "),
-            toolkit.version
-        )
-    });
-    let mut detail = embedded
-        .clone()
-        .unwrap_or_else(|| "none embedded in this build".into());
-    match &nvrtc {
-        Ok(library) => write!(
-            detail,
-            "\nfor other devices: NVRTC {} at {}",
-            library.version,
-            library.path.display()
-        ),
-        Err(error) => write!(detail, "\nfor other devices: {error}"),
-    }
-    .expect("a string takes all text");
-    let kernels = Finding {
-        name: "CUDA kernels",
-        found: embedded.is_some() || nvrtc.is_ok(),
-        detail,
-    };
-
-    let folder = cuda::cache_folder();
-    let cache = Finding {
-        name: "kernel cache",
-        found: folder.is_some(),
-        detail: match folder {
-            Some(folder) => format!("{} (what NVRTC compiles)", folder.display()),
-            None => "NVRTC compiles anew in every process; set RATPLUS_CACHE_DIR or HOME".into(),
-        },
-    };
-    [driver, kernels, cache]
-}
-
-/// One line for each device.
-fn cuda_devices() -> Result<Vec<String>, CudaError> {
-    let describe = |ordinal| {
-        let limits = Device::describe(ordinal)?;
-        let (major, minor) = limits.compute_capability;
-        let gibibytes = limits.total_memory as f64 / f64::from(1 << 30);
-        let origin = match cuda::embedded_covers(limits.compute_capability) {
-            true => "embedded kernels",
-            false => "kernels by NVRTC",
-        };
-        Ok(format!(
-            "{ordinal}: {}, compute capability {major}.{minor}, {gibibytes:.0} GiB, {origin}",
-            limits.name
-        ))
-    };
-    (0..Device::count()?).map(describe).collect()
 }

@@ -1,15 +1,14 @@
 //! `ratplus eval`: perplexity of a text.
 
-use super::verify::session_options;
-use super::{read_text, spinner};
-use crate::args::{EvalArgs, SpecialTokensArg};
+use super::{read_text, session_builder, spinner};
+use crate::args::{EvalArgs, LibraryArgs, SpecialTokensArg};
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use crate::streams::outln;
-use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
-use ratplus_runtime::eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
+use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::text::Encoded;
-use ratplus_runtime::verify::{Golden, Implementations};
+use ratplus_tools::eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
+use ratplus_tools::verify::{Golden, Implementations};
 use serde::Serialize;
 use std::path::Path;
 
@@ -95,18 +94,15 @@ pub fn run(args: EvalArgs) -> Outcome {
         window,
         stride: args.stride.unwrap_or(window.saturating_sub(1)),
     };
-    options
-        .check(room)
-        .map_err(|error| Failure::input(format!("--{error}")))?;
+    options.check(room).or_input()?;
     let mut reports: Vec<_> = golden.iter().map(score_golden).collect::<Result<_, _>>()?;
     for ((dir, package), source) in args.dirs.iter().zip(&packages).zip(&sources) {
         for &backend in &backends {
-            let session_options = session_options(&args.libraries);
             reports.push(score(
                 dir,
                 package,
                 backend,
-                &session_options,
+                &args.libraries,
                 source,
                 options,
             )?);
@@ -215,11 +211,13 @@ fn score(
     dir: &Path,
     package: &Package,
     backend: BackendKind,
-    session_options: &SessionOptions,
+    libraries: &LibraryArgs,
     source: &Source,
     options: EvalOptions,
 ) -> Result<Report, Failure> {
-    let mut session = Session::open(package, backend, session_options).or_input()?;
+    let mut session = session_builder(package, libraries)
+        .open(backend)
+        .or_input()?;
     let bar = spinner();
     let evaluation = evaluate(&mut session, &source.texts(), options, &mut |ran, total| {
         bar.set_message(format!(

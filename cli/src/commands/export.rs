@@ -82,7 +82,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
     }
     if args.dry_run {
         let plan = ExportPlan::new(&args.output, &options).or_input()?;
-        foretell(&args.output, &plan);
+        print_dry_run(&args.output, &plan);
         return plan.check_room(&args.output).or_input();
     }
     let bar = progress_bar();
@@ -229,7 +229,7 @@ fn progress_bar() -> ProgressBar {
 }
 
 /// What an export would write.
-fn foretell(output: &Path, plan: &ExportPlan) {
+fn print_dry_run(output: &Path, plan: &ExportPlan) {
     summarize(output, &plan.manifest);
     let mut table = Table::new(1, ["file", "bytes", ""]);
     let listed: u64 = plan.manifest.files.values().map(|file| file.bytes).sum();

@@ -1,20 +1,22 @@
 //! `ratplus generate`: text in, text out.
 
 use super::prompts::{Prompt, Prompts};
-use super::verify::session_options;
+use super::session_builder;
 use crate::args::GenerateArgs;
 use crate::output::{Failure, OrInput, Outcome};
 use crate::streams::{self, errln, out};
-use ratplus_runtime::backend::{BackendKind, Session};
+use ratplus_runtime::backend::BackendKind;
+use ratplus_runtime::engine::{Engine, Limits};
 use ratplus_runtime::generate::{
-    Completion, Event, Generation, Observer, Request, StopReason, generate_observed,
+    Completion, Event, Generation, Observer, Request, StopReason, check_stop_tokens,
+    generate_observed,
 };
 use ratplus_runtime::package::Package;
-use ratplus_runtime::sampler::{Sampler, Sampling};
+use ratplus_runtime::sampler::Sampling;
 use ratplus_runtime::text::{StreamDecoder, TextError, Tokenizer};
-use ratplus_runtime::verify::Implementations;
+use ratplus_tools::verify::Implementations;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 /// Problems that one message lists.
@@ -34,12 +36,21 @@ pub fn run(args: GenerateArgs) -> Outcome {
         seed: args.seed.unwrap_or(0),
     };
     // Everything that can be refused is, before an engine is opened.
-    let tokens = prompts.encode(&tokenizer, special_tokens, manifest);
-    let Prompts { prompts, problems } = prompts;
-    refuse(problems, &args, manifest.model.vocab_size, sampling)?;
+    let limits = Limits::from(manifest);
+    let tokens = prompts.encode(&tokenizer, special_tokens, &limits);
+    let Prompts {
+        prompts,
+        mut problems,
+    } = prompts;
+    let mut stop_tokens: BTreeSet<u32> = args.stop_tokens.iter().copied().collect();
+    let checked = check_stop_tokens(&stop_tokens, &limits);
+    problems.extend(checked.err().map(|error| error.to_string()));
+    problems.extend(sampling.check().err().map(|error| error.to_string()));
+    refuse(problems)?;
     note_idle_flags(&args);
-    let mut stop_tokens = tokenizer.end_tokens();
-    stop_tokens.extend(&args.stop_tokens);
+    // The model gives no others.
+    let ends = tokenizer.end_tokens().into_iter();
+    stop_tokens.extend(ends.filter(|&token| (token as usize) < limits.vocab_size));
     let requests: Vec<_> = tokens
         .into_iter()
         .map(|prompt| Request {
@@ -49,39 +60,26 @@ pub fn run(args: GenerateArgs) -> Outcome {
             stop_tokens: stop_tokens.clone(),
         })
         .collect();
-    let mut session =
-        Session::open(&package, backend, &session_options(&args.libraries)).or_input()?;
+    let session = session_builder(&package, &args.libraries)
+        .open(backend)
+        .or_input()?;
     for engines in Implementations::of(backend, &session).engines {
         errln!("{backend}: {engines}");
     }
+    let mut engine = Engine::new(session);
     let texts = Texts::new(&tokenizer, &requests);
     let generation = match args.prompts {
-        None => stream(&mut session, &requests, texts, &prompts[0].text),
-        Some(_) => print_lines(&mut session, &requests, texts, &prompts),
+        None => stream(&mut engine, &requests, texts, &prompts[0].text),
+        Some(_) => print_lines(&mut engine, &requests, texts, &prompts),
     }?;
     if args.stats {
         print_stats(&generation);
     }
-    end(&generation, &prompts, session.max_seq_len())
+    end(&generation, &prompts, limits.max_seq_len)
 }
 
 /// Everything that is wrong, at once.
-fn refuse(
-    mut problems: Vec<String>,
-    args: &GenerateArgs,
-    vocab_size: usize,
-    sampling: Sampling,
-) -> Outcome {
-    let unknown = |&&token: &&u32| token as usize >= vocab_size;
-    if let Some(token) = args.stop_tokens.iter().find(unknown) {
-        problems.push(format!(
-            "--stop-tokens: expected 0 to {}, found {token}",
-            vocab_size - 1
-        ));
-    }
-    if let Err(error) = Sampler::new(sampling) {
-        problems.push(format!("--{}", error.to_string().replacen('_', "-", 1)));
-    }
+fn refuse(mut problems: Vec<String>) -> Outcome {
     let more = problems.len().saturating_sub(MOST_PROBLEMS);
     if more > 0 {
         problems.truncate(MOST_PROBLEMS);
@@ -189,7 +187,7 @@ fn broken_off(texts: Texts<'_>) -> Outcome {
 
 /// Prints one text as it comes.
 fn stream(
-    session: &mut Session,
+    engine: &mut Engine,
     requests: &[Request],
     texts: Texts<'_>,
     prompt: &str,
@@ -206,7 +204,7 @@ fn stream(
     }
     let mut stream = Stream { texts };
     show(prompt);
-    let generation = generate_observed(session, requests, &mut stream).or_input()?;
+    let generation = generate_observed(engine, requests, &mut stream).or_input()?;
     if stream.texts.failed.is_none() {
         let rest = stream.texts.finish(0);
         show(&(rest + "\n"));
@@ -229,7 +227,7 @@ struct Line<'a> {
 
 /// Prints a JSON object a prompt, in their order, each as soon as those before it are there.
 fn print_lines(
-    session: &mut Session,
+    engine: &mut Engine,
     requests: &[Request],
     texts: Texts<'_>,
     prompts: &[Prompt],
@@ -283,7 +281,7 @@ fn print_lines(
         ready: BTreeMap::new(),
         next: 0,
     };
-    let generation = generate_observed(session, requests, &mut lines).or_input()?;
+    let generation = generate_observed(engine, requests, &mut lines).or_input()?;
     broken_off(lines.texts)?;
     Ok(generation)
 }

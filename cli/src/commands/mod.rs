@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench;
+#[cfg(feature = "tensorrt")]
 pub mod build;
 pub mod doctor;
 pub mod eval;
@@ -10,11 +11,12 @@ pub mod inspect;
 mod prompts;
 pub mod verify;
 
-use crate::args::SpecialTokensArg;
+use crate::args::{LibraryArgs, SpecialTokensArg};
 use crate::output::{Failure, OrInput};
 use crate::streams::errln;
 use indicatif::ProgressBar;
 use ratplus_graphs::manifest::SpecialTokens;
+use ratplus_runtime::backend::{Session, SessionBuilder};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::text::Tokenizer;
 use std::io::{IsTerminal, Read};
@@ -28,6 +30,15 @@ fn spinner() -> ProgressBar {
         bar.enable_steady_tick(Duration::from_millis(100));
     }
     bar
+}
+
+/// How sessions of `package` are opened: libraries and threads from flags.
+fn session_builder<'a>(package: &'a Package, libraries: &LibraryArgs) -> SessionBuilder<'a> {
+    let mut builder = Session::builder(package).threads(libraries.threads);
+    builder.ort.library = libraries.onnxruntime.clone();
+    builder.ort.operators = libraries.custom_ops.clone();
+    builder.cuda.without_graph = libraries.no_cuda_graph;
+    builder
 }
 
 /// The tokenizer of the package in `dir`, and the special tokens that it adds to a text: those the

@@ -4,8 +4,8 @@ use super::read_text;
 use crate::args::GenerateArgs;
 use crate::output::Failure;
 use crate::streams::errln;
-use ratplus_graphs::manifest::{Manifest, SpecialTokens};
-use ratplus_runtime::planner;
+use ratplus_graphs::manifest::SpecialTokens;
+use ratplus_runtime::engine::Limits;
 use ratplus_runtime::text::Tokenizer;
 use serde_json::Value;
 use std::path::Path;
@@ -75,21 +75,17 @@ impl Prompts {
         &mut self,
         tokenizer: &Tokenizer,
         special_tokens: SpecialTokens,
-        manifest: &Manifest,
+        limits: &Limits,
     ) -> Vec<Vec<u32>> {
-        let lengths: Vec<_> = manifest
-            .engines
-            .iter()
-            .map(|engine| engine.seq_len)
-            .collect();
         let encode = |text: &str| -> Result<Vec<u32>, String> {
             let encoded = tokenizer
                 .encode(text, special_tokens)
                 .map_err(|error| error.to_string())?;
-            planner::check(encoded.ids.len(), &lengths, manifest.max_seq_len)
+            limits
+                .check_length(0, encoded.ids.len())
                 .map_err(|error| error.to_string())?;
             tokenizer
-                .check_vocabulary(&encoded, manifest.model.vocab_size)
+                .check_vocabulary(&encoded, limits.vocab_size)
                 .map_err(|error| error.to_string())?;
             Ok(encoded.ids)
         };

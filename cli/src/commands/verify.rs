@@ -1,13 +1,14 @@
 //! `ratplus verify`: one matrix over backends, routes and tensors.
 
-use super::spinner;
-use crate::args::{LibraryArgs, VerifyArgs};
+use super::{session_builder, spinner};
+use crate::args::VerifyArgs;
 use crate::files;
+use crate::flags::in_flags;
 use crate::output::{Failure, OrInput, Outcome, Table};
 use crate::streams::{out, outln};
-use ratplus_runtime::backend::{BackendKind, SessionOptions};
+use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
-use ratplus_runtime::verify::{self, Golden, Row, STORED_WEIGHTS, VerifyOptions, VerifyReport};
+use ratplus_tools::verify::{self, Golden, Row, STORED_WEIGHTS, VerifyOptions, VerifyReport};
 
 /// Runs the matrix and prints it.
 pub fn run(args: VerifyArgs) -> Outcome {
@@ -33,12 +34,12 @@ pub fn run(args: VerifyArgs) -> Outcome {
     let options = VerifyOptions {
         backends,
         chunks: args.chunks,
-        session: session_options(&args.libraries),
         tokens: args.tokens,
         seed: args.seed,
     };
+    let sessions = session_builder(&package, &args.libraries);
     let bar = spinner();
-    let report = verify::verify(&package, golden.as_ref(), &options, &mut |what| {
+    let report = verify::verify(&sessions, golden.as_ref(), &options, &mut |what| {
         bar.set_message(what.to_owned());
     });
     bar.finish_and_clear();
@@ -63,17 +64,6 @@ pub fn run(args: VerifyArgs) -> Outcome {
                 report.rows.len()
             ),
         }))
-    }
-}
-
-/// Libraries and threads from flags.
-pub fn session_options(libraries: &LibraryArgs) -> SessionOptions {
-    SessionOptions {
-        threads: libraries.threads,
-        onnxruntime: libraries.onnxruntime.clone(),
-        operators: libraries.custom_ops.clone(),
-        without_cuda_graph: libraries.no_cuda_graph,
-        ..SessionOptions::default()
     }
 }
 
@@ -138,7 +128,7 @@ fn print(package: &str, report: &VerifyReport) {
         }
     }
     for skip in &report.skipped {
-        outln!("skipped      {}: {}", skip.backend, skip.reason);
+        outln!("skipped      {}: {}", skip.backend, in_flags(&skip.reason));
     }
     for row in report.rows.iter().filter(|row| !row.passed) {
         outln!(

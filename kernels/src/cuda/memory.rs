@@ -38,41 +38,77 @@ impl DeviceMemory {
         self.bytes
     }
 
-    fn fits(&self, what: &'static str, bytes: usize) -> Result<(), CudaError> {
-        if bytes <= self.bytes {
-            return Ok(());
+    /// The address of byte `offset`, from which `bytes` bytes are used.
+    fn at(&self, what: &'static str, offset: usize, bytes: usize) -> Result<DevicePtr, CudaError> {
+        let end = offset.checked_add(bytes);
+        if end.is_some_and(|end| end <= self.bytes) {
+            return Ok(self.address + offset as DevicePtr);
         }
         Err(CudaError::Unsupported {
             what: what.into(),
             expected: format!("at most the {} bytes of the allocation", self.bytes),
-            found: bytes.to_string(),
+            found: format!("{bytes} from byte {offset} on"),
         })
     }
 
     /// Writes its first bytes and waits for that. Does not wait for streams of the caller's.
     pub fn upload(&self, from: &[u8]) -> Result<(), CudaError> {
-        self.fits("upload to device memory", from.len())?;
+        self.upload_at(0, from)
+    }
+
+    /// Writes its bytes from `offset` on, in the same way.
+    pub fn upload_at(&self, offset: usize, from: &[u8]) -> Result<(), CudaError> {
+        let to = self.at("upload to device memory", offset, from.len())?;
         let _entered = self.device.enter()?;
         let call = self.device.driver.call.cuMemcpyHtoD_v2;
-        // SAFETY: `from` is readable, and the device memory holds as many bytes.
-        let code = unsafe { call(self.address, from.as_ptr().cast(), from.len()) };
+        // SAFETY: `from` is readable, and the device memory holds as many bytes from `to` on.
+        let code = unsafe { call(to, from.as_ptr().cast(), from.len()) };
         self.device.driver.check("cuMemcpyHtoD", code)?;
         // From pageable memory the call may return once the bytes are staged, and streams that do
         // not block do not wait for the stream of the copy.
-        let call = self.device.driver.call.cuStreamSynchronize;
-        // SAFETY: the null stream is the one that the copy ran in.
-        let code = unsafe { call(std::ptr::null_mut()) };
-        self.device.driver.check("cuStreamSynchronize", code)
+        self.wait_for_null_stream()
     }
 
     /// Reads its first bytes and waits for that. Does not wait for streams of the caller's.
     pub fn download(&self, to: &mut [u8]) -> Result<(), CudaError> {
-        self.fits("download from device memory", to.len())?;
+        self.download_at(0, to)
+    }
+
+    /// Reads its bytes from `offset` on, in the same way.
+    pub fn download_at(&self, offset: usize, to: &mut [u8]) -> Result<(), CudaError> {
+        let from = self.at("download from device memory", offset, to.len())?;
         let _entered = self.device.enter()?;
         let call = self.device.driver.call.cuMemcpyDtoH_v2;
-        // SAFETY: `to` is writable, and the device memory holds as many bytes.
-        let code = unsafe { call(to.as_mut_ptr().cast(), self.address, to.len()) };
+        // SAFETY: `to` is writable, and the device memory holds as many bytes from `from` on.
+        let code = unsafe { call(to.as_mut_ptr().cast(), from, to.len()) };
         self.device.driver.check("cuMemcpyDtoH", code)
+    }
+
+    /// Writes `bytes` bytes from `offset` on with those of `from` at `from_offset`, other memory, and
+    /// waits for that. Does not wait for streams of the caller's.
+    pub fn copy_at(
+        &self,
+        offset: usize,
+        from: &Self,
+        from_offset: usize,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        const WHAT: &str = "copy in device memory";
+        let to = self.at(WHAT, offset, bytes)?;
+        let from = from.at(WHAT, from_offset, bytes)?;
+        let _entered = self.device.enter()?;
+        let null = Stream(std::ptr::null_mut());
+        // SAFETY: both are in bounds of allocations that live until the wait below is over, and this
+        // device's context is current.
+        unsafe { self.device.copy_device_async(to, from, bytes, null)? };
+        self.wait_for_null_stream()
+    }
+
+    fn wait_for_null_stream(&self) -> Result<(), CudaError> {
+        let call = self.device.driver.call.cuStreamSynchronize;
+        // SAFETY: the null stream is there in every context, and callers have entered the device's.
+        let code = unsafe { call(std::ptr::null_mut()) };
+        self.device.driver.check("cuStreamSynchronize", code)
     }
 }
 

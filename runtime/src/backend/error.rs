@@ -1,8 +1,9 @@
 use super::BackendKind;
+#[cfg(feature = "tensorrt")]
 use crate::nvinfer::NvinferError;
 use crate::ort_library::LibraryError;
+use crate::raw::CudaError;
 use ratplus_graphs::ops::LengthError;
-use ratplus_kernels::cuda::CudaError;
 use std::path::PathBuf;
 
 /// Why a session was not opened, or a step not run.
@@ -25,9 +26,9 @@ pub enum BackendError {
         source: LibraryError,
     },
     /// An option names something the package does not have.
-    #[error("{option}: expected {expected}, found `{found}`")]
+    #[error("`{option}`: expected {expected}, found `{found}`")]
     Option {
-        /// The field of [`SessionOptions`](super::SessionOptions).
+        /// The method of [`SessionBuilder`](super::SessionBuilder), or the field of what it takes.
         option: &'static str,
         /// What would be accepted.
         expected: String,
@@ -37,6 +38,9 @@ pub enum BackendError {
     /// The step was refused before anything ran; no sequence has changed.
     #[error("the step was refused before the run:\n  {}", list(.0))]
     Input(Vec<InputProblem>),
+    /// A slot's state was refused; the slot is as it was.
+    #[error("the state was refused:\n  {}", .0.join("\n  "))]
+    State(Vec<String>),
     /// ONNX Runtime failed.
     #[error("{file}: ONNX Runtime: {call}: {message}")]
     Ort {
@@ -58,6 +62,7 @@ pub enum BackendError {
         source: Box<CudaError>,
     },
     /// TensorRT failed.
+    #[cfg(feature = "tensorrt")]
     #[error("{file}: {source}")]
     Nvinfer {
         /// The plan, or what else was in work.
@@ -133,6 +138,16 @@ pub enum InputProblem {
         /// `input_ids` or `seq_length`.
         name: &'static str,
         /// `B * L` or `B`.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// A number that is too large.
+    #[error("{name}: expected at most {expected}, found {found}")]
+    AtMost {
+        /// `slot` or `tokens`.
+        name: &'static str,
+        /// The last slot, or the engine's length.
         expected: usize,
         /// What was given.
         found: usize,

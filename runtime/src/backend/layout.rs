@@ -1,12 +1,15 @@
-//! Which tensor lies where.
+//! Where the tensors of engines lie in memory.
 
-use crate::backend::session::Plan;
-use crate::raw::{Memory, Visible};
-use ratplus_graphs::manifest::{LogitsMode, Manifest, state_tensors};
+use super::builder::OpenedEngine;
+use crate::raw::Visible;
+use ratplus_graphs::manifest::{
+    INPUT_IDS, LOGITS, LogitsMode, Manifest, PAST_LENGTH, SEQ_LENGTH, state_tensors,
+};
 use ratplus_graphs::ops::{ElementType, TensorType};
+use std::ops::Range;
 
-/// Tensors that share a buffer start at multiples of this.
-const ALIGNMENT: usize = 256;
+/// Tensors that share a buffer start at multiples of this, and TensorRT's have to everywhere.
+pub(super) const ALIGNMENT: usize = 256;
 
 /// Place of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,138 +21,201 @@ pub(super) struct Field {
     pub offset: usize,
 }
 
-/// What an engine is given at every step, in one buffer: on a GPU, one copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct StepInputs {
-    pub buffer: usize,
-    /// Fields.
-    pub past_length: usize,
-    pub seq_length: usize,
-    pub input_ids: usize,
+impl Field {
+    /// The part of `slots` in the tensor of all `batch` slots, which lie one after the other.
+    pub fn part(&self, slots: &Range<usize>, batch: usize) -> Self {
+        let mut tensor = self.tensor.clone();
+        if let Some(first) = tensor.shape.first_mut() {
+            *first = *first / batch * slots.len();
+        }
+        Self {
+            tensor,
+            buffer: self.buffer,
+            offset: self.offset + self.tensor.bytes() / batch * slots.start,
+        }
+    }
+}
+
+/// A tensor of an engine and its place, for one place of its slots.
+pub(super) struct Bound<'a> {
+    pub name: &'a str,
+    pub output: bool,
+    /// As the engine sees it.
+    pub field: Field,
+}
+
+/// Tensors of one engine.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct EngineLayout {
+    /// Slots that it runs.
+    pub batch: usize,
+    /// In one buffer: on a GPU, one copy.
+    pub input_ids: Field,
+    pub past_length: Field,
+    pub seq_length: Field,
+    /// Of all slots, as the host sees them, and so the extra outputs. Engines of one shape share it.
+    pub logits: Field,
+    pub taps: Vec<(String, Field)>,
+}
+
+/// A state of all slots.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct StateLayout {
+    pub past: String,
+    pub present: String,
+    /// Equal where the update is in place.
+    pub sides: [Field; 2],
 }
 
 /// Fields and buffers of all engines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Layout {
-    pub fields: Vec<Field>,
-    /// Size of each, and whether the host sees it.
+    /// Slots.
+    pub batch: usize,
+    /// Whether the engine's memory is not the host's.
+    pub on_device: bool,
+    /// Size of each, as the host sees it, and whether the host sees it.
     pub buffers: Vec<(usize, Visible)>,
-    /// One per engine.
-    pub inputs: Vec<StepInputs>,
-    /// One field per engine; the same where the shapes agree.
-    pub logits: Vec<usize>,
-    /// Per engine, one field per extra output.
-    pub taps: Vec<Vec<usize>>,
-    /// Per state, the fields of both sides; equal where the update is in place.
-    pub states: Vec<[usize; 2]>,
+    pub engines: Vec<EngineLayout>,
+    pub states: Vec<StateLayout>,
 }
 
 impl Layout {
-    pub fn new(plan: &Plan, in_place: bool) -> Self {
-        let manifest = &plan.manifest;
+    pub fn new(
+        manifest: &Manifest,
+        engines: &[OpenedEngine],
+        in_place: bool,
+        on_device: bool,
+    ) -> Self {
         let mut layout = Self {
-            fields: Vec::new(),
+            batch: manifest.batch,
+            on_device,
             buffers: Vec::new(),
-            inputs: Vec::new(),
-            logits: Vec::new(),
-            taps: Vec::new(),
+            engines: Vec::new(),
             states: Vec::new(),
         };
-        let mut shared = None;
-        for (&index, extra) in plan.engines.iter().zip(&plan.taps) {
-            let seq_len = manifest.engines[index].seq_len;
-            layout.add_inputs(manifest.batch, seq_len);
-            let tensor = logits_tensor(manifest, seq_len);
-            let logits = match (manifest.logits, shared) {
-                (LogitsMode::Last, Some(field)) => field,
-                _ => layout.add(tensor, Visible::ToBoth),
+        let mut shared: Vec<(usize, Field)> = Vec::new();
+        for engine in engines {
+            let [past_length, seq_length, input_ids] = layout.add_inputs(engine);
+            let output = |layout: &mut Self, tensor: TensorType| {
+                let part = tensor.bytes() / manifest.batch * engine.batch;
+                layout.add(tensor, Visible::InParts(part))
             };
-            shared = Some(logits);
-            layout.logits.push(logits);
-            let taps = extra.iter();
-            let taps = taps.map(|(_, tensor)| layout.add(tensor.clone(), Visible::ToBoth));
+            let mut known = shared.iter().filter(|(batch, _)| *batch == engine.batch);
+            let logits = match (manifest.logits, known.next()) {
+                (LogitsMode::Last, Some((_, field))) => field.clone(),
+                _ => output(&mut layout, logits_tensor(manifest, engine.seq_len)),
+            };
+            shared.push((engine.batch, logits.clone()));
+            let taps = engine.taps.iter().map(|(name, tensor)| {
+                let field = output(&mut layout, tensor.clone());
+                (name.clone(), field)
+            });
             let taps = taps.collect();
-            layout.taps.push(taps);
+            layout.engines.push(EngineLayout {
+                batch: engine.batch,
+                input_ids,
+                past_length,
+                seq_length,
+                logits,
+                taps,
+            });
         }
-        for (_, _, tensor) in state_tensors(&manifest.model, &manifest.shape()) {
+        for (past, present, tensor) in state_tensors(&manifest.model, &manifest.shape()) {
             let first = layout.add(tensor.clone(), Visible::ToEngine);
-            let second = if in_place {
-                first
-            } else {
-                layout.add(tensor, Visible::ToEngine)
+            let second = match in_place {
+                true => first.clone(),
+                false => layout.add(tensor, Visible::ToEngine),
             };
-            layout.states.push([first, second]);
+            layout.states.push(StateLayout {
+                past,
+                present,
+                sides: [first, second],
+            });
         }
         layout
     }
 
-    /// Writes what an engine is given at a step to where the host sees it.
-    pub fn write_inputs(
+    /// First slots of the places that an engine may run at.
+    pub fn places(&self, engine: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.batch).step_by(self.engines[engine].batch)
+    }
+
+    /// The slots of an engine that runs at `slot`.
+    pub fn slots(&self, engine: usize, slot: usize) -> Range<usize> {
+        slot..slot + self.engines[engine].batch
+    }
+
+    /// Every tensor of an engine that runs at `slot` and reads states from `side`.
+    pub fn bound(
         &self,
-        memory: &mut Memory,
         engine: usize,
-        input_ids: &[i64],
-        past_length: &[i64],
-        seq_length: &[i64],
-    ) {
-        let inputs = self.inputs[engine];
-        for (field, data) in [
-            (inputs.input_ids, input_ids),
-            (inputs.past_length, past_length),
-            (inputs.seq_length, seq_length),
-        ] {
-            let Field { buffer, offset, .. } = self.fields[field];
-            memory
-                .slice_mut(buffer, offset, data.len())
-                .copy_from_slice(data);
-        }
-    }
-
-    /// `input_ids`, and lengths, of a step that leaves every state as it is.
-    pub fn idle_inputs(&self, engine: usize) -> (Vec<i64>, Vec<i64>) {
-        let inputs = self.inputs[engine];
-        let zeros = |field: usize| vec![0; self.fields[field].tensor.elements()];
-        (zeros(inputs.input_ids), zeros(inputs.seq_length))
-    }
-
-    /// Bytes of one side of a state.
-    pub fn state_bytes(&self, state: usize) -> usize {
-        let [first, _] = self.states[state];
-        self.fields[first].tensor.bytes()
+        slot: usize,
+        side: usize,
+    ) -> impl Iterator<Item = Bound<'_>> {
+        let slots = self.slots(engine, slot);
+        let engine = &self.engines[engine];
+        let bound = |name, output, field| Bound {
+            name,
+            output,
+            field,
+        };
+        let inputs = [
+            bound(INPUT_IDS, false, engine.input_ids.clone()),
+            bound(PAST_LENGTH, false, engine.past_length.clone()),
+            bound(SEQ_LENGTH, false, engine.seq_length.clone()),
+        ];
+        let part = move |field: &Field| field.part(&slots, self.batch);
+        let own = |field: &Field| {
+            let mut field = part(field);
+            // Device memory holds the slots of one run, aligned.
+            field.offset = if self.on_device { 0 } else { field.offset };
+            field
+        };
+        let logits = bound(LOGITS, true, own(&engine.logits));
+        let taps = engine.taps.iter();
+        let taps: Vec<_> = taps
+            .map(|(name, field)| bound(name, true, own(field)))
+            .collect();
+        let states = self.states.iter().flat_map(move |state| {
+            [
+                bound(&state.past, false, part(&state.sides[side])),
+                bound(&state.present, true, part(&state.sides[1 - side])),
+            ]
+        });
+        inputs.into_iter().chain([logits]).chain(taps).chain(states)
     }
 
     /// A tensor in a buffer of its own.
-    fn add(&mut self, tensor: TensorType, visible: Visible) -> usize {
+    fn add(&mut self, tensor: TensorType, visible: Visible) -> Field {
         self.buffers.push((tensor.bytes(), visible));
-        self.fields.push(Field {
+        Field {
             tensor,
             buffer: self.buffers.len() - 1,
             offset: 0,
-        });
-        self.fields.len() - 1
+        }
     }
 
-    fn add_inputs(&mut self, batch: usize, seq_len: usize) {
+    fn add_inputs(&mut self, engine: &OpenedEngine) -> [Field; 3] {
         let (buffer, mut end) = (self.buffers.len(), 0usize);
         let mut add = |shape: &[usize]| {
             let tensor = TensorType::new(ElementType::I64, shape);
             let offset = end.next_multiple_of(ALIGNMENT);
             end = offset + tensor.bytes();
-            self.fields.push(Field {
+            Field {
                 tensor,
                 buffer,
                 offset,
-            });
-            self.fields.len() - 1
+            }
         };
-        let inputs = StepInputs {
-            buffer,
-            past_length: add(&[batch]),
-            seq_length: add(&[batch]),
-            input_ids: add(&[batch, seq_len]),
-        };
-        self.inputs.push(inputs);
+        let lengths = [engine.batch];
+        let fields = [
+            add(&lengths),
+            add(&lengths),
+            add(&[engine.batch, engine.seq_len]),
+        ];
         self.buffers.push((end, Visible::ToBoth));
+        fields
     }
 }
 
@@ -164,16 +230,14 @@ fn logits_tensor(manifest: &Manifest, seq_len: usize) -> TensorType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::BackendKind;
     use ratplus_graphs::manifest::{Fallback, PackageShape};
     use ratplus_graphs::pattern::Pattern;
     use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
-    use std::sync::Arc;
 
     const BATCH: usize = 33;
     const VOCAB: usize = 11;
 
-    fn plan(logits: LogitsMode) -> Plan {
+    fn made(logits: LogitsMode, in_place: bool, on_device: bool) -> Layout {
         let model = ModelSpec {
             vocab_size: VOCAB,
             d_model: 8,
@@ -192,72 +256,119 @@ mod tests {
         };
         let precision = Default::default();
         let manifest = Manifest::new(model, shape, precision, Fallback::Function, 18, &[1, 7]);
-        let tap = |length| {
-            let tensor = TensorType::new(ElementType::BF16, [BATCH * length, 8]);
-            vec![("tap".to_owned(), tensor)]
+        let engine = |(index, batch, seq_len): (usize, usize, usize)| OpenedEngine {
+            index,
+            seq_len,
+            batch,
+            taps: vec![(
+                "tap".to_owned(),
+                TensorType::new(ElementType::BF16, [BATCH * seq_len, 8]),
+            )],
         };
-        Plan {
-            manifest: Arc::new(manifest),
-            kind: BackendKind::OrtCuda,
-            engines: vec![0, 1],
-            taps: vec![tap(1), tap(7)],
-            threads: None,
-            passive_wait: false,
-            without_rounding: false,
-            weight_noise: None,
-            device: 0,
-            without_cuda_graph: false,
-            profile: false,
-            onnxruntime: None,
-            operators: None,
-            tensorrt: None,
-            plugins: None,
-        }
+        let engines = [(0, BATCH, 1), (1, 1, 7)].map(engine);
+        Layout::new(&manifest, &engines, in_place, on_device)
     }
 
     #[test]
     fn fields_lie_in_their_buffers_and_do_not_overlap() {
         for (logits, in_place) in [(LogitsMode::Last, true), (LogitsMode::All, false)] {
-            let layout = Layout::new(&plan(logits), in_place);
-            let mut ends = vec![0; layout.buffers.len()];
-            for field in &layout.fields {
-                assert!(field.offset >= ends[field.buffer] && field.offset.is_multiple_of(256));
-                ends[field.buffer] = field.offset + field.tensor.bytes();
+            let layout = made(logits, in_place, false);
+            for engine in 0..2 {
+                // Whatever is bound lies in its buffer, and places share inputs only.
+                let mut taken = vec![Vec::new(); layout.buffers.len()];
+                for slot in layout.places(engine) {
+                    for (at, bound) in layout.bound(engine, slot, 0).enumerate() {
+                        let Field {
+                            tensor,
+                            buffer,
+                            offset,
+                        } = bound.field;
+                        let end = offset + tensor.bytes();
+                        assert!(end <= layout.buffers[buffer].0, "{}", bound.name);
+                        // In place, past and present are one.
+                        let once = match at {
+                            0..3 => slot == 0,
+                            _ => !(in_place && bound.name.starts_with("past")),
+                        };
+                        if once {
+                            taken[buffer].push((offset, end));
+                        }
+                    }
+                }
+                for (mut taken, (bytes, _)) in taken.into_iter().zip(&layout.buffers) {
+                    taken.sort_unstable();
+                    assert!(taken.windows(2).all(|pair| pair[0].1 <= pair[1].0));
+                    assert!(taken.last().is_none_or(|last| last.1 == *bytes));
+                }
             }
-            let sizes: Vec<_> = layout.buffers.iter().map(|(bytes, _)| *bytes).collect();
-            assert_eq!(ends, sizes);
         }
     }
 
     #[test]
     fn a_step_is_one_copy_each_way_and_states_stay() {
-        let layout = Layout::new(&plan(LogitsMode::Last), true);
-        for (inputs, length) in layout.inputs.iter().zip([1, 7]) {
-            let fields = [inputs.past_length, inputs.seq_length, inputs.input_ids];
-            let shapes: [&[usize]; 3] = [&[BATCH], &[BATCH], &[BATCH, length]];
+        let layout = made(LogitsMode::Last, true, true);
+        for (engine, (batch, length)) in layout.engines.iter().zip([(BATCH, 1), (1, 7)]) {
+            let fields = [&engine.past_length, &engine.seq_length, &engine.input_ids];
+            let shapes: [&[usize]; 3] = [&[batch], &[batch], &[batch, length]];
             for (field, shape) in fields.into_iter().zip(shapes) {
-                assert_eq!(layout.fields[field].buffer, inputs.buffer);
-                assert_eq!(layout.fields[field].tensor.shape, shape);
+                assert_eq!(field.buffer, engine.input_ids.buffer);
+                assert!(field.offset.is_multiple_of(256));
+                assert_eq!(field.tensor.shape, shape);
             }
-            assert_eq!(layout.buffers[inputs.buffer].1, Visible::ToBoth);
-            // Two of 264 bytes, then the tokens.
-            assert_eq!(layout.buffers[inputs.buffer].0, 1024 + 8 * BATCH * length);
+            let (bytes, visible) = layout.buffers[engine.input_ids.buffer];
+            assert_eq!(visible, Visible::ToBoth);
+            assert_eq!(bytes, engine.input_ids.offset + 8 * batch * length);
         }
-        // One row a slot, whatever the engine.
-        assert_eq!(layout.logits[0], layout.logits[1]);
-        let logits = &layout.fields[layout.logits[0]];
-        assert_eq!(
-            layout.buffers[logits.buffer],
-            (4 * BATCH * VOCAB, Visible::ToBoth)
-        );
+        // One row a slot, of which a device has those of one run, from its memory's start.
+        for (engine, (batch, slot)) in [(BATCH, 0), (1, 5)].into_iter().enumerate() {
+            let logits = &layout.engines[engine].logits;
+            let part = Visible::InParts(4 * batch * VOCAB);
+            assert_eq!(layout.buffers[logits.buffer], (4 * BATCH * VOCAB, part));
+            let mut bound = layout.bound(engine, slot, 0);
+            let bound = bound.find(|bound| bound.name == LOGITS).unwrap();
+            assert_eq!(
+                (bound.field.offset, bound.field.tensor.shape[0]),
+                (0, batch)
+            );
+        }
         assert_eq!(layout.states.len(), 2 * 4);
-        for [past, present] in &layout.states {
-            assert_eq!(past, present);
-            let buffer = layout.fields[*past].buffer;
-            assert_eq!(layout.buffers[buffer].1, Visible::ToEngine);
+        for StateLayout { sides, .. } in &layout.states {
+            assert_eq!(sides[0], sides[1]);
+            assert_eq!(layout.buffers[sides[0].buffer].1, Visible::ToEngine);
         }
-        let beside = Layout::new(&plan(LogitsMode::All), false);
-        assert!(beside.states.iter().all(|[past, present]| past != present));
-        assert_ne!(beside.logits[0], beside.logits[1]);
+        let beside = made(LogitsMode::All, false, false);
+        assert!(
+            beside
+                .states
+                .iter()
+                .all(|state| state.sides[0] != state.sides[1])
+        );
+        assert_ne!(beside.engines[0].logits, beside.engines[1].logits);
+    }
+
+    #[test]
+    fn an_engine_of_one_slot_has_that_slots_part() {
+        let layout = made(LogitsMode::All, false, false);
+        assert_eq!(layout.places(0).collect::<Vec<_>>(), [0]);
+        assert_eq!(
+            layout.places(1).collect::<Vec<_>>(),
+            Vec::from_iter(0..BATCH)
+        );
+        for bound in layout.bound(1, 5, 1) {
+            let Field { tensor, offset, .. } = bound.field;
+            match bound.name {
+                LOGITS => {
+                    assert_eq!(tensor.shape, [1, 7, VOCAB]);
+                    assert_eq!(offset, 5 * 4 * 7 * VOCAB);
+                }
+                "tap" => assert_eq!((tensor.shape, offset), (vec![7, 8], 5 * 2 * 7 * 8)),
+                INPUT_IDS => assert_eq!(tensor.shape, [1, 7]),
+                PAST_LENGTH | SEQ_LENGTH => assert_eq!(tensor.shape, [1]),
+                _ => {
+                    assert_eq!(tensor.shape[0], 1);
+                    assert_eq!(offset, 5 * tensor.bytes());
+                }
+            }
+        }
     }
 }

@@ -1,25 +1,40 @@
 //! Runs the engines of a package.
 
+mod buffers;
+mod builder;
+mod driver;
 mod error;
 mod implementation;
+#[doc(hidden)]
+pub mod inspection;
 mod layout;
 mod logits;
+mod options;
 mod ort;
 mod profile;
 mod profile_file;
 mod session;
+mod state;
+mod step;
+#[cfg(feature = "tensorrt")]
 mod tensorrt;
-#[cfg_attr(not(feature = "tract"), path = "without_tract.rs")]
+#[cfg(feature = "tract")]
 mod tract;
 
+pub use builder::SessionBuilder;
 pub use error::{BackendError, InputProblem};
 pub use implementation::{EngineImplementations, Implementation, NodeImplementation};
 pub(crate) use logits::finite;
 pub use logits::{NonFinite, NonFiniteLogits};
+pub use options::{CudaOptions, OrtOptions, TensorRtOptions};
 pub use profile::OperatorTime;
-pub use session::{Session, SessionOptions, StateBuffer, Step};
+pub use session::{Session, StateBuffer};
+pub use state::SlotState;
+pub use step::Step;
+#[cfg(feature = "tensorrt")]
+#[doc(hidden)]
+pub use tensorrt::{PlanRequirements, check_tensors};
 
-use ratplus_nvinfer::Product;
 use std::fmt;
 use std::str::FromStr;
 
@@ -41,7 +56,7 @@ pub enum BackendKind {
 }
 
 impl BackendKind {
-    /// Every backend of this build.
+    /// Every backend, those that this build lacks among them.
     pub const ALL: [Self; 6] = [
         Self::OrtCpu,
         Self::OrtCuda,
@@ -51,7 +66,7 @@ impl BackendKind {
         Self::Tract,
     ];
 
-    /// Name on the command line.
+    /// Its name.
     pub fn name(self) -> &'static str {
         match self {
             Self::OrtCpu => "ort-cpu",
@@ -63,17 +78,23 @@ impl BackendKind {
         }
     }
 
-    /// Whether its runs can be profiled operator by operator ([`Session::end_profile`]). What is
+    /// Whether its runs can be profiled operator by operator ([`inspection::end_profile`]). What is
     /// launched on a GPU has not run yet when ONNX Runtime looks at the clock.
     pub fn has_profiles(self) -> bool {
         matches!(self, Self::OrtCpu | Self::OrtFallback)
     }
 
-    /// What runs its plans; `None` where it runs the ONNX files themselves.
-    pub fn product(self) -> Option<Product> {
+    /// Whether it runs engine plans, and not the ONNX files themselves.
+    pub fn runs_plans(self) -> bool {
+        matches!(self, Self::TensorRt | Self::TensorRtRtx)
+    }
+
+    /// The feature of this crate that a build without this backend lacks.
+    pub fn missing_feature(self) -> Option<&'static str> {
         match self {
-            Self::TensorRt => Some(Product::TensorRt),
-            Self::TensorRtRtx => Some(Product::Rtx),
+            Self::OrtCuda if !cfg!(feature = "cuda") => Some("cuda"),
+            Self::TensorRt | Self::TensorRtRtx if !cfg!(feature = "tensorrt") => Some("tensorrt"),
+            Self::Tract if !cfg!(feature = "tract") => Some("tract"),
             _ => None,
         }
     }

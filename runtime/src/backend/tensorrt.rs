@@ -1,33 +1,126 @@
 //! Engine plans of TensorRT and of TensorRT for RTX.
 
-use super::layout::{Field, Layout};
-use super::session::Plan;
+use super::buffers::Buffers;
+use super::builder::Opening;
+use super::driver::{Driver, StepInputs};
+use super::layout::{ALIGNMENT, Layout};
 use super::{BackendError, BackendKind, EngineImplementations, Implementation};
-use crate::nvinfer::{self, Library};
-use crate::package::{OpenedPlan, Package, PlanTarget};
-use crate::plans::{Needs, check_tensors};
-use crate::raw::{DeviceErrors, Memory, Place, PlanError, PlanRun};
-use ratplus_graphs::manifest::{
-    Fallback, INPUT_IDS, LOGITS, Manifest, PAST_LENGTH, SEQ_LENGTH, Target, state_tensors,
-};
-use ratplus_kernels::cuda::{CudaError, Device, OwnedStream};
-use ratplus_nvinfer::Runtime;
+use crate::nvinfer::{self, Library, Product};
+use crate::package::{OpenedPlan, PlanTarget};
+use crate::raw::{CudaError, Device, DeviceErrors, Memory, Place, PlanError, PlanRun};
+use ratplus_graphs::manifest::{Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo};
+use ratplus_graphs::ops::{ElementType, check_gpu_cache};
+use ratplus_kernels::cuda::OwnedStream;
+use ratplus_nvinfer::{ElementKind, Runtime, Tensor};
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// What plans of a package require of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanRequirements {
+    /// The library that builds and runs them.
+    pub product: Product,
+    /// Whether plugins stand for the custom nodes.
+    pub plugins: bool,
+    /// What the graphs are built for.
+    pub graphs: Target,
+}
+
+impl PlanRequirements {
+    /// # Errors
+    /// The backend runs no plans, or not those of such a package: why, and what to do.
+    pub fn of(backend: BackendKind, manifest: &Manifest) -> Result<Self, String> {
+        match (nvinfer::product(backend), manifest.fallback) {
+            (None, _) => {
+                Err("it runs the ONNX files; expected tensorrt or tensorrt-rtx".to_owned())
+            }
+            (Some(Product::Rtx), Fallback::None | Fallback::TrtPlugins) => Err(
+                "TensorRT for RTX takes no plugins, and the package has bare custom nodes with no \
+                 functions to stand for them; export it with `fallback: function` or \
+                 `fallback: inline`"
+                    .to_owned(),
+            ),
+            (Some(_), _) if manifest.precision.quantization.is_some() => Err(
+                "TensorRT has no such products, and the package's weights are block-wise integers of \
+                 ONNX Runtime's; export it without `quantization`"
+                    .to_owned(),
+            ),
+            (Some(product), fallback) => {
+                let plugins = product == Product::TensorRt && fallback != Fallback::Inline;
+                let shape = manifest.shape();
+                if plugins {
+                    check_gpu_cache(shape.dtype, shape.cache_dtype)?;
+                }
+                let graphs = if plugins { Target::TensorRt } else { Target::Cuda };
+                Ok(Self {
+                    product,
+                    plugins,
+                    graphs,
+                })
+            }
+        }
+    }
+}
+
+/// What TensorRT calls an element type of ours.
+fn kind(dtype: ElementType) -> ElementKind {
+    match dtype {
+        ElementType::F32 => ElementKind::F32,
+        ElementType::F16 => ElementKind::F16,
+        ElementType::BF16 => ElementKind::BF16,
+        ElementType::I64 => ElementKind::I64,
+        // `nvinfer1::DataType::kUINT8`.
+        ElementType::U8 => ElementKind::Other(5),
+    }
+}
+
+/// Whether inputs and outputs are the manifest's, in any order.
+///
+/// # Errors
+/// A line for each tensor that is missing, other than expected, or unknown.
+pub fn check_tensors(engine: &EngineInfo, found: &[Tensor]) -> Result<(), Vec<String>> {
+    let show = |kind: ElementKind, shape: &[i64]| format!("{kind}{shape:?}");
+    let mut problems = Vec::new();
+    let sides = [(true, &engine.inputs), (false, &engine.outputs)];
+    for (input, expected) in sides {
+        let what = if input { "input" } else { "output" };
+        for TensorInfo { name, tensor } in expected {
+            let shape: Vec<_> = tensor.shape.iter().map(|&size| size as i64).collect();
+            let wanted = show(kind(tensor.dtype), &shape);
+            let same = |found: &&Tensor| found.name == *name && found.input == input;
+            match found.iter().find(same) {
+                None => problems.push(format!("{what} `{name}`: expected {wanted}, found none")),
+                Some(found) if show(found.kind, &found.shape) != wanted => problems.push(format!(
+                    "{what} `{name}`: expected {wanted}, found {}",
+                    show(found.kind, &found.shape)
+                )),
+                Some(_) => (),
+            }
+        }
+        let known = |name: &str| expected.iter().any(|expected| expected.name == name);
+        let found = found.iter().filter(|found| found.input == input);
+        problems.extend(
+            found
+                .filter(|found| !known(&found.name))
+                .map(|found| format!("{what} `{}`: expected none of that name", found.name)),
+        );
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(problems),
+    }
+}
+
 struct Engine {
     file: String,
-    /// Reading side 0 or side 1; one where the update is in place.
+    /// One for all of [`Buffers::bindings`], or one each.
     runs: Vec<PlanRun>,
 }
 
-pub(super) struct TensorRtDriver {
+struct TensorRtDriver {
     engines: Vec<Engine>,
-    layout: Layout,
-    memory: Memory,
-    /// The side that holds the current state.
-    side: usize,
-    in_place: bool,
+    buffers: Buffers,
     errors: Option<DeviceErrors>,
     implementations: Vec<EngineImplementations>,
 }
@@ -44,18 +137,15 @@ struct Machine {
 impl Machine {
     /// # Errors
     /// Everything that is missing, the plans among it.
-    fn find(package: &Package, plan: &Plan) -> Result<(Self, Vec<OpenedPlan>), BackendError> {
-        let unavailable = |reason| BackendError::Unavailable {
-            backend: plan.kind.to_string(),
-            reason,
-        };
-        let needs = Needs::of(plan.kind, &plan.manifest);
-        let needs = needs.map_err(|error| unavailable(error.reason()))?;
+    fn find(opening: &Opening<'_>) -> Result<(Self, Vec<OpenedPlan>), BackendError> {
+        let (manifest, options) = (opening.manifest(), opening.options);
+        let needs = PlanRequirements::of(opening.kind, manifest);
+        let needs = needs.map_err(|reason| opening.unavailable(reason))?;
         let mut problems = Vec::new();
-        let library = nvinfer::open(needs.product, plan.tensorrt.as_deref());
+        let library = nvinfer::open(needs.product, options.tensorrt.library.as_deref());
         let library = library.map_err(|error| problems.push(error.to_string()));
         let plugins = needs.plugins.then(|| {
-            let path = nvinfer::plugins(plan.plugins.as_deref());
+            let path = nvinfer::plugins(options.tensorrt.plugins.as_deref());
             let path = path.map_err(|error| problems.push(error.to_string()))?;
             let errors = DeviceErrors::of(&path).map_err(|reason| {
                 problems.push(format!(
@@ -66,11 +156,12 @@ impl Machine {
             })?;
             Ok::<_, ()>((path, errors))
         });
-        let device = Device::open(plan.device).map_err(|error| problems.push(error.to_string()));
+        let device =
+            Device::open(options.cuda.device).map_err(|error| problems.push(error.to_string()));
         let version = library.as_ref().map(Library::version).ok();
         let capability = device.map(|device| device.limits().compute_capability);
-        let name = plan.kind.name();
-        let recorded = plan.manifest.plans.get(name);
+        let name = opening.kind.name();
+        let recorded = manifest.plans.get(name);
         let target = PlanTarget {
             backend: name,
             graphs: needs.graphs,
@@ -82,7 +173,7 @@ impl Machine {
             },
             compute_capability: capability.ok(),
         };
-        let plans = package.plans(&target);
+        let plans = options.package.plans(&target);
         let plans = plans.map_err(|error| problems.extend(error.problems));
         match (library, plugins.transpose(), device, plans) {
             (Ok(library), Ok(plugins), Ok(device), Ok(plans)) if problems.is_empty() => {
@@ -94,59 +185,57 @@ impl Machine {
                 };
                 Ok((machine, plans))
             }
-            _ => Err(unavailable(problems.join("\n  "))),
+            _ => Err(opening.unavailable(problems.join("\n  "))),
         }
     }
 }
 
-impl TensorRtDriver {
-    pub fn open(package: &Package, plan: &Plan) -> Result<Self, BackendError> {
-        if let Some((name, _)) = plan.taps.iter().flatten().next() {
-            return Err(BackendError::Option {
-                option: "extra_outputs",
-                expected: format!("none: the plans of {} have no others", plan.kind),
-                found: name.clone(),
-            });
-        }
-        let (machine, plans) = Machine::find(package, plan)?;
-        let in_place = machine.plugins.is_some();
-        let layout = Layout::new(plan, in_place);
-        let buffers = layout.buffers.iter().copied();
-        let memory = Memory::on_device(machine.device, plan.device, buffers);
-        let memory = memory.map_err(cuda("the sequences", "allocating their state"))?;
-        let stream = machine.device.stream();
-        let stream = stream.map_err(cuda("the sequences", "making a stream"))?;
-        let plugins = machine.plugins.as_ref().map(|(path, _)| path.as_path());
-        let failed = |source| BackendError::Nvinfer {
-            file: plan.kind.to_string(),
-            source: Box::new(source),
-        };
-        let runtime = Runtime::new(&machine.library, plugins).map_err(failed)?;
-        let mut driver = Self {
-            engines: Vec::new(),
-            layout,
-            memory,
-            side: 0,
-            in_place,
-            errors: machine.plugins.map(|(_, errors)| errors),
-            implementations: Vec::new(),
-        };
-        let stream = Arc::new(stream);
-        for position in 0..plan.engines.len() {
-            let opened = &plans[plan.engines[position]];
-            driver.add_engine(plan, position, opened, &runtime, &stream, machine.device)?;
-            let graph = package.graph(plan.engines[position], machine.graphs)?;
-            let by = implementation(plan.kind, &plan.manifest);
-            let seen = EngineImplementations::uniform(&graph, &by);
-            driver.implementations.push(seen);
-        }
-        Ok(driver)
+pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
+    let mut taps = opening.engines.iter().flat_map(|engine| &engine.taps);
+    if let Some((name, _)) = taps.next() {
+        return Err(BackendError::Option {
+            option: "extra_outputs",
+            expected: format!("none: the plans of {} have no others", opening.kind),
+            found: name.clone(),
+        });
     }
+    let (machine, plans) = Machine::find(opening)?;
+    let in_place = machine.plugins.is_some();
+    let layout = Layout::new(opening.manifest(), &opening.engines, in_place, true);
+    let buffers = layout.buffers.iter().copied();
+    let memory = Memory::on_device(machine.device, opening.options.cuda.device, buffers);
+    let memory = memory.map_err(cuda("the sequences", "allocating their state"))?;
+    let stream = machine.device.stream();
+    let stream = stream.map_err(cuda("the sequences", "making a stream"))?;
+    let plugins = machine.plugins.as_ref().map(|(path, _)| path.as_path());
+    let failed = |source| BackendError::Nvinfer {
+        file: opening.kind.to_string(),
+        source: Box::new(source),
+    };
+    let runtime = Runtime::new(&machine.library, plugins).map_err(failed)?;
+    let mut driver = TensorRtDriver {
+        engines: Vec::new(),
+        buffers: Buffers::new(layout, memory, in_place),
+        errors: machine.plugins.map(|(_, errors)| errors),
+        implementations: Vec::new(),
+    };
+    let stream = Arc::new(stream);
+    for (position, engine) in opening.engines.iter().enumerate() {
+        let plan = &plans[engine.index];
+        let graph = opening.graph(position, machine.graphs)?;
+        driver.add_engine(opening, position, plan, &runtime, &stream, machine.device)?;
+        let by = implementation(opening.kind, opening.manifest());
+        let seen = EngineImplementations::uniform(&graph, &by);
+        driver.implementations.push(seen);
+    }
+    Ok(Box::new(driver))
+}
 
-    /// Opens the plan at `position`, binds it and runs it once on idle slots for each side.
+impl TensorRtDriver {
+    /// Opens a plan, binds it and runs it once on idle slots for each of its bindings.
     fn add_engine(
         &mut self,
-        plan: &Plan,
+        opening: &Opening<'_>,
         position: usize,
         opened: &OpenedPlan,
         runtime: &Runtime,
@@ -154,154 +243,172 @@ impl TensorRtDriver {
         device: &'static Device,
     ) -> Result<(), BackendError> {
         let file = &opened.file;
-        let info = &plan.manifest.engines[plan.engines[position]];
+        let info = &opening.manifest().engines[opening.engines[position].index];
+        let _span = tracing::debug_span!("build", file).entered();
         let failed = |source| BackendError::Nvinfer {
             file: file.clone(),
             source: Box::new(source),
         };
-        let refused = |reason| BackendError::Unavailable {
-            backend: plan.kind.to_string(),
-            reason,
+        let refused = |reason: String| {
+            opening.unavailable(format!(
+                "{file}: {reason}; run `ratplus build` for {} again on this machine",
+                opening.kind
+            ))
         };
-        let again = format!(
-            "run `ratplus build --backend {}` again on this machine",
-            plan.kind
-        );
         let unfit = runtime.unfit(opened).map_err(failed)?;
         if !unfit.is_empty() {
             return Err(refused(format!(
-                "{file}: TensorRT refuses it here: {}; {again}",
+                "TensorRT refuses it here: {}",
                 unfit.join(", ")
             )));
         }
         let engine = runtime.open(opened).map_err(failed)?;
-        check_tensors(info, file, &engine.tensors())
-            .map_err(|error| refused(format!("{error}; {again}")))?;
-        let states = state_tensors(&plan.manifest.model, &plan.manifest.shape());
-        if self.in_place {
-            for (past, present, _) in &states {
-                let alias = engine.alias(present);
-                if alias.as_ref().is_some_and(|input| input != past) {
-                    return Err(refused(format!(
-                        "{file}: output `{present}`: expected to share memory with `{past}`, found \
-                         {alias:?}; {again}"
-                    )));
-                }
+        check_tensors(info, &engine.tensors()).map_err(|problems| {
+            refused(format!(
+                "TensorRT's tensors are not the manifest's:\n  {}",
+                problems.join("\n  ")
+            ))
+        })?;
+        let Buffers {
+            layout,
+            memory,
+            in_place,
+            ..
+        } = &self.buffers;
+        for state in layout.states.iter().filter(|_| *in_place) {
+            let alias = engine.alias(&state.present);
+            if alias.as_ref().is_some_and(|input| *input != state.past) {
+                return Err(refused(format!(
+                    "output `{}`: expected to share memory with `{}`, found {alias:?}",
+                    state.present, state.past
+                )));
             }
         }
-        let layout = &self.layout;
-        let at = |field: usize| {
-            let Field { buffer, offset, .. } = layout.fields[field];
-            (buffer, offset)
+        let places = |(slot, side)| {
+            let bound = layout.bound(position, slot, side);
+            let places = bound.map(|bound| (bound.name, bound.field.buffer, bound.field.offset));
+            places.collect::<Vec<_>>()
         };
-        let place = |name, field| -> Place<'_> {
-            let (buffer, offset) = at(field);
-            (name, buffer, offset)
-        };
-        let inputs = layout.inputs[position];
-        let mut runs = Vec::new();
-        let sides: &[usize] = if self.in_place { &[0] } else { &[0, 1] };
-        for &side in sides {
-            let mut places = vec![
-                place(INPUT_IDS, inputs.input_ids),
-                place(PAST_LENGTH, inputs.past_length),
-                place(SEQ_LENGTH, inputs.seq_length),
-                place(LOGITS, layout.logits[position]),
-            ];
-            for ((past, present, _), fields) in states.iter().zip(&layout.states) {
-                places.push(place(past, fields[side]));
-                places.push(place(present, fields[1 - side]));
-            }
-            let run = PlanRun::new(&engine, &self.memory, &places, stream, device);
-            runs.push(run.map_err(|error| plan_error(file, error))?);
+        let options = opening.options;
+        let graph = opening.kind == BackendKind::TensorRt && info.seq_len == 1;
+        let graph = graph && !options.cuda.without_graph;
+        let bindings: Vec<_> = self.buffers.bindings(position).map(places).collect();
+        if let Some(problem) = unaligned(layout, &bindings) {
+            return Err(opening.unavailable(format!("{file}: {problem}")));
         }
+        let count = bindings.len();
+        // A graph has the addresses of one place; a context can be bound to any.
+        let bindings = bindings.chunks(if graph { 1 } else { count });
+        let runs = bindings.map(|places| {
+            let places = places.iter().cloned();
+            let run = PlanRun::new(&engine, memory, places, stream, device);
+            run.map_err(|error| plan_error(file, error))
+        });
+        let runs = runs.collect::<Result<_, _>>()?;
         self.engines.push(Engine {
             file: file.clone(),
             runs,
         });
-        for _ in sides {
-            self.run_idle(position)?;
+        let given = self.buffers.give_idle(position);
+        given.map_err(cuda(file, UPLOAD))?;
+        for binding in 0..count {
+            self.run_binding(position, binding)?;
         }
-        if plan.kind == BackendKind::TensorRt && info.seq_len == 1 && !plan.without_cuda_graph {
-            let Engine { file, runs } = &mut self.engines[position];
-            for run in runs {
-                run.record(&mut self.memory)
+        if graph {
+            for run in &mut self.engines[position].runs {
+                run.record(&mut self.buffers.memory)
                     .map_err(|error| plan_error(file, error))?;
             }
         }
         Ok(())
     }
 
-    pub fn implementations(&self) -> &[EngineImplementations] {
+    fn run_binding(&mut self, engine: usize, binding: usize) -> Result<(), BackendError> {
+        let Engine { file, runs } = &mut self.engines[engine];
+        let (run, place) = match runs.len() {
+            1 => (0, binding),
+            _ => (binding, 0),
+        };
+        let ran = runs[run].run(place, &mut self.buffers.memory);
+        // Also after a failed run: the next one's errors are its own.
+        let message = self.errors.and_then(DeviceErrors::take);
+        ran.map_err(|error| plan_error(file, error))?;
+        match message {
+            None => Ok(()),
+            Some(message) => Err(BackendError::Device {
+                file: file.clone(),
+                message,
+            }),
+        }
+    }
+}
+
+const UPLOAD: &str = "copying tokens to the GPU";
+
+impl Driver for TensorRtDriver {
+    fn implementations(&self) -> &[EngineImplementations] {
         &self.implementations
     }
 
-    pub fn in_place(&self) -> bool {
-        self.in_place
+    fn in_place(&self) -> bool {
+        self.buffers.in_place
     }
 
-    pub fn state_bytes(&self, index: usize) -> usize {
-        self.layout.state_bytes(index)
+    fn slot_bytes(&self, state: usize) -> usize {
+        self.buffers.slot_bytes(state)
     }
 
-    pub fn run(
+    fn run(
         &mut self,
         engine: usize,
-        input_ids: &[i64],
-        past_length: &[i64],
-        seq_length: &[i64],
+        slot: usize,
+        inputs: StepInputs<'_>,
     ) -> Result<(), BackendError> {
-        self.run_once(engine, input_ids, past_length, seq_length)?;
-        let logits = self.layout.fields[self.layout.logits[engine]].buffer;
-        let copied = self.memory.download(logits);
-        copied.map_err(cuda(
+        let binding = self.buffers.begin(engine, slot, inputs);
+        let binding = binding.map_err(cuda(&self.engines[engine].file, UPLOAD))?;
+        self.run_binding(engine, binding)?;
+        self.buffers.end(engine, slot);
+        let fetched = self.buffers.fetch(engine, slot);
+        fetched.map_err(cuda(
             &self.engines[engine].file,
             "copying logits from the GPU",
         ))
     }
 
-    /// A run that leaves every state as it is.
-    fn run_idle(&mut self, engine: usize) -> Result<(), BackendError> {
-        let (ids, lengths) = self.layout.idle_inputs(engine);
-        self.run_once(engine, &ids, &lengths, &lengths)
+    fn logits(&self, engine: usize) -> &[f32] {
+        self.buffers.logits(engine)
     }
 
-    fn run_once(
+    /// Plans have no such outputs, and none were asked for.
+    fn tap(&self, _: usize, _: usize) -> Option<Cow<'_, [f32]>> {
+        None
+    }
+
+    fn read_state(
         &mut self,
-        engine: usize,
-        input_ids: &[i64],
-        past_length: &[i64],
-        seq_length: &[i64],
+        state: usize,
+        slot: usize,
+        bytes: &mut [u8],
     ) -> Result<(), BackendError> {
-        let inputs = self.layout.inputs[engine];
-        let (layout, memory) = (&self.layout, &mut self.memory);
-        layout.write_inputs(memory, engine, input_ids, past_length, seq_length);
-        let Engine { file, runs } = &mut self.engines[engine];
-        let uploaded = self.memory.upload(inputs.buffer);
-        uploaded.map_err(cuda(file, "copying tokens to the GPU"))?;
-        let run = &mut runs[if self.in_place { 0 } else { self.side }];
-        let ran = run.run(&mut self.memory);
-        // Also after a failed run: the next one's errors are its own.
-        let message = self.errors.and_then(DeviceErrors::take);
-        ran.map_err(|error| plan_error(file, error))?;
-        if let Some(message) = message {
-            return Err(BackendError::Device {
-                file: file.clone(),
-                message,
-            });
-        }
-        self.side = 1 - self.side;
-        Ok(())
+        let read = self.buffers.read_state(state, slot, bytes);
+        read.map_err(cuda("the sequences", "reading a state"))
     }
 
-    pub fn logits(&self, engine: usize) -> &[f32] {
-        let Field {
-            tensor,
-            buffer,
-            offset,
-        } = &self.layout.fields[self.layout.logits[engine]];
-        self.memory.slice(*buffer, *offset, tensor.elements())
+    fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let written = self.buffers.write_state(state, slot, bytes);
+        written.map_err(cuda("the sequences", "writing a state"))
     }
+}
+
+/// A tensor that TensorRT would refuse where a place has it.
+fn unaligned(layout: &Layout, places: &[Vec<Place<'_>>]) -> Option<String> {
+    let mut tensors = places.iter().flatten();
+    let (name, ..) = tensors.find(|(_, _, offset)| !offset.is_multiple_of(ALIGNMENT))?;
+    Some(format!(
+        "`{name}`: expected a slot's part to start at a multiple of {ALIGNMENT} bytes, which it does not \
+         in a batch of {}; export with `batch: 1`",
+        layout.batch
+    ))
 }
 
 /// What runs the custom nodes of plans: the builder fails rather than take another.

@@ -1,15 +1,22 @@
 //! tract, the reference.
 
-use super::session::Plan;
+use super::builder::Opening;
+use super::driver::{Driver, Sides, StepInputs};
+use super::inspection::Exactness;
 use super::{BackendError, EngineImplementations, Implementation};
-use crate::package::{EngineGraph, Package};
+use crate::package::EngineGraph;
 use ratplus_graphs::manifest::{INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, state_tensors};
 use ratplus_graphs::model::add_outputs;
 use ratplus_tract::{Rounding, TensorRef, TractEngine, TractError, TractWeights};
+use std::borrow::Cow;
+use std::ops::Range;
 
 struct Engine {
     file: String,
     engine: TractEngine,
+    /// Slots that it runs.
+    batch: usize,
+    /// Of all slots.
     logits: Vec<f32>,
     taps: Vec<(String, Vec<f32>)>,
 }
@@ -17,137 +24,199 @@ struct Engine {
 struct State {
     past: String,
     present: String,
-    bytes: usize,
-    /// Read side, write side.
     sides: [Vec<f32>; 2],
 }
 
-pub(super) struct TractDriver {
+struct TractDriver {
     engines: Vec<Engine>,
     states: Vec<State>,
+    batch: usize,
+    sides: Sides,
     implementations: Vec<EngineImplementations>,
 }
 
-impl TractDriver {
-    pub fn open(package: &Package, plan: &Plan) -> Result<Self, BackendError> {
-        let manifest = &plan.manifest;
-        let target = manifest.targets()[0];
-        let mut weights = None;
-        let (mut engines, mut implementations) = (Vec::new(), Vec::new());
-        for (&index, taps) in plan.engines.iter().zip(&plan.taps) {
-            let graph = package.graph(index, target)?;
-            let EngineGraph {
-                engine: info,
-                file,
-                model,
-            } = graph;
-            let failed = |source: TractError| BackendError::Tract {
-                file: file.into(),
-                source: source.into(),
-            };
-            let weights = match &weights {
-                Some(weights) => weights,
-                None => {
-                    let dir = package.dir();
-                    let loaded = match plan.weight_noise {
-                        None => TractWeights::load(model, dir),
-                        Some(seed) => TractWeights::load_with_noise(model, dir, seed),
-                    };
-                    weights.insert(loaded.map_err(failed)?)
-                }
-            };
-            let mut tapped = model.clone();
-            add_outputs(&mut tapped, taps);
-            let rounding = if plan.without_rounding {
-                Rounding::None
-            } else {
-                Rounding::AsStored
-            };
-            let engine = TractEngine::with_rounding(&tapped, weights, rounding).map_err(failed)?;
-            implementations.push(EngineImplementations::uniform(
-                &graph,
-                &Implementation::Reference,
-            ));
-            let logits = info.outputs.iter().find(|output| output.name == LOGITS);
-            engines.push(Engine {
-                file: file.into(),
-                engine,
-                logits: vec![0.0; logits.map_or(0, |output| output.tensor.elements())],
-                taps: taps
-                    .iter()
-                    .map(|(name, tensor)| (name.clone(), vec![0.0; tensor.elements()]))
-                    .collect(),
-            });
-        }
-        let states = state_tensors(&manifest.model, &manifest.shape())
-            .into_iter()
-            .map(|(past, present, tensor)| State {
-                past,
-                present,
-                bytes: tensor.bytes(),
-                sides: [(); 2].map(|()| vec![0.0; tensor.elements()]),
-            })
-            .collect();
-        Ok(Self {
-            engines,
-            states,
-            implementations,
-        })
+pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
+    let (manifest, package) = (opening.manifest(), opening.options.package);
+    let exactness = opening.options.inspection.exactness;
+    let target = manifest.targets()[0];
+    let mut weights = None;
+    let (mut engines, mut implementations) = (Vec::new(), Vec::new());
+    for (position, opened) in opening.engines.iter().enumerate() {
+        let graph = opening.graph(position, target)?;
+        let EngineGraph {
+            engine: info,
+            file,
+            model,
+        } = graph;
+        let _span = tracing::debug_span!("build", file).entered();
+        let failed = |source: TractError| BackendError::Tract {
+            file: file.into(),
+            source: source.into(),
+        };
+        let weights = match &weights {
+            Some(weights) => weights,
+            None => {
+                let dir = package.dir();
+                let loaded = match exactness {
+                    Exactness::NoisyWeights(seed) => {
+                        TractWeights::load_with_noise(model, dir, seed)
+                    }
+                    _ => TractWeights::load(model, dir),
+                };
+                weights.insert(loaded.map_err(failed)?)
+            }
+        };
+        let mut tapped = model.clone();
+        add_outputs(&mut tapped, &opened.taps);
+        let rounding = match exactness {
+            Exactness::AsStored => Rounding::AsStored,
+            _ => Rounding::None,
+        };
+        let engine = TractEngine::with_rounding(&tapped, weights, rounding).map_err(failed)?;
+        let by = Implementation::Reference;
+        implementations.push(EngineImplementations::uniform(&graph, &by));
+        let logits = info.outputs.iter().find(|output| output.name == LOGITS);
+        let logits = logits.map_or(0, |output| output.tensor.elements());
+        let taps = opened.taps.iter();
+        engines.push(Engine {
+            file: file.into(),
+            engine,
+            batch: opened.batch,
+            logits: vec![0.0; logits / opened.batch * manifest.batch],
+            taps: taps
+                .map(|(name, tensor)| (name.clone(), vec![0.0; tensor.elements()]))
+                .collect(),
+        });
     }
+    let states = state_tensors(&manifest.model, &manifest.shape())
+        .into_iter()
+        .map(|(past, present, tensor)| State {
+            past,
+            present,
+            sides: [(); 2].map(|()| vec![0.0; tensor.elements()]),
+        })
+        .collect();
+    Ok(Box::new(TractDriver {
+        engines,
+        states,
+        batch: manifest.batch,
+        sides: Sides::new(manifest.batch, false),
+        implementations,
+    }))
+}
 
-    pub fn implementations(&self) -> &[EngineImplementations] {
+/// The part of `slots` in what all of `batch` slots have.
+fn part(values: &[f32], slots: &Range<usize>, batch: usize) -> Range<usize> {
+    let each = values.len() / batch;
+    slots.start * each..slots.end * each
+}
+
+impl Driver for TractDriver {
+    fn implementations(&self) -> &[EngineImplementations] {
         &self.implementations
     }
 
-    pub fn state_bytes(&self, index: usize) -> usize {
-        self.states[index].bytes
+    fn in_place(&self) -> bool {
+        false
     }
 
-    pub fn run(
+    /// In f32, whatever the package's type.
+    fn slot_bytes(&self, state: usize) -> usize {
+        size_of_val(&self.states[state].sides[0][..]) / self.batch
+    }
+
+    fn run(
         &mut self,
         engine: usize,
-        input_ids: &[i64],
-        past_length: &[i64],
-        seq_length: &[i64],
+        slot: usize,
+        inputs: StepInputs<'_>,
     ) -> Result<(), BackendError> {
+        let Self {
+            engines,
+            states,
+            batch,
+            sides,
+            ..
+        } = self;
         let Engine {
             file,
             engine,
+            batch: own,
             logits,
             taps,
-        } = &mut self.engines[engine];
-        let mut inputs = vec![
-            (INPUT_IDS, TensorRef::I64(input_ids)),
-            (PAST_LENGTH, TensorRef::I64(past_length)),
-            (SEQ_LENGTH, TensorRef::I64(seq_length)),
+        } = &mut engines[engine];
+        let slots = slot..slot + *own;
+        let Ok(side) = sides.gather(slots.clone(), inputs.past_length, |slot, from| {
+            for State { sides, .. } in &mut *states {
+                let part = part(&sides[0], &(slot..slot + 1), *batch);
+                let [first, second] = sides;
+                match from {
+                    0 => second[part.clone()].copy_from_slice(&first[part]),
+                    _ => first[part.clone()].copy_from_slice(&second[part]),
+                }
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+        let mut tensors = vec![
+            (INPUT_IDS, TensorRef::I64(inputs.input_ids)),
+            (PAST_LENGTH, TensorRef::I64(inputs.past_length)),
+            (SEQ_LENGTH, TensorRef::I64(inputs.seq_length)),
         ];
-        let mut outputs = vec![(LOGITS, logits.as_mut_slice())];
-        for state in &mut self.states {
-            let [read, write] = &mut state.sides;
-            inputs.push((&state.past, TensorRef::F32(read)));
-            outputs.push((&state.present, write));
+        let own = |values: &mut [f32]| part(values, &slots, *batch);
+        let at = own(logits);
+        let mut outputs = vec![(LOGITS, &mut logits[at])];
+        for state in states {
+            let at = own(&mut state.sides[0]);
+            let [first, second] = &mut state.sides;
+            let (read, write) = match side {
+                0 => (first, second),
+                _ => (second, first),
+            };
+            tensors.push((&state.past, TensorRef::F32(&read[at.clone()])));
+            outputs.push((&state.present, &mut write[at]));
         }
-        outputs.extend(
-            taps.iter_mut()
-                .map(|(name, values)| (name.as_str(), values.as_mut_slice())),
-        );
+        for (name, values) in taps {
+            let at = own(values);
+            outputs.push((name, &mut values[at]));
+        }
         engine
-            .run(&inputs, &mut outputs)
+            .run(&tensors, &mut outputs)
             .map_err(|source| BackendError::Tract {
                 file: file.clone(),
                 source: source.into(),
             })?;
-        for state in &mut self.states {
-            state.sides.swap(0, 1);
+        sides.swap(slots);
+        Ok(())
+    }
+
+    fn logits(&self, engine: usize) -> &[f32] {
+        &self.engines[engine].logits
+    }
+
+    fn tap(&self, engine: usize, index: usize) -> Option<Cow<'_, [f32]>> {
+        Some(Cow::Borrowed(&self.engines[engine].taps[index].1))
+    }
+
+    fn read_state(
+        &mut self,
+        state: usize,
+        slot: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), BackendError> {
+        let values = &self.states[state].sides[self.sides.of(slot)];
+        let values = &values[part(values, &(slot..slot + 1), self.batch)];
+        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
+            *bytes = value.to_le_bytes();
         }
         Ok(())
     }
 
-    pub fn logits(&self, engine: usize) -> &[f32] {
-        &self.engines[engine].logits
-    }
-
-    pub fn tap(&self, engine: usize, index: usize) -> &[f32] {
-        &self.engines[engine].taps[index].1
+    fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let values = &mut self.states[state].sides[self.sides.of(slot)];
+        let own = part(values, &(slot..slot + 1), self.batch);
+        for (value, bytes) in values[own].iter_mut().zip(bytes.as_chunks().0) {
+            *value = f32::from_le_bytes(*bytes);
+        }
+        Ok(())
     }
 }

@@ -204,7 +204,7 @@ impl Package {
 
     /// The graph with the weights named by their real file: in a model hub's cache it is another
     /// than the package's, and runtimes refuse links that lead out of the folder they were given.
-    pub(crate) fn locate_weights(&self, model: &ModelProto) -> ModelProto {
+    pub fn locate_weights(&self, model: &ModelProto) -> ModelProto {
         let mut model = model.clone();
         let Some(name) = self.weights_path.file_name() else {
             return model;

@@ -46,7 +46,7 @@ impl Package {
     pub fn plans(&self, target: &PlanTarget<'_>) -> Result<Vec<OpenedPlan>, PackageError> {
         let backend = target.backend;
         let again = format!(
-            "run `ratplus build {} --backend {backend}` again",
+            "run `ratplus build {}` for {backend} again",
             self.dir.display()
         );
         let fail = |problems: Vec<String>| PackageError {
@@ -123,7 +123,7 @@ impl Package {
                 targets.collect::<Vec<_>>().join(", "),
                 match backend {
                     "tensorrt" => String::new(),
-                    _ => format!(" (`--compute-capability {major}.{minor}`)"),
+                    _ => format!(" (`compute_capabilities: {major}.{minor}`)"),
                 }
             ));
         }

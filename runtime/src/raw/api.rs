@@ -3,6 +3,7 @@
 //! Only entries of API 17 are used. An older runtime's table is shorter than this build's, so the
 //! table is never copied or borrowed as a whole.
 
+use super::device::DeviceMemory;
 use super::dylib;
 use super::memory::{Buffer, Memory};
 use libloading::os::unix::Library;
@@ -12,7 +13,6 @@ use ort_sys::{
     OrtMemType, OrtMemoryInfo, OrtStatusPtr, OrtValue,
 };
 use ratplus_graphs::ops::{ElementType, TensorType};
-use ratplus_kernels::cuda::DeviceMemory;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
 use std::ptr::null_mut;

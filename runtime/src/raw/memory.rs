@@ -1,7 +1,7 @@
 //! Memory that Rust and an engine both see.
 
+use super::device::{CudaError, Device, DeviceMemory, PinnedMemory};
 use memmap2::Mmap;
-use ratplus_kernels::cuda::{CudaError, Device, DeviceMemory, PinnedMemory};
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fs::File;
 use std::ptr::NonNull;
@@ -54,6 +54,17 @@ impl HostMemory {
             _ => handle_alloc_error(layout),
         }
     }
+
+    /// `count` bytes from `offset` on.
+    fn bytes(&self, offset: usize, count: usize) -> *mut u8 {
+        let end = offset.checked_add(count);
+        assert!(
+            end.is_some_and(|end| end <= self.bytes),
+            "bytes lie in their buffer"
+        );
+        // SAFETY: in bounds.
+        unsafe { self.data.as_ptr().add(offset) }
+    }
 }
 
 impl Drop for HostMemory {
@@ -70,6 +81,8 @@ pub(crate) enum Visible {
     ToEngine,
     /// The host as well: it has a copy.
     ToBoth,
+    /// The engine writes a part, of so many bytes; the host has all parts.
+    InParts(usize),
 }
 
 /// One allocation.
@@ -93,6 +106,13 @@ impl Buffer {
         match self {
             Self::Host(memory) => memory.bytes,
             Self::Device(memory, _) => memory.bytes(),
+        }
+    }
+
+    fn bytes_on_host(&self) -> usize {
+        match self {
+            Self::Device(_, Some(copy)) => copy.bytes(),
+            _ => self.bytes(),
         }
     }
 
@@ -131,8 +151,12 @@ impl Memory {
         sizes: impl IntoIterator<Item = (usize, Visible)>,
     ) -> Result<Self, CudaError> {
         let buffer = |(bytes, visible)| {
-            let copy = (visible == Visible::ToBoth).then(|| device.allocate_pinned(bytes));
-            Ok(Buffer::Device(device.allocate(bytes)?, copy.transpose()?))
+            let copy = (visible != Visible::ToEngine).then(|| device.allocate_pinned(bytes));
+            let own = match visible {
+                Visible::InParts(part) => part,
+                _ => bytes,
+            };
+            Ok(Buffer::Device(device.allocate(own)?, copy.transpose()?))
         };
         let buffers = sizes.into_iter().map(buffer);
         Ok(Self {
@@ -174,15 +198,70 @@ impl Memory {
         }
     }
 
-    /// Gives the host what the engine has written to a buffer. The engine's run is complete.
-    pub fn download(&mut self, index: usize) -> Result<(), CudaError> {
+    /// Gives the host, from `offset` of its copy on, what the engine has written from `own` of its buffer
+    /// on. The engine's run is complete.
+    pub fn download(
+        &mut self,
+        index: usize,
+        own: usize,
+        offset: usize,
+        count: usize,
+    ) -> Result<(), CudaError> {
         let Buffer::Device(memory, Some(copy)) = &self.buffers[index] else {
             return Ok(());
         };
-        // SAFETY: `bytes` bytes from the start of the copy are the host's; `&mut self` is the only
-        // access to them.
+        // SAFETY: the copy's bytes are the host's; `&mut self` is the only access to them.
         let copy = unsafe { std::slice::from_raw_parts_mut(copy.as_ptr(), copy.bytes()) };
-        memory.download(copy)
+        memory.download_at(own, &mut copy[offset..offset + count])
+    }
+
+    /// Copies bytes from `offset` of buffer `index` on, wherever it lies. No run is under way.
+    pub fn read(&self, index: usize, offset: usize, to: &mut [u8]) -> Result<(), CudaError> {
+        match &self.buffers[index] {
+            Buffer::Device(memory, _) => memory.download_at(offset, to),
+            Buffer::Host(memory) => {
+                let from = memory.bytes(offset, to.len());
+                // SAFETY: in bounds, initialized; writes need `&mut self`, and `to` is elsewhere.
+                unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len()) };
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies bytes to `offset` of buffer `index`, wherever it lies. No run is under way.
+    pub fn write(&mut self, index: usize, offset: usize, from: &[u8]) -> Result<(), CudaError> {
+        match &self.buffers[index] {
+            Buffer::Device(memory, _) => memory.upload_at(offset, from),
+            Buffer::Host(memory) => {
+                let to = memory.bytes(offset, from.len());
+                // SAFETY: in bounds; `&mut self` is the only access to the bytes, and `from` is
+                // elsewhere.
+                unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies `count` bytes between places (buffer, offset) in two buffers of one kind. No run is under
+    /// way.
+    pub fn copy(
+        &mut self,
+        from: (usize, usize),
+        to: (usize, usize),
+        count: usize,
+    ) -> Result<(), CudaError> {
+        match (&self.buffers[from.0], &self.buffers[to.0]) {
+            (Buffer::Device(source, _), Buffer::Device(target, _)) => {
+                target.copy_at(to.1, source, from.1, count)
+            }
+            (Buffer::Host(source), Buffer::Host(target)) => {
+                let (source, target) = (source.bytes(from.1, count), target.bytes(to.1, count));
+                // SAFETY: in bounds; `&mut self` is the only access to the bytes, which may overlap.
+                unsafe { std::ptr::copy(source, target, count) };
+                Ok(())
+            }
+            _ => unreachable!("buffers of one set of states are of one kind"),
+        }
     }
 
     /// `count` numbers from byte `offset` of buffer `index` on.
@@ -192,7 +271,8 @@ impl Memory {
             .checked_mul(size_of::<T>())
             .and_then(|bytes| bytes.checked_add(offset));
         assert!(
-            end.is_some_and(|end| end <= buffer.bytes()) && offset.is_multiple_of(ALIGNMENT),
+            end.is_some_and(|end| end <= buffer.bytes_on_host())
+                && offset.is_multiple_of(ALIGNMENT),
             "numbers lie in their buffer, aligned"
         );
         // SAFETY: in bounds.

@@ -28,52 +28,72 @@ pub(crate) struct PlanRun {
     /// First, as it has addresses of what follows.
     graph: Option<Graph>,
     context: Context,
+    /// Addresses of all tensors, once for each place that it may run at.
+    places: Vec<Vec<(String, u64)>>,
+    /// The place whose addresses the context has.
+    bound: usize,
     buffers: Arc<[Buffer]>,
     stream: Arc<OwnedStream>,
     device: &'static Device,
 }
 
 impl PlanRun {
-    /// Binds every tensor of `engine` to its place in `memory`.
-    pub fn new(
+    /// Finds every tensor of `engine` in `memory`, once for each of `places`, and binds the first.
+    pub fn new<'a>(
         engine: &Engine,
         memory: &Memory,
-        places: &[Place<'_>],
+        places: impl Iterator<Item = Vec<Place<'a>>>,
         stream: &Arc<OwnedStream>,
         device: &'static Device,
     ) -> Result<Self, PlanError> {
-        let mut context = engine.context()?;
         let buffers = memory.shared().clone();
-        for tensor in engine.tensors() {
-            let place = places.iter().find(|(name, ..)| *name == tensor.name);
-            let bytes = bytes(&tensor);
-            let fits = |&(_, buffer, offset): &Place<'_>| {
-                let end = bytes.and_then(|bytes| bytes.checked_add(offset))?;
-                let buffer = buffers.get(buffer)?;
-                (end <= buffer.bytes()).then_some((buffer, offset))
+        let tensors = engine.tensors();
+        let found = places.map(|places| {
+            let address = |tensor: &Tensor| {
+                let place = places.iter().find(|(name, ..)| *name == tensor.name);
+                let bytes = bytes(tensor);
+                let fits = |&(_, buffer, offset): &Place<'_>| {
+                    let end = bytes.and_then(|bytes| bytes.checked_add(offset))?;
+                    let buffer = buffers.get(buffer)?;
+                    (end <= buffer.bytes()).then_some(buffer.address() as u64 + offset as u64)
+                };
+                let Some(address) = place.and_then(fits) else {
+                    // Engines are compared with the manifest before.
+                    panic!("`{}` has a place in memory that holds it", tensor.name);
+                };
+                (tensor.name.clone(), address)
             };
-            let Some((buffer, offset)) = place.and_then(fits) else {
-                // Engines are compared with the manifest before.
-                panic!("`{}` has a place in memory that holds it", tensor.name);
-            };
-            let address = buffer.address() as usize + offset;
-            // SAFETY: the place holds the whole tensor, device memory starts at multiples of 256
-            // and so do places in it; the buffers live as long as this value, which has no work
-            // under way when it is dropped.
-            unsafe { context.bind(&tensor.name, address as u64)? };
-        }
-        Ok(Self {
+            tensors.iter().map(address).collect()
+        });
+        let mut run = Self {
             graph: None,
-            context,
-            buffers,
+            context: engine.context()?,
+            places: found.collect(),
+            bound: 0,
+            buffers: buffers.clone(),
             stream: stream.clone(),
             device,
-        })
+        };
+        run.bind(0)?;
+        Ok(run)
     }
 
-    /// Runs once and waits for it. Makes the GPU the calling thread's current one.
-    pub fn run(&mut self, memory: &mut Memory) -> Result<(), PlanError> {
+    fn bind(&mut self, place: usize) -> Result<(), PlanError> {
+        self.bound = place;
+        for (name, address) in &self.places[place] {
+            // SAFETY: `new` has found room for the whole tensor at the address, in buffers that live as
+            // long as this value, which has no work under way when it is dropped or bound anew.
+            unsafe { self.context.bind(name, *address)? };
+        }
+        Ok(())
+    }
+
+    /// Runs once at a place and waits for it. Makes the GPU the calling thread's current one.
+    pub fn run(&mut self, place: usize, memory: &mut Memory) -> Result<(), PlanError> {
         self.check(memory);
+        if place != self.bound {
+            self.bind(place)?;
+        }
         let cuda = |what| move |error| PlanError::Cuda(what, error);
         self.device
             .make_current()
@@ -91,7 +111,7 @@ impl PlanRun {
         waited.map_err(cuda("waiting for the run"))
     }
 
-    /// Records a run, which later runs repeat. The context has run before.
+    /// Records a run at its one place, which later runs repeat. The context has run before.
     pub fn record(&mut self, memory: &mut Memory) -> Result<(), PlanError> {
         self.check(memory);
         let cuda = |what| move |error| PlanError::Cuda(what, error);

@@ -2,15 +2,15 @@
 
 use crate::common::{MAX_SEQ_LEN, Options, backends, fixture};
 use ratplus_graphs::manifest::Fallback;
-use ratplus_runtime::backend::{Session, SessionOptions};
-use ratplus_runtime::bench::{BenchOptions, bench, operator_times};
+use ratplus_runtime::backend::Session;
+use ratplus_runtime::backend::inspection::Inspection;
+use ratplus_tools::bench::{BenchOptions, bench, operator_times};
 
 #[test]
 fn every_backend_is_measured() {
     for kind in backends(Fallback::Function) {
         let fixture = fixture(Options::default());
-        let options = SessionOptions::default();
-        let mut session = Session::open(&fixture.package, kind, &options).unwrap();
+        let mut session = Session::builder(&fixture.package).open(kind).unwrap();
         let wanted = BenchOptions {
             prompts: vec![1, 21],
             new_tokens: 3,
@@ -48,17 +48,15 @@ fn operators_are_timed_where_the_backend_tells() {
             contexts: vec![0, MAX_SEQ_LEN - 3],
             repeats: 2,
         };
-        let options = SessionOptions::default();
-        let times = operator_times(&fixture.package, kind, &options, &wanted).unwrap();
+        let sessions = Session::builder(&fixture.package);
+        let times = operator_times(&sessions, kind, &wanted).unwrap();
         if !kind.has_profiles() {
             assert!(times.is_empty());
-            let options = SessionOptions {
+            let profiled = sessions.inspect(Inspection {
                 profile: true,
-                ..options
-            };
-            let error = Session::open(&fixture.package, kind, &options)
-                .err()
-                .unwrap();
+                ..Inspection::default()
+            });
+            let error = profiled.open(kind).err().unwrap();
             assert!(error.to_string().contains("profile"), "{error}");
             continue;
         }
@@ -79,7 +77,7 @@ fn operators_are_timed_where_the_backend_tells() {
 fn what_does_not_fit_is_refused_before_anything_runs() {
     let kind = backends(Fallback::Function)[0];
     let fixture = fixture(Options::default());
-    let mut session = Session::open(&fixture.package, kind, &SessionOptions::default()).unwrap();
+    let mut session = Session::builder(&fixture.package).open(kind).unwrap();
     for (prompts, contexts, name) in [
         (vec![MAX_SEQ_LEN + 1], vec![], "pp"),
         (vec![0], vec![], "pp0"),

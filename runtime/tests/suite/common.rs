@@ -13,10 +13,10 @@ use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
-use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::ort_library;
 use ratplus_runtime::package::Package;
-use ratplus_runtime::verify::{VerifyOptions, VerifyReport, verify};
+use ratplus_tools::verify::{VerifyOptions, VerifyReport, verify};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -226,11 +226,9 @@ pub fn backends(fallback: Fallback) -> Vec<BackendKind> {
 pub const EMULATED: bool = cfg!(feature = "cuda-emulation");
 
 pub fn open(fixture: &Fixture, kind: BackendKind) -> Session {
-    let options = SessionOptions {
-        threads: Some(1),
-        ..SessionOptions::default()
-    };
-    Session::open(&fixture.package, kind, &options)
+    Session::builder(&fixture.package)
+        .threads(1)
+        .open(kind)
         .unwrap_or_else(|error| panic!("{kind}: {error}"))
 }
 
@@ -246,9 +244,14 @@ pub fn verified(fixture: &Fixture, backends: Vec<BackendKind>) -> VerifyReport {
     let options = VerifyOptions {
         backends,
         chunks: Vec::new(),
-        session: SessionOptions::default(),
         tokens: MAX_SEQ_LEN,
         seed: 5,
     };
-    verify(&fixture.package, None, &options, &mut |_| {}).unwrap()
+    verify(
+        &Session::builder(&fixture.package),
+        None,
+        &options,
+        &mut |_| {},
+    )
+    .unwrap()
 }

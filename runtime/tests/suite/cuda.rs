@@ -4,11 +4,12 @@ use crate::common::{Fixture, Options, fixture};
 use ratplus_graphs::manifest::Fallback;
 #[cfg(not(feature = "cuda-emulation"))]
 use ratplus_kernels::cuda::Device;
-use ratplus_runtime::backend::{BackendError, BackendKind, Session, SessionOptions};
+use ratplus_runtime::backend::{BackendError, BackendKind, OrtOptions, Session};
 use ratplus_runtime::ort_library;
 
-fn refusal(fixture: &Fixture, options: &SessionOptions) -> Option<String> {
-    match Session::open(&fixture.package, BackendKind::OrtCuda, options) {
+fn refusal(fixture: &Fixture, options: OrtOptions) -> Option<String> {
+    let builder = Session::builder(&fixture.package).ort(options);
+    match builder.open(BackendKind::OrtCuda) {
         Ok(_) => None,
         Err(error @ BackendError::Unavailable { .. }) => Some(error.to_string()),
         Err(error) => panic!("{error}"),
@@ -36,7 +37,7 @@ fn a_machine_without_cuda_is_told_everything_it_lacks() {
     if let Err(error) = Device::describe(0) {
         expected.push(error.to_string());
     }
-    let found = refusal(&fixture(Options::default()), &SessionOptions::default());
+    let found = refusal(&fixture(Options::default()), OrtOptions::default());
     let Some(found) = found else {
         assert!(expected.is_empty(), "ort-cuda opened, but: {expected:?}");
         return;
@@ -53,8 +54,8 @@ fn packages_without_custom_nodes_are_refused() {
         fallback: Fallback::Inline,
         ..Options::default()
     });
-    let found = refusal(&fixture, &SessionOptions::default()).unwrap();
-    assert!(found.contains("--fallback function"), "{found}");
+    let found = refusal(&fixture, OrtOptions::default()).unwrap();
+    assert!(found.contains("`fallback: function`"), "{found}");
 }
 
 #[test]
@@ -64,11 +65,11 @@ fn a_library_of_operators_without_the_report_of_errors_is_refused() {
         return;
     };
     // A library that loads, but another one.
-    let options = SessionOptions {
+    let options = OrtOptions {
         operators: Some(runtime.path.clone()),
-        ..SessionOptions::default()
+        ..OrtOptions::default()
     };
-    let found = refusal(&fixture(Options::default()), &options).unwrap();
+    let found = refusal(&fixture(Options::default()), options).unwrap();
     assert!(found.contains("RatplusTakeDeviceError"), "{found}");
     assert!(
         found.contains(&runtime.path.display().to_string()),

@@ -3,7 +3,7 @@
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, tokens};
 use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
-use ratplus_runtime::backend::{Session, SessionOptions};
+use ratplus_runtime::backend::Session;
 use ratplus_runtime::planner::plan;
 use ratplus_tests::times;
 use sha2::{Digest, Sha256};
@@ -57,11 +57,8 @@ fn hashes() -> Vec<String> {
         });
         for kind in backends(Fallback::Function) {
             for threads in THREADS {
-                let options = SessionOptions {
-                    threads: Some(threads),
-                    ..SessionOptions::default()
-                };
-                let mut session = Session::open(&fixture.package, kind, &options).unwrap();
+                let builder = Session::builder(&fixture.package).threads(threads);
+                let mut session = builder.open(kind).unwrap();
                 for _ in 0..times(RUNS) {
                     lines.push(format!("hash {kind} {dtype} {}", hash(&mut session)));
                 }

@@ -3,7 +3,7 @@
 use crate::common::{Fixture, Options, fixture, tokens, verified};
 use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::ops::ElementType;
-use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::backend::{BackendKind, CudaOptions, Session};
 
 /// Logits of every step of a prompt, the last token's, decoded in slot 1.
 fn decode(session: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
@@ -15,12 +15,14 @@ fn decode(session: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
     prompt.iter().map(|token| step(session, token)).collect()
 }
 
-fn open(fixture: &Fixture, without_cuda_graph: bool) -> Session {
-    let options = SessionOptions {
-        without_cuda_graph,
-        ..SessionOptions::default()
+fn open(fixture: &Fixture, without_graph: bool) -> Session {
+    let options = CudaOptions {
+        without_graph,
+        ..CudaOptions::default()
     };
-    Session::open(&fixture.package, BackendKind::OrtCuda, &options)
+    Session::builder(&fixture.package)
+        .cuda(options)
+        .open(BackendKind::OrtCuda)
         .unwrap_or_else(|error| panic!("{error}"))
 }
 

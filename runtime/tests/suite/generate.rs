@@ -3,7 +3,8 @@
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package};
 use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
 use ratplus_graphs::model::Weight;
-use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::backend::{BackendKind, Session};
+use ratplus_runtime::engine::Engine;
 use ratplus_runtime::generate::{
     Completion, Event, GenerateError, Observer, Request, StopReason, generate, generate_observed,
 };
@@ -24,9 +25,9 @@ fn quiet(_: Event) -> ControlFlow<()> {
 }
 
 /// Tokens of `requests`, and why each stopped.
-fn run(session: &mut Session, requests: &[Request]) -> Vec<(Vec<u32>, StopReason)> {
+fn run(engine: &mut Engine, requests: &[Request]) -> Vec<(Vec<u32>, StopReason)> {
     let mut streamed = vec![Vec::new(); requests.len()];
-    let generation = generate(session, requests, |event| {
+    let generation = generate(engine, requests, |event| {
         streamed[event.request].push(event.token);
         ControlFlow::Continue(())
     })
@@ -52,7 +53,7 @@ fn prompts_of_any_length_run_together_as_alone() {
         ..Options::default()
     });
     for kind in backends(Fallback::Function) {
-        let mut session = open(&fixture, kind);
+        let mut engine = Engine::new(open(&fixture, kind));
         let sampling = Sampling {
             temperature: 0.8,
             top_k: Some(20),
@@ -67,7 +68,7 @@ fn prompts_of_any_length_run_together_as_alone() {
             },
             request(3, 37, 30),
         ];
-        let together = run(&mut session, &requests);
+        let together = run(&mut engine, &requests);
         assert_eq!(together[0].1, StopReason::MaxNewTokens);
         assert_eq!(together[1].0.len(), 12);
         // 37 + 11 tokens fill the sequence, and the last token of a full one is still returned.
@@ -75,13 +76,13 @@ fn prompts_of_any_length_run_together_as_alone() {
         assert_eq!(together[2].0.len(), MAX_SEQ_LEN - 37 + 1);
         for (request, expected) in requests.iter().zip(&together) {
             assert_eq!(
-                &run(&mut session, std::slice::from_ref(request))[0],
+                &run(&mut engine, std::slice::from_ref(request))[0],
                 expected,
                 "{kind}"
             );
         }
         let reversed: Vec<_> = requests.iter().rev().cloned().collect();
-        let mut again = run(&mut session, &reversed);
+        let mut again = run(&mut engine, &reversed);
         again.reverse();
         assert_eq!(again, together, "{kind}");
     }
@@ -103,8 +104,8 @@ fn requests_without_a_slot_wait_for_one() {
     }
     let fixture = fixture(Options::default());
     for kind in backends(Fallback::Function) {
-        let mut session = open(&fixture, kind);
-        assert_eq!(session.batch(), 2);
+        let mut engine = Engine::new(open(&fixture, kind));
+        assert_eq!(engine.slots(), 2);
         let requests: Vec<_> = [(1, 20), (40, 2), (5, 0), (17, 9), (3, 1), (48, 7), (9, 12)]
             .into_iter()
             .zip(20..)
@@ -117,13 +118,13 @@ fn requests_without_a_slot_wait_for_one() {
                 ..request(seed, length, count)
             })
             .collect();
-        let together = run(&mut session, &requests);
+        let together = run(&mut engine, &requests);
         for (index, (request, expected)) in requests.iter().zip(&together).enumerate() {
-            let alone = run(&mut session, std::slice::from_ref(request));
+            let alone = run(&mut engine, std::slice::from_ref(request));
             assert_eq!(&alone[0], expected, "{kind}: request {index}");
         }
         let mut ends = Ends(Vec::new());
-        generate_observed(&mut session, &requests, &mut ends).unwrap();
+        generate_observed(&mut engine, &requests, &mut ends).unwrap();
         assert_ne!(ends.0.first().map(|end| end.0), Some(0), "{kind}");
         ends.0.sort_unstable();
         let expected: Vec<_> = together.iter().map(|(tokens, _)| tokens.len()).collect();
@@ -137,7 +138,7 @@ fn backends_pick_the_same_tokens() {
     let requests = [request(11, 21, 16), request(12, 5, 16)];
     let mut first = None;
     for kind in backends(Fallback::Function) {
-        let found = run(&mut open(&fixture, kind), &requests);
+        let found = run(&mut Engine::new(open(&fixture, kind)), &requests);
         assert_eq!(first.get_or_insert_with(|| found.clone()), &found, "{kind}");
     }
 }
@@ -145,12 +146,12 @@ fn backends_pick_the_same_tokens() {
 #[test]
 fn stops() {
     let fixture = fixture(Options::default());
-    let mut session = open(&fixture, BackendKind::Tract);
-    let free = run(&mut session, &[request(1, 5, 6)]).remove(0).0;
+    let mut engine = Engine::new(open(&fixture, BackendKind::Tract));
+    let free = run(&mut engine, &[request(1, 5, 6)]).remove(0).0;
     let stop_tokens = BTreeSet::from([free[3]]);
     let first = free.iter().position(|token| *token == free[3]).unwrap();
     let stopped = run(
-        &mut session,
+        &mut engine,
         &[Request {
             stop_tokens,
             ..request(1, 5, 6)
@@ -159,15 +160,15 @@ fn stops() {
     .remove(0);
     assert_eq!(stopped, (free[..=first].to_vec(), StopReason::StopToken));
     assert_eq!(
-        run(&mut session, &[request(1, 5, 0)]),
+        run(&mut engine, &[request(1, 5, 0)]),
         [(vec![], StopReason::MaxNewTokens)]
     );
     assert_eq!(
-        run(&mut session, &[request(1, 48, 5)])[0].1,
+        run(&mut engine, &[request(1, 48, 5)])[0].1,
         StopReason::MaxSeqLen
     );
     let mut left = 3;
-    let generation = generate(&mut session, &[request(1, 5, 9), request(2, 9, 9)], |_| {
+    let generation = generate(&mut engine, &[request(1, 5, 9), request(2, 9, 9)], |_| {
         left -= 1;
         if left == 0 {
             ControlFlow::Break(())
@@ -184,11 +185,11 @@ fn stops() {
     );
     // Those that wait are cancelled too.
     let three = [request(1, 5, 9), request(2, 9, 9), request(3, 9, 9)];
-    let generation = generate(&mut session, &three, |_| ControlFlow::Break(())).unwrap();
+    let generation = generate(&mut engine, &three, |_| ControlFlow::Break(())).unwrap();
     let mut found = generation.completions.iter();
     assert!(found.all(|done| done.stop == StopReason::Cancelled));
     assert!(generation.completions[2].tokens.is_empty());
-    let stats = generate(&mut session, &[request(1, 5, 4), request(2, 9, 4)], quiet)
+    let stats = generate(&mut engine, &[request(1, 5, 4), request(2, 9, 4)], quiet)
         .unwrap()
         .stats;
     assert_eq!((stats.prefill_tokens, stats.decode_tokens), (14, 6));
@@ -200,11 +201,11 @@ fn stops() {
 #[test]
 fn requests_are_checked_first() {
     let fixture = fixture(Options::default());
-    let mut session = open(&fixture, BackendKind::Tract);
-    let mut refuse = |requests: &[Request]| generate(&mut session, requests, quiet).unwrap_err();
+    let mut engine = Engine::new(open(&fixture, BackendKind::Tract));
+    let mut refuse = |requests: &[Request]| generate(&mut engine, requests, quiet).unwrap_err();
     assert!(matches!(refuse(&[]), GenerateError::NoRequests));
     let error = refuse(&[request(1, 3, 1), request(1, 0, 1)]);
-    assert!(matches!(error, GenerateError::Prompt { request: 1, .. }));
+    assert!(matches!(error, GenerateError::Request { request: 1, .. }));
     assert!(error.to_string().contains("no tokens"), "{error}");
     let error = refuse(&[request(1, 49, 1)]).to_string();
     assert!(
@@ -219,7 +220,18 @@ fn requests_are_checked_first() {
         sampling,
         ..request(1, 3, 1)
     }]);
-    assert!(matches!(error, GenerateError::Sampling { request: 0, .. }));
+    assert!(
+        error.to_string().starts_with("prompt 0: `temperature`: "),
+        "{error}"
+    );
+    let error = refuse(&[Request {
+        stop_tokens: BTreeSet::from([3, VOCAB as u32]),
+        ..request(1, 3, 1)
+    }]);
+    assert_eq!(
+        error.to_string(),
+        "prompt 0: `stop_tokens`: expected 0 to 60, found 61"
+    );
     // The last of more than there are slots for, too.
     let outside = Request::new(vec![1, VOCAB as u32, 2]);
     let many = [
@@ -230,7 +242,7 @@ fn requests_are_checked_first() {
     ];
     assert_eq!(
         refuse(&many).to_string(),
-        "prompt 3, token 1: expected 0 to 60, found 61"
+        "prompt 3: token 1: expected 0 to 60, found 61"
     );
 }
 
@@ -264,13 +276,13 @@ fn not_a_number_stops_one_slot() {
         }
     };
     for kind in backends(Fallback::Function) {
-        let mut session = Session::open(&package, kind, &SessionOptions::default()).unwrap();
+        let mut engine = Engine::new(Session::builder(&package).open(kind).unwrap());
         let good = [clean(1, 20), clean(2, 9)];
-        let expected = run(&mut session, &good);
+        let expected = run(&mut engine, &good);
         let mut prompt = good[1].prompt.clone();
         prompt[4] = poison;
         let found = run(
-            &mut session,
+            &mut engine,
             &[
                 good[0].clone(),
                 Request {
@@ -285,6 +297,6 @@ fn not_a_number_stops_one_slot() {
         };
         assert_eq!((error.step, error.slot), (9, 1), "{kind}: {error}");
         assert!(found[1].0.is_empty(), "{kind}");
-        assert_eq!(run(&mut session, &good), expected, "{kind}");
+        assert_eq!(run(&mut engine, &good), expected, "{kind}");
     }
 }

@@ -7,6 +7,7 @@ mod damage;
 mod determinism;
 #[cfg(feature = "cuda-emulation")]
 mod emulated;
+mod engine;
 mod generate;
 mod hostile;
 mod package;

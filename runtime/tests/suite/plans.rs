@@ -5,7 +5,7 @@ use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, Target, WEIGHT
 use ratplus_graphs::plans::{Plan, PlanSet, plan_file, plans_folder};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::{Package, PlanTarget};
-use ratplus_runtime::plans::{self, BuildOptions};
+use ratplus_tools::plans::{self, BuildOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
 

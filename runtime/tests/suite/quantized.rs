@@ -12,8 +12,8 @@ use ratplus_graphs::precision::{MATMUL_NBITS, Quantization};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
-use ratplus_runtime::plans::{self, BuildOptions};
-use ratplus_runtime::verify::STORED_WEIGHTS;
+use ratplus_tools::plans::{self, BuildOptions};
+use ratplus_tools::verify::STORED_WEIGHTS;
 
 fn quantized(bits: u32, block_size: usize, symmetric: bool) -> Options {
     Options {
@@ -81,7 +81,7 @@ fn engine_plans_are_refused_with_the_reason() {
     for backend in [BackendKind::TensorRt, BackendKind::TensorRtRtx] {
         let built = plans::build(&package, backend, &BuildOptions::default(), &mut |_| {});
         let error = built.err().unwrap().to_string();
-        assert!(error.contains("without --quantize"), "{error}");
+        assert!(error.contains("without `quantization`"), "{error}");
     }
 }
 

@@ -7,9 +7,8 @@ use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::model::{FINAL_NORM, Tap};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::tolerance::F32_LOGIT;
-use ratplus_runtime::backend::{
-    BackendError, BackendKind, Implementation, InputProblem, Session, SessionOptions,
-};
+use ratplus_runtime::backend::inspection::{Inspection, extra_output};
+use ratplus_runtime::backend::{BackendError, BackendKind, Implementation, InputProblem, Session};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner::{Chunk, chunks_of, plan};
 
@@ -119,7 +118,7 @@ fn caches_of_a_type_of_their_own() {
         let manifest = fixture.package.manifest();
         let what = manifest.types();
         for kind in [BackendKind::OrtCuda, BackendKind::TensorRt] {
-            let error = Session::open(&fixture.package, kind, &SessionOptions::default());
+            let error = Session::builder(&fixture.package).open(kind);
             let error = error.err().unwrap().to_string();
             let expected = format!("expected {dtype}, the type of query, found {cache_dtype}");
             assert!(error.contains(&expected), "{error}");
@@ -226,11 +225,8 @@ fn threads_do_not_change_the_numbers() {
     let chunks = plan(30, &[1, 4, 16], MAX_SEQ_LEN).unwrap();
     for kind in backends(Fallback::Function) {
         let with = |threads| {
-            let options = SessionOptions {
-                threads: Some(threads),
-                ..SessionOptions::default()
-            };
-            let mut session = Session::open(&fixture.package, kind, &options).unwrap();
+            let builder = Session::builder(&fixture.package).threads(threads);
+            let mut session = builder.open(kind).unwrap();
             bits(&run(&mut session, 0, &prompt, &chunks))
         };
         assert_eq!(with(1), with(2), "{kind}");
@@ -252,23 +248,23 @@ fn extra_outputs_and_all_logits() {
     let prompt: Vec<i64> = tokens(9, 8).into_iter().map(i64::from).collect();
     let mut reference: Option<Vec<Vec<f32>>> = None;
     for kind in backends(Fallback::Function) {
-        let options = SessionOptions {
+        let inspection = Inspection {
             extra_outputs: names.to_vec(),
-            engines: Some(vec![4]),
-            ..SessionOptions::default()
+            ..Inspection::default()
         };
-        let mut session = Session::open(&fixture.package, kind, &options).unwrap();
+        let builder = Session::builder(&fixture.package).engines([4]);
+        let mut session = builder.inspect(inspection).open(kind).unwrap();
         assert_eq!(session.lengths(), [4]);
         let step = session.run(4, &prompt, &[4, 2]).unwrap();
         assert_eq!(step.logits_shape(), [2, 4, VOCAB]);
         assert_eq!(step.logits_at(1, 1), step.last_logits(1));
         assert_eq!(step.logits_at(1, 2), None);
         assert_eq!(step.logits_at(0, 1), Some(&step.logits()[VOCAB..2 * VOCAB]));
-        assert!(step.extra_output("embedded").is_none());
+        assert!(extra_output(&step, "embedded").is_none());
         let found: Vec<_> = names
             .iter()
             .map(|name| {
-                let (shape, values) = step.extra_output(name).unwrap();
+                let (shape, values) = extra_output(&step, name).unwrap();
                 assert_eq!(shape.iter().product::<usize>(), values.len());
                 // Slot 0 only: the other has padding.
                 values[..values.len() / 2].to_vec()
@@ -399,53 +395,30 @@ fn what_ran_is_what_was_asked_for() {
         fallback: Fallback::None,
         ..Options::default()
     });
-    let error = Session::open(
-        &bare.package,
-        BackendKind::OrtFallback,
-        &SessionOptions::default(),
-    );
+    let error = Session::builder(&bare.package).open(BackendKind::OrtFallback);
     let error = error.err().unwrap().to_string();
-    assert!(error.contains("--fallback function"), "{error}");
+    assert!(error.contains("`fallback: function`"), "{error}");
 }
 
 #[test]
 fn options_that_name_nothing_are_refused() {
     let fixture = fixture(Options::default());
-    let base = SessionOptions::default;
-    for (options, part) in [
-        (
-            SessionOptions {
-                threads: Some(0),
-                ..base()
-            },
-            "threads",
-        ),
-        (
-            SessionOptions {
-                engines: Some(vec![5]),
-                ..base()
-            },
-            "engines",
-        ),
-        (
-            SessionOptions {
-                engines: Some(vec![]),
-                ..base()
-            },
-            "engines",
-        ),
-        (
-            SessionOptions {
-                extra_outputs: vec!["nothing".into()],
-                ..base()
-            },
-            "extra_outputs",
-        ),
+    let base = || Session::builder(&fixture.package);
+    let extra = Inspection {
+        extra_outputs: vec!["nothing".into()],
+        ..Inspection::default()
+    };
+    for (builder, part) in [
+        (base().threads(0), "threads"),
+        (base().engines([5]), "engines"),
+        (base().engines([]), "engines"),
+        (base().inspect(extra), "extra_outputs"),
     ] {
-        let error = Session::open(&fixture.package, BackendKind::Tract, &options)
-            .err()
-            .unwrap();
-        assert!(error.to_string().starts_with(part), "{error}");
+        let error = builder.open(BackendKind::Tract).err().unwrap();
+        assert!(
+            error.to_string().starts_with(&format!("`{part}`: ")),
+            "{error}"
+        );
     }
 }
 
@@ -473,7 +446,7 @@ fn linked_packages_run_like_real_ones() {
     let prompt = tokens(10, 9);
     let chunks = chunks_of(9, 4).unwrap();
     for kind in backends(Fallback::Function) {
-        let mut session = Session::open(&linked, kind, &SessionOptions::default()).unwrap();
+        let mut session = Session::builder(&linked).open(kind).unwrap();
         let found = run(&mut session, 0, &prompt, &chunks);
         assert_eq!(
             bits(&found),

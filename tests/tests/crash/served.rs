@@ -1,7 +1,7 @@
 //! A package that is replaced while it is served.
 
 use crate::scene::{NEW, OLD, Scene, succeeded};
-use ratplus_runtime::backend::{BackendKind, Session, SessionOptions};
+use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::ort_library;
 use ratplus_runtime::package::{OpenOptions, Package};
 
@@ -32,8 +32,8 @@ fn a_served_package_keeps_its_outputs_while_it_is_replaced() {
         scene.clear();
         scene.put_old();
         let package = Package::open_with(scene.target(), &OpenOptions::default()).unwrap();
-        let (options, before) = (SessionOptions::default(), package.weights().to_vec());
-        let mut session = Session::open(&package, kind, &options).unwrap();
+        let before = package.weights().to_vec();
+        let mut session = Session::builder(&package).open(kind).unwrap();
         let expected = logits(&mut session);
         for flags in [NEW, OLD, NEW] {
             scene.change_weights();

@@ -3,9 +3,8 @@
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{Api, Builder, DeviceErrors, EMULATED, Value, open_library};
+use crate::raw::{Api, Builder, CudaError, Device, DeviceErrors, EMULATED, Value, open_library};
 use ratplus_graphs::manifest::WEIGHTS_FILE;
-use ratplus_kernels::cuda::{CudaError, Device};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

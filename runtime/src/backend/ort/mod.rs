@@ -2,25 +2,24 @@
 
 pub(super) mod cuda;
 
-use super::layout::{Field, Layout};
+use super::buffers::Buffers;
+use super::builder::Opening;
+use super::driver::{Driver, StepInputs};
+use super::layout::{Bound, Layout};
 use super::profile::Profile;
 use super::profile_file::{ProfileFile, ProfileFolder};
-use super::session::Plan;
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library;
 use crate::package::{EngineGraph, Package};
 use crate::raw::{
-    Api, Binding, Builder, EMULATED, KernelRun, KernelWatch, Memory, OrtError, OrtSession,
-    Prepacked, Value,
+    Api, Binding, Builder, CudaError, EMULATED, KernelRun, KernelWatch, Memory, OrtError,
+    OrtSession, Prepacked, Value,
 };
 use cuda::{Gpu, cuda_error};
-use half::{bf16, f16};
 use prost::Message;
-use ratplus_graphs::manifest::{
-    Fallback, INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, Target, WEIGHTS_FILE, state_tensors,
-};
+use ratplus_graphs::manifest::{Fallback, Target, WEIGHTS_FILE};
 use ratplus_graphs::model::add_outputs;
-use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::ops::{ElementType, check_gpu_cache};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +27,7 @@ use std::thread::{self, ThreadId};
 
 struct Engine {
     file: String,
-    /// Reading side 0 or side 1; one where the update is in place. Dropped before the session.
+    /// Those of [`Buffers::bindings`]. Dropped before the session.
     bindings: Vec<Binding>,
     session: OrtSession,
     /// Threads that have recorded their CUDA graph; `None` where there is none to record.
@@ -50,13 +49,9 @@ impl Engine {
     }
 }
 
-pub(super) struct OrtDriver {
+struct OrtDriver {
     engines: Vec<Engine>,
-    layout: Layout,
-    memory: Memory,
-    /// The side that holds the current state.
-    side: usize,
-    in_place: bool,
+    buffers: Buffers,
     gpu: Option<Gpu>,
     implementations: Vec<EngineImplementations>,
 }
@@ -64,107 +59,121 @@ pub(super) struct OrtDriver {
 /// What all sessions of a package share.
 struct Shared<'a> {
     api: &'static Api,
-    package: &'a Package,
-    plan: &'a Plan,
+    opening: &'a Opening<'a>,
     operators: Option<PathBuf>,
     weights: Vec<(&'a str, Arc<Value>)>,
     prepacked: Option<Arc<Prepacked>>,
-    /// One per field.
-    values: Vec<Arc<Value>>,
+}
+
+/// Whether ONNX Runtime runs such a package so.
+fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
+    let (kind, manifest) = (opening.kind, opening.manifest());
+    let reason = match (kind, manifest.fallback) {
+        (_, Fallback::TrtPlugins) => {
+            "the package is for TensorRT, or ONNX Runtime's TensorRT provider in a program of yours; \
+             export it with `fallback: function`"
+        }
+        (BackendKind::OrtFallback, Fallback::None) => {
+            "the package has bare custom nodes and no functions to fall back to; export it with \
+             `fallback: function`, or use `ort-cpu`"
+        }
+        (BackendKind::OrtCuda, Fallback::Inline) => {
+            "the package has standard operators only, and no nodes for the CUDA kernels; export it \
+             with `fallback: function`"
+        }
+        _ => "",
+    };
+    if !reason.is_empty() {
+        return Err(opening.unavailable(reason));
+    }
+    if kind == BackendKind::OrtCuda {
+        let shape = manifest.shape();
+        let fits = check_gpu_cache(shape.dtype, shape.cache_dtype);
+        fits.map_err(|reason| opening.unavailable(reason))?;
+    }
+    Ok(())
+}
+
+pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
+    check(opening)?;
+    let (kind, options) = (opening.kind, opening.options);
+    let library = |source| BackendError::Library {
+        backend: kind,
+        source,
+    };
+    let found = ort_library::load(options.ort.library.as_deref()).map_err(library)?;
+    let (runtime, api) = found;
+    let manifest = opening.manifest();
+    let kernels = manifest.fallback != Fallback::Inline && kind != BackendKind::OrtFallback;
+    let operators = kernels
+        .then(|| ort_library::operators(options.ort.operators.as_deref()).map_err(library))
+        .transpose()?;
+    let gpu = match &operators {
+        Some(operators) if kind == BackendKind::OrtCuda => {
+            Some(Gpu::open(options.cuda.device, &runtime, api, operators)?)
+        }
+        _ => None,
+    };
+    let failed = |error: OrtError| ort_error(WEIGHTS_FILE, error);
+    let layout = Layout::new(manifest, &opening.engines, kernels, gpu.is_some());
+    let (memory, weights, prepacked) = match &gpu {
+        None => (
+            Memory::new(layout.buffers.iter().map(|(bytes, _)| *bytes)),
+            map_weights(api, options.package).map_err(failed)?,
+            Some(Arc::new(Prepacked::new(api).map_err(failed)?)),
+        ),
+        Some(gpu) => {
+            let buffers = layout.buffers.iter().copied();
+            let memory = Memory::on_device(gpu.device, gpu.ordinal, buffers);
+            let failed = |error| cuda_error("the sequences", "allocating their state", error);
+            let memory = memory.map_err(failed)?;
+            (memory, gpu.upload_weights(api, options.package)?, None)
+        }
+    };
+    let shared = Shared {
+        api,
+        opening,
+        operators,
+        weights,
+        prepacked,
+    };
+    let mut driver = OrtDriver {
+        engines: Vec::new(),
+        buffers: Buffers::new(layout, memory, kernels),
+        gpu,
+        implementations: Vec::new(),
+    };
+    for position in 0..opening.engines.len() {
+        driver.add_engine(&shared, position)?;
+    }
+    Ok(Box::new(driver))
 }
 
 impl OrtDriver {
-    pub fn open(package: &Package, plan: &Plan) -> Result<Self, BackendError> {
-        let library = |source| BackendError::Library {
-            backend: plan.kind,
-            source,
-        };
-        let (runtime, api) = ort_library::load(plan.onnxruntime.as_deref()).map_err(library)?;
-        let custom = plan.manifest.fallback != Fallback::Inline;
-        let kernels = custom && plan.kind != BackendKind::OrtFallback;
-        let operators = kernels
-            .then(|| ort_library::operators(plan.operators.as_deref()).map_err(library))
-            .transpose()?;
-        let gpu = match &operators {
-            Some(operators) if plan.kind == BackendKind::OrtCuda => {
-                Some(Gpu::open(plan.device, &runtime, api, operators)?)
-            }
-            _ => None,
-        };
-        let failed = |error: OrtError| ort_error(WEIGHTS_FILE, error);
-        let layout = Layout::new(plan, kernels);
-        let (memory, weights, prepacked) = match &gpu {
-            None => (
-                Memory::new(layout.buffers.iter().map(|(bytes, _)| *bytes)),
-                map_weights(api, package).map_err(failed)?,
-                Some(Arc::new(Prepacked::new(api).map_err(failed)?)),
-            ),
-            Some(gpu) => {
-                let buffers = layout.buffers.iter().copied();
-                let memory = Memory::on_device(gpu.device, gpu.ordinal, buffers);
-                let failed = |error| cuda_error("the sequences", "allocating their state", error);
-                let memory = memory.map_err(failed)?;
-                (memory, gpu.upload_weights(api, package)?, None)
-            }
-        };
-        let fields = layout.fields.iter();
-        let values = fields
-            .map(|field| {
-                let Field {
-                    tensor,
-                    buffer,
-                    offset,
-                } = field;
-                Value::of_buffer(api, &memory, *buffer, *offset, tensor).map(Arc::new)
-            })
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        let shared = Shared {
-            api,
-            package,
-            plan,
-            operators,
-            weights,
-            prepacked,
-            values,
-        };
-        let mut driver = Self {
-            engines: Vec::new(),
-            layout,
-            memory,
-            side: 0,
-            in_place: kernels,
-            gpu,
-            implementations: Vec::new(),
-        };
-        for position in 0..plan.engines.len() {
-            driver.add_engine(&shared, position)?;
-        }
-        Ok(driver)
-    }
-
     /// Builds the engine at `position` of the plan, binds it and runs it once on idle slots.
     fn add_engine(&mut self, shared: &Shared<'_>, position: usize) -> Result<(), BackendError> {
-        let Shared { package, plan, .. } = *shared;
-        let graph = package.graph(plan.engines[position], target(plan))?;
-        let EngineGraph {
-            engine: info, file, ..
-        } = graph;
+        let opening = shared.opening;
+        let graph = opening.graph(position, target(opening))?;
+        let file = graph.file;
+        let _span = tracing::debug_span!("build", file).entered();
         let failed = |error| ort_error(file, error);
         // On a GPU it also shows where standard nodes ran.
-        let profiled = plan.profile || self.gpu.is_some();
+        let kept = opening.options.inspection.profile;
+        let profiled = kept || self.gpu.is_some();
         let folder = profiled.then(ProfileFolder::make).transpose();
         let (folder, mut without) = match folder {
             Ok(folder) => (folder, None),
             Err(reason) => (None, Some(reason)),
         };
         let prefix = folder.as_ref().map(ProfileFolder::prefix);
-        let recorded = self.gpu.is_some() && info.seq_len == 1 && !plan.without_cuda_graph;
+        // A graph is of one place.
+        let all = opening.engines[position].batch == opening.manifest().batch;
+        let recorded = self.gpu.is_some() && graph.engine.seq_len == 1 && all;
+        let recorded = recorded && !opening.options.cuda.without_graph;
         let session = self.build(shared, position, &graph, prefix.as_deref(), recorded)?;
-        let sides: &[usize] = if self.in_place { &[0] } else { &[0, 1] };
-        let bindings = sides
-            .iter()
-            .map(|&side| self.bind(&session, shared, position, side))
+        let places = self.buffers.bindings(position);
+        let bindings = places
+            .map(|(slot, side)| self.bind(&session, shared.api, position, slot, side))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let profile = folder.map(ProfileFolder::into_file).transpose();
@@ -172,7 +181,7 @@ impl OrtDriver {
             without = Some(error.to_string());
             None
         });
-        if let Some(message) = without.take_if(|_| plan.profile) {
+        if let Some(message) = without.take_if(|_| kept) {
             let file = file.into();
             return Err(BackendError::Profile { file, message });
         }
@@ -184,13 +193,13 @@ impl OrtDriver {
             profile,
         });
         let kernels = self.run_watched(position, shared.operators.as_deref())?;
-        if plan.profile {
+        if kept {
             return Ok(());
         }
         let profile = without
             .map(Err)
             .or_else(|| self.engines[position].end_profile());
-        let seen = EngineImplementations::of_run(plan.kind, &graph, &kernels, profile)?;
+        let seen = EngineImplementations::of_run(opening.kind, &graph, &kernels, profile)?;
         self.implementations.push(seen);
         Ok(())
     }
@@ -212,21 +221,6 @@ impl OrtDriver {
         ran.map(|()| kernels)
     }
 
-    /// What the operators of each engine took, without its idle run.
-    pub fn end_profile(self) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
-        let times = self.engines.into_iter().map(|mut engine| {
-            let profile = engine.end_profile().unwrap_or_else(|| Err("none".into()));
-            match profile {
-                Ok(profile) => Ok((engine.file, profile.operators(1))),
-                Err(message) => Err(BackendError::Profile {
-                    file: engine.file,
-                    message,
-                }),
-            }
-        });
-        times.collect()
-    }
-
     /// The session of an engine, with everything that it shares with the others.
     fn build(
         &self,
@@ -236,16 +230,18 @@ impl OrtDriver {
         profile: Option<&Path>,
         recorded: bool,
     ) -> Result<OrtSession, BackendError> {
-        let Shared { package, plan, .. } = *shared;
+        let opening = shared.opening;
+        let (options, package) = (opening.options, opening.options.package);
+        let taps = &opening.engines[position].taps;
         let EngineGraph { file, model, .. } = *graph;
         let failed = |error| ort_error(file, error);
         let mut builder = Builder::new(shared.api)
-            .and_then(|builder| builder.threads(plan.threads.unwrap_or(0)))
+            .and_then(|builder| builder.threads(options.threads.unwrap_or(0)))
             .map_err(failed)?;
         if let Some(prefix) = profile {
             builder = builder.profile(prefix).map_err(failed)?;
         }
-        if plan.passive_wait {
+        if options.ort.passive_wait {
             builder = builder.passive_wait().map_err(failed)?;
         }
         if let Some(prepacked) = &shared.prepacked {
@@ -266,17 +262,14 @@ impl OrtDriver {
             && let Some(folder) = package.weights_path().parent()
         {
             let mut model = package.locate_weights(model);
-            add_outputs(&mut model, &plan.taps[position]);
+            add_outputs(&mut model, taps);
             builder
                 .external_data_folder(folder)
                 .and_then(|builder| builder.build(&model.encode_to_vec()))
-        } else if plan.taps[position].is_empty() {
+        } else if taps.is_empty() {
             builder.build_from_file(&package.dir().join(file))
         } else {
-            return Err(BackendError::Unavailable {
-                backend: plan.kind.to_string(),
-                reason: "extra outputs need ONNX Runtime 1.21 or later".into(),
-            });
+            return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));
         }
         .map_err(failed)
     }
@@ -284,142 +277,139 @@ impl OrtDriver {
     fn bind(
         &self,
         session: &OrtSession,
-        shared: &Shared<'_>,
-        position: usize,
+        api: &'static Api,
+        engine: usize,
+        slot: usize,
         side: usize,
     ) -> Result<Binding, OrtError> {
-        let Shared { plan, values, .. } = shared;
-        let layout = &self.layout;
-        let inputs = layout.inputs[position];
         let mut binding = Binding::new(session)?;
-        binding.input(INPUT_IDS, &values[inputs.input_ids])?;
-        binding.input(PAST_LENGTH, &values[inputs.past_length])?;
-        binding.input(SEQ_LENGTH, &values[inputs.seq_length])?;
-        binding.output(LOGITS, &values[layout.logits[position]])?;
-        let names = state_tensors(&plan.manifest.model, &plan.manifest.shape());
-        for ((past, present, _), sides) in names.iter().zip(&layout.states) {
-            binding.input(past, &values[sides[side]])?;
-            binding.output(present, &values[sides[1 - side]])?;
-        }
-        for ((name, _), &tap) in plan.taps[position].iter().zip(&layout.taps[position]) {
-            binding.output(name, &values[tap])?;
+        for bound in self.buffers.layout.bound(engine, slot, side) {
+            let Bound {
+                name,
+                output,
+                field,
+            } = bound;
+            let memory = &self.buffers.memory;
+            let value = Value::of_buffer(api, memory, field.buffer, field.offset, &field.tensor)?;
+            match output {
+                true => binding.output(name, &Arc::new(value))?,
+                false => binding.input(name, &Arc::new(value))?,
+            }
         }
         Ok(binding)
     }
 
-    pub fn implementations(&self) -> &[EngineImplementations] {
-        &self.implementations
-    }
-
-    pub fn make_resident(&mut self) {
-        self.memory.make_resident();
-    }
-
-    pub fn in_place(&self) -> bool {
-        self.in_place
-    }
-
-    pub fn state_bytes(&self, index: usize) -> usize {
-        self.layout.state_bytes(index)
-    }
-
-    pub fn run(
-        &mut self,
-        engine: usize,
-        input_ids: &[i64],
-        past_length: &[i64],
-        seq_length: &[i64],
-    ) -> Result<(), BackendError> {
-        // A graph is recorded by running the model more than once, which only idle slots bear.
-        let thread = thread::current().id();
-        let recorded = self.engines[engine].recorded.as_ref();
-        if recorded.is_some_and(|threads| !threads.contains(&thread)) {
-            self.run_idle(engine)?;
-        }
-        self.run_once(engine, input_ids, past_length, seq_length)?;
-        let outputs = [self.layout.logits[engine]];
-        let outputs = outputs.iter().chain(&self.layout.taps[engine]);
-        for &field in outputs {
-            let copied = self.memory.download(self.layout.fields[field].buffer);
-            let file = &self.engines[engine].file;
-            copied.map_err(|error| cuda_error(file, "copying results from the GPU", error))?;
-        }
-        Ok(())
-    }
-
     /// A run that leaves every state as it is, whatever runs it.
     fn run_idle(&mut self, engine: usize) -> Result<(), BackendError> {
-        let (ids, lengths) = self.layout.idle_inputs(engine);
-        self.run_once(engine, &ids, &lengths, &lengths)?;
+        let given = self.buffers.give_idle(engine);
+        given.map_err(|error| self.failed(engine, UPLOAD, error))?;
+        self.run_binding(engine, 0)?;
         if let Some(threads) = &mut self.engines[engine].recorded {
             threads.push(thread::current().id());
         }
         Ok(())
     }
 
-    fn run_once(
-        &mut self,
-        engine: usize,
-        input_ids: &[i64],
-        past_length: &[i64],
-        seq_length: &[i64],
-    ) -> Result<(), BackendError> {
-        let inputs = self.layout.inputs[engine];
-        let (layout, memory) = (&self.layout, &mut self.memory);
-        layout.write_inputs(memory, engine, input_ids, past_length, seq_length);
+    fn run_binding(&mut self, engine: usize, binding: usize) -> Result<(), BackendError> {
         let Engine {
             file,
             bindings,
             session,
             ..
         } = &self.engines[engine];
-        self.memory
-            .upload(inputs.buffer)
-            .map_err(|error| cuda_error(file, "copying tokens to the GPU", error))?;
-        let binding = &bindings[if self.in_place { 0 } else { self.side }];
-        let ran = session.run(binding, &mut self.memory);
+        let ran = session.run(&bindings[binding], &mut self.buffers.memory);
         let finished = self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.finish(file));
         ran.map_err(|error| ort_error(file, error))?;
-        finished?;
-        self.side = 1 - self.side;
-        Ok(())
+        finished
     }
 
-    fn numbers<T: crate::raw::Plain>(&self, field: usize) -> &[T] {
-        let Field {
-            tensor,
-            buffer,
-            offset,
-        } = &self.layout.fields[field];
-        self.memory.slice(*buffer, *offset, tensor.elements())
+    fn failed(&self, engine: usize, what: &'static str, error: CudaError) -> BackendError {
+        cuda_error(&self.engines[engine].file, what, error)
+    }
+}
+
+const UPLOAD: &str = "copying tokens to the GPU";
+
+impl Driver for OrtDriver {
+    fn implementations(&self) -> &[EngineImplementations] {
+        &self.implementations
     }
 
-    pub fn logits(&self, engine: usize) -> &[f32] {
-        self.numbers(self.layout.logits[engine])
+    fn in_place(&self) -> bool {
+        self.buffers.in_place
     }
 
-    pub fn tap(&self, engine: usize, tap: usize) -> Cow<'_, [f32]> {
-        let field = self.layout.taps[engine][tap];
-        let widen = |convert: fn(u16) -> f32| {
-            let bits = self.numbers::<u16>(field);
-            Cow::Owned(bits.iter().map(|&bits| convert(bits)).collect())
-        };
-        match self.layout.fields[field].tensor.dtype {
-            ElementType::F16 => widen(|bits| f16::from_bits(bits).to_f32()),
-            ElementType::BF16 => widen(|bits| bf16::from_bits(bits).to_f32()),
-            _ => Cow::Borrowed(self.numbers(field)),
+    fn slot_bytes(&self, state: usize) -> usize {
+        self.buffers.slot_bytes(state)
+    }
+
+    fn run(
+        &mut self,
+        engine: usize,
+        slot: usize,
+        inputs: StepInputs<'_>,
+    ) -> Result<(), BackendError> {
+        // A graph is recorded by running the model more than once, which only idle slots bear.
+        let recorded = self.engines[engine].recorded.as_ref();
+        if recorded.is_some_and(|threads| !threads.contains(&thread::current().id())) {
+            self.run_idle(engine)?;
         }
+        let binding = self.buffers.begin(engine, slot, inputs);
+        let binding = binding.map_err(|error| self.failed(engine, UPLOAD, error))?;
+        self.run_binding(engine, binding)?;
+        self.buffers.end(engine, slot);
+        let fetched = self.buffers.fetch(engine, slot);
+        fetched.map_err(|error| self.failed(engine, "copying results from the GPU", error))
+    }
+
+    fn logits(&self, engine: usize) -> &[f32] {
+        self.buffers.logits(engine)
+    }
+
+    fn tap(&self, engine: usize, index: usize) -> Option<Cow<'_, [f32]>> {
+        Some(self.buffers.tap(engine, index))
+    }
+
+    fn read_state(
+        &mut self,
+        state: usize,
+        slot: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), BackendError> {
+        let read = self.buffers.read_state(state, slot, bytes);
+        read.map_err(|error| cuda_error("the sequences", "reading a state", error))
+    }
+
+    fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let written = self.buffers.write_state(state, slot, bytes);
+        written.map_err(|error| cuda_error("the sequences", "writing a state", error))
+    }
+
+    fn make_resident(&mut self) {
+        self.buffers.memory.make_resident();
+    }
+
+    /// What the operators of each engine took, without its idle run.
+    fn end_profile(self: Box<Self>) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
+        let times = self.engines.into_iter().filter_map(|mut engine| {
+            let profile = engine.end_profile()?;
+            let file = engine.file;
+            Some(match profile {
+                Ok(profile) => Ok((file, profile.operators(1))),
+                Err(message) => Err(BackendError::Profile { file, message }),
+            })
+        });
+        times.collect()
     }
 }
 
 /// What the graphs are built for that the backend runs.
-fn target(plan: &Plan) -> Target {
-    match plan.kind {
-        BackendKind::OrtCpu if plan.manifest.fallback != Fallback::Inline => Target::Cpu,
+fn target(opening: &Opening<'_>) -> Target {
+    let manifest = opening.manifest();
+    match opening.kind {
+        BackendKind::OrtCpu if manifest.fallback != Fallback::Inline => Target::Cpu,
         // The CPU, where the emulator's products run, has none in bf16.
-        BackendKind::OrtCuda if !(EMULATED && plan.manifest.dtype == ElementType::BF16) => {
-            Target::Cuda
-        }
+        BackendKind::OrtCuda if !(EMULATED && manifest.dtype == ElementType::BF16) => Target::Cuda,
         _ => Target::Portable,
     }
 }

@@ -1,6 +1,6 @@
 //! `golden.safetensors`, as `verify --golden` reads it.
 
-use ratplus_runtime::verify::Golden;
+use ratplus_tools::verify::Golden;
 
 pub fn run(data: &[u8]) {
     let Ok(golden) = Golden::from_bytes(data) else {

@@ -1,9 +1,9 @@
 //! Power that is lost at any moment of an export: what was not synced may be there or not.
 
-mod able;
 mod explore;
 mod judge;
 mod model;
+mod model_tests;
 mod trace;
 
 use crate::faults::{Before, Setting};

@@ -1,12 +1,13 @@
 //! Names the first layer and tensor at which a backend leaves the reference.
 
 use super::turn::turns;
-use super::{Exactness, Golden, Route, Verifier, VerifyError};
-use crate::backend::BackendKind;
+use super::{Golden, Route, Verifier, VerifyError};
 use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::model::{self, FINAL_NORM};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::tolerance::F32_LOGIT;
+use ratplus_runtime::backend::BackendKind;
+use ratplus_runtime::backend::inspection::Exactness;
 
 impl Verifier<'_> {
     /// Runs the backend and tract along `route` with every tap, and describes the first tensor
@@ -18,7 +19,7 @@ impl Verifier<'_> {
         golden: &Golden,
         route: Route,
     ) -> Result<String, VerifyError> {
-        if backend.product().is_some() {
+        if backend.runs_plans() {
             return Ok(
                 "plans have no intermediate outputs: ort-cuda on the same package names the \
                        tensor if it differs too"

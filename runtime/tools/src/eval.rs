@@ -5,8 +5,8 @@
 //! that overlap by `window - stride` tokens, one at least: they are context and not scored again, and
 //! every token but a text's first is scored once.
 
-use crate::backend::{BackendError, NonFiniteLogits, Session};
-use crate::planner::{Chunk, PlanError, plan};
+use ratplus_runtime::backend::{BackendError, NonFiniteLogits, Session};
+use ratplus_runtime::planner::{Chunk, PlanError, plan};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ impl EvalOptions {
         if !(2..=longest).contains(&window) {
             return Err(EvalError::Option {
                 option: "window",
-                expected: format!("2 to {longest}, the package's --max-seq-len"),
+                expected: format!("2 to {longest}, the package's `max_seq_len`"),
                 found: window,
             });
         }
@@ -127,7 +127,7 @@ pub fn negative_log_likelihood(logits: &[f32], token: usize) -> Option<f64> {
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// Sizes that do not fit.
-    #[error("{option}: expected {expected}, found {found}")]
+    #[error("`{option}`: expected {expected}, found {found}")]
     Option {
         /// The field of [`EvalOptions`].
         option: &'static str,
@@ -163,7 +163,7 @@ pub enum EvalError {
     Plan(#[from] PlanError),
     /// The package returns the last token's logits and the session has no decode engine.
     #[error(
-        "scoring needs every token's logits: open the engine of length 1, or export with --logits all"
+        "scoring needs every token's logits: open the engine of length 1, or export with `logits: all`"
     )]
     NoDecodeEngine,
     /// Logits that are no numbers.

@@ -1,4 +1,4 @@
-use crate::nvinfer::NvinferError;
+use ratplus_runtime::nvinfer::NvinferError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -50,14 +50,6 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    /// The reason without the backend, which callers name themselves.
-    pub(crate) fn reason(&self) -> String {
-        match self {
-            Self::Refused { reason, .. } => reason.clone(),
-            other => other.to_string(),
-        }
-    }
-
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             action,

@@ -1,10 +1,10 @@
 //! How fast a session prefills and decodes.
 
-use crate::backend::{BackendError, BackendKind, OperatorTime, Session, SessionOptions};
-use crate::package::Package;
-use crate::planner::{PlanError, plan};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use ratplus_runtime::backend::inspection::{self, Inspection};
+use ratplus_runtime::backend::{BackendError, BackendKind, OperatorTime, Session, SessionBuilder};
+use ratplus_runtime::planner::{PlanError, plan};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -125,7 +125,7 @@ pub fn bench(
             BenchError::Plan { name, source }
         })?;
     }
-    session.make_resident();
+    inspection::make_resident(session);
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut measured = Vec::new();
     for (name, context, tokens, decode) in cases {
@@ -172,11 +172,10 @@ pub struct EngineTimes {
 /// ([`BackendKind::has_profiles`]).
 ///
 /// # Errors
-/// As [`bench()`], and as [`Session::open`].
+/// As [`bench()`], and as [`SessionBuilder::open`].
 pub fn operator_times(
-    package: &Package,
+    sessions: &SessionBuilder<'_>,
     kind: BackendKind,
-    session: &SessionOptions,
     options: &BenchOptions,
 ) -> Result<Vec<EngineTimes>, BenchError> {
     const STEPS: usize = 16;
@@ -191,20 +190,22 @@ pub fn operator_times(
         let Some((name, context, tokens, decode)) = case else {
             continue;
         };
-        let profiled = SessionOptions {
+        let mut profiled = sessions.clone().inspect(Inspection {
             profile: true,
+            ..Inspection::default()
+        });
+        if *decode {
             // The engine of one token may also be part of a prompt's plan.
-            engines: decode.then(|| vec![1]),
-            ..session.clone()
-        };
-        let mut session = Session::open(package, kind, &profiled)?;
-        session.make_resident();
+            profiled = profiled.engines([1]);
+        }
+        let mut session = profiled.open(kind)?;
+        inspection::make_resident(&mut session);
         if *decode {
             decode_once(&mut session, *context, STEPS.min(*tokens), &mut rng)?;
         } else {
             prefill_once(&mut session, *tokens, &mut rng)?;
         }
-        for (file, operators) in session.end_profile()? {
+        for (file, operators) in inspection::end_profile(session)? {
             if !operators.is_empty() {
                 let name = name.clone();
                 times.push(EngineTimes {
@@ -262,7 +263,7 @@ fn decode_once(
     let batch = session.batch();
     let ids = random_tokens(session, batch * tokens, rng);
     let counts = vec![1; batch];
-    (0..batch).for_each(|slot| session.assume_past(slot, context));
+    (0..batch).for_each(|slot| inspection::assume_past(session, slot, context));
     let mut taken = Vec::with_capacity(tokens);
     for ids in ids.chunks_exact(batch) {
         let start = Instant::now();

@@ -1,9 +1,9 @@
 //! What `verify` found.
 
 use super::Worst;
-use crate::backend::{BackendError, BackendKind, Session};
 use ratplus_graphs::manifest::Fallback;
 use ratplus_graphs::ops::ElementType;
+use ratplus_runtime::backend::{BackendError, BackendKind, Session};
 use serde::Serialize;
 
 /// Everything measured.

@@ -1,25 +1,15 @@
 //! tract in f32: what backends are compared with, and what rounding the weights may cost.
 
 use super::{Golden, Route, Row, STORED_WEIGHTS, Verifier, VerifyError};
-use crate::backend::BackendKind;
 use ratplus_graphs::tolerance::{
     F32_LOGIT, NAIVE_ROUNDING_FACTOR, STORED_WEIGHTS_MEAN_FACTOR, STORED_WEIGHTS_MEAN_ROWS,
 };
+use ratplus_runtime::backend::BackendKind;
+use ratplus_runtime::backend::inspection::Exactness;
 use std::time::Instant;
 
 /// Seeds of the noise that shows what rounding weights costs.
 const NOISE_SEEDS: [u64; 2] = [0, 1];
-
-/// What a session rounds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Exactness {
-    /// As the package says.
-    AsStored,
-    /// tract in f32: nothing but the weights that are stored.
-    WithoutRounding,
-    /// That, with noise of this seed in them.
-    NoisyWeights(u64),
-}
 
 impl Verifier<'_> {
     /// Random tokens, and what tract makes of them one by one without rounding.

@@ -1,9 +1,9 @@
 //! Plans become a package's own with one rename, that of its manifest.
 
 use super::BuildError;
-use crate::package::Package;
 use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest};
 use ratplus_graphs::plans::{BUILDING_PREFIX, PLANS_FOLDER, PlanSet, is_plan_file, plans_folder};
+use ratplus_runtime::package::Package;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::Write;

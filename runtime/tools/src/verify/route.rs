@@ -1,6 +1,6 @@
 //! The ways a sequence is put through a package's engines.
 
-use crate::planner::{self, PlanError};
+use ratplus_runtime::planner::{self, PlanError};
 use std::fmt;
 
 /// A way through a sequence.
@@ -12,6 +12,8 @@ pub enum Route {
     PrefillThenDecode(usize),
     /// Token by token.
     Decode,
+    /// Token by token, by the engine of one slot: where there is another for all.
+    DecodeApart,
     /// As the planner would prefill it.
     Planned,
 }
@@ -32,7 +34,7 @@ impl Route {
     /// The routes of a chunk length: both kinds of prefill, or decode for 1.
     pub fn of_chunk(chunk: usize) -> Vec<Self> {
         if chunk == 1 {
-            vec![Self::Decode]
+            vec![Self::Decode, Self::DecodeApart]
         } else {
             vec![Self::Prefill(chunk), Self::PrefillThenDecode(chunk)]
         }
@@ -56,7 +58,7 @@ impl Route {
                 steps.extend(chunks(tail, 1));
                 steps
             }
-            Self::Decode => chunks(total, 1),
+            Self::Decode | Self::DecodeApart => chunks(total, 1),
             Self::Planned => planner::plan(total, lengths, limit)?
                 .into_iter()
                 .map(|chunk| Step {
@@ -83,6 +85,7 @@ impl fmt::Display for Route {
             Self::Prefill(chunk) => write!(f, "prefill by {chunk}"),
             Self::PrefillThenDecode(chunk) => write!(f, "prefill by {chunk}, decode"),
             Self::Decode => f.write_str("decode"),
+            Self::DecodeApart => f.write_str("decode, slot by slot"),
             Self::Planned => f.write_str("planned prefill"),
         }
     }
@@ -100,6 +103,7 @@ mod tests {
                 Route::Prefill(7),
                 Route::PrefillThenDecode(64),
                 Route::Decode,
+                Route::DecodeApart,
                 Route::Planned,
             ] {
                 let steps = route.steps(total, &lengths, 200).unwrap();

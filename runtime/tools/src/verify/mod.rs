@@ -22,14 +22,16 @@ mod turn;
 
 pub use compare::{Differences, Worst};
 pub use golden::{Golden, GoldenError, GoldenTap};
-use reference::Exactness;
 pub use report::{Implementations, Row, STORED_WEIGHTS, Skip, VerifyReport};
 pub use route::{Route, Step};
 use turn::{Seen, turns};
 
-use crate::backend::{BackendError, BackendKind, Session, SessionOptions};
-use crate::package::Package;
+use ratplus_graphs::manifest::Manifest;
 use ratplus_graphs::tolerance::{F32_LOGIT, NAIVE_ROUNDING_FACTOR};
+use ratplus_runtime::backend::inspection::{Exactness, Inspection};
+use ratplus_runtime::backend::{BackendError, BackendKind, Session, SessionBuilder};
+use ratplus_runtime::engine::Limits;
+use ratplus_runtime::package::Package;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -41,8 +43,6 @@ pub struct VerifyOptions {
     pub backends: Vec<BackendKind>,
     /// Chunk lengths. Empty: every static length of the package, and the planner's own plan.
     pub chunks: Vec<usize>,
-    /// Libraries and threads; taps are added to it.
-    pub session: SessionOptions,
     /// Number of tokens where there is no golden file.
     pub tokens: usize,
     /// Seed of these tokens.
@@ -67,19 +67,21 @@ pub enum VerifyError {
     },
 }
 
-/// Runs the whole matrix. `progress` hears what starts.
+/// Runs the whole matrix on sessions that are opened as `sessions` has it. `progress` hears what starts.
 ///
 /// # Errors
 /// Something does not fit together, or an engine failed to run; a bad result is no error but a
 /// report that did not pass.
 pub fn verify(
-    package: &Package,
+    sessions: &SessionBuilder<'_>,
     golden: Option<&Golden>,
     options: &VerifyOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<VerifyReport, VerifyError> {
+    let package = sessions.package();
     let routes = check(package, golden, options)?;
     let mut verifier = Verifier {
+        sessions,
         package,
         options,
         progress,
@@ -149,17 +151,13 @@ fn check(
     options: &VerifyOptions,
 ) -> Result<Vec<Route>, VerifyError> {
     let manifest = package.manifest();
-    let lengths: Vec<_> = manifest
-        .engines
-        .iter()
-        .map(|engine| engine.seq_len)
-        .collect();
+    let Limits { lengths, .. } = manifest.into();
     let mut errors = Vec::new();
     for chunk in &options.chunks {
         if !lengths.contains(chunk) {
             errors.push(format!(
-                "--chunks: {chunk} is no static length of this package; it has {lengths:?}; export with \
-                 --prefill-lengths {chunk} to get it"
+                "`chunks`: {chunk} is no static length of this package; it has {lengths:?}; export with \
+                 `prefill_lengths: {chunk}` to get it"
             ));
         }
     }
@@ -168,11 +166,11 @@ fn check(
         let source = if golden.is_some() {
             "golden tokens"
         } else {
-            "--tokens"
+            "`tokens`"
         };
         let most = manifest.max_seq_len;
         let remedy = if total > most {
-            "; export with a larger --max-seq-len"
+            "; export with a larger `max_seq_len`"
         } else {
             ""
         };
@@ -229,13 +227,23 @@ fn check(
         .iter()
         .flat_map(|&chunk| Route::of_chunk(chunk))
         .collect();
+    if !two_decode_engines(manifest) {
+        routes.retain(|&route| route != Route::DecodeApart);
+    }
     if options.chunks.is_empty() {
         routes.push(Route::Planned);
     }
     Ok(routes)
 }
 
+/// Whether single tokens have an engine of one slot and one of all.
+fn two_decode_engines(manifest: &Manifest) -> bool {
+    let engines = manifest.engines.iter();
+    engines.filter(|engine| engine.seq_len == 1).count() > 1
+}
+
 struct Verifier<'a> {
+    sessions: &'a SessionBuilder<'a>,
     package: &'a Package,
     options: &'a VerifyOptions,
     progress: &'a mut dyn FnMut(&str),
@@ -254,18 +262,16 @@ impl Verifier<'_> {
         taps: Vec<String>,
         how: Exactness,
     ) -> Result<Session, VerifyError> {
-        let options = SessionOptions {
+        let inspection = Inspection {
             extra_outputs: taps,
-            // Small steps of several sessions, beside whatever else a test machine runs.
-            passive_wait: true,
-            without_rounding: how != Exactness::AsStored,
-            weight_noise: match how {
-                Exactness::NoisyWeights(seed) => Some(seed),
-                _ => None,
-            },
-            ..self.options.session.clone()
+            exactness: how,
+            ..Inspection::default()
         };
-        Session::open(self.package, backend, &options).map_err(|source| VerifyError::Backend {
+        let mut sessions = self.sessions.clone().inspect(inspection);
+        // Small steps of several sessions, beside whatever else a test machine runs.
+        sessions.ort.passive_wait = true;
+        let opened = sessions.open(backend);
+        opened.map_err(|source| VerifyError::Backend {
             backend,
             route: "opening".into(),
             source,
@@ -333,7 +339,7 @@ impl Verifier<'_> {
         if taps.is_empty() {
             return Ok(());
         }
-        if backend.product().is_some() {
+        if backend.runs_plans() {
             // Plans have no such outputs: rows that compare nothing say so.
             for tap in taps {
                 let none = Differences::default();
@@ -406,7 +412,7 @@ impl Verifier<'_> {
         } else {
             let Some(&naive) = self.naive.get(tensor) else {
                 return Err(VerifyError::Mismatch(vec![format!(
-                    "{backend}: the tolerance of {types} comes from tract; add tract to --backend"
+                    "{backend}: the tolerance of {types} comes from tract; add tract to `backends`"
                 )]));
             };
             let tolerance = (NAIVE_ROUNDING_FACTOR * naive).max(exact);

@@ -5,15 +5,14 @@ mod stage;
 
 pub use error::BuildError;
 
-use crate::backend::BackendKind;
-use crate::nvinfer::{self, Product};
-use crate::package::{EngineGraph, Package};
 use prost::Message;
-use ratplus_graphs::manifest::{Engine, Fallback, Manifest, Target, TensorInfo, WEIGHTS_FILE};
-use ratplus_graphs::ops::{ElementType, check_gpu_cache};
+use ratplus_graphs::manifest::{Fallback, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
 use ratplus_kernels::cuda::{self, Device};
-use ratplus_nvinfer::{ElementKind, Library, Network, NetworkSource, Tensor};
+use ratplus_nvinfer::{Library, Network, NetworkSource};
+use ratplus_runtime::backend::{BackendKind, PlanRequirements, check_tensors};
+use ratplus_runtime::nvinfer::{self, Product};
+use ratplus_runtime::package::{EngineGraph, Package};
 use serde::Serialize;
 use stage::Stage;
 use std::path::PathBuf;
@@ -30,9 +29,9 @@ const RTX_TARGETS: [((u32, u32), bool); 4] = [
 /// How plans are built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildOptions {
-    /// Folder with the library; see [`crate::nvinfer`].
+    /// Folder with the library; see [`ratplus_runtime::nvinfer`].
     pub tensorrt: Option<PathBuf>,
-    /// Where the library of RAT+ plugins is; see [`crate::nvinfer`].
+    /// Where the library of RAT+ plugins is; see [`ratplus_runtime::nvinfer`].
     pub plugins: Option<PathBuf>,
     /// TensorRT only: number of the GPU to build for.
     pub device: i32,
@@ -85,62 +84,12 @@ pub struct BuildReport {
     pub seconds: f64,
 }
 
-/// What plans of a package need for a backend.
-pub(crate) struct Needs {
-    pub product: Product,
-    /// Whether plugins stand for the custom nodes.
-    pub plugins: bool,
-    /// What the graphs are built for.
-    pub graphs: Target,
-}
-
-impl Needs {
-    /// # Errors
-    /// The backend runs no plans, or not those of such a package.
-    pub fn of(backend: BackendKind, manifest: &Manifest) -> Result<Self, BuildError> {
-        let refused = |reason: &str| {
-            Err(BuildError::Refused {
-                backend: backend.to_string(),
-                reason: reason.into(),
-            })
-        };
-        match (backend.product(), manifest.fallback) {
-            (None, _) => refused("it runs the ONNX files; expected tensorrt or tensorrt-rtx"),
-            (Some(Product::Rtx), Fallback::None | Fallback::TrtPlugins) => refused(
-                "TensorRT for RTX takes no plugins, and the package has bare custom nodes with no \
-                 functions to stand for them; export it with `--fallback function` or \
-                 `--fallback inline`",
-            ),
-            (Some(_), _) if manifest.precision.quantization.is_some() => refused(
-                "TensorRT has no such products, and the package's weights are block-wise integers of \
-                 ONNX Runtime's; export it without --quantize",
-            ),
-            (Some(product), fallback) => {
-                let plugins = product == Product::TensorRt && fallback != Fallback::Inline;
-                let shape = manifest.shape();
-                match check_gpu_cache(shape.dtype, shape.cache_dtype) {
-                    Err(reason) if plugins => refused(&reason),
-                    _ => Ok(Self {
-                        product,
-                        plugins,
-                        graphs: if plugins {
-                            Target::TensorRt
-                        } else {
-                            Target::Cuda
-                        },
-                    }),
-                }
-            }
-        }
-    }
-
-    /// What runs the custom nodes.
-    pub fn custom_nodes(&self, manifest: &Manifest) -> &'static str {
-        match (self.plugins, manifest.fallback) {
-            (true, _) => "plugin",
-            (false, Fallback::Inline) => "none: standard operators only",
-            (false, _) => "function body",
-        }
+/// What runs the custom nodes.
+fn custom_nodes(requirements: PlanRequirements, manifest: &Manifest) -> &'static str {
+    match (requirements.plugins, manifest.fallback) {
+        (true, _) => "plugin",
+        (false, Fallback::Inline) => "none: standard operators only",
+        (false, _) => "function body",
     }
 }
 
@@ -157,7 +106,7 @@ impl Tools {
     /// Everything that is missing.
     fn find(
         backend: BackendKind,
-        needs: &Needs,
+        needs: PlanRequirements,
         options: &BuildOptions,
     ) -> Result<Self, BuildError> {
         let mut problems = Vec::new();
@@ -238,8 +187,12 @@ pub fn build(
 ) -> Result<BuildReport, BuildError> {
     let start = Instant::now();
     let manifest = package.manifest();
-    let needs = Needs::of(backend, manifest)?;
-    let mut tools = Tools::find(backend, &needs, options)?;
+    let needs = PlanRequirements::of(backend, manifest);
+    let needs = needs.map_err(|reason| BuildError::Refused {
+        backend: backend.to_string(),
+        reason,
+    })?;
+    let mut tools = Tools::find(backend, needs, options)?;
     let mut stage = Stage::new(package, backend.name())?;
     let timing = tools.timing_cache.as_ref();
     let timing = timing.and_then(|path| std::fs::read(path).ok());
@@ -276,7 +229,10 @@ pub fn build(
             compute_capabilities: &options.compute_capabilities,
         };
         let mut network = Network::parse(&tools.library, &source).map_err(failed)?;
-        check_tensors(engine, onnx, &network.tensors())?;
+        check_tensors(engine, &network.tensors()).map_err(|problems| BuildError::Tensors {
+            file: onnx.into(),
+            problems,
+        })?;
         tools.note_targets(&network);
         let plan = network.build().map_err(failed)?;
         if let Some(cache) = network.timing_cache().map_err(failed)? {
@@ -318,7 +274,7 @@ pub fn build(
         library: tools.library.version(),
         path: tools.library.path().into(),
         compute_capabilities: tools.targets,
-        custom_nodes: needs.custom_nodes(manifest),
+        custom_nodes: custom_nodes(needs, manifest),
         plans: built,
         notes,
         seconds: start.elapsed().as_secs_f64(),
@@ -328,57 +284,4 @@ pub fn build(
 fn checksum(manifest: &Manifest, file: &str) -> String {
     let info = manifest.files.get(file);
     info.map(|info| info.sha256.clone()).unwrap_or_default()
-}
-
-/// What TensorRT calls an element type of ours.
-pub(crate) fn kind(dtype: ElementType) -> ElementKind {
-    match dtype {
-        ElementType::F32 => ElementKind::F32,
-        ElementType::F16 => ElementKind::F16,
-        ElementType::BF16 => ElementKind::BF16,
-        ElementType::I64 => ElementKind::I64,
-        // `nvinfer1::DataType::kUINT8`.
-        ElementType::U8 => ElementKind::Other(5),
-    }
-}
-
-/// Whether inputs and outputs are the manifest's, in any order.
-pub(crate) fn check_tensors(
-    engine: &Engine,
-    file: &str,
-    found: &[Tensor],
-) -> Result<(), BuildError> {
-    let show = |kind: ElementKind, shape: &[i64]| format!("{kind}{shape:?}");
-    let mut problems = Vec::new();
-    let sides = [(true, &engine.inputs), (false, &engine.outputs)];
-    for (input, expected) in sides {
-        let what = if input { "input" } else { "output" };
-        for TensorInfo { name, tensor } in expected {
-            let shape: Vec<_> = tensor.shape.iter().map(|&size| size as i64).collect();
-            let wanted = show(kind(tensor.dtype), &shape);
-            let same = |found: &&Tensor| found.name == *name && found.input == input;
-            match found.iter().find(same) {
-                None => problems.push(format!("{what} `{name}`: expected {wanted}, found none")),
-                Some(found) if show(found.kind, &found.shape) != wanted => problems.push(format!(
-                    "{what} `{name}`: expected {wanted}, found {}",
-                    show(found.kind, &found.shape)
-                )),
-                Some(_) => (),
-            }
-        }
-        let known = |name: &str| expected.iter().any(|expected| expected.name == name);
-        let found = found.iter().filter(|found| found.input == input);
-        problems.extend(
-            found
-                .filter(|found| !known(&found.name))
-                .map(|found| format!("{what} `{}`: expected none of that name", found.name)),
-        );
-    }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(BuildError::Tensors {
-            file: file.into(),
-            problems,
-        }),
-    }
 }

@@ -1,0 +1,221 @@
+//! Opens sessions.
+
+use super::inspection::Inspection;
+use super::{
+    BackendError, BackendKind, CudaOptions, OrtOptions, Session, TensorRtOptions, driver, session,
+};
+use crate::engine::Limits;
+use crate::package::{EngineGraph, Package};
+use ratplus_graphs::manifest::{Engine, Manifest, Target};
+use ratplus_graphs::model::taps;
+use ratplus_graphs::ops::TensorType;
+
+/// How a session of a package is opened; see [`Session::builder`].
+#[derive(Clone, Debug)]
+pub struct SessionBuilder<'a> {
+    pub(super) package: &'a Package,
+    pub(super) threads: Option<usize>,
+    engines: Option<Vec<usize>>,
+    /// For the backends of ONNX Runtime.
+    pub ort: OrtOptions,
+    /// For backends on NVIDIA GPUs.
+    pub cuda: CudaOptions,
+    /// For TensorRT and TensorRT for RTX.
+    pub tensorrt: TensorRtOptions,
+    pub(super) inspection: Inspection,
+}
+
+impl<'a> SessionBuilder<'a> {
+    pub(super) fn new(package: &'a Package) -> Self {
+        Self {
+            package,
+            threads: None,
+            engines: None,
+            ort: OrtOptions::default(),
+            cuda: CudaOptions::default(),
+            tensorrt: TensorRtOptions::default(),
+            inspection: Inspection::default(),
+        }
+    }
+
+    /// The package.
+    pub fn package(&self) -> &'a Package {
+        self.package
+    }
+
+    /// Threads of each operator, the backend's choice unless given. tract runs on one.
+    pub fn threads(mut self, threads: impl Into<Option<usize>>) -> Self {
+        self.threads = threads.into();
+        self
+    }
+
+    /// Opens engines of these static lengths only.
+    pub fn engines(mut self, lengths: impl IntoIterator<Item = usize>) -> Self {
+        self.engines = Some(lengths.into_iter().collect());
+        self
+    }
+
+    /// With [`ort`](Self::ort) set.
+    pub fn ort(mut self, options: OrtOptions) -> Self {
+        self.ort = options;
+        self
+    }
+
+    /// With [`cuda`](Self::cuda) set.
+    pub fn cuda(mut self, options: CudaOptions) -> Self {
+        self.cuda = options;
+        self
+    }
+
+    /// With [`tensorrt`](Self::tensorrt) set.
+    pub fn tensorrt(mut self, options: TensorRtOptions) -> Self {
+        self.tensorrt = options;
+        self
+    }
+
+    /// What is to be seen of the session besides its logits.
+    #[doc(hidden)]
+    pub fn inspect(mut self, inspection: Inspection) -> Self {
+        self.inspection = inspection;
+        self
+    }
+
+    /// Opens the engines and runs each once on idle slots: ONNX Runtime shows then which
+    /// implementation runs every custom node; TensorRT's plans were built with one and have no
+    /// other.
+    ///
+    /// # Errors
+    /// A library is missing, the package cannot run on this backend, an option names something
+    /// the package does not have, or another implementation ran than the one asked for.
+    pub fn open(&self, kind: BackendKind) -> Result<Session, BackendError> {
+        let dir = self.package.dir();
+        let _span =
+            tracing::info_span!("open", backend = %kind, package = %dir.display()).entered();
+        let opened = self.opening(kind).and_then(|opening| {
+            let driver = driver::open(&opening)?;
+            Ok(session::new(opening, driver))
+        });
+        opened.inspect_err(|error| tracing::error!(%error, "not opened"))
+    }
+
+    /// What has to be opened.
+    fn opening(&self, kind: BackendKind) -> Result<Opening<'_>, BackendError> {
+        let refused = |option, expected: String, found: &str| BackendError::Option {
+            option,
+            expected,
+            found: found.into(),
+        };
+        if let Some(feature) = kind.missing_feature() {
+            return Err(BackendError::Unavailable {
+                backend: kind.to_string(),
+                reason: format!(
+                    "this build has none; build ratplus-runtime with its feature `{feature}`"
+                ),
+            });
+        }
+        if self.threads == Some(0) {
+            return Err(refused("threads", "1 or more".into(), "0"));
+        }
+        if self.inspection.profile && !kind.has_profiles() {
+            let expected = format!(
+                "{} or {}, whose runs ONNX Runtime times",
+                BackendKind::OrtCpu,
+                BackendKind::OrtFallback
+            );
+            return Err(refused("profile", expected, kind.name()));
+        }
+        let manifest = self.package.manifest();
+        let Limits { lengths, .. } = manifest.into();
+        let wanted = self.engines.as_ref();
+        if let Some(unknown) =
+            wanted.and_then(|wanted| wanted.iter().find(|length| !lengths.contains(length)))
+        {
+            let expected = format!("lengths of the package, {lengths:?}");
+            return Err(refused("engines", expected, &unknown.to_string()));
+        }
+        let mut engines = Vec::new();
+        for (index, engine) in manifest.engines.iter().enumerate() {
+            let &Engine { batch, seq_len, .. } = engine;
+            if wanted.is_none_or(|wanted| wanted.contains(&seq_len)) {
+                engines.push(OpenedEngine {
+                    index,
+                    seq_len,
+                    batch,
+                    taps: self.taps(seq_len)?,
+                });
+            }
+        }
+        if engines.is_empty() {
+            let expected = format!("at least one of {lengths:?}");
+            return Err(refused("engines", expected, "none"));
+        }
+        Ok(Opening {
+            options: self,
+            kind,
+            engines,
+        })
+    }
+
+    /// The extra outputs that are asked for, of the engine of a length.
+    fn taps(&self, seq_len: usize) -> Result<Vec<(String, TensorType)>, BackendError> {
+        let wanted = &self.inspection.extra_outputs;
+        let manifest = self.package.manifest();
+        let mut known = taps(
+            &manifest.model,
+            &manifest.shape(),
+            &manifest.precision,
+            seq_len,
+        );
+        let names: Vec<_> = known.iter().map(|(name, _)| name.as_str()).collect();
+        if let Some(unknown) = wanted.iter().find(|name| !names.contains(&name.as_str())) {
+            return Err(BackendError::Option {
+                option: "extra_outputs",
+                expected: format!("one of {}", names.join(", ")),
+                found: unknown.clone(),
+            });
+        }
+        known.retain(|(name, _)| wanted.contains(name));
+        Ok(known)
+    }
+}
+
+/// A session that is being opened.
+pub(super) struct Opening<'a> {
+    pub options: &'a SessionBuilder<'a>,
+    pub kind: BackendKind,
+    /// In the manifest's order.
+    pub engines: Vec<OpenedEngine>,
+}
+
+/// An engine of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OpenedEngine {
+    /// Index in the manifest.
+    pub index: usize,
+    /// Its static length.
+    pub seq_len: usize,
+    /// Slots that it runs: all of the session, or one.
+    pub batch: usize,
+    /// Its extra outputs, with the shape of all slots.
+    pub taps: Vec<(String, TensorType)>,
+}
+
+impl<'a> Opening<'a> {
+    pub fn manifest(&self) -> &'a Manifest {
+        self.options.package.manifest()
+    }
+
+    /// The engine at `position` of those opened, built for `target`.
+    pub fn graph(&self, position: usize, target: Target) -> Result<EngineGraph<'a>, BackendError> {
+        let index = self.engines[position].index;
+        self.options.package.graph(index, target)
+    }
+
+    /// This backend cannot be used.
+    pub fn unavailable(&self, reason: impl Into<String>) -> BackendError {
+        BackendError::Unavailable {
+            backend: self.kind.to_string(),
+            reason: reason.into(),
+        }
+    }
+}

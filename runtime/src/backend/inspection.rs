@@ -1,0 +1,61 @@
+//! What programs that judge and measure a session see of it, and change in it, besides what programs
+//! that run it do.
+
+use super::{BackendError, OperatorTime, Session, Step};
+use std::borrow::Cow;
+
+/// Asked for as a session is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// Intermediate tensors that every step also returns, by their names in the graph
+    /// ([`ratplus_graphs::model::taps`] lists them).
+    pub extra_outputs: Vec<String>,
+    /// Times every operator of every run until [`end_profile`], which slows them. Which implementations
+    /// ran is then not looked at. ONNX Runtime on the CPU only.
+    pub profile: bool,
+    /// tract only: what it rounds.
+    pub exactness: Exactness,
+}
+
+/// What the reference rounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exactness {
+    /// As the package says.
+    #[default]
+    AsStored,
+    /// Nothing but the weights that are stored: no rounding to f16 or bf16 between operators.
+    WithoutRounding,
+    /// That, and every weight that is stored in f16, bf16 or integers is moved by up to half a step of
+    /// its type, at random from this seed. What comes of it shows what rounding the weights costs.
+    NoisyWeights(u64),
+}
+
+/// An extra output in f32, and its shape; `None` where it was not asked for.
+pub fn extra_output<'a>(step: &Step<'a>, name: &str) -> Option<(Vec<usize>, Cow<'a, [f32]>)> {
+    let (session, engine) = (step.session, step.engine);
+    let taps = &session.engines[engine].taps;
+    let index = taps.iter().position(|(tap, _)| tap == name)?;
+    let values = session.driver.tap(engine, index)?;
+    Some((taps[index].1.shape.clone(), values))
+}
+
+/// Has `slot` count `length` tokens as seen, whatever its caches hold. What it computes then means
+/// nothing, and takes as long.
+pub fn assume_past(session: &mut Session, slot: usize, length: usize) {
+    session.past_length[slot] = length as i64;
+}
+
+/// Has the caches' memory be there before it is written: what was never written is read from one page
+/// of zeros. Some backends write theirs, or have them on a GPU.
+pub fn make_resident(session: &mut Session) {
+    session.driver.make_resident();
+}
+
+/// Ends a session opened with [`Inspection::profile`]: what the operators of each opened engine took,
+/// the most first; none where the engine did not run.
+///
+/// # Errors
+/// The profile cannot be written or read.
+pub fn end_profile(session: Session) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
+    session.driver.end_profile()
+}

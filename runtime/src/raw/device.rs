@@ -1,0 +1,3 @@
+//! Memory of NVIDIA GPUs.
+
+pub use ratplus_kernels::cuda::{CudaError, Device, DeviceMemory, PinnedMemory};
