@@ -2,8 +2,9 @@
 
 mod search;
 
-use crate::raw::{Api, open_library};
+use crate::raw::{self, open_library};
 use libloading::os::unix::Library;
+use ort::environment::Environment;
 use search::{Place, Surroundings};
 use std::env;
 use std::fmt::Write as _;
@@ -81,9 +82,17 @@ pub struct OnnxRuntime {
     pub providers: Vec<String>,
 }
 
+impl OnnxRuntime {
+    /// Whether a model in memory may have external data. Release 1.20 has the option too, but
+    /// its constant folding looks into the current folder.
+    pub(crate) fn memory_models_have_external_data(&self) -> bool {
+        is_supported(&self.version, (1, 21))
+    }
+}
+
 struct Loaded {
     info: Arc<OnnxRuntime>,
-    api: &'static Api,
+    environment: Environment,
 }
 
 static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
@@ -100,6 +109,15 @@ pub fn onnxruntime(explicit: Option<&Path>) -> Result<Arc<OnnxRuntime>, LibraryE
     load(explicit).map(|(info, _)| info)
 }
 
+/// The same, for sessions that a host drives by itself through `ort`, which allows one environment a
+/// process: it asks for this one and makes none.
+///
+/// # Errors
+/// As above.
+pub fn environment(explicit: Option<&Path>) -> Result<Environment, LibraryError> {
+    load(explicit).map(|(_, environment)| environment)
+}
+
 /// What [`onnxruntime`] has loaded so far.
 pub fn found() -> Option<Arc<OnnxRuntime>> {
     let loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,7 +126,7 @@ pub fn found() -> Option<Arc<OnnxRuntime>> {
 
 pub(crate) fn load(
     explicit: Option<&Path>,
-) -> Result<(Arc<OnnxRuntime>, &'static Api), LibraryError> {
+) -> Result<(Arc<OnnxRuntime>, Environment), LibraryError> {
     let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(loaded) = &*loaded {
         if let Some(asked) = explicit {
@@ -121,13 +139,12 @@ pub(crate) fn load(
                 });
             }
         }
-        return Ok((loaded.info.clone(), loaded.api));
+        return Ok((loaded.info.clone(), loaded.environment.clone()));
     }
     let Opened {
         library,
         path,
         version,
-        minor,
         origin,
         others,
     } = open_runtime(explicit, &Surroundings::of_process())?;
@@ -137,11 +154,8 @@ pub(crate) fn load(
         reason,
         advice: ORT_ADVICE,
     };
-    let api = Api::new(&library, minor).map_err(|error| unusable(error.to_string()))?;
-    let providers = api
-        .providers()
-        .map_err(|error| unusable(error.to_string()))?;
-    let api: &'static Api = Box::leak(Box::new(api));
+    let environment = raw::environment(&library).map_err(unusable)?;
+    let providers = raw::providers().map_err(|error| unusable(error.to_string()))?;
     let info = Arc::new(OnnxRuntime {
         path,
         version,
@@ -151,20 +165,22 @@ pub(crate) fn load(
     });
     *loaded = Some(Loaded {
         info: info.clone(),
-        api,
+        environment: environment.clone(),
     });
-    Ok((info, api))
+    Ok((info, environment))
 }
 
 fn same_file(left: &Path, right: &Path) -> Option<bool> {
     Some(left.canonicalize().ok()? == right.canonicalize().ok()?)
 }
 
-/// The minor number of a release that is new enough.
-fn supported_minor(version: &str) -> Option<u32> {
-    let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
-    let (major, minor) = (parts.next()??, parts.next()??);
-    (major == OLDEST_VERSION.0 && minor >= OLDEST_VERSION.1).then_some(minor)
+/// Whether a release is `oldest` or a later one of the same major number.
+fn is_supported(version: &str, oldest: (u32, u32)) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>());
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => major == oldest.0 && minor >= oldest.1,
+        _ => false,
+    }
 }
 
 /// A release that works, and where it came from.
@@ -172,7 +188,6 @@ struct Opened {
     library: ManuallyDrop<Library>,
     path: PathBuf,
     version: String,
-    minor: u32,
     origin: String,
     others: Vec<String>,
 }
@@ -198,14 +213,15 @@ fn open_file(file: &Path, origin: &str) -> Result<Opened, String> {
         }
         format!("expected a library for this machine, but the loader says: {reason}")
     })?;
-    let (version, real) = Api::version_of(&library)
+    let (version, real) = raw::version_of(&library)
         .map_err(|error| format!("expected ONNX Runtime, found another library: {error}"))?;
-    let minor = supported_minor(&version).ok_or_else(|| old(&version))?;
+    if !is_supported(&version, OLDEST_VERSION) {
+        return Err(old(&version));
+    }
     Ok(Opened {
         library,
         path: real.unwrap_or_else(|| file.into()),
         version,
-        minor,
         origin: origin.into(),
         others: Vec::new(),
     })
@@ -372,10 +388,10 @@ mod tests {
 
     #[test]
     fn old_and_strange_versions_are_refused() {
-        assert_eq!(supported_minor("1.31.1"), Some(31));
-        assert_eq!(supported_minor("1.17.0"), Some(17));
+        assert!(is_supported("1.31.1", OLDEST_VERSION));
+        assert!(is_supported("1.17.0", OLDEST_VERSION));
         for version in ["1.16.3", "2.0.0", "", "1", "one.two"] {
-            assert_eq!(supported_minor(version), None, "{version}");
+            assert!(!is_supported(version, OLDEST_VERSION), "{version}");
         }
     }
 
@@ -385,6 +401,17 @@ mod tests {
         let error = operators(Some(nowhere)).unwrap_err();
         assert!(matches!(&error, LibraryError::Unusable { path, .. } if path == nowhere));
         assert!(error.to_string().contains("RATPLUS_ORT_LIBRARY"), "{error}");
+    }
+
+    #[test]
+    fn a_host_has_sessions_in_the_environment_of_the_process() {
+        let Ok(environment) = environment(None) else {
+            eprintln!("SKIPPED sessions of a host: no ONNX Runtime");
+            return;
+        };
+        ort::session::Session::builder(&environment).unwrap();
+        // What it is there for.
+        assert!(ort::init().build().is_err());
     }
 
     fn refused(path: &Path) -> String {

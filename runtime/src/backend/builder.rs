@@ -113,8 +113,11 @@ impl<'a> SessionBuilder<'a> {
                 ),
             });
         }
-        if self.threads == Some(0) {
-            return Err(refused("threads", "1 or more".into(), "0"));
+        if let Some(threads) = self.threads
+            && !(1..=i32::MAX as usize).contains(&threads)
+        {
+            let (expected, found) = (format!("1 to {}", i32::MAX), threads.to_string());
+            return Err(refused("threads", expected, &found));
         }
         if self.inspection.profile && !kind.has_profiles() {
             let expected = format!(

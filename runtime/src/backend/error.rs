@@ -42,14 +42,12 @@ pub enum BackendError {
     #[error("the state was refused:\n  {}", .0.join("\n  "))]
     State(Vec<String>),
     /// ONNX Runtime failed.
-    #[error("{file}: ONNX Runtime: {call}: {message}")]
+    #[error("{file}: ONNX Runtime: {source}")]
     Ort {
         /// The engine.
         file: String,
-        /// Function of its C interface.
-        call: &'static str,
-        /// Its words.
-        message: String,
+        /// Its code and words.
+        source: ort::Error,
     },
     /// The GPU failed.
     #[error("{file}: {what}: {source}")]

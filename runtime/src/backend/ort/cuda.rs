@@ -3,7 +3,13 @@
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{Api, Builder, CudaError, Device, DeviceErrors, EMULATED, Value, open_library};
+use crate::raw::{CudaError, Device, DeviceErrors, EMULATED, Weights, open_library};
+use ort::environment::Environment;
+use ort::ep::{
+    ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, CUDA, ExecutionProvider,
+};
+use ort::session::Session;
+use ort::session::builder::SessionBuilder;
 use ratplus_graphs::manifest::WEIGHTS_FILE;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +36,7 @@ impl Gpu {
     pub fn open(
         ordinal: i32,
         runtime: &OnnxRuntime,
-        api: &'static Api,
+        environment: &Environment,
         operators: &Path,
     ) -> Result<Self, BackendError> {
         let unavailable = |reason| BackendError::Unavailable {
@@ -51,7 +57,7 @@ impl Gpu {
                  ORT_DYLIB_PATH to its folder site-packages/onnxruntime/capi",
                 runtime.providers.join(", ")
             ));
-        } else if !api.memory_models_have_external_data() {
+        } else if !runtime.memory_models_have_external_data() {
             problems.push(format!(
                 "ONNX Runtime at `{path}`: expected version 1.21 or later, found {version}; upgrade \
                  it (`pip install --upgrade onnxruntime-gpu`)"
@@ -72,12 +78,13 @@ impl Gpu {
             load_cuda_libraries(&runtime.path);
         }
         // Loads the provider, and the libraries that it is linked with.
-        if let Err(error) = Builder::new(api).and_then(|builder| builder.cuda(ordinal, false)) {
+        let used =
+            Session::builder(environment).and_then(|builder| on_gpu(builder, ordinal, false));
+        if let Err(error) = used {
             return Err(unavailable(format!(
                 "ONNX Runtime {version} at `{path}` has the provider {PROVIDER} but cannot use it: \
-                 {}; install the CUDA libraries that it was built for (`pip install \
-                 \"onnxruntime-gpu[cuda,cudnn]\"`)",
-                error.message
+                 {error}; install the CUDA libraries that it was built for (`pip install \
+                 \"onnxruntime-gpu[cuda,cudnn]\"`)"
             )));
         }
         Ok(Self {
@@ -88,26 +95,15 @@ impl Gpu {
     }
 
     /// Every stored tensor in the GPU's memory, in one copy that all engines use.
-    pub fn upload_weights<'a>(
-        &self,
-        api: &'static Api,
-        package: &'a Package,
-    ) -> Result<Vec<(&'a str, Arc<Value>)>, BackendError> {
+    pub fn upload_weights(&self, package: &Package) -> Result<Arc<Weights>, BackendError> {
         let bytes = package.weights();
         let failed = |source| cuda_error(WEIGHTS_FILE, "copying the weights to the GPU", source);
         let memory = self.device.allocate(bytes.len()).map_err(failed)?;
         memory.upload(bytes).map_err(failed)?;
         // A copy from memory that is not pinned returns early.
         self.device.synchronize().map_err(failed)?;
-        let memory = Arc::new(memory);
-        let stored = package.stored_tensors().iter();
-        stored
-            .map(|stored| {
-                let offset = stored.offset as usize;
-                let value = Value::of_device(api, &memory, self.ordinal, offset, &stored.tensor);
-                Ok((stored.name.as_str(), Arc::new(value?)))
-            })
-            .collect::<Result<_, _>>()
+        Weights::of_device(memory, self.ordinal, package.stored_tensors())
+            .map(Arc::new)
             .map_err(|error| super::ort_error(WEIGHTS_FILE, error))
     }
 
@@ -123,6 +119,35 @@ impl Gpu {
             }),
         }
     }
+}
+
+/// Runs every node on GPU number `ordinal`: what that cannot run is an error, not the CPU's. With
+/// `graph`, a run is recorded and replayed from then on; until then, and in the first run of every other
+/// thread, the model runs more than once.
+pub(super) fn on_gpu(
+    mut builder: SessionBuilder,
+    ordinal: i32,
+    graph: bool,
+) -> ort::Result<SessionBuilder> {
+    if EMULATED {
+        return Ok(builder);
+    }
+    provider(ordinal, graph).register(&mut builder)?;
+    let builder = builder.with_disable_cpu_fallback()?;
+    Ok(builder.with_device_allocated_initializers()?)
+}
+
+/// Flags are numbers, as ONNX Runtime documents them; `ort`'s own setters write `true`.
+fn provider(ordinal: i32, graph: bool) -> CUDA {
+    CUDA::default()
+        .with_device_id(ordinal)
+        .with_arbitrary_config("enable_cuda_graph", u8::from(graph))
+        // Products of f32 values keep f32's precision.
+        .with_arbitrary_config("use_tf32", 0)
+        // The arena grows by what is asked for, not by powers of two.
+        .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+        // Copies wait for the work before them.
+        .with_arbitrary_config("do_copy_in_default_stream", 1)
 }
 
 pub(super) fn cuda_error(file: &str, what: &'static str, source: CudaError) -> BackendError {
@@ -189,6 +214,21 @@ fn cuda_libraries(onnxruntime: &Path) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn options_of_the_cuda_provider() {
+        assert_eq!(
+            format!("{:?}", provider(3, true)),
+            "CUDA(ExecutionProviderOptions({\"device_id\": \"3\", \"enable_cuda_graph\": \"1\", \
+             \"use_tf32\": \"0\", \"arena_extend_strategy\": \"kSameAsRequested\", \
+             \"do_copy_in_default_stream\": \"1\"}))"
+        );
+        let without = format!("{:?}", provider(0, false));
+        assert!(
+            without.contains("\"enable_cuda_graph\": \"0\""),
+            "{without}"
+        );
+    }
 
     #[test]
     fn cuda_libraries_are_found_beside_onnxruntime_in_the_order_they_need() {

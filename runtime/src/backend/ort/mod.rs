@@ -9,13 +9,15 @@ use super::layout::{Bound, Layout};
 use super::profile::Profile;
 use super::profile_file::{ProfileFile, ProfileFolder};
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
-use crate::ort_library;
-use crate::package::{EngineGraph, Package};
+use crate::ort_library::{self, OnnxRuntime};
+use crate::package::EngineGraph;
 use crate::raw::{
-    Api, Binding, Builder, CudaError, EMULATED, KernelRun, KernelWatch, Memory, OrtError,
-    OrtSession, Prepacked, Value,
+    Binding, CudaError, EMULATED, KernelRun, KernelWatch, Memory, Model, OrtSession, Value, Weights,
 };
 use cuda::{Gpu, cuda_error};
+use ort::environment::Environment;
+use ort::session::Session;
+use ort::session::builder::PrepackedWeights;
 use prost::Message;
 use ratplus_graphs::manifest::{Fallback, Target, WEIGHTS_FILE};
 use ratplus_graphs::model::add_outputs;
@@ -58,11 +60,12 @@ struct OrtDriver {
 
 /// What all sessions of a package share.
 struct Shared<'a> {
-    api: &'static Api,
+    runtime: Arc<OnnxRuntime>,
+    environment: Environment,
     opening: &'a Opening<'a>,
     operators: Option<PathBuf>,
-    weights: Vec<(&'a str, Arc<Value>)>,
-    prepacked: Option<Arc<Prepacked>>,
+    weights: Arc<Weights>,
+    prepacked: Option<PrepackedWeights>,
 }
 
 /// Whether ONNX Runtime runs such a package so.
@@ -97,41 +100,48 @@ fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
 pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
     check(opening)?;
     let (kind, options) = (opening.kind, opening.options);
+    let package = options.package;
     let library = |source| BackendError::Library {
         backend: kind,
         source,
     };
     let found = ort_library::load(options.ort.library.as_deref()).map_err(library)?;
-    let (runtime, api) = found;
+    let (runtime, environment) = found;
     let manifest = opening.manifest();
     let kernels = manifest.fallback != Fallback::Inline && kind != BackendKind::OrtFallback;
     let operators = kernels
         .then(|| ort_library::operators(options.ort.operators.as_deref()).map_err(library))
         .transpose()?;
     let gpu = match &operators {
-        Some(operators) if kind == BackendKind::OrtCuda => {
-            Some(Gpu::open(options.cuda.device, &runtime, api, operators)?)
-        }
+        Some(operators) if kind == BackendKind::OrtCuda => Some(Gpu::open(
+            options.cuda.device,
+            &runtime,
+            &environment,
+            operators,
+        )?),
         _ => None,
     };
-    let failed = |error: OrtError| ort_error(WEIGHTS_FILE, error);
+    let failed = |error| ort_error(WEIGHTS_FILE, error);
     let layout = Layout::new(manifest, &opening.engines, kernels, gpu.is_some());
     let (memory, weights, prepacked) = match &gpu {
         None => (
             Memory::new(layout.buffers.iter().map(|(bytes, _)| *bytes)),
-            map_weights(api, options.package).map_err(failed)?,
-            Some(Arc::new(Prepacked::new(api).map_err(failed)?)),
+            Weights::of_map(package.weights_map(), package.stored_tensors())
+                .map(Arc::new)
+                .map_err(failed)?,
+            Some(PrepackedWeights::new()),
         ),
         Some(gpu) => {
             let buffers = layout.buffers.iter().copied();
             let memory = Memory::on_device(gpu.device, gpu.ordinal, buffers);
             let failed = |error| cuda_error("the sequences", "allocating their state", error);
             let memory = memory.map_err(failed)?;
-            (memory, gpu.upload_weights(api, options.package)?, None)
+            (memory, gpu.upload_weights(package)?, None)
         }
     };
     let shared = Shared {
-        api,
+        runtime,
+        environment,
         opening,
         operators,
         weights,
@@ -173,7 +183,7 @@ impl OrtDriver {
         let session = self.build(shared, position, &graph, prefix.as_deref(), recorded)?;
         let places = self.buffers.bindings(position);
         let bindings = places
-            .map(|(slot, side)| self.bind(&session, shared.api, position, slot, side))
+            .map(|(slot, side)| self.bind(&session, position, slot, side))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let profile = folder.map(ProfileFolder::into_file).transpose();
@@ -234,54 +244,51 @@ impl OrtDriver {
         let (options, package) = (opening.options, opening.options.package);
         let taps = &opening.engines[position].taps;
         let EngineGraph { file, model, .. } = *graph;
-        let failed = |error| ort_error(file, error);
-        let mut builder = Builder::new(shared.api)
-            .and_then(|builder| builder.threads(options.threads.unwrap_or(0)))
-            .map_err(failed)?;
-        if let Some(prefix) = profile {
-            builder = builder.profile(prefix).map_err(failed)?;
-        }
-        if options.ort.passive_wait {
-            builder = builder.passive_wait().map_err(failed)?;
-        }
-        if let Some(prepacked) = &shared.prepacked {
-            builder = builder.prepacked(prepacked.clone());
-        }
-        if let Some(gpu) = &self.gpu {
-            builder = builder.cuda(gpu.ordinal, recorded).map_err(failed)?;
-        }
-        if let Some(operators) = &shared.operators {
-            builder = builder.register(operators).map_err(failed)?;
-        }
-        // Weights in place and, on the CPU, one packed copy for all engines; without either, every
-        // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
-        for (name, value) in &shared.weights {
-            builder = builder.initializer(name, value.clone()).map_err(failed)?;
-        }
-        if shared.api.memory_models_have_external_data()
-            && let Some(folder) = package.weights_path().parent()
-        {
-            let mut model = package.locate_weights(model);
-            add_outputs(&mut model, taps);
-            builder
-                .external_data_folder(folder)
-                .and_then(|builder| builder.build(&model.encode_to_vec()))
-        } else if taps.is_empty() {
-            builder.build_from_file(&package.dir().join(file))
-        } else {
-            return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));
-        }
-        .map_err(failed)
+        let folder = package.weights_path().parent();
+        let model = match folder.filter(|_| shared.runtime.memory_models_have_external_data()) {
+            Some(folder) => {
+                let mut model = package.locate_weights(model);
+                add_outputs(&mut model, taps);
+                Model::Content(model.encode_to_vec(), folder.into())
+            }
+            None if taps.is_empty() => Model::File(package.dir().join(file)),
+            None => {
+                return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));
+            }
+        };
+        let build = || {
+            let mut builder = Session::builder(&shared.environment)?
+                .with_inter_threads(1)?
+                .with_intra_threads(options.threads.unwrap_or(0))?;
+            if let Some(prefix) = profile {
+                builder = builder.with_profiling(prefix)?;
+            }
+            if options.ort.passive_wait {
+                builder = builder.with_intra_op_spinning(false)?;
+            }
+            if let Some(prepacked) = &shared.prepacked {
+                builder = builder.with_prepacked_weights(prepacked)?;
+            }
+            if let Some(gpu) = &self.gpu {
+                builder = cuda::on_gpu(builder, gpu.ordinal, recorded)?;
+            }
+            if let Some(operators) = &shared.operators {
+                builder = builder.with_operator_library(operators)?;
+            }
+            // Weights in place and, on the CPU, one packed copy for all engines; without either, every
+            // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
+            OrtSession::new(builder, &shared.weights, model)
+        };
+        build().map_err(|error| ort_error(file, error))
     }
 
     fn bind(
         &self,
         session: &OrtSession,
-        api: &'static Api,
         engine: usize,
         slot: usize,
         side: usize,
-    ) -> Result<Binding, OrtError> {
+    ) -> ort::Result<Binding> {
         let mut binding = Binding::new(session)?;
         for bound in self.buffers.layout.bound(engine, slot, side) {
             let Bound {
@@ -290,10 +297,10 @@ impl OrtDriver {
                 field,
             } = bound;
             let memory = &self.buffers.memory;
-            let value = Value::of_buffer(api, memory, field.buffer, field.offset, &field.tensor)?;
+            let value = Value::new(memory, field.buffer, field.offset, &field.tensor)?;
             match output {
-                true => binding.output(name, &Arc::new(value))?,
-                false => binding.input(name, &Arc::new(value))?,
+                true => binding.output(name, &value)?,
+                false => binding.input(name, &value)?,
             }
         }
         Ok(binding)
@@ -316,7 +323,7 @@ impl OrtDriver {
             bindings,
             session,
             ..
-        } = &self.engines[engine];
+        } = &mut self.engines[engine];
         let ran = session.run(&bindings[binding], &mut self.buffers.memory);
         let finished = self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.finish(file));
         ran.map_err(|error| ort_error(file, error))?;
@@ -414,25 +421,9 @@ fn target(opening: &Opening<'_>) -> Target {
     }
 }
 
-/// Every stored tensor as it lies in the file.
-fn map_weights<'a>(
-    api: &'static Api,
-    package: &'a Package,
-) -> Result<Vec<(&'a str, Arc<Value>)>, OrtError> {
-    let stored = package.stored_tensors().iter();
-    stored
-        .map(|stored| {
-            let offset = stored.offset as usize;
-            let value = Value::of_map(api, package.weights_map(), offset, &stored.tensor)?;
-            Ok((stored.name.as_str(), Arc::new(value)))
-        })
-        .collect()
-}
-
-fn ort_error(file: &str, error: OrtError) -> BackendError {
+fn ort_error(file: &str, source: ort::Error) -> BackendError {
     BackendError::Ort {
         file: file.into(),
-        call: error.call,
-        message: error.message,
+        source,
     }
 }
