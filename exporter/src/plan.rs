@@ -5,7 +5,7 @@ use crate::package::PackageOptions;
 use crate::publish::check_replaceable;
 use prost::Message;
 use ratplus_graphs::manifest::{self, FileInfo, Manifest};
-use ratplus_graphs::model::{self, StoredTensor};
+use ratplus_graphs::model::{self, StoredContent};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -69,10 +69,10 @@ impl ExportPlan {
         })
     }
 
-    /// Every tensor of the weights file, and that file's length.
-    pub(crate) fn storage(&self) -> (Vec<StoredTensor>, u64) {
+    /// Everything in the weights file, and that file's length.
+    pub(crate) fn contents(&self) -> (Vec<StoredContent>, u64) {
         let manifest = &self.manifest;
-        model::storage(&manifest.model, &manifest.shape(), &manifest.precision)
+        model::stored_contents(&manifest.model, &manifest.shape(), &manifest.precision)
     }
 
     /// Refuses a package larger than the room there is for it.

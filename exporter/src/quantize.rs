@@ -5,6 +5,7 @@ mod block;
 use block::{Block, larger};
 use ratplus_graphs::precision::{Plane, Quantization};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// What a weight lost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -113,21 +114,20 @@ impl Quantizer {
         Ok(std::mem::take(&mut self.done.planes[0].blocks))
     }
 
-    /// The bytes of every tensor after the first node's blocks, in file order.
-    pub(crate) fn finish(self, name: String) -> (Vec<Vec<u8>>, QuantizedWeight) {
+    /// The bytes of every tensor after the first node's blocks, by name.
+    pub(crate) fn finish(self, name: String) -> (BTreeMap<String, Vec<u8>>, QuantizedWeight) {
         let quantization = self.quantization;
-        let mut tensors = Vec::new();
+        let (mut tensors, mut size) = (BTreeMap::new(), 0);
         for (&plane, bytes) in quantization.planes().iter().zip(self.done.planes) {
-            tensors.extend([bytes.blocks, bytes.scales]);
-            if plane.has_zero_points(quantization) {
-                tensors.push(bytes.zero_points);
+            let stored = plane.tensors(quantization, &name, self.shape);
+            let parts = [bytes.blocks, bytes.scales, bytes.zero_points];
+            for ((name, tensor), bytes) in stored.into_iter().zip(parts) {
+                size += tensor.bytes() as u64;
+                tensors.insert(name, bytes);
             }
         }
-        tensors.remove(0);
-        let planes = quantization.planes().iter();
-        let stored = planes.flat_map(|plane| plane.tensors(quantization, &name, self.shape));
         let lost = QuantizedWeight {
-            bytes: stored.map(|(_, tensor)| tensor.bytes() as u64).sum(),
+            bytes: size,
             name,
             shape: self.shape,
             relative_error: match self.done.squares {

@@ -252,12 +252,9 @@ mod tests {
             (sampling(1.0, None, Some(1.1), 0), "top_p"),
             (sampling(1.0, None, Some(f32::NAN), 0), "top_p"),
         ] {
-            assert!(
-                Sampler::new(options)
-                    .unwrap_err()
-                    .to_string()
-                    .starts_with(name)
-            );
+            let error = Sampler::new(options).unwrap_err();
+            assert_eq!(error.parameter, name);
+            assert!(error.to_string().contains(name), "{error}");
         }
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for options in [Sampling::GREEDY, sampling(1.0, None, None, 0)] {

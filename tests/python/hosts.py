@@ -201,8 +201,8 @@ class Inline(Function):
 class TractSession:
     """A model in tract."""
 
-    def __init__(self, model, node, t):
-        self.engine = tool().ask("load", model)[0]["engine"]
+    def __init__(self, model, node, t, body=False):
+        self.engine = tool().ask("load", model, max_seq_len=node.max_seq_len, body=body)[0]["engine"]
         self.inputs, self.outputs = node.inputs(t), node.outputs(t)
 
     def run_arrays(self, inputs, outputs):
@@ -245,7 +245,7 @@ class TractInline(Tract):
     seeds = 1
 
     def session(self, node, t, options=None, threads=1, **config):
-        return TractSession(lowered(build_model(node, t, options), "inline", node.max_seq_len), node, t)
+        return TractSession(build_model(node, t, options), node, t, body=True)
 
 
 HOSTS = {

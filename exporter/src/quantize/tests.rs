@@ -34,19 +34,23 @@ fn round_trip(
     for piece in bytes.chunks(piece) {
         first.extend(quantizer.push(piece).unwrap());
     }
-    let (rest, lost) = quantizer.finish("w".into());
-    let mut tensors = [first].into_iter().chain(rest);
+    let (mut tensors, lost) = quantizer.finish("w".into());
+    let whole = quantization.planes()[0].tensors(quantization, "w", shape);
+    tensors.insert(whole[0].0.clone(), first);
     let (blocks, bytes) = (quantization.blocks(shape[1]), quantization.block_size / 2);
     let mut found = vec![0.0; values.len()];
     for plane in quantization.planes() {
-        for (name, tensor) in plane.tensors(quantization, "w", shape).iter().skip(3) {
-            assert!(name.ends_with("zero_points") && tensor.shape.len() == 1);
-        }
-        let integers = tensors.next().unwrap();
-        let scales = tensors.next().unwrap();
-        let zeros = plane
-            .has_zero_points(quantization)
-            .then(|| tensors.next().unwrap());
+        let constants = plane.tensors(quantization, "w", shape);
+        assert_eq!(constants.len(), plane.constants(quantization));
+        let mut constants = constants.iter().map(|(name, tensor)| {
+            let bytes = tensors.remove(name).unwrap();
+            assert_eq!(bytes.len(), tensor.bytes(), "{name}");
+            bytes
+        });
+        let integers = constants.next().unwrap();
+        let scales = constants.next().unwrap();
+        let zeros = constants.next();
+        drop(constants);
         assert_eq!(integers.len(), shape[0] * blocks * bytes);
         let nibble = |bytes: &[u8], index: usize| bytes[index / 2] >> (4 * (index % 2)) & 15;
         for row in 0..shape[0] {
@@ -67,7 +71,7 @@ fn round_trip(
             }
         }
     }
-    assert_eq!(tensors.next(), None);
+    assert!(tensors.is_empty());
     (found, lost)
 }
 

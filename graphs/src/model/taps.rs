@@ -1,8 +1,8 @@
 //! Intermediate tensors that can be made outputs.
 
 use super::Weight;
-use crate::manifest::{LogitsMode, PackageShape};
 use crate::ops::{ElementType, TensorType};
+use crate::package::{LogitsMode, PackageShape};
 use crate::precision::Precision;
 use crate::spec::ModelSpec;
 

@@ -1,8 +1,5 @@
-//! Weights: names, shapes and places in the weights file.
+//! Weights: names and shapes.
 
-use crate::manifest::PackageShape;
-use crate::ops::{ElementType, TensorType};
-use crate::precision::Precision;
 use crate::spec::ModelSpec;
 
 /// A weight, by its place in the model. [`Weight::name`] is its name in released checkpoints and
@@ -125,52 +122,4 @@ pub fn rotary_row(spec: &ModelSpec, table: &str, position: usize) -> impl Iterat
         };
         (if cosine { angle.cos() } else { angle.sin() }) as f32
     })
-}
-
-/// Where a stored tensor lies in the weights file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// Name of the initializer.
-    pub name: String,
-    /// Type and shape.
-    pub tensor: TensorType,
-    /// First byte.
-    pub offset: u64,
-}
-
-/// Every tensor starts at a multiple of this, so that a memory map can serve it in place.
-pub const WEIGHT_ALIGNMENT: u64 = 4096;
-
-/// Every stored tensor in file order, and the file's length.
-pub fn storage(
-    spec: &ModelSpec,
-    shape: &PackageShape,
-    precision: &Precision,
-) -> (Vec<StoredTensor>, u64) {
-    let mut offset = 0u64;
-    let mut end = 0u64;
-    let tables = ROTARY_TABLES.map(|name| {
-        (
-            name.to_owned(),
-            TensorType::new(ElementType::F32, [shape.max_seq_len, spec.d_head / 2]),
-        )
-    });
-    let weights = precision
-        .stored_weights(spec, shape.dtype)
-        .into_iter()
-        .flat_map(|weight| precision.tensors(weight, spec, shape.dtype));
-    let tensors = weights
-        .chain(tables)
-        .map(|(name, tensor)| {
-            let stored = StoredTensor {
-                name,
-                tensor,
-                offset,
-            };
-            end = offset + stored.tensor.bytes() as u64;
-            offset = end.next_multiple_of(WEIGHT_ALIGNMENT);
-            stored
-        })
-        .collect();
-    (tensors, end)
 }

@@ -8,7 +8,7 @@ use super::{
     AttributeValue, Definition, ElementType, Op, Operator, PLUGIN_ATTRIBUTES, Port, Ports,
 };
 use crate::onnx::{
-    AttributeProto, FunctionProto, NodeProto, NodeWriter, OperatorSetIdProto, TensorProto,
+    AttributeProto, FunctionProto, LowCasts, NodeProto, NodeWriter, OperatorSetIdProto, TensorProto,
 };
 
 /// The sizes that a body is written for.
@@ -48,7 +48,7 @@ pub struct Call<'a, 'n, O: Definition> {
 /// patterns come from each node's attributes.
 pub fn function(op: Op, shape: &BodyShape, opset: i64) -> FunctionProto {
     fn write<O: Definition>(shape: &BodyShape) -> Vec<NodeProto> {
-        let mut writer = NodeWriter::new("");
+        let mut writer = NodeWriter::new("", LowCasts::Cast);
         O::body(Call {
             w: &mut writer,
             shape: *shape,
@@ -81,11 +81,12 @@ pub fn function(op: Op, shape: &BodyShape, opset: i64) -> FunctionProto {
 pub fn inline<'n, O: Definition>(
     operator: &O,
     shape: &BodyShape,
+    casts: LowCasts,
     prefix: &str,
     inputs: O::Inputs<&'n str>,
     outputs: O::Outputs<&'n str>,
 ) -> Vec<NodeProto> {
-    let mut writer = NodeWriter::new(prefix);
+    let mut writer = NodeWriter::new(prefix, casts);
     O::body(Call {
         w: &mut writer,
         shape: *shape,
@@ -221,12 +222,6 @@ pub(super) fn finish_rows(
         w.push("", "Where", &[valid, rows, unused], &[output], Vec::new());
     } else {
         let rows = w.call("Where", &[valid, rows, unused]);
-        w.push(
-            "",
-            "Cast",
-            &[&rows],
-            &[output],
-            vec![AttributeProto::int("to", dtype.onnx().into())],
-        );
+        w.cast_as(&rows, dtype, output);
     }
 }

@@ -1,12 +1,9 @@
-use crate::carried::{Carried, Rounding, carrier, carry};
 use crate::vectors::release_upper_parts;
 use crate::{TractError, TractWeights, register};
 use prost::Message;
 use ratplus_graphs::manifest::{INPUT_IDS, PAST_LENGTH, SEQ_LENGTH, TensorInfo};
-use ratplus_graphs::model::{ROTARY_TABLES, Weight};
-use ratplus_graphs::onnx::ModelProto;
+use ratplus_graphs::model::{ROTARY_TABLES, ReferenceGraph, Weight, carrier};
 use ratplus_graphs::ops::{ElementType, TensorType, check_lengths};
-use std::path::Path;
 use std::sync::Arc;
 use tract_onnx::pb;
 use tract_onnx::tract_core::ops::konst::Const;
@@ -50,7 +47,7 @@ impl Packing {
     /// Weights above this many bytes are packed at every run unless the caller says otherwise.
     pub const ONCE_LIMIT: usize = 1 << 30;
 
-    /// What [`TractEngine::with_weights`] chooses.
+    /// What [`TractEngine::new`] chooses.
     pub fn for_weights(weights: &TractWeights) -> Self {
         match weights.bytes() <= Self::ONCE_LIMIT {
             true => Self::Once,
@@ -59,7 +56,7 @@ impl Packing {
     }
 }
 
-/// One ONNX file of a package, ready to run.
+/// One engine of a package, ready to run.
 pub struct TractEngine {
     inputs: Vec<TensorInfo>,
     outputs: Vec<TensorInfo>,
@@ -82,72 +79,42 @@ impl std::fmt::Debug for TractEngine {
 }
 
 impl TractEngine {
-    /// Loads `model` with weights of its own, read from files in `dir`.
+    /// Loads `graph` with weights that other engines of its package share.
     ///
     /// # Errors
-    /// See [`TractWeights::load`] and [`TractEngine::with_weights`].
-    pub fn load(model: &ModelProto, dir: &Path) -> Result<Self, TractError> {
-        Self::with_weights(model, &TractWeights::load(model, dir)?)
+    /// The weights are another package's, or tract cannot run an operator.
+    pub fn new(graph: &ReferenceGraph, weights: &TractWeights) -> Result<Self, TractError> {
+        Self::with_packing(graph, weights, Packing::for_weights(weights))
     }
 
-    /// Loads `model` with weights that other engines of its package share.
+    /// As [`TractEngine::new`], with the caller's choice between memory and speed.
     ///
     /// # Errors
-    /// The graph is not one of a package, the weights are another package's, or tract cannot
-    /// run an operator.
-    pub fn with_weights(model: &ModelProto, weights: &TractWeights) -> Result<Self, TractError> {
-        Self::with_rounding(model, weights, Rounding::AsStored)
-    }
-
-    /// As [`TractEngine::with_weights`], with a say in the roundings of f16 and bf16 packages.
-    ///
-    /// # Errors
-    /// As [`TractEngine::with_weights`].
-    pub fn with_rounding(
-        model: &ModelProto,
-        weights: &TractWeights,
-        rounding: Rounding,
-    ) -> Result<Self, TractError> {
-        Self::with_packing(model, weights, rounding, Packing::for_weights(weights))
-    }
-
-    /// As [`TractEngine::with_rounding`], with the caller's choice between memory and speed.
-    ///
-    /// # Errors
-    /// As [`TractEngine::with_weights`].
+    /// As [`TractEngine::new`].
     pub fn with_packing(
-        model: &ModelProto,
+        graph: &ReferenceGraph,
         weights: &TractWeights,
-        rounding: Rounding,
         packing: Packing,
     ) -> Result<Self, TractError> {
-        let carried = carry(model, rounding)?;
-        let mut weights = carried
-            .weights
-            .iter()
-            .map(|(name, tensor)| weights.get(name, tensor))
+        let listed = graph.weights.iter();
+        let mut weights = listed
+            .map(|info| weights.get(&info.name, &info.tensor))
             .collect::<Result<Vec<_>, _>>()?;
         let constants = match packing {
             Packing::Once => std::mem::take(&mut weights),
             Packing::EachRun => Vec::new(),
         };
-        let plan = plan(&carried, constants)?;
-        let infos = |list: Vec<(String, TensorType)>| {
-            list.into_iter()
-                .map(|(name, tensor)| TensorInfo { name, tensor })
-                .collect()
-        };
         let rows = |name: &str| {
-            let found = carried.weights.iter().find(|(weight, _)| weight == name);
-            found.and_then(|(_, tensor)| tensor.shape.first().copied())
+            let found = graph.weights.iter().find(|weight| weight.name == name);
+            found.and_then(|weight| weight.tensor.shape.first().copied())
         };
         Ok(Self {
             vocab_size: rows(&Weight::Embedding.name()),
             max_seq_len: rows(ROTARY_TABLES[0]),
-            inputs: infos(carried.inputs),
-            outputs: infos(carried.outputs),
+            inputs: graph.inputs.clone(),
+            outputs: graph.outputs.clone(),
             weights,
-            plan,
+            plan: plan(graph, constants)?,
         })
     }
 
@@ -301,28 +268,26 @@ fn check_result(result: &TValue, info: &TensorInfo) -> Result<(), TractError> {
     if result.shape() == info.tensor.shape && result.datum_type() == f32::datum_type() {
         return Ok(());
     }
-    Err(TractError::Graph(vec![format!(
-        "output `{}`: declared {}, but computed as {:?}{:?}",
-        info.name,
-        info.tensor,
-        result.datum_type(),
-        result.shape()
-    )]))
+    Err(TractError::Output {
+        name: info.name.clone(),
+        expected: info.tensor.clone(),
+        found: format!("{:?}{:?}", result.datum_type(), result.shape()),
+    })
 }
 
 /// The weights that are not `constants` stay inputs, after the others.
 fn plan(
-    carried: &Carried,
+    graph: &ReferenceGraph,
     constants: Vec<Arc<Tensor>>,
 ) -> Result<Arc<TypedRunnableModel>, TractError> {
     let parsing = || TractError::stage("parsing");
-    let proto = pb::ModelProto::decode(carried.model.encode_to_vec().as_slice())
+    let proto = pb::ModelProto::decode(graph.model.encode_to_vec().as_slice())
         .map_err(|error| parsing()(error.into()))?;
     let mut onnx = tract_onnx::onnx();
     register(&mut onnx);
     let mut model = onnx.parse(&proto, None).map_err(parsing())?.model;
     let sources = model.input_outlets().map_err(parsing())?.to_vec();
-    let (inputs, initializers) = sources.split_at(carried.inputs.len());
+    let (inputs, initializers) = sources.split_at(graph.inputs.len());
     if !constants.is_empty() {
         for (source, value) in initializers.iter().zip(constants) {
             let node = model.node_mut(source.node);

@@ -5,9 +5,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TractError {
-    /// The graph cannot be one of a package.
-    #[error("the graph is not one that ratplus exports:\n  {}", .0.join("\n  "))]
-    Graph(Vec<String>),
+    /// tract computes another type or shape than an output of the graph has.
+    #[error("output `{name}`: declared {expected}, but computed as {found}")]
+    Output {
+        /// The output.
+        name: String,
+        /// As the graph declares it.
+        expected: TensorType,
+        /// As computed.
+        found: String,
+    },
     /// A weight was not read.
     #[error("{}: tensor `{tensor}`: {what}", .file.display())]
     Weight {

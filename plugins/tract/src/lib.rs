@@ -1,17 +1,15 @@
 //! RAT+ operators and packages in tract: the CPU reference.
 //!
-//! [`TractEngine`] runs one ONNX file of a package. Standard operators are tract's; the custom
-//! nodes of `function` and `none` packages are [`ratplus_reference`]'s plain loops
-//! (model-local functions are ignored); an `inline` package is standard operators only.
+//! [`TractEngine`] runs a [`ReferenceGraph`](ratplus_graphs::model::ReferenceGraph), which is built
+//! from a package's manifest and reads none of its ONNX files. Standard operators are tract's; the
+//! custom nodes are [`ratplus_reference`]'s plain loops.
 //!
-//! tract has no bf16, and its f16 arithmetic rounds inside operators. Packages of either type
-//! are therefore rewritten in memory: every such tensor is carried in f32, and every cast to the
-//! type becomes an operator that rounds to the nearest value of the type, ties to even. The
-//! result is what the graph's own roundings give and nothing else.
+//! tract has no bf16, and its f16 arithmetic rounds inside operators: values of either type are held
+//! in f32, and where the package rounds, an operator rounds to the nearest value of the type, ties
+//! to even. The result is what those roundings give and nothing else.
 //!
 //! Block-wise integers are widened when weights are loaded; their products are f32.
 
-mod carried;
 mod engine;
 mod error;
 mod operators;
@@ -20,7 +18,6 @@ mod quantized;
 mod vectors;
 mod weights;
 
-pub use carried::Rounding;
 pub use engine::{Packing, TensorRef, TractEngine};
 pub use error::TractError;
 pub use operators::register;

@@ -2,6 +2,7 @@
 
 use crate::vectors::release_upper_parts;
 use half::{bf16, f16};
+use ratplus_graphs::model::{CACHE_TYPE, ELEMENT_TYPE, ROUND_TO};
 use ratplus_graphs::ops::{
     AttributeKind, AttributeReader, AttributeSpec, AttributeValue, ElementType, Op as Schema,
     Operator, TensorType,
@@ -17,13 +18,6 @@ use tract_onnx::tract_hir::internal::*;
 use tract_onnx::tract_hir::ops::element_wise::ElementWiseOp;
 use tract_onnx::tract_hir::ops::expandable::expand;
 
-/// Attribute that [`crate::carried`] gives custom nodes: their `T`.
-pub(crate) const ELEMENT_TYPE: &str = "element_type";
-/// Attribute that [`crate::carried`] gives the attention: its `C`.
-pub(crate) const CACHE_TYPE: &str = "cache_type";
-/// `op_type` that [`crate::carried`] gives casts to f16 and bf16.
-pub(crate) const ROUND: &str = "RoundTo";
-
 /// Adds the operators to `onnx`, and a `Sigmoid` that is exact. tract ignores domains: the names alone decide. `T` and `C`
 /// are f32 there; [`crate::TractEngine`] rounds for packages of other types.
 pub fn register(onnx: &mut Onnx) {
@@ -31,7 +25,7 @@ pub fn register(onnx: &mut Onnx) {
     for op in Schema::ALL {
         register.insert(op.name(), build);
     }
-    register.insert(ROUND, round_node);
+    register.insert(ROUND_TO, round_node);
     // tract's own is a rational function, off by 1e-6, that makes a number of NaN.
     register.insert("Sigmoid", |_, _| {
         Ok((expand(ElementWiseOp(Box::new(Sigmoid))), Vec::new()))
@@ -128,7 +122,7 @@ struct RoundTo {
 
 impl ElementWiseMiniOp for RoundTo {
     fn name(&self) -> String {
-        format!("{ROUND}.{}", self.dtype)
+        format!("{ROUND_TO}.{}", self.dtype)
     }
 
     fn eval_in_place(&self, tensor: &mut Tensor, _: Option<DatumType>) -> TractResult<()> {

@@ -1,18 +1,19 @@
 use crate::TractError;
-use crate::carried::{carrier, step, widen};
-use crate::quantized::{Product, products};
+use crate::quantized;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::onnx::{ModelProto, TensorProto};
+use ratplus_graphs::model::{ReferenceWeight, StoredTensor, WeightParts, carrier};
 use ratplus_graphs::ops::{ElementType, TensorType};
-use std::collections::{HashMap, HashSet};
+use ratplus_graphs::precision::{Plane, Quantization};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use tract_onnx::prelude::Tensor;
 
-/// A package's weights, loaded once and shared by its engines. f16 and bf16 are carried in f32.
+/// A package's weights, loaded once and shared by its engines. f16 and bf16 are held in f32, and
+/// block-wise integers are widened.
 #[derive(Clone, Default)]
 pub struct TractWeights {
     tensors: HashMap<String, (TensorType, Arc<Tensor>)>,
@@ -25,12 +26,12 @@ impl std::fmt::Debug for TractWeights {
 }
 
 impl TractWeights {
-    /// Reads every initializer of `model`; external ones from files in `dir`.
+    /// Reads `weights` from the weights file.
     ///
     /// # Errors
-    /// A file is missing, shorter than an initializer says, or outside `dir`.
-    pub fn load(model: &ModelProto, dir: &Path) -> Result<Self, TractError> {
-        Self::read(model, dir, None)
+    /// The file is missing, or shorter than a weight says.
+    pub fn load(weights: &[ReferenceWeight], file: &Path) -> Result<Self, TractError> {
+        Self::read(weights, file, None)
     }
 
     /// [`load`](Self::load), with every weight that is stored in f16, bf16 or block-wise integers
@@ -39,39 +40,47 @@ impl TractWeights {
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_with_noise(model: &ModelProto, dir: &Path, seed: u64) -> Result<Self, TractError> {
-        Self::read(model, dir, Some(ChaCha8Rng::seed_from_u64(seed)))
+    pub fn load_with_noise(
+        weights: &[ReferenceWeight],
+        file: &Path,
+        seed: u64,
+    ) -> Result<Self, TractError> {
+        Self::read(weights, file, Some(ChaCha8Rng::seed_from_u64(seed)))
     }
 
     fn read(
-        model: &ModelProto,
-        dir: &Path,
+        weights: &[ReferenceWeight],
+        path: &Path,
         mut noise: Option<ChaCha8Rng>,
     ) -> Result<Self, TractError> {
-        let mut files = HashMap::new();
-        let mut tensors = HashMap::new();
-        let Some(graph) = &model.graph else {
-            return Ok(Self::default());
+        let fail = |tensor: &str, what: String| TractError::Weight {
+            file: path.into(),
+            tensor: tensor.into(),
+            what,
         };
-        let products = products(graph).map_err(TractError::Graph)?;
-        let parts: HashSet<_> = products.iter().flat_map(Product::parts).collect();
-        let mut integers = HashMap::new();
-        for proto in &graph.initializer {
-            let (tensor, bytes) = read_tensor(proto, dir, &mut files)?;
-            if !parts.contains(&proto.name) {
-                let loaded = carried(&tensor, &bytes, &mut noise);
-                let loaded = loaded.map_err(|what| fail(proto, dir, what))?;
-                tensors.insert(proto.name.clone(), (tensor, loaded));
-                continue;
-            }
-            integers.insert(&proto.name, bytes);
-            let whole =
-                |product: &&Product| product.parts().all(|part| integers.contains_key(part));
-            if let Some(product) = products.iter().find(whole) {
-                let parts = product.parts().filter_map(|part| integers.remove(part));
-                let loaded = widened(product, &parts.collect::<Vec<_>>(), &mut noise)?;
-                tensors.insert(product.blocks.clone(), (product.matrix(), loaded));
-            }
+        let mut file = File::open(path).map_err(|error| {
+            let first = weights.first().map_or("", |weight| &weight.info.name);
+            fail(first, error.to_string())
+        })?;
+        let mut tensors = HashMap::new();
+        for ReferenceWeight { info, parts } in weights {
+            let mut bytes = |stored: &StoredTensor| {
+                read(&mut file, stored.offset, stored.tensor.bytes())
+                    .map_err(|what| fail(&stored.name, what))
+            };
+            let loaded = match parts {
+                WeightParts::Values(stored) => carried(&stored.tensor, &bytes(stored)?, &mut noise),
+                WeightParts::Blocks {
+                    quantization,
+                    plane,
+                    constants,
+                } => {
+                    let constants = constants.iter().map(bytes).collect::<Result<Vec<_>, _>>()?;
+                    matrix(*quantization, *plane, &info.tensor, &constants, &mut noise)
+                }
+            };
+            let loaded = loaded.map_err(|what| fail(&info.name, what))?;
+            tensors.insert(info.name.clone(), (info.tensor.clone(), loaded));
         }
         Ok(Self { tensors })
     }
@@ -94,75 +103,23 @@ impl TractWeights {
     }
 }
 
-fn fail(proto: &TensorProto, dir: &Path, what: String) -> TractError {
-    TractError::Weight {
-        file: dir.join(proto.external_entry("location").unwrap_or_default()),
-        tensor: proto.name.clone(),
-        what,
-    }
-}
-
-/// A product's matrix as tract takes it.
-fn widened(
-    product: &Product,
-    parts: &[Vec<u8>],
+/// One plane of block-wise integers as tract takes it.
+fn matrix(
+    quantization: Quantization,
+    plane: Plane,
+    tensor: &TensorType,
+    constants: &[Vec<u8>],
     noise: &mut Option<ChaCha8Rng>,
-) -> Result<Arc<Tensor>, TractError> {
-    let matrix = product.widen(parts, noise).and_then(|matrix| {
-        Tensor::from_shape(&product.matrix().shape, &matrix).map_err(|error| error.to_string())
-    });
-    matrix
-        .map(Arc::new)
-        .map_err(|what| TractError::Graph(vec![format!("matrix `{}`: {what}", product.blocks)]))
-}
-
-/// Type, shape and bytes of an initializer.
-fn read_tensor(
-    proto: &TensorProto,
-    dir: &Path,
-    files: &mut HashMap<PathBuf, File>,
-) -> Result<(TensorType, Vec<u8>), TractError> {
-    let location = proto.external_entry("location").unwrap_or_default();
-    let path = dir.join(location);
-    let fail = |what: String| fail(proto, dir, what);
-    let tensor = proto
-        .tensor_type()
-        .ok_or_else(|| fail(format!("unknown data type {}", proto.data_type)))?;
-    let bytes = match &proto.raw_data {
-        Some(raw) if proto.data_location == 0 => raw.clone(),
-        _ => {
-            if location.is_empty() || location.starts_with('.') || location.contains(['/', '\\']) {
-                return Err(fail(format!(
-                    "expected a bare file name as its location, found `{location}`"
-                )));
-            }
-            let offset = match proto.external_entry("offset") {
-                None => 0,
-                Some(text) => text
-                    .parse::<u64>()
-                    .map_err(|_| fail(format!("expected a number as offset, found `{text}`")))?,
-            };
-            let file = match files.entry(path.clone()) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
-                    let file = File::open(&path).map_err(|error| fail(error.to_string()))?;
-                    entry.insert(file)
-                }
-            };
-            read(file, offset, tensor.bytes()).map_err(fail)?
-        }
+) -> Result<Arc<Tensor>, String> {
+    let &[outputs, inputs] = &*tensor.shape else {
+        return Err(format!("expected a matrix, found {tensor}"));
     };
-    if bytes.len() != tensor.bytes() {
-        return Err(fail(format!(
-            "expected {} bytes for {tensor}, found {}",
-            tensor.bytes(),
-            bytes.len()
-        )));
-    }
-    Ok((tensor, bytes))
+    let matrix = quantized::widen(quantization, plane, [outputs, inputs], constants, noise)?;
+    let matrix = Tensor::from_shape(&tensor.shape, &matrix).map_err(|error| error.to_string())?;
+    Ok(Arc::new(matrix))
 }
 
-/// An initializer as tract takes it.
+/// A weight as tract takes it.
 fn carried(
     tensor: &TensorType,
     bytes: &[u8],
@@ -189,6 +146,28 @@ fn carried(
         }
     };
     loaded.map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// How far a value of `dtype` is from the one of the next smaller magnitude: what rounding to it may
+/// have cost, doubled; 0 for f32 and i64, which round nothing here.
+fn step(dtype: ElementType, value: f32) -> f32 {
+    let magnitude = value.abs();
+    let smaller = match dtype {
+        ElementType::F16 => half::f16::from_f32(magnitude).to_bits().checked_sub(1),
+        ElementType::BF16 => half::bf16::from_f32(magnitude).to_bits().checked_sub(1),
+        _ => None,
+    };
+    smaller.map_or(0.0, |bits| magnitude - widen(dtype, &bits.to_le_bytes()))
+}
+
+/// The f32 value of one little-endian element; 0 for i64.
+fn widen(dtype: ElementType, bytes: &[u8]) -> f32 {
+    match (dtype, bytes) {
+        (ElementType::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+        (ElementType::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        (ElementType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => 0.0,
+    }
 }
 
 fn read(file: &mut File, offset: u64, bytes: usize) -> Result<Vec<u8>, String> {

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Engines, Package, Trace, Weights, error, spec, uniform_chunks};
-use ratplus_graphs::manifest::{Fallback, LogitsMode, PackageShape};
+use ratplus_graphs::manifest::{LogitsMode, PackageShape};
 use ratplus_graphs::model::Tap;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::tolerance::F32_LOGIT;
@@ -176,15 +176,15 @@ fn run(name: &str) {
     let mut taps: Vec<_> = golden.taps.iter().map(|(tap, _)| tap.as_str()).collect();
     taps.dedup();
     let engines = [1, 7, golden.seq_len];
-    for fallback in [Fallback::Function, Fallback::Inline] {
-        let mut engine: Engines = package.engines(&engines, fallback, &taps);
+    for inline in [false, true] {
+        let mut engine: Engines = package.engines(&engines, inline, &taps);
         for chunk in engines {
             let trace = engine.run(&golden.tokens, &uniform_chunks(chunk, &lengths));
             check(
                 name,
                 &golden,
                 &trace,
-                &format!("{fallback} in chunks of {chunk}"),
+                &format!("inline {inline} in chunks of {chunk}"),
             );
         }
     }

@@ -3,8 +3,7 @@
 
 mod one_node;
 
-use one_node::{engine, model, run};
-use ratplus_graphs::manifest::Fallback;
+use one_node::{Way, engine, run};
 use ratplus_graphs::ops::body::BodyShape;
 use ratplus_graphs::ops::{
     DilatedAttention, ElementType, Operator, RecurrenceScan, TensorType, check_lengths,
@@ -60,8 +59,7 @@ fn check(operator: &Operator, floats: &[TensorType], tables: &[TensorType]) {
         floats.iter().map(values).collect(),
         tables.iter().map(values).collect(),
     );
-    let model = model(operator, &SHAPE, &types, Fallback::Inline);
-    let mut engine = engine(&model);
+    let mut engine = engine(operator, &SHAPE, &types, Way::Body);
     let mut run = |past: i64, seq: i64| {
         let (past, seq) = ([past, 5], [seq, 2]);
         let inputs: Vec<TensorRef<'_>> = floats

@@ -1,11 +1,10 @@
 //! Gates that saturate and rows without keys: the reference's operators, and what tract makes of one
-//! node, of its function and of its standard operators, against f64.
+//! node and of its standard operators, against f64.
 
 mod one_node;
 
 use half::bf16;
-use one_node::{engine, model, run};
-use ratplus_graphs::manifest::Fallback;
+use one_node::{Way, engine, run};
 use ratplus_graphs::ops::body::BodyShape;
 use ratplus_graphs::ops::{
     DilatedAttention, ElementType, Op, Ports, RecurrenceScan, TensorType, dilated_attention,
@@ -61,14 +60,13 @@ const SHOWN: usize = 5;
 #[derive(Clone, Copy, Debug)]
 enum Runner {
     Reference,
-    Tract(Fallback),
+    Tract(Way),
 }
 
-const RUNNERS: [Runner; 4] = [
+const RUNNERS: [Runner; 3] = [
     Runner::Reference,
-    Runner::Tract(Fallback::None),
-    Runner::Tract(Fallback::Function),
-    Runner::Tract(Fallback::Inline),
+    Runner::Tract(Way::Node),
+    Runner::Tract(Way::Body),
 ];
 
 /// As the reference rounds to `dtype`.
@@ -158,7 +156,7 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
             let outputs = ratplus_reference::run(&RecurrenceScan, inputs, rounding(dtype));
             outputs.expect("a scan").into_list()
         }
-        Runner::Tract(fallback) => {
+        Runner::Tract(way) => {
             let chunk = tensor(dtype, &[2, SEQ_LEN, channels]);
             let carried = tensor(ElementType::F32, &[2, channels]);
             let lengths = tensor(ElementType::I64, &[2]);
@@ -175,11 +173,11 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
                 &chunk, &chunk, &chunk, &carried, &carried, &lengths, &lengths,
             ];
             let operator = RecurrenceScan.into();
-            let model = model(&operator, &shape, &inputs.map(Clone::clone), fallback);
+            let mut engine = engine(&operator, &shape, &inputs.map(Clone::clone), way);
             let values = [&key, &key, &gate, &state, &state].map(|values| TensorRef::F32(values));
             let lengths = [&past, &seq].map(|values| TensorRef::I64(values));
             run(
-                &mut engine(&model),
+                &mut engine,
                 Op::RecurrenceScan,
                 &[&values[..], &lengths[..]].concat(),
             )
@@ -284,7 +282,7 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
                         .expect("an attention")
                         .output
                 }
-                Runner::Tract(fallback) => {
+                Runner::Tract(way) => {
                     let tensor = |dtype, shape: &[usize]| TensorType {
                         dtype,
                         shape: shape.to_vec(),
@@ -306,13 +304,13 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
                         &chunk, &chunk, &chunk, &rows, &rows, &lengths, &lengths, &table, &table,
                     ];
                     let operator = attention.clone().into();
-                    let model = model(&operator, &shape, &inputs.map(Clone::clone), fallback);
+                    let mut engine = engine(&operator, &shape, &inputs.map(Clone::clone), way);
                     let values =
                         [&query, &key, &value, &past_key, &past_value].map(|x| TensorRef::F32(x));
                     let lengths = [&past_length, &seq_length].map(|x| TensorRef::I64(x));
                     let tables = [&cos, &sin].map(|x| TensorRef::F32(x));
                     let inputs = [&values[..], &lengths[..], &tables[..]].concat();
-                    run(&mut engine(&model), Op::DilatedAttention, &inputs).swap_remove(0)
+                    run(&mut engine, Op::DilatedAttention, &inputs).swap_remove(0)
                 }
             };
             for t in 0..2 * SEQ_LEN {

@@ -8,7 +8,7 @@ use common::{
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::{Fallback, LogitsMode, PackageShape};
+use ratplus_graphs::manifest::{LogitsMode, PackageShape};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::spec::{Activation, ModelSpec};
 use ratplus_graphs::tolerance::F32_LOGIT;
@@ -115,15 +115,14 @@ fn compare(name: &str, spec: &ModelSpec, logits: LogitsMode, seed: u64) {
         .iter()
         .map(|slot| forward(spec, &weights, slot))
         .collect();
-    let mut engines = [Fallback::None, Fallback::Function, Fallback::Inline]
-        .map(|fallback| package.engines(&LENGTHS, fallback, &[]));
+    let mut engines = [false, true].map(|inline| package.engines(&LENGTHS, inline, &[]));
     for round in 0..3 {
         let chunks = random_chunks(&mut rng, &LENGTHS, &lengths);
         let traces: Vec<Trace> = engines
             .iter_mut()
             .map(|e| e.run(&tokens, &chunks))
             .collect();
-        for (trace, kind) in traces.iter().zip(["none", "function", "inline"]) {
+        for (trace, kind) in traces.iter().zip(["nodes", "bodies"]) {
             for (slot, expected) in expected.iter().enumerate() {
                 let error = error(&trace.logits[slot], expected);
                 assert!(
@@ -134,7 +133,7 @@ fn compare(name: &str, spec: &ModelSpec, logits: LogitsMode, seed: u64) {
         }
         // The caches hold the same rows, unwritten (NaN) ones included.
         for (state, custom) in &traces[0].states {
-            let inline = &traces[2].states[state];
+            let inline = &traces[1].states[state];
             for (index, (a, b)) in custom.iter().zip(inline).enumerate() {
                 assert!(
                     (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-4 * a.abs().max(1.0),
@@ -183,8 +182,8 @@ fn low_precision_packages_round_alike() {
             let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
             let lengths = [40, 17];
             let tokens = random_tokens(&mut rng, spec.vocab_size, &lengths);
-            let mut custom = package.engines(&LENGTHS, Fallback::None, &[]);
-            let mut inline = package.engines(&LENGTHS, Fallback::Inline, &[]);
+            let mut custom = package.engines(&LENGTHS, false, &[]);
+            let mut inline = package.engines(&LENGTHS, true, &[]);
             let chunks = random_chunks(&mut rng, &LENGTHS, &lengths);
             let (custom, inline) = (custom.run(&tokens, &chunks), inline.run(&tokens, &chunks));
             let unrounded = unrounded_error(&package, &tokens, &chunks, &weights);
@@ -245,8 +244,8 @@ fn slots_do_not_see_each_other() {
         let package = Package::new(spec, shape(2, ElementType::F32, LogitsMode::All), &weights);
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         let mine = random_tokens(&mut rng, spec.vocab_size, &[30]).remove(0);
-        for fallback in [Fallback::None, Fallback::Inline] {
-            let mut engines = package.engines(&LENGTHS, fallback, &[]);
+        for inline in [false, true] {
+            let mut engines = package.engines(&LENGTHS, inline, &[]);
             let alone: Vec<_> = [8, 8, 1, 8, 8]
                 .into_iter()
                 .scan(30, |left, engine: usize| {
@@ -268,7 +267,7 @@ fn slots_do_not_see_each_other() {
                 })
                 .collect();
             let second = engines.run(&[mine.clone(), other], &both);
-            assert_eq!(first.logits[0], second.logits[0], "{name} {fallback}");
+            assert_eq!(first.logits[0], second.logits[0], "{name} inline {inline}");
         }
     }
 }

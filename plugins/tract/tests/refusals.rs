@@ -4,11 +4,12 @@ mod common;
 
 use common::{Package, random_weights, spec};
 use ratplus_graphs::manifest::{
-    Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, WEIGHTS_FILE,
+    INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, WEIGHTS_FILE,
 };
+use ratplus_graphs::model::{ReferenceGraph, Rounding};
 use ratplus_graphs::onnx::ModelProto;
-use ratplus_graphs::ops::{DOMAIN, ElementType};
-use ratplus_tract::{Packing, Rounding, TensorRef, TractEngine, TractError, TractWeights};
+use ratplus_graphs::ops::ElementType;
+use ratplus_tract::{Packing, TensorRef, TractEngine, TractError, TractWeights};
 use serde_json::json;
 
 const SEQ_LEN: usize = 4;
@@ -29,46 +30,19 @@ fn package() -> Package {
     Package::new(&spec, shape, &weights)
 }
 
+/// The package's graph.
+fn graph(package: &Package, inline: bool) -> ReferenceGraph {
+    package.graph(SEQ_LEN, inline, Rounding::AsStored, &[])
+}
+
 /// The message of loading the package's graph after `change`.
 fn load(change: impl FnOnce(&mut ModelProto)) -> String {
     let package = package();
-    let mut graph = package.graph(SEQ_LEN, Fallback::None);
-    change(&mut graph);
-    let error = TractEngine::load(&graph, package.dir.path()).expect_err("a refusal");
+    let mut graph = graph(&package, false);
+    change(&mut graph.model);
+    let weights = package.weights().unwrap();
+    let error = TractEngine::new(&graph, &weights).expect_err("a refusal");
     error.to_string()
-}
-
-#[test]
-fn graphs_that_are_not_a_packages() {
-    let message = load(|model| model.graph = None);
-    assert!(message.contains("no graph"), "{message}");
-
-    let message = load(|model| {
-        let graph = model.graph.as_mut().unwrap();
-        let node = graph.node.iter_mut().find(|node| !node.input.is_empty());
-        node.unwrap().input[0] = "nowhere".into();
-        graph.output[0].name = "nothing".into();
-    });
-    assert!(
-        message.contains("`nowhere` is not defined before it"),
-        "{message}"
-    );
-    assert!(
-        message.contains("output `nothing` is not defined"),
-        "{message}"
-    );
-
-    let message = load(|model| {
-        for node in &mut model.graph.as_mut().unwrap().node {
-            if node.domain == DOMAIN {
-                node.domain = "com.example".into();
-            }
-        }
-    });
-    assert!(
-        message.contains("no operator `RecurrenceScan` in domain `com.example`"),
-        "{message}"
-    );
 }
 
 /// Sets an attribute of the attention node.
@@ -122,32 +96,20 @@ fn attributes_are_named_with_their_node() {
 fn weights_that_are_missing_short_or_others() {
     let package = package();
     let path = package.dir.path().join(WEIGHTS_FILE);
-    let graph = package.graph(SEQ_LEN, Fallback::None);
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-    let message = TractWeights::load(&graph, package.dir.path())
-        .unwrap_err()
-        .to_string();
+    let message = package.weights().unwrap_err().to_string();
     assert!(
         message.contains(WEIGHTS_FILE) && message.contains("tensor `rope.sin`: expected 72 bytes"),
         "{message}"
     );
     std::fs::remove_file(&path).unwrap();
-    let message = TractWeights::load(&graph, package.dir.path())
-        .unwrap_err()
-        .to_string();
+    let message = package.weights().unwrap_err().to_string();
     assert!(
         message.contains("tensor `embedding.wte.weight`"),
         "{message}"
     );
-    let mut outside = graph.clone();
-    outside.graph.as_mut().unwrap().initializer[0].external_data[0].value = "../weights.bin".into();
-    let message = TractWeights::load(&outside, package.dir.path())
-        .unwrap_err()
-        .to_string();
-    assert!(message.contains("a bare file name"), "{message}");
-
-    let error = TractEngine::with_weights(&graph, &TractWeights::default()).unwrap_err();
+    let error = TractEngine::new(&graph(&package, false), &TractWeights::default()).unwrap_err();
     assert!(
         matches!(error, TractError::OtherWeights { found: None, .. }),
         "{error}"
@@ -188,9 +150,9 @@ fn step(
 #[test]
 fn runs_that_do_not_fit() {
     let package = package();
-    for fallback in [Fallback::None, Fallback::Inline] {
-        let graph = package.graph(SEQ_LEN, fallback);
-        let mut engine = TractEngine::load(&graph, package.dir.path()).unwrap();
+    let weights = package.weights().unwrap();
+    for inline in [false, true] {
+        let mut engine = TractEngine::new(&graph(&package, inline), &weights).unwrap();
         let logits = step(&mut engine, &[0, 10, 3, 4], 0, 4).unwrap();
         assert!(logits.iter().all(|x| x.is_finite()));
         for id in [-1, 11, i64::MAX, i64::MIN] {
@@ -225,13 +187,12 @@ fn runs_that_do_not_fit() {
 #[test]
 fn packing_changes_no_bit() {
     let package = package();
-    for fallback in [Fallback::None, Fallback::Inline] {
-        let graph = package.graph(SEQ_LEN, fallback);
-        let weights = TractWeights::load(&graph, package.dir.path()).unwrap();
+    let weights = package.weights().unwrap();
+    for inline in [false, true] {
+        let graph = graph(&package, inline);
         assert_eq!(Packing::for_weights(&weights), Packing::Once);
         let [once, each] = [Packing::Once, Packing::EachRun].map(|packing| {
-            let mut engine =
-                TractEngine::with_packing(&graph, &weights, Rounding::AsStored, packing).unwrap();
+            let mut engine = TractEngine::with_packing(&graph, &weights, packing).unwrap();
             step(&mut engine, &[5, 6, 7, 8], 0, 3).unwrap()
         });
         assert_eq!(once, each);

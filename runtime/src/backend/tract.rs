@@ -5,13 +5,16 @@ use super::driver::{Driver, Sides, StepInputs};
 use super::inspection::Exactness;
 use super::{BackendError, EngineImplementations, Implementation};
 use crate::package::EngineGraph;
-use ratplus_graphs::manifest::{INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, state_tensors};
-use ratplus_graphs::model::add_outputs;
-use ratplus_tract::{Rounding, TensorRef, TractEngine, TractError, TractWeights};
+use ratplus_graphs::manifest::{
+    INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, WEIGHTS_FILE, state_tensors,
+};
+use ratplus_graphs::model::{ReferenceOptions, Rounding, reference, reference_weights};
+use ratplus_tract::{TensorRef, TractEngine, TractError, TractWeights};
 use std::borrow::Cow;
 use std::ops::Range;
 
 struct Engine {
+    /// Its name.
     file: String,
     engine: TractEngine,
     /// Slots that it runs.
@@ -38,48 +41,46 @@ struct TractDriver {
 pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
     let (manifest, package) = (opening.manifest(), opening.options.package);
     let exactness = opening.options.inspection.exactness;
-    let target = manifest.targets()[0];
-    let mut weights = None;
+    let (spec, shape) = (&manifest.model, manifest.shape());
+    let precision = &manifest.precision;
+    let stored = reference_weights(spec, &shape, precision);
+    let path = package.weights_path();
+    let weights = match exactness {
+        Exactness::NoisyWeights(seed) => TractWeights::load_with_noise(&stored, path, seed),
+        _ => TractWeights::load(&stored, path),
+    };
+    let weights = weights.map_err(|error| tract_error(WEIGHTS_FILE, error))?;
     let (mut engines, mut implementations) = (Vec::new(), Vec::new());
-    for (position, opened) in opening.engines.iter().enumerate() {
-        let graph = opening.graph(position, target)?;
-        let EngineGraph {
+    for opened in &opening.engines {
+        let info = &manifest.engines[opened.index];
+        let _span = tracing::debug_span!("build", file = info.name).entered();
+        let names: Vec<_> = opened.taps.iter().map(|(name, _)| name.clone()).collect();
+        let graph = reference(&ReferenceOptions {
+            spec,
+            shape: shape.with_batch(info.batch),
+            seq_len: info.seq_len,
+            precision,
+            rounding: match exactness {
+                Exactness::AsStored => Rounding::AsStored,
+                _ => Rounding::None,
+            },
+            inline: false,
+            taps: &names,
+        });
+        let engine =
+            TractEngine::new(&graph, &weights).map_err(|error| tract_error(&info.name, error))?;
+        let seen = EngineGraph {
             engine: info,
-            file,
-            model,
-        } = graph;
-        let _span = tracing::debug_span!("build", file).entered();
-        let failed = |source: TractError| BackendError::Tract {
-            file: file.into(),
-            source: source.into(),
+            file: &info.name,
+            model: &graph.model,
         };
-        let weights = match &weights {
-            Some(weights) => weights,
-            None => {
-                let dir = package.dir();
-                let loaded = match exactness {
-                    Exactness::NoisyWeights(seed) => {
-                        TractWeights::load_with_noise(model, dir, seed)
-                    }
-                    _ => TractWeights::load(model, dir),
-                };
-                weights.insert(loaded.map_err(failed)?)
-            }
-        };
-        let mut tapped = model.clone();
-        add_outputs(&mut tapped, &opened.taps);
-        let rounding = match exactness {
-            Exactness::AsStored => Rounding::AsStored,
-            _ => Rounding::None,
-        };
-        let engine = TractEngine::with_rounding(&tapped, weights, rounding).map_err(failed)?;
         let by = Implementation::Reference;
-        implementations.push(EngineImplementations::uniform(&graph, &by));
+        implementations.push(EngineImplementations::uniform(&seen, &by));
         let logits = info.outputs.iter().find(|output| output.name == LOGITS);
         let logits = logits.map_or(0, |output| output.tensor.elements());
         let taps = opened.taps.iter();
         engines.push(Engine {
-            file: file.into(),
+            file: info.name.clone(),
             engine,
             batch: opened.batch,
             logits: vec![0.0; logits / opened.batch * manifest.batch],
@@ -181,10 +182,7 @@ impl Driver for TractDriver {
         }
         engine
             .run(&tensors, &mut outputs)
-            .map_err(|source| BackendError::Tract {
-                file: file.clone(),
-                source: source.into(),
-            })?;
+            .map_err(|error| tract_error(file, error))?;
         sides.swap(slots);
         Ok(())
     }
@@ -218,5 +216,12 @@ impl Driver for TractDriver {
             *value = f32::from_le_bytes(*bytes);
         }
         Ok(())
+    }
+}
+
+fn tract_error(file: &str, source: TractError) -> BackendError {
+    BackendError::Tract {
+        file: file.into(),
+        source: source.into(),
     }
 }

@@ -10,11 +10,13 @@ pub use plans::{OpenedPlan, PlanTarget};
 
 use crate::backend::BackendError;
 use memmap2::Mmap;
+use prost::Message;
 use ratplus_graphs::manifest::{
     Engine, MANIFEST_FILE, Manifest, ManifestErrors, Target, WEIGHTS_FILE,
 };
 use ratplus_graphs::model::{StoredTensor, storage};
-use ratplus_graphs::onnx::ModelProto;
+use ratplus_graphs::onnx::{ModelProto, ValueInfoProto};
+use ratplus_graphs::ops::TensorType;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -202,21 +204,26 @@ impl Package {
         &self.weights_path
     }
 
-    /// The graph with the weights named by their real file: in a model hub's cache it is another
-    /// than the package's, and runtimes refuse links that lead out of the folder they were given.
-    pub fn locate_weights(&self, model: &ModelProto) -> ModelProto {
+    /// The bytes of a checked graph for a runtime that is given the folder of
+    /// [`weights_path`](Self::weights_path): they name the weights' real file, which in a model hub's
+    /// cache is another than the package's, because runtimes refuse links that lead out of that
+    /// folder. `taps` are outputs too.
+    pub fn encode(&self, model: &ModelProto, taps: &[(String, TensorType)]) -> Vec<u8> {
         let mut model = model.clone();
-        let Some(name) = self.weights_path.file_name() else {
-            return model;
-        };
-        let graph = model.graph.iter_mut();
-        let tensors = graph.flat_map(|graph| &mut graph.initializer);
-        for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
-            if entry.key == "location" {
-                entry.value = name.to_string_lossy().into_owned();
+        let name = self.weights_path.file_name().unwrap_or_default();
+        if let Some(graph) = &mut model.graph {
+            let tensors = graph.initializer.iter_mut();
+            for entry in tensors.flat_map(|tensor| &mut tensor.external_data) {
+                if entry.key == "location" {
+                    entry.value = name.to_string_lossy().into_owned();
+                }
             }
+            let taps = taps.iter();
+            graph
+                .output
+                .extend(taps.map(|(name, tensor)| ValueInfoProto::new(name, tensor)));
         }
-        model
+        model.encode_to_vec()
     }
 
     pub(crate) fn weights_map(&self) -> &Arc<Mmap> {

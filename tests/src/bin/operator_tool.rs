@@ -9,12 +9,14 @@
 //! | `schemas` | | `operators`: ports, aliases, attributes, types |
 //! | `function` | a model, `max_seq_len` | the model with the operator's function |
 //! | `inline` | a model, `max_seq_len` | the model in standard operators |
-//! | `load` | a model | `engine` of tract |
+//! | `load` | a model, `max_seq_len`, `body`: whether in standard operators | `engine` of tract |
 //! | `run` | `engine`, its inputs | its outputs, in the graph's order; f16 and bf16 are carried in f32 |
 //! | `drop` | `engine` | |
 
 use prost::Message;
-use ratplus_graphs::onnx::{AttributeType, ModelProto, NodeProto, OPSET};
+use ratplus_graphs::manifest::TensorInfo;
+use ratplus_graphs::model::{ReferenceGraph, Rounding, rounding_attributes};
+use ratplus_graphs::onnx::{AttributeType, LowCasts, ModelProto, NodeProto, OPSET};
 use ratplus_graphs::ops::body::{BodyShape, function, inline};
 use ratplus_graphs::ops::{
     AttributeKind, AttributeReader, AttributeSpec, AttributeValue, Axis, DOMAIN, Definition,
@@ -22,12 +24,11 @@ use ratplus_graphs::ops::{
     TensorType,
 };
 use ratplus_graphs::with_operator;
-use ratplus_tract::{TensorRef, TractEngine};
+use ratplus_tract::{TensorRef, TractEngine, TractWeights};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{BufRead, Read, Write};
-use std::path::Path;
 
 type Answer = Result<(Value, Vec<u8>), Box<dyn Error>>;
 
@@ -69,7 +70,11 @@ fn answer(engines: &mut Engines, request: &Value, bytes: &[u8]) -> Answer {
             let model = lower(model()?, form, number(request, "max_seq_len")?)?;
             Ok((json!({}), model.encode_to_vec()))
         }
-        "load" => plain(json!({ "engine": engines.load(&model()?)? })),
+        "load" => {
+            let body = request["body"].as_bool().unwrap_or(false);
+            let engine = engines.load(&model()?, number(request, "max_seq_len")?, body)?;
+            plain(json!({ "engine": engine }))
+        }
         "run" => Ok((json!({}), engines.run(number(request, "engine")?, bytes)?)),
         "drop" => {
             engines.loaded.remove(&number(request, "engine")?);
@@ -134,6 +139,79 @@ fn pairs_of_types(schema: &Schema) -> Vec<(ElementType, ElementType)> {
         .collect()
 }
 
+/// A model of one custom node, read.
+struct OneNode {
+    /// Place of the node.
+    at: usize,
+    node: NodeProto,
+    operator: Operator,
+    /// Inputs as the model declares them.
+    inputs: Vec<TensorType>,
+    inferred: Inferred,
+    shape: BodyShape,
+}
+
+impl OneNode {
+    fn read(model: &ModelProto, max_seq_len: usize) -> Result<Self, Box<dyn Error>> {
+        let graph = model.graph.as_ref().ok_or("the model has no graph")?;
+        let ours = |node: &NodeProto| node.domain == DOMAIN;
+        let at = graph
+            .node
+            .iter()
+            .position(ours)
+            .ok_or("the model has no custom node")?;
+        let node = graph.node[at].clone();
+        let op = Op::named(&node.op_type).ok_or_else(|| format!("no operator {}", node.op_type))?;
+        let operator = op.read(&mut NodeAttributes(&node))?;
+        let types = node.input.iter().map(|name| {
+            let info = graph.input.iter().find(|input| input.name == *name);
+            info.and_then(|info| info.tensor())
+                .ok_or_else(|| format!("{name} is no static input"))
+        });
+        let inputs = types.collect::<Result<Vec<TensorType>, _>>()?;
+        let inferred = operator.infer(&inputs)?;
+        let shape = body_shape(&operator, &inferred, max_seq_len);
+        Ok(Self {
+            at,
+            node,
+            operator,
+            inputs,
+            inferred,
+            shape,
+        })
+    }
+
+    /// The node in standard operators.
+    fn body(&self, casts: LowCasts) -> Result<Vec<NodeProto>, String> {
+        with_operator!(&self.operator, operator => write(operator, &self.shape, casts, &self.node))
+    }
+
+    /// The graph that the reference runs.
+    fn reference(&self, body: bool) -> Result<ReferenceGraph, Box<dyn Error>> {
+        let casts = Rounding::AsStored.casts();
+        let nodes = match body {
+            true => self.body(casts)?,
+            false => {
+                let mut node = self.node.clone();
+                let types = [self.shape.dtype, self.shape.cache_dtype];
+                let rounding = rounding_attributes(self.operator.op(), types);
+                node.attribute.extend(rounding);
+                vec![node]
+            }
+        };
+        let infos = |names: &[String], types: &[TensorType]| {
+            let both = names.iter().zip(types).map(|(name, tensor)| TensorInfo {
+                name: name.clone(),
+                tensor: tensor.clone(),
+            });
+            both.collect()
+        };
+        let inputs = infos(&self.node.input, &self.inputs);
+        let outputs = infos(&self.node.output, &self.inferred.outputs);
+        Ok(ReferenceGraph::new(nodes, inputs, outputs, Vec::new()))
+    }
+}
+
 /// The model with its custom node's function, or with the function's nodes in the node's place.
 fn lower(
     mut model: ModelProto,
@@ -144,28 +222,14 @@ fn lower(
     let opset = opsets
         .find(|opset| opset.domain.is_empty())
         .map_or(OPSET, |opset| opset.version);
-    let graph = model.graph.as_mut().ok_or("the model has no graph")?;
-    let ours = |node: &NodeProto| node.domain == DOMAIN;
-    let at = graph
-        .node
-        .iter()
-        .position(ours)
-        .ok_or("the model has no custom node")?;
-    let node = &graph.node[at];
-    let op = Op::named(&node.op_type).ok_or_else(|| format!("no operator {}", node.op_type))?;
-    let operator = op.read(&mut NodeAttributes(node))?;
-    let types = node.input.iter().map(|name| {
-        let info = graph.input.iter().find(|input| input.name == *name);
-        info.and_then(|info| info.tensor())
-            .ok_or_else(|| format!("{name} is no static input"))
-    });
-    let node_types = operator.infer(&types.collect::<Result<Vec<TensorType>, _>>()?)?;
-    let shape = body_shape(&operator, &node_types, max_seq_len);
+    let one = OneNode::read(&model, max_seq_len)?;
     if form == "function" {
-        model.functions.push(function(op, &shape, opset));
-    } else {
-        let nodes = with_operator!(&operator, operator => write(operator, &shape, node))?;
-        graph.node.splice(at..=at, nodes);
+        let op = one.operator.op();
+        model.functions.push(function(op, &one.shape, opset));
+    } else if let Some(graph) = &mut model.graph {
+        graph
+            .node
+            .splice(one.at..=one.at, one.body(LowCasts::Cast)?);
         model.opset_import.retain(|opset| opset.domain != DOMAIN);
     }
     Ok(model)
@@ -174,6 +238,7 @@ fn lower(
 fn write<O: Definition>(
     operator: &O,
     shape: &BodyShape,
+    casts: LowCasts,
     node: &NodeProto,
 ) -> Result<Vec<NodeProto>, String> {
     let inputs = O::Inputs::from_list(node.input.iter().map(String::as_str));
@@ -181,7 +246,7 @@ fn write<O: Definition>(
     let (inputs, outputs) = inputs
         .zip(outputs)
         .ok_or("the node has other ports than its schema")?;
-    Ok(inline(operator, shape, "body_", inputs, outputs))
+    Ok(inline(operator, shape, casts, "body_", inputs, outputs))
 }
 
 /// What a package of this one node would have its bodies written for.
@@ -234,9 +299,14 @@ struct Engines {
 }
 
 impl Engines {
-    fn load(&mut self, model: &ModelProto) -> Result<usize, Box<dyn Error>> {
-        // No file: the model has no weights.
-        let engine = TractEngine::load(model, Path::new("."))?;
+    fn load(
+        &mut self,
+        model: &ModelProto,
+        max_seq_len: usize,
+        body: bool,
+    ) -> Result<usize, Box<dyn Error>> {
+        let graph = OneNode::read(model, max_seq_len)?.reference(body)?;
+        let engine = TractEngine::new(&graph, &TractWeights::default())?;
         self.made += 1;
         self.loaded.insert(self.made, engine);
         Ok(self.made)

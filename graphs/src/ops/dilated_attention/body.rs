@@ -354,8 +354,7 @@ impl Attention<'_> {
             );
         } else {
             let rows = self.w.call("Where", &[written, &fresh, &past]);
-            let to = AttributeProto::int("to", cache_dtype.onnx().into());
-            self.w.push("", "Cast", &[&rows], &[present], vec![to]);
+            self.w.cast_as(&rows, cache_dtype, present);
         }
     }
 

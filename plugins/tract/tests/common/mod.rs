@@ -7,16 +7,18 @@ use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::manifest::{
-    Fallback, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, Target,
-    WEIGHTS_FILE, state_tensors,
+    INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, WEIGHTS_FILE,
+    state_tensors,
 };
-use ratplus_graphs::model::{self, GraphOptions, ROTARY_TABLES, Weight};
-use ratplus_graphs::onnx::ModelProto;
+use ratplus_graphs::model::{
+    self, ROTARY_TABLES, ReferenceGraph, ReferenceOptions, Rounding, Weight, reference,
+    reference_weights,
+};
 use ratplus_graphs::ops::{ElementType, TensorType};
 use ratplus_graphs::precision::Precision;
 use ratplus_graphs::spec::{Activation, ModelSpec};
 use ratplus_reference::full::{self, FullAttention};
-use ratplus_tract::{Rounding, TensorRef, TractEngine, TractWeights};
+use ratplus_tract::{TensorRef, TractEngine, TractError, TractWeights};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tempfile::TempDir;
@@ -108,51 +110,52 @@ impl Package {
         Self { dir, spec, shape }
     }
 
-    pub fn graph(&self, seq_len: usize, fallback: Fallback) -> ModelProto {
-        model::build(&GraphOptions {
+    /// The graph for chunks of `seq_len`, whose operators are nodes or, `inline`, their bodies.
+    pub fn graph(
+        &self,
+        seq_len: usize,
+        inline: bool,
+        rounding: Rounding,
+        taps: &[&str],
+    ) -> ReferenceGraph {
+        let taps: Vec<_> = taps.iter().map(|&name| name.to_owned()).collect();
+        reference(&ReferenceOptions {
             spec: &self.spec,
-            precision: &Precision::default(),
             shape: self.shape,
             seq_len,
-            target: Target::Portable,
-            fallback,
-            opset: ratplus_graphs::onnx::OPSET,
-            ir_version: ratplus_graphs::onnx::IR_VERSION,
+            precision: &Precision::default(),
+            rounding,
+            inline,
+            taps: &taps,
         })
     }
 
+    pub fn weights(&self) -> Result<TractWeights, TractError> {
+        let weights = reference_weights(&self.spec, &self.shape, &Precision::default());
+        TractWeights::load(&weights, &self.dir.path().join(WEIGHTS_FILE))
+    }
+
     /// Engines of the given lengths that share their weights; `taps` are outputs too.
-    pub fn engines(&self, lengths: &[usize], fallback: Fallback, taps: &[&str]) -> Engines {
-        self.load(lengths, fallback, taps, Rounding::AsStored)
+    pub fn engines(&self, lengths: &[usize], inline: bool, taps: &[&str]) -> Engines {
+        self.load(lengths, inline, taps, Rounding::AsStored)
     }
 
     /// Engines that leave the package's roundings out.
     pub fn unrounded(&self, lengths: &[usize]) -> Engines {
-        self.load(lengths, Fallback::None, &[], Rounding::None)
+        self.load(lengths, false, &[], Rounding::None)
     }
 
-    fn load(
-        &self,
-        lengths: &[usize],
-        fallback: Fallback,
-        taps: &[&str],
-        rounding: Rounding,
-    ) -> Engines {
-        let decode = self.graph(1, fallback);
-        let weights = TractWeights::load(&decode, self.dir.path()).expect("weights");
+    fn load(&self, lengths: &[usize], inline: bool, taps: &[&str], rounding: Rounding) -> Engines {
+        let weights = self.weights().expect("weights");
         let engines = lengths
             .iter()
             .map(|&length| {
-                let mut graph = self.graph(length, fallback);
-                let tapped: Vec<_> =
-                    model::taps(&self.spec, &self.shape, &Precision::default(), length)
-                        .into_iter()
-                        .filter(|(name, _)| taps.contains(&name.as_str()))
-                        .collect();
-                assert_eq!(tapped.len(), taps.len(), "{taps:?}");
-                model::add_outputs(&mut graph, &tapped);
-                let engine = TractEngine::with_rounding(&graph, &weights, rounding)
-                    .unwrap_or_else(|error| panic!("{fallback} {length}: {error}"));
+                let graph = self.graph(length, inline, rounding, taps);
+                let plain = self.graph(length, inline, rounding, &[]);
+                let tapped = graph.outputs.len() - plain.outputs.len();
+                assert_eq!(tapped, taps.len(), "{taps:?}");
+                let engine = TractEngine::new(&graph, &weights)
+                    .unwrap_or_else(|error| panic!("inline {inline}, {length}: {error}"));
                 (length, engine)
             })
             .collect();

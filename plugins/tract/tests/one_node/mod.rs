@@ -1,64 +1,58 @@
 //! Models of one node in tract.
 
-use ratplus_graphs::manifest::Fallback;
-use ratplus_graphs::onnx::{
-    GraphProto, IR_VERSION, ModelProto, OPSET, OperatorSetIdProto, ValueInfoProto,
-};
-use ratplus_graphs::ops::body::{BodyShape, function, inline, node};
+use ratplus_graphs::manifest::TensorInfo;
+use ratplus_graphs::model::{ReferenceGraph, Rounding, rounding_attributes};
+use ratplus_graphs::ops::body::{BodyShape, inline, node};
 use ratplus_graphs::ops::{DOMAIN, Op, Operator, Port, Ports, TensorType};
 use ratplus_graphs::with_operator;
 use ratplus_tract::{TensorRef, TractEngine, TractWeights};
 
-/// A model of one node of `operator`, as `fallback` writes it; values have their ports' names.
-pub fn model(
+/// How the node is written.
+// Each test file uses a part of it.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// As itself.
+    Node,
+    /// As its body.
+    Body,
+}
+
+/// An engine of one node of `operator`; values have their ports' names.
+pub fn engine(
     operator: &Operator,
     shape: &BodyShape,
     inputs: &[TensorType],
-    fallback: Fallback,
-) -> ModelProto {
+    way: Way,
+) -> TractEngine {
     let op = operator.op();
-    let infos = |ports: &[Port], types: &[TensorType]| -> Vec<ValueInfoProto> {
-        let both = ports.iter().zip(types);
-        both.map(|(port, tensor)| ValueInfoProto::new(port.name, tensor))
-            .collect()
-    };
-    let opset = |domain: &str, version| OperatorSetIdProto {
-        domain: domain.into(),
-        version,
+    let infos = |ports: &[Port], types: &[TensorType]| -> Vec<TensorInfo> {
+        let both = ports.iter().zip(types).map(|(port, tensor)| TensorInfo {
+            name: port.name.into(),
+            tensor: tensor.clone(),
+        });
+        both.collect()
     };
     let outputs = operator.infer(inputs).expect("types that fit").outputs;
-    let (input, output) = (infos(op.inputs(), inputs), infos(op.outputs(), &outputs));
-    let node = with_operator!(operator, operator => {
+    let casts = Rounding::AsStored.casts();
+    let nodes = with_operator!(operator, operator => {
         let (from, to) = (
             Ports::from_ports(|port| port.name),
             Ports::from_ports(|port| port.name),
         );
-        match fallback {
-            Fallback::Inline => inline(operator, shape, "", from, to),
-            _ => vec![node(operator, "node".into(), DOMAIN, from, to)],
+        match way {
+            Way::Body => inline(operator, shape, casts, "", from, to),
+            Way::Node => {
+                let mut node = node(operator, "node".into(), DOMAIN, from, to);
+                let types = [shape.dtype, shape.cache_dtype];
+                node.attribute.extend(rounding_attributes(op, types));
+                vec![node]
+            }
         }
     });
-    ModelProto {
-        ir_version: IR_VERSION,
-        opset_import: vec![opset("", OPSET), opset(DOMAIN, 1)],
-        graph: Some(GraphProto {
-            node,
-            name: "one node".into(),
-            input,
-            output,
-            ..GraphProto::default()
-        }),
-        functions: match fallback {
-            Fallback::Function => vec![function(op, shape, OPSET)],
-            _ => Vec::new(),
-        },
-        ..ModelProto::default()
-    }
-}
-
-/// An engine of one node.
-pub fn engine(model: &ModelProto) -> TractEngine {
-    TractEngine::with_weights(model, &TractWeights::default()).expect("a model")
+    let (inputs, outputs) = (infos(op.inputs(), inputs), infos(op.outputs(), &outputs));
+    let graph = ReferenceGraph::new(nodes, inputs, outputs, Vec::new());
+    TractEngine::new(&graph, &TractWeights::default()).expect("a model")
 }
 
 /// A run of one node: its outputs.

@@ -18,9 +18,7 @@ use cuda::{Gpu, cuda_error};
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::session::builder::PrepackedWeights;
-use prost::Message;
 use ratplus_graphs::manifest::{Fallback, Target, WEIGHTS_FILE};
-use ratplus_graphs::model::add_outputs;
 use ratplus_graphs::ops::{ElementType, check_gpu_cache};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -246,11 +244,7 @@ impl OrtDriver {
         let EngineGraph { file, model, .. } = *graph;
         let folder = package.weights_path().parent();
         let model = match folder.filter(|_| shared.runtime.memory_models_have_external_data()) {
-            Some(folder) => {
-                let mut model = package.locate_weights(model);
-                add_outputs(&mut model, taps);
-                Model::Content(model.encode_to_vec(), folder.into())
-            }
+            Some(folder) => Model::Content(package.encode(model, taps), folder.into()),
             None if taps.is_empty() => Model::File(package.dir().join(file)),
             None => {
                 return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));

@@ -5,7 +5,6 @@ mod stage;
 
 pub use error::BuildError;
 
-use prost::Message;
 use ratplus_graphs::manifest::{Fallback, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
 use ratplus_kernels::cuda::{self, Device};
@@ -220,9 +219,8 @@ pub fn build(
             source,
         };
         let weights = package.weights_path();
-        let model = package.locate_weights(model);
         let source = NetworkSource {
-            model: &model.encode_to_vec(),
+            model: &package.encode(model, &[]),
             path: &weights.with_file_name(onnx),
             plugins: tools.plugins.as_deref(),
             timing_cache: &timing,

@@ -1,0 +1,273 @@
+//! Writes a graph node by node and knows the type of every value.
+
+use super::activation;
+use super::lowering::Lowering;
+use crate::onnx::{AttributeProto, NodeProto, NodeWriter, ValueInfoProto};
+use crate::ops::{ElementType, TensorType};
+use crate::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization, node_attributes};
+use crate::spec::Activation;
+
+const F32: ElementType = ElementType::F32;
+
+/// A value of the graph. In the reference's graphs, which hold f16 and bf16 in f32, the type is the
+/// one that the numbers are rounded to.
+#[derive(Clone, Debug)]
+pub(super) struct Value {
+    pub name: String,
+    pub dtype: ElementType,
+    pub shape: Vec<usize>,
+}
+
+impl Value {
+    pub fn new(name: impl Into<String>, tensor: TensorType) -> Self {
+        Self {
+            name: name.into(),
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+        }
+    }
+
+    pub fn tensor(&self) -> TensorType {
+        TensorType::new(self.dtype, &*self.shape)
+    }
+
+    fn like(&self, name: String) -> Self {
+        Self {
+            name,
+            ..self.clone()
+        }
+    }
+}
+
+/// How the matrix of a linear layer is given, `[outputs, inputs]`.
+pub(super) enum Matrix {
+    /// As a value of its own type.
+    Stored(Value),
+    /// As block-wise integers; the constants of each of its [planes](Quantization::planes).
+    Blocks {
+        quantization: Quantization,
+        sizes: [usize; 2],
+        planes: Vec<Vec<String>>,
+    },
+}
+
+pub(super) struct Builder {
+    w: NodeWriter,
+    lowering: Lowering,
+    declared: Vec<ValueInfoProto>,
+}
+
+impl Builder {
+    pub fn new(lowering: Lowering) -> Self {
+        Self {
+            w: NodeWriter::new("", lowering.casts),
+            lowering,
+            declared: Vec::new(),
+        }
+    }
+
+    /// The nodes, and the types of values that they declare.
+    pub fn finish(self) -> (Vec<NodeProto>, Vec<ValueInfoProto>) {
+        (self.w.finish(), self.declared)
+    }
+
+    pub fn lowering(&self) -> Lowering {
+        self.lowering
+    }
+
+    /// What later names start with.
+    pub fn set_prefix(&mut self, prefix: &str) {
+        self.w.set_prefix(prefix);
+    }
+
+    /// One output of a fresh name, or of `name`.
+    fn node(
+        &mut self,
+        (domain, op_type): (&str, &str),
+        inputs: &[&str],
+        attributes: Vec<AttributeProto>,
+        name: Option<&str>,
+    ) -> String {
+        let output = match name {
+            Some(name) => name.to_owned(),
+            None => self.w.fresh(&op_type.to_lowercase()),
+        };
+        self.w.push(domain, op_type, inputs, &[&output], attributes);
+        output
+    }
+
+    /// Rows of `data`.
+    pub fn gather(&mut self, data: &Value, indices: &Value) -> Value {
+        let shape = [&*indices.shape, &data.shape[1..]].concat();
+        Value {
+            name: self.w.gather(&data.name, &indices.name, 0),
+            dtype: data.dtype,
+            shape,
+        }
+    }
+
+    pub fn reshape(&mut self, value: &Value, shape: &[usize], name: Option<&str>) -> Value {
+        let sizes: Vec<_> = shape.iter().map(|&size| size as i64).collect();
+        let sizes = self.w.ints(&sizes);
+        let inputs = [value.name.as_str(), &sizes];
+        Value {
+            name: self.node(("", "Reshape"), &inputs, Vec::new(), name),
+            dtype: value.dtype,
+            shape: shape.into(),
+        }
+    }
+
+    /// Columns of a matrix, in parts of these widths.
+    pub fn split(&mut self, rows: &Value, widths: &[usize]) -> Vec<Value> {
+        let names = self.w.split(&rows.name, 1, widths);
+        let parts = names.into_iter().zip(widths).map(|(name, &width)| Value {
+            name,
+            dtype: rows.dtype,
+            shape: vec![rows.shape[0], width],
+        });
+        parts.collect()
+    }
+
+    /// The value in another type, rounded where that holds less.
+    pub fn convert(&mut self, value: &Value, to: ElementType) -> Value {
+        let name = match self.lowering.is_written(value.dtype, to) {
+            true => self.w.cast(&value.name, to),
+            false => value.name.clone(),
+        };
+        Value {
+            name,
+            dtype: to,
+            shape: value.shape.clone(),
+        }
+    }
+
+    /// [`convert`](Self::convert) of what the last node made, under `name`.
+    pub fn convert_as(&mut self, value: &Value, to: ElementType, name: &str) -> Value {
+        match self.lowering.is_written(value.dtype, to) {
+            true => self.w.cast_as(&value.name, to, name),
+            // The producer's output takes the name.
+            false => self.w.rename_last_output(&value.name, name),
+        }
+        Value {
+            name: name.into(),
+            dtype: to,
+            shape: value.shape.clone(),
+        }
+    }
+
+    /// `op_type` of values of one type, the last of which may be shorter.
+    pub fn elementwise(&mut self, op_type: &str, operands: &[&Value]) -> Value {
+        let names: Vec<_> = operands
+            .iter()
+            .map(|operand| operand.name.as_str())
+            .collect();
+        let name = self.w.call(op_type, &names);
+        operands[0].like(name)
+    }
+
+    /// `rows x matrix^T`: in the type of both with native products where they have one, else in
+    /// f32.
+    pub fn linear(&mut self, rows: &Value, matrix: &Matrix, name: Option<&str>) -> Value {
+        let native = match matrix {
+            Matrix::Stored(stored) => self.lowering.native_products && stored.dtype == rows.dtype,
+            Matrix::Blocks { .. } => false,
+        };
+        let dtype = if native { rows.dtype } else { F32 };
+        let rows = self.convert(rows, dtype);
+        let (name, outputs) = match matrix {
+            Matrix::Stored(stored) => {
+                let stored = self.convert(stored, dtype);
+                let name = self.product(&rows, &stored.name, name);
+                (name, stored.shape[0])
+            }
+            Matrix::Blocks {
+                quantization,
+                sizes,
+                planes,
+            } => {
+                let whole = planes.len() == 1;
+                let parts: Vec<_> = planes
+                    .iter()
+                    .map(|constants| {
+                        let name = name.filter(|_| whole);
+                        if self.lowering.widened_blocks {
+                            return self.product(&rows, &constants[0], name);
+                        }
+                        let mut operands = vec![rows.name.as_str()];
+                        operands.extend(constants.iter().map(String::as_str));
+                        let attributes = node_attributes(*quantization, *sizes);
+                        let op = (MICROSOFT_DOMAIN, MATMUL_NBITS);
+                        self.node(op, &operands, attributes, name)
+                    })
+                    .collect();
+                let sum = match &parts[..] {
+                    [high, low] => self.node(("", "Add"), &[high, low], Vec::new(), name),
+                    parts => parts.concat(),
+                };
+                (sum, sizes[0])
+            }
+        };
+        Value {
+            name,
+            dtype,
+            shape: vec![rows.shape[0], outputs],
+        }
+    }
+
+    fn product(&mut self, rows: &Value, matrix: &str, name: Option<&str>) -> String {
+        let transposed = vec![AttributeProto::int("transB", 1)];
+        self.node(("", "Gemm"), &[&rows.name, matrix], transposed, name)
+    }
+
+    /// The rows divided by their root mean square, times `weight`; in f32.
+    pub fn rms_norm(&mut self, rows: &Value, weight: &Value, epsilon: f32) -> Value {
+        let weight = self.convert(weight, F32);
+        let rows = self.convert(rows, F32);
+        let w = &mut self.w;
+        let two = w.float(2.0);
+        let squares = w.call("Pow", &[&rows.name, &two]);
+        let axis = w.ints(&[1]);
+        let mean = w.call("ReduceMean", &[&squares, &axis]);
+        let epsilon = w.float(epsilon);
+        let mean = w.call("Add", &[&mean, &epsilon]);
+        let root = w.call("Sqrt", &[&mean]);
+        let scaled = w.call("Div", &[&rows.name, &root]);
+        let scaled = w.call("Mul", &[&scaled, &weight.name]);
+        rows.like(scaled)
+    }
+
+    /// In f32.
+    pub fn activation(&mut self, activation: Activation, value: &Value) -> Value {
+        let value = self.convert(value, F32);
+        let name = activation::write(&mut self.w, activation, &value.name);
+        value.like(name)
+    }
+
+    /// `[B * L, d]` to `[B, d]`: the row of each sequence's last token, the first of an idle slot.
+    pub fn last_tokens(&mut self, rows: &Value, seq_length: &Value) -> Value {
+        let batch = seq_length.shape[0];
+        let seq_len = rows.shape[0] / batch;
+        let w = &mut self.w;
+        let (one, longest) = (w.ints(&[1]), w.ints(&[seq_len as i64]));
+        // Of a slot whose lengths do not fit, any row of its own: all are NaN in function bodies.
+        let last = w.call("Max", &[&seq_length.name, &one]);
+        let last = w.call("Min", &[&last, &longest]);
+        let last = w.call("Sub", &[&last, &one]);
+        let first: Vec<_> = (0..batch).map(|slot| (slot * seq_len) as i64).collect();
+        let first = w.ints(&first);
+        let index = w.call("Add", &[&last, &first]);
+        let index = seq_length.like(index);
+        self.gather(rows, &index)
+    }
+
+    /// Nodes that were written elsewhere.
+    pub fn extend(&mut self, nodes: Vec<NodeProto>) {
+        self.w.extend(nodes);
+    }
+
+    /// States the type of a value for runtimes that have no rule for it.
+    pub fn declare(&mut self, value: &Value) {
+        self.declared
+            .push(ValueInfoProto::new(&value.name, &value.tensor()));
+    }
+}

@@ -1,0 +1,346 @@
+//! The layers of the model.
+
+use super::builder::{Builder, Matrix, Value};
+use super::lowering::Lowering;
+use super::reference::rounding_attributes;
+use super::{EMBEDDED, FINAL_NORM, ROTARY_TABLES, Tap, Weight};
+use crate::onnx::{LowCasts, NodeProto, ValueInfoProto};
+use crate::ops::body::{self, BodyShape};
+use crate::ops::{
+    Axis, Definition, DilatedAttention, ElementType, Operator, Port, Ports, RecurrenceScan,
+    TensorType, dilated_attention, recurrence_scan,
+};
+use crate::package::{
+    CustomNodes, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
+};
+use crate::precision::{Precision, Stored};
+use crate::spec::ModelSpec;
+
+const F32: ElementType = ElementType::F32;
+
+/// What determines a graph beside how it is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes<'a> {
+    pub spec: &'a ModelSpec,
+    pub shape: PackageShape,
+    pub seq_len: usize,
+    pub precision: &'a Precision,
+}
+
+impl Sizes<'_> {
+    /// The sizes of the operators' bodies.
+    pub fn body(&self) -> BodyShape {
+        let Self {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = *self;
+        BodyShape {
+            dtype: shape.dtype,
+            cache_dtype: shape.cache_dtype,
+            batch: shape.batch,
+            seq_len,
+            num_heads: spec.num_heads(),
+            head_dim: spec.d_head,
+            max_seq_len: shape.max_seq_len,
+        }
+    }
+}
+
+/// The nodes of the whole model, and the types of values that they declare.
+pub(super) fn write(
+    sizes: &Sizes<'_>,
+    lowering: Lowering,
+) -> (Vec<NodeProto>, Vec<ValueInfoProto>) {
+    let mut model = Model {
+        b: Builder::new(lowering),
+        sizes: *sizes,
+        local: sizes.shape.dtype,
+    };
+    model.write();
+    model.b.finish()
+}
+
+struct Model<'a> {
+    b: Builder,
+    sizes: Sizes<'a>,
+    /// Type of weights and of values between linear layers where nodes are being written.
+    local: ElementType,
+}
+
+impl Model<'_> {
+    fn write(&mut self) {
+        let Sizes {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = self.sizes;
+        let (batch, rows) = (shape.batch, shape.batch * seq_len);
+        self.b.set_prefix("embedding.");
+        let ids = TensorType::new(ElementType::I64, [batch, seq_len]);
+        let ids = Value::new(INPUT_IDS, ids);
+        let embedding = self.weight(Weight::Embedding);
+        let embedded = self.b.gather(&embedding, &ids);
+        let mut stream = self
+            .b
+            .reshape(&embedded, &[rows, spec.d_model], Some(EMBEDDED));
+        for layer in 0..spec.num_layers {
+            stream = self.sequence_layer(layer, &stream);
+            stream = self.feed_forward(layer, &stream);
+        }
+        self.b.set_prefix("head.");
+        let last = match shape.logits {
+            LogitsMode::All => stream,
+            LogitsMode::Last => {
+                let lengths = TensorType::new(ElementType::I64, [batch]);
+                self.b
+                    .last_tokens(&stream, &Value::new(SEQ_LENGTH, lengths))
+            }
+        };
+        self.enter(Weight::LmHead);
+        let hidden = self.norm(Weight::FinalNorm, &last);
+        let hidden = self.b.convert_as(&hidden, self.local, FINAL_NORM);
+        let head = self.matrix(Weight::LmHead);
+        match shape.logits {
+            LogitsMode::Last => {
+                let logits = self.b.linear(&hidden, &head, None);
+                self.b.convert_as(&logits, F32, LOGITS);
+            }
+            LogitsMode::All => {
+                let logits = self.b.linear(&hidden, &head, None);
+                let logits = self.b.convert(&logits, F32);
+                self.b
+                    .reshape(&logits, &[batch, seq_len, spec.vocab_size], Some(LOGITS));
+            }
+        }
+    }
+
+    /// `T`: the type of the residual stream and of what operators take and give.
+    fn dtype(&self) -> ElementType {
+        self.sizes.shape.dtype
+    }
+
+    /// The nodes to come belong to `weight`'s layer, or to the head.
+    fn enter(&mut self, weight: Weight) {
+        let kept = self.sizes.precision.keep_f32.keeps(weight);
+        self.local = if kept { F32 } else { self.dtype() };
+    }
+
+    /// A weight that is no integers.
+    fn weight(&self, weight: Weight) -> Value {
+        let Sizes {
+            spec,
+            shape,
+            precision,
+            ..
+        } = self.sizes;
+        let dtype = match precision.stored(weight, shape.dtype) {
+            Stored::As(dtype) => dtype,
+            Stored::Blocks(_) => F32,
+        };
+        Value::new(weight.name(), TensorType::new(dtype, weight.shape(spec)))
+    }
+
+    /// The matrix of a linear layer, as it is stored.
+    fn matrix(&self, weight: Weight) -> Matrix {
+        let Sizes {
+            spec,
+            shape,
+            precision,
+            ..
+        } = self.sizes;
+        let weight = precision.place(weight, spec, shape.dtype);
+        match (precision.stored(weight, shape.dtype), &*weight.shape(spec)) {
+            (Stored::Blocks(quantization), &[outputs, inputs]) => {
+                let sizes = [outputs, inputs];
+                let planes = quantization.planes().iter().map(|plane| {
+                    let tensors = plane.tensors(quantization, &weight.name(), sizes);
+                    tensors.into_iter().map(|(name, _)| name).collect()
+                });
+                Matrix::Blocks {
+                    quantization,
+                    sizes,
+                    planes: planes.collect(),
+                }
+            }
+            _ => Matrix::Stored(self.weight(weight)),
+        }
+    }
+
+    /// A linear layer, in f32 or in the layer's type.
+    fn linear(&mut self, rows: &Value, weight: Weight) -> Value {
+        let matrix = self.matrix(weight);
+        self.b.linear(rows, &matrix, None)
+    }
+
+    /// In f32.
+    fn norm(&mut self, weight: Weight, rows: &Value) -> Value {
+        let weight = self.weight(weight);
+        let epsilon = self.sizes.spec.norm_eps as f32;
+        self.b.rms_norm(rows, &weight, epsilon)
+    }
+
+    /// The residual stream and a change, rounded once.
+    fn add(&mut self, stream: &Value, change: &Value, name: &str) -> Value {
+        let change = self.b.convert(change, F32);
+        let stream = self.b.convert(stream, F32);
+        let sum = self.b.elementwise("Add", &[&stream, &change]);
+        let dtype = self.dtype();
+        self.b.convert_as(&sum, dtype, name)
+    }
+
+    fn sequence_layer(&mut self, layer: usize, stream: &Value) -> Value {
+        let Sizes {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = self.sizes;
+        let d = spec.d_model;
+        let chunk = [shape.batch, seq_len, d];
+        self.b.set_prefix(&format!("layers.{layer}.seq."));
+        self.enter(Weight::InProj(layer));
+        let rows = self.norm(Weight::InputNorm(layer), stream);
+        let rows = self.b.convert(&rows, self.local);
+        let projected = self.linear(&rows, Weight::InProj(layer));
+        let projected = self.b.convert(&projected, self.local);
+        let widths = vec![d; spec.in_proj_blocks()];
+        let mut parts = self.b.split(&projected, &widths);
+        // All but the output gate go to the operators.
+        for part in &mut parts[1..] {
+            *part = self.b.convert(part, shape.dtype);
+        }
+        let query = self.b.reshape(&parts[1], &chunk, None);
+        let (gated_key, gated_value) = (Tap::GatedKey.name(layer), Tap::GatedValue.name(layer));
+        let [gated_key, gated_value] = if spec.recurrence {
+            let [key, value, gate] =
+                [2, 3, 4].map(|part| self.b.reshape(&parts[part], &chunk, None));
+            let inputs = recurrence_scan::Inputs {
+                key: &*key.name,
+                value: &value.name,
+                gate: &gate.name,
+                state_key: &StateKind::RecurrentKey.past_name(layer),
+                state_value: &StateKind::RecurrentValue.past_name(layer),
+                past_length: PAST_LENGTH,
+                seq_length: SEQ_LENGTH,
+            };
+            let outputs = recurrence_scan::Outputs {
+                gated_key: &*gated_key,
+                gated_value: &gated_value,
+                new_state_key: &StateKind::RecurrentKey.present_name(layer),
+                new_state_value: &StateKind::RecurrentValue.present_name(layer),
+            };
+            let made = self.custom(&RecurrenceScan, layer, inputs, outputs);
+            [made.gated_key, made.gated_value]
+        } else {
+            [(2, gated_key), (3, gated_value)]
+                .map(|(part, name)| self.b.reshape(&parts[part], &chunk, Some(&name)))
+        };
+        let operator = DilatedAttention {
+            patterns: spec.layer_patterns(layer),
+            scale: (1.0 / (spec.d_head as f64).sqrt()) as f32,
+        };
+        let inputs = dilated_attention::Inputs {
+            query: &*query.name,
+            key: &gated_key.name,
+            value: &gated_value.name,
+            past_key: &StateKind::Key.past_name(layer),
+            past_value: &StateKind::Value.past_name(layer),
+            past_length: PAST_LENGTH,
+            seq_length: SEQ_LENGTH,
+            cos: ROTARY_TABLES[0],
+            sin: ROTARY_TABLES[1],
+        };
+        let outputs = dilated_attention::Outputs {
+            output: &*Tap::Attention.name(layer),
+            present_key: &StateKind::Key.present_name(layer),
+            present_value: &StateKind::Value.present_name(layer),
+        };
+        let attention = self.custom(&operator, layer, inputs, outputs).output;
+        let rows = [shape.batch * seq_len, d];
+        let attended = self.b.reshape(&attention, &rows, None);
+        let attended = self.b.convert(&attended, F32);
+        let gate = self.b.convert(&parts[0], F32);
+        let gate = self.b.elementwise("Sigmoid", &[&gate]);
+        let gated = self.b.elementwise("Mul", &[&attended, &gate]);
+        let gated = self.b.convert(&gated, self.local);
+        let projected = self.linear(&gated, Weight::OutProj(layer));
+        self.add(stream, &projected, &Tap::Mixed.name(layer))
+    }
+
+    fn feed_forward(&mut self, layer: usize, stream: &Value) -> Value {
+        self.b.set_prefix(&format!("layers.{layer}.ffn."));
+        self.enter(Weight::Fc1(layer));
+        let rows = self.norm(Weight::FfnNorm(layer), stream);
+        let rows = self.b.convert(&rows, self.local);
+        let wide = self.linear(&rows, Weight::Fc1(layer));
+        let wide = self.b.convert(&wide, self.local);
+        let active = self.b.activation(self.sizes.spec.activation, &wide);
+        let active = self.b.convert(&active, self.local);
+        let narrow = self.linear(&active, Weight::Fc2(layer));
+        self.add(stream, &narrow, &Tap::Hidden.name(layer))
+    }
+
+    /// A RAT+ operator: what it makes.
+    fn custom<'n, O: Definition + Into<Operator>>(
+        &mut self,
+        operator: &O,
+        layer: usize,
+        inputs: O::Inputs<&'n str>,
+        outputs: O::Outputs<&'n str>,
+    ) -> O::Outputs<Value>
+    where
+        O::Outputs<&'n str>: Copy,
+    {
+        let lowering = self.b.lowering();
+        let shape = self.sizes.shape;
+        let name = format!("layers.{layer}.{}", O::OP);
+        let nodes = match lowering.custom.domain() {
+            None => {
+                let (body, prefix) = (self.sizes.body(), format!("{name}."));
+                body::inline(operator, &body, lowering.casts, &prefix, inputs, outputs)
+            }
+            Some(domain) => {
+                let mut node = body::node(operator, name, domain, inputs, outputs);
+                if lowering.casts == LowCasts::Round {
+                    let types = [shape.dtype, shape.cache_dtype];
+                    node.attribute.extend(rounding_attributes(O::OP, types));
+                }
+                vec![node]
+            }
+        };
+        self.b.extend(nodes);
+        let mut names = outputs.into_list().into_iter();
+        Ports::from_ports(|port| {
+            let name = names.next().unwrap_or_default();
+            let value = Value::new(name, self.port(layer, port));
+            if lowering.custom == CustomNodes::Plugins {
+                self.b.declare(&value);
+            }
+            value
+        })
+    }
+
+    /// Type of an operator's port in a layer.
+    fn port(&self, layer: usize, port: &Port) -> TensorType {
+        let Sizes {
+            spec,
+            shape,
+            seq_len,
+            ..
+        } = self.sizes;
+        let sizes = port.axes.iter().map(|axis| match axis {
+            Axis::Batch => shape.batch,
+            Axis::SeqLen => seq_len,
+            Axis::Channels => spec.d_model,
+            Axis::Rows => spec.cache_layout(layer, shape.max_seq_len).rows(),
+            Axis::HeadDim => spec.d_head,
+            Axis::MaxSeqLen => shape.max_seq_len,
+            Axis::HalfHeadDim => spec.d_head / 2,
+        });
+        let dtype = port.dtype.resolve(shape.dtype, shape.cache_dtype);
+        TensorType::new(dtype, sizes.collect::<Vec<_>>())
+    }
+}

@@ -1,0 +1,172 @@
+//! Block-wise integers in place of the matrices of linear layers.
+//!
+//!
+//! Integers are what `com.microsoft.MatMulNBits` of ONNX Runtime reads. A matrix `[N, K]` is cut
+//! along its rows into blocks of `block_size` elements, the last one padded; a block's elements are
+//! `scale * (q - zero_point)` with a scale of its own, and a zero point of its own unless all of
+//! them are in the middle of the range. Products are summed in f32.
+//!
+//! Eight bits are written as two nodes of four bits, the upper and the lower half of every
+//! integer: with f32 sums, ONNX Runtime 1.31 on a CPU runs a node of eight bits some 60 times as
+//! long as one of four, because it widens the whole matrix at every run. The sum of the two is the
+//! same number, and any runtime that has the operator has four bits.
+
+use crate::onnx::AttributeProto;
+use crate::ops::{ElementType, TensorType};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Domain of [`MATMUL_NBITS`].
+pub const MICROSOFT_DOMAIN: &str = "com.microsoft";
+/// Version of [`MICROSOFT_DOMAIN`].
+pub const MICROSOFT_VERSION: i64 = 1;
+/// The operator that multiplies rows by a matrix of block-wise integers.
+pub const MATMUL_NBITS: &str = "MatMulNBits";
+/// Bits of one element in the operator.
+pub const NODE_BITS: u32 = 4;
+/// Value of `accuracy_level` that keeps rows in f32.
+const F32_ACCURACY: i64 = 1;
+/// Block sizes that the operator takes.
+pub const BLOCK_SIZES: [usize; 5] = [16, 32, 64, 128, 256];
+/// [`Quantization::block_size`] where nothing is said.
+pub const DEFAULT_BLOCK_SIZE: usize = 32;
+
+/// A field that has no such value, and what was expected and found.
+pub type Problem = (&'static str, String);
+
+/// Block-wise integers in place of the matrices of linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantization {
+    /// Bits of one weight: 4 or 8.
+    pub bits: u32,
+    /// Weights that share a scale: one of [`BLOCK_SIZES`].
+    pub block_size: usize,
+    /// Whether 0 is in the middle of every block's range.
+    pub symmetric: bool,
+}
+
+impl Quantization {
+    /// The largest integer.
+    pub fn largest(self) -> u32 {
+        (1 << self.bits) - 1
+    }
+
+    /// The zero point of symmetric blocks.
+    pub fn middle(self) -> u32 {
+        1 << (self.bits - 1)
+    }
+
+    /// Blocks in a row of `inputs` weights.
+    pub fn blocks(self, inputs: usize) -> usize {
+        inputs.div_ceil(self.block_size)
+    }
+
+    /// The nodes whose sum is the product, the upper half of the bits first.
+    pub fn planes(self) -> &'static [Plane] {
+        match self.bits {
+            4 => &[Plane { half: "", shift: 0 }],
+            _ => &[
+                Plane {
+                    half: UPPER_HALF,
+                    shift: 4,
+                },
+                Plane {
+                    half: ".low",
+                    shift: 0,
+                },
+            ],
+        }
+    }
+
+    pub(super) fn problems(self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if ![4, 8].contains(&self.bits) {
+            problems.push(("bits", format!("expected 4 or 8, found {}", self.bits)));
+        }
+        if !BLOCK_SIZES.contains(&self.block_size) {
+            let problem = format!("expected one of {BLOCK_SIZES:?}, found {}", self.block_size);
+            problems.push(("block_size", problem));
+        }
+        problems
+    }
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.symmetric { "" } else { "asymmetric " };
+        write!(f, "int{}, {kind}blocks of {}", self.bits, self.block_size)
+    }
+}
+
+/// What the names of the upper half's constants have after the matrix's.
+const UPPER_HALF: &str = ".high";
+
+/// What the name of a node's first constant ends with.
+const BLOCKS: &str = "blocks";
+
+/// Four bits of every integer of a matrix: one node and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plane {
+    half: &'static str,
+    /// Bits of the integer below these four; the scale is that of the integer times `2^shift`.
+    pub shift: u32,
+}
+
+impl Plane {
+    /// Whether the node has zero points of its own: without them it takes 8.
+    pub fn has_zero_points(self, quantization: Quantization) -> bool {
+        // The lower half of a symmetric block's zero point is 0, the upper half 8.
+        !quantization.symmetric || quantization.bits == 8 && self.shift == 0
+    }
+
+    /// How many constants the node has.
+    pub fn constants(self, quantization: Quantization) -> usize {
+        2 + usize::from(self.has_zero_points(quantization))
+    }
+
+    /// Name, type and shape of the node's constants in the order of its inputs, for the matrix
+    /// `name` of `[outputs, inputs]`: `blocks [N, K / block_size, block_size / 2]`, two elements a
+    /// byte, the lower bits first; `scales [N * K / block_size]`; `zero_points`, two a byte, every
+    /// row starting a byte.
+    pub fn tensors(
+        self,
+        quantization: Quantization,
+        name: &str,
+        [outputs, inputs]: [usize; 2],
+    ) -> Vec<(String, TensorType)> {
+        let blocks = quantization.blocks(inputs);
+        let named = |what: &str, dtype, shape: Vec<usize>| {
+            (
+                format!("{name}{}.{what}", self.half),
+                TensorType::new(dtype, shape),
+            )
+        };
+        let bytes = quantization.block_size / 2;
+        let mut tensors = vec![
+            named(BLOCKS, ElementType::U8, vec![outputs, blocks, bytes]),
+            named("scales", ElementType::F32, vec![outputs * blocks]),
+        ];
+        if self.has_zero_points(quantization) {
+            let bytes = outputs * blocks.div_ceil(2);
+            tensors.push(named("zero_points", ElementType::U8, vec![bytes]));
+        }
+        tensors
+    }
+}
+
+/// The attributes of a node for a matrix of `[outputs, inputs]`.
+pub fn node_attributes(
+    quantization: Quantization,
+    [outputs, inputs]: [usize; 2],
+) -> Vec<AttributeProto> {
+    [
+        ("K", inputs as i64),
+        ("N", outputs as i64),
+        ("accuracy_level", F32_ACCURACY),
+        ("bits", i64::from(NODE_BITS)),
+        ("block_size", quantization.block_size as i64),
+    ]
+    .map(|(name, value)| AttributeProto::int(name, value))
+    .into()
+}
