@@ -98,7 +98,7 @@ pub struct PackageShape {
 }
 
 impl PackageShape {
-    /// [`Manifest::cache_dtype`].
+    /// [`Manifest::cache_dtype`](super::Manifest::cache_dtype).
     pub fn own_cache_dtype(&self) -> Option<ElementType> {
         (self.cache_dtype != self.dtype).then_some(self.cache_dtype)
     }

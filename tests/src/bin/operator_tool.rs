@@ -161,15 +161,20 @@ impl OneNode {
             .position(ours)
             .ok_or("the model has no custom node")?;
         let node = graph.node[at].clone();
-        let op = Op::named(&node.op_type).ok_or_else(|| format!("no operator {}", node.op_type))?;
-        let operator = op.read(&mut NodeAttributes(&node))?;
+        let named =
+            |error: String| format!("node `{}` ({DOMAIN}.{}): {error}", node.name, node.op_type);
+        let op = Op::named(&node.op_type).ok_or_else(|| named("no such operator".into()))?;
+        let operator = op.read(&mut NodeAttributes(&node));
+        let operator = operator.map_err(|errors| named(errors.to_string()))?;
         let types = node.input.iter().map(|name| {
             let info = graph.input.iter().find(|input| input.name == *name);
             info.and_then(|info| info.tensor())
                 .ok_or_else(|| format!("{name} is no static input"))
         });
         let inputs = types.collect::<Result<Vec<TensorType>, _>>()?;
-        let inferred = operator.infer(&inputs)?;
+        let inferred = operator
+            .infer(&inputs)
+            .map_err(|errors| named(errors.to_string()))?;
         let shape = body_shape(&operator, &inferred, max_seq_len);
         Ok(Self {
             at,
