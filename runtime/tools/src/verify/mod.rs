@@ -49,6 +49,17 @@ pub struct VerifyOptions {
     pub seed: u64,
 }
 
+impl Default for VerifyOptions {
+    fn default() -> Self {
+        Self {
+            backends: Vec::new(),
+            chunks: Vec::new(),
+            tokens: 96,
+            seed: 0,
+        }
+    }
+}
+
 /// Why a verification did not run.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
