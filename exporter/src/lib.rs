@@ -31,6 +31,7 @@ pub mod publish;
 pub mod quantize;
 pub mod resolve;
 pub mod synthetic;
+mod weights_file;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use package::{CheckpointWeights, PackageOptions, WeightSource, Written};
