@@ -351,7 +351,7 @@ def test_types_that_are_wrong_are_refused(host, description, t, c):
     node = description.example()
     for name, (dtype, _) in node.inputs(t).items():
         told = host.refusal(node, t, ModelOptions(types={name: "f16" if dtype != "f16" else "f32"}))
-        assert node.op in told, f"{name}: {told}"
+        assert node.op in told or "the_node" in told, f"{name}: {told}"
 
 
 @cases(lambda host, description: host.gpu and description.schema()["types"] != description.schema()["gpu_types"], ONE_TYPE)
