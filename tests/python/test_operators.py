@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import constant
-from hosts import HOSTS, close
+from hosts import HOSTS, OrtCpu, close
 from operator_tool import library, schemas
 from operators import DESCRIPTIONS, Rounding, file_of, rounding_to
 from plugin_driver import Replay, garbage_outputs, random_inputs, random_plan, run_bound
@@ -349,9 +349,12 @@ def test_shapes_that_are_wrong_are_named_before_a_run(host, description, t, c):
 def test_types_that_are_wrong_are_refused(host, description, t, c):
     """Of any input alone: ONNX Runtime finds no operator, the plugin says what it expected."""
     node = description.example()
+    # With one input of `T`, ONNX Runtime looks at the output, and tells the node's name alone.
+    alone = sum(port["dtype"] == "T" for port in node.schema()["inputs"]) == 1
+    name_of = "the_node" if alone and isinstance(host, OrtCpu) else node.op
     for name, (dtype, _) in node.inputs(t).items():
         told = host.refusal(node, t, ModelOptions(types={name: "f16" if dtype != "f16" else "f32"}))
-        assert node.op in told or "the_node" in told, f"{name}: {told}"
+        assert name_of in told, f"{name}: {told}"
 
 
 @cases(lambda host, description: host.gpu and description.schema()["types"] != description.schema()["gpu_types"], ONE_TYPE)

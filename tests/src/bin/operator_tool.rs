@@ -16,7 +16,7 @@
 use prost::Message;
 use ratplus_graphs::manifest::TensorInfo;
 use ratplus_graphs::model::{ReferenceGraph, Rounding, rounding_attributes};
-use ratplus_graphs::onnx::{AttributeType, LowCasts, ModelProto, NodeProto, OPSET};
+use ratplus_graphs::onnx::{AttributeType, LowCasts, ModelProto, NodeProto, OPSET, ValueInfoProto};
 use ratplus_graphs::ops::body::{BodyShape, function, inline};
 use ratplus_graphs::ops::{
     AttributeKind, AttributeReader, AttributeSpec, AttributeValue, Axis, DOMAIN, Definition,
@@ -145,9 +145,6 @@ struct OneNode {
     at: usize,
     node: NodeProto,
     operator: Operator,
-    /// Inputs as the model declares them.
-    inputs: Vec<TensorType>,
-    inferred: Inferred,
     shape: BodyShape,
 }
 
@@ -180,8 +177,6 @@ impl OneNode {
             at,
             node,
             operator,
-            inputs,
-            inferred,
             shape,
         })
     }
@@ -190,31 +185,53 @@ impl OneNode {
     fn body(&self, casts: LowCasts) -> Result<Vec<NodeProto>, String> {
         with_operator!(&self.operator, operator => write(operator, &self.shape, casts, &self.node))
     }
+}
 
-    /// The graph that the reference runs.
-    fn reference(&self, body: bool) -> Result<ReferenceGraph, Box<dyn Error>> {
-        let casts = Rounding::AsStored.casts();
-        let nodes = match body {
-            true => self.body(casts)?,
-            false => {
-                let mut node = self.node.clone();
-                let types = [self.shape.dtype, self.shape.cache_dtype];
-                let rounding = rounding_attributes(self.operator.op(), types);
-                node.attribute.extend(rounding);
-                vec![node]
-            }
-        };
-        let infos = |names: &[String], types: &[TensorType]| {
-            let both = names.iter().zip(types).map(|(name, tensor)| TensorInfo {
-                name: name.clone(),
-                tensor: tensor.clone(),
-            });
-            both.collect()
-        };
-        let inputs = infos(&self.node.input, &self.inputs);
-        let outputs = infos(&self.node.output, &self.inferred.outputs);
-        Ok(ReferenceGraph::new(nodes, inputs, outputs, Vec::new()))
-    }
+/// The graph of a model of one custom node for the reference. As itself, the node is as the model has it:
+/// tract is to say what is wrong with it.
+fn reference(
+    model: &ModelProto,
+    max_seq_len: usize,
+    body: bool,
+) -> Result<ReferenceGraph, Box<dyn Error>> {
+    let nodes = if body {
+        OneNode::read(model, max_seq_len)?.body(Rounding::AsStored.casts())?
+    } else {
+        vec![rounded(model)?]
+    };
+    let graph = model.graph.as_ref().ok_or("the model has no graph")?;
+    let infos = |list: &[ValueInfoProto]| -> Result<Vec<TensorInfo>, String> {
+        let infos = list.iter().map(|info| {
+            let tensor = info.tensor();
+            let tensor = tensor.ok_or_else(|| format!("{} has no static type", info.name))?;
+            Ok(TensorInfo {
+                name: info.name.clone(),
+                tensor,
+            })
+        });
+        infos.collect()
+    };
+    let (inputs, outputs) = (infos(&graph.input)?, infos(&graph.output)?);
+    Ok(ReferenceGraph::new(nodes, inputs, outputs, Vec::new()))
+}
+
+/// The custom node, told the types of its first input of `T` and of `C`.
+fn rounded(model: &ModelProto) -> Result<NodeProto, Box<dyn Error>> {
+    let graph = model.graph.as_ref().ok_or("the model has no graph")?;
+    let mut nodes = graph.node.iter();
+    let node = nodes.find(|node| node.domain == DOMAIN);
+    let mut node = node.ok_or("the model has no custom node")?.clone();
+    let op = Op::named(&node.op_type).ok_or_else(|| format!("no operator {}", node.op_type))?;
+    let declared = |variable| {
+        let name = node.input.get(op.schema().variable(variable)?)?;
+        let info = graph.input.iter().find(|input| input.name == *name)?;
+        Some(info.tensor()?.dtype)
+    };
+    let element = declared(PortType::T).unwrap_or(ElementType::F32);
+    let cache = declared(PortType::C).unwrap_or(element);
+    node.attribute
+        .extend(rounding_attributes(op, [element, cache]));
+    Ok(node)
 }
 
 /// The model with its custom node's function, or with the function's nodes in the node's place.
@@ -310,7 +327,7 @@ impl Engines {
         max_seq_len: usize,
         body: bool,
     ) -> Result<usize, Box<dyn Error>> {
-        let graph = OneNode::read(model, max_seq_len)?.reference(body)?;
+        let graph = reference(model, max_seq_len, body)?;
         let engine = TractEngine::new(&graph, &TractWeights::default())?;
         self.made += 1;
         self.loaded.insert(self.made, engine);
