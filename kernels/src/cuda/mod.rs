@@ -40,7 +40,7 @@ pub use nodes::{
     NodeNumber, describe_device_error, register_node, take_device_error, take_device_error_into,
 };
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
-pub use operator::{CudaKernel, LaunchBlock, OperatorPlan, PlanError, launch_blocks};
+pub use operator::{CudaKernel, CudaPlan, LaunchBlock, OperatorPlan, PlanError, launch_blocks};
 pub use recurrence_scan::{ScanMethod, ScanPlan, ScanShape};
 pub use sources::{Resources, Toolkit};
 pub use stream::{Capture, Event, Graph, OwnedStream, Stream};

@@ -8,7 +8,7 @@ use std::fmt;
 /// What computes an operator on a GPU.
 pub trait CudaKernel: Definition {
     /// What its launches need beside addresses.
-    type Plan: fmt::Debug + Send + Sync;
+    type Plan: CudaPlan<Op = Self>;
 
     /// A plan for a node of these sizes and types. Loads kernels: not allowed while a stream is
     /// captured.
@@ -17,8 +17,19 @@ pub trait CudaKernel: Definition {
     /// The device has no kernels for them.
     fn plan(&self, device: &'static Device, node: &Inferred) -> Result<Self::Plan, CudaError>;
 
+    /// The blocks of its kernels that ask for shared memory; none by default.
+    fn launch_blocks() -> Vec<LaunchBlock> {
+        Vec::new()
+    }
+}
+
+/// An operator's launches for one shape on one device.
+pub trait CudaPlan: fmt::Debug + Send + Sync + 'static {
+    /// The operator.
+    type Op: Definition;
+
     /// Bytes of device memory that a launch needs beside its tensors, aligned to 256; may be 0.
-    fn workspace_bytes(plan: &Self::Plan) -> usize;
+    fn workspace_bytes(&self) -> usize;
 
     /// Puts the work into the stream. Slots whose lengths do not fit count as idle and report `node`
     /// in the device's error flag.
@@ -33,18 +44,13 @@ pub trait CudaKernel: Definition {
     /// [`Schema::aliases`](ratplus_graphs::ops::Schema::aliases) pairs it with. The device's context
     /// is current.
     unsafe fn launch(
-        plan: &Self::Plan,
-        inputs: &Self::Inputs<DevicePtr>,
-        outputs: &Self::Outputs<DevicePtr>,
+        &self,
+        inputs: &<Self::Op as Definition>::Inputs<DevicePtr>,
+        outputs: &<Self::Op as Definition>::Outputs<DevicePtr>,
         workspace: DevicePtr,
         node: u32,
         stream: Stream,
     ) -> Result<(), CudaError>;
-
-    /// The blocks of its kernels that ask for shared memory; none by default.
-    fn launch_blocks() -> Vec<LaunchBlock> {
-        Vec::new()
-    }
 }
 
 /// A block of a kernel as it is launched.
@@ -123,7 +129,7 @@ impl OperatorPlan {
     /// What the driver reports, and a number of tensors that is not the schema's.
     ///
     /// # Safety
-    /// As [`CudaKernel::launch`].
+    /// As [`CudaPlan::launch`].
     pub unsafe fn launch(
         &self,
         inputs: &[DevicePtr],
@@ -156,7 +162,7 @@ trait Launch: fmt::Debug + Send + Sync {
     /// `None` where there are more or fewer tensors than ports.
     ///
     /// # Safety
-    /// As [`CudaKernel::launch`].
+    /// As [`CudaPlan::launch`].
     unsafe fn launch(
         &self,
         inputs: &[DevicePtr],
@@ -167,26 +173,9 @@ trait Launch: fmt::Debug + Send + Sync {
     ) -> Option<Result<(), CudaError>>;
 }
 
-/// The plan of an operator.
-struct Planned<O: CudaKernel>(O::Plan);
-
-impl<O: CudaKernel> fmt::Debug for Planned<O> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-fn planned<O: CudaKernel>(
-    operator: &O,
-    device: &'static Device,
-    node: &Inferred,
-) -> Result<Box<dyn Launch>, CudaError> {
-    Ok(Box::new(Planned::<O>(operator.plan(device, node)?)))
-}
-
-impl<O: CudaKernel> Launch for Planned<O> {
+impl<P: CudaPlan> Launch for P {
     fn workspace_bytes(&self) -> usize {
-        O::workspace_bytes(&self.0)
+        CudaPlan::workspace_bytes(self)
     }
 
     unsafe fn launch(
@@ -199,7 +188,15 @@ impl<O: CudaKernel> Launch for Planned<O> {
     ) -> Option<Result<(), CudaError>> {
         let inputs = Ports::from_list(inputs.iter().copied())?;
         let outputs = Ports::from_list(outputs.iter().copied())?;
-        // SAFETY: forwarded.
-        Some(unsafe { O::launch(&self.0, &inputs, &outputs, workspace, node, stream) })
+        // SAFETY: the caller's contract, port by port.
+        Some(unsafe { CudaPlan::launch(self, &inputs, &outputs, workspace, node, stream) })
     }
+}
+
+fn planned<O: CudaKernel>(
+    operator: &O,
+    device: &'static Device,
+    node: &Inferred,
+) -> Result<Box<dyn Launch>, CudaError> {
+    Ok(Box::new(operator.plan(device, node)?))
 }

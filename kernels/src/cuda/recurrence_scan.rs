@@ -4,7 +4,7 @@ use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
 use super::operator::LaunchBlock;
 use super::params::{Lengths, twin};
 use super::workspace::Workspace;
-use super::{CudaError, CudaKernel, Device, DevicePtr, Function, KernelParams, Stream};
+use super::{CudaError, CudaKernel, CudaPlan, Device, DevicePtr, Function, KernelParams, Stream};
 use ratplus_graphs::ops::recurrence_scan::{Inputs, Outputs};
 use ratplus_graphs::ops::{Axis, ElementType, Inferred, RecurrenceScan};
 
@@ -258,20 +258,16 @@ impl ScanPlan {
         };
         (parts, workspace)
     }
+}
 
-    /// Bytes of device memory that one run needs, aligned to 256; may be 0.
-    pub fn workspace_bytes(&self) -> usize {
+impl CudaPlan for ScanPlan {
+    type Op = RecurrenceScan;
+
+    fn workspace_bytes(&self) -> usize {
         self.carve(0).1.measured()
     }
 
-    /// Computes the scan on `stream`.
-    ///
-    /// # Errors
-    /// As [`CudaKernel::launch`].
-    ///
-    /// # Safety
-    /// As [`CudaKernel::launch`].
-    pub unsafe fn launch(
+    unsafe fn launch(
         &self,
         inputs: &Inputs<DevicePtr>,
         outputs: &Outputs<DevicePtr>,
@@ -373,22 +369,6 @@ impl CudaKernel for RecurrenceScan {
             channels: node.dims[Axis::Channels],
         };
         ScanPlan::new(device, shape)
-    }
-
-    fn workspace_bytes(plan: &ScanPlan) -> usize {
-        plan.workspace_bytes()
-    }
-
-    unsafe fn launch(
-        plan: &ScanPlan,
-        inputs: &Inputs<DevicePtr>,
-        outputs: &Outputs<DevicePtr>,
-        workspace: DevicePtr,
-        node: u32,
-        stream: Stream,
-    ) -> Result<(), CudaError> {
-        // SAFETY: forwarded.
-        unsafe { plan.launch(inputs, outputs, workspace, node, stream) }
     }
 
     /// Of the tiled kernels.

@@ -2,8 +2,8 @@
 
 use super::Real;
 use crate::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, Device, DeviceMemory, DevicePtr, ScanMethod,
-    ScanPlan, ScanShape, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaPlan, Device, DeviceMemory, DevicePtr,
+    ScanMethod, ScanPlan, ScanShape, Stream,
 };
 use crate::{AttentionParams, ScanParams};
 use half::{bf16, f16};

@@ -4,8 +4,8 @@
 use super::gpu::{Buffers, FLAG, Schedule, assert_no_error, device};
 use super::{Real, random, rng};
 use crate::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, Device, DeviceError, DevicePtr, ScanMethod,
-    ScanPlan, ScanShape, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaPlan, Device, DeviceError, DevicePtr,
+    ScanMethod, ScanPlan, ScanShape, Stream,
 };
 use half::bf16;
 use ratplus_graphs::cache::CacheLayout;

@@ -9,7 +9,7 @@ use super::limits::{check_alignment, fit_i32, grid_axis, kernel_name};
 use super::operator::LaunchBlock;
 use super::params::{Lengths, twin};
 use super::workspace::Workspace;
-use super::{CudaError, CudaKernel, Device, DevicePtr, Function, KernelParams, Stream};
+use super::{CudaError, CudaKernel, CudaPlan, Device, DevicePtr, Function, KernelParams, Stream};
 use method::{AttentionBlock, kernel, most_rows};
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
 use ratplus_graphs::ops::dilated_attention::{Inputs, Outputs};
@@ -265,8 +265,60 @@ impl AttentionPlan {
         ([rotated, partial, arrived], workspace)
     }
 
-    /// Bytes of device memory that one run needs, aligned to 256; may be 0.
-    pub fn workspace_bytes(&self) -> usize {
+    /// # Safety
+    /// The addresses in `params` are valid, as for [`launch`](Self::launch).
+    unsafe fn launch_slice(
+        &self,
+        slice: &Slice,
+        params: &AttentionParams,
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        let AttentionShape { batch, seq_len, .. } = self.shape;
+        let grid = |x: u32| [x, params.launch_heads as u32, batch as u32];
+        let launch = |kernel: &Function, x: u32, block: u32, shared_bytes: usize| {
+            let shared_bytes = shared_bytes as u32;
+            // SAFETY: the caller's contract; the grid covers the shape.
+            unsafe {
+                self.device
+                    .launch(*kernel, grid(x), block, shared_bytes, params, stream)
+            }
+        };
+        let [keep, ring] = match &self.kernels.update {
+            None => [None; 2],
+            Some([keep, ring]) => [Some(keep), Some(ring)],
+        };
+        if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
+            launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
+        }
+        if params.splits > 1 {
+            let bytes = batch * params.launch_heads as usize * size_of::<u32>();
+            // SAFETY: a part of the workspace.
+            unsafe {
+                self.device
+                    .memset_zero_async(params.arrived, bytes, stream)?
+            };
+        }
+        let AttentionBlock {
+            queries,
+            threads,
+            shared_bytes,
+        } = self.block;
+        let blocks = match self.method {
+            AttentionMethod::Decode => params.splits as u32,
+            _ => seq_len.div_ceil(queries) as u32,
+        };
+        launch(&self.kernels.main, blocks, threads, shared_bytes)?;
+        if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
+            launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl CudaPlan for AttentionPlan {
+    type Op = DilatedAttention;
+
+    fn workspace_bytes(&self) -> usize {
         let sizes = self
             .slices
             .iter()
@@ -274,14 +326,7 @@ impl AttentionPlan {
         sizes.max().unwrap_or(0)
     }
 
-    /// Computes the attention on `stream` and updates the cache.
-    ///
-    /// # Errors
-    /// As [`CudaKernel::launch`].
-    ///
-    /// # Safety
-    /// As [`CudaKernel::launch`].
-    pub unsafe fn launch(
+    unsafe fn launch(
         &self,
         inputs: &Inputs<DevicePtr>,
         outputs: &Outputs<DevicePtr>,
@@ -340,55 +385,6 @@ impl AttentionPlan {
         }
         Ok(())
     }
-
-    /// # Safety
-    /// The addresses in `params` are valid, as for [`launch`](Self::launch).
-    unsafe fn launch_slice(
-        &self,
-        slice: &Slice,
-        params: &AttentionParams,
-        stream: Stream,
-    ) -> Result<(), CudaError> {
-        let AttentionShape { batch, seq_len, .. } = self.shape;
-        let grid = |x: u32| [x, params.launch_heads as u32, batch as u32];
-        let launch = |kernel: &Function, x: u32, block: u32, shared_bytes: usize| {
-            let shared_bytes = shared_bytes as u32;
-            // SAFETY: the caller's contract; the grid covers the shape.
-            unsafe {
-                self.device
-                    .launch(*kernel, grid(x), block, shared_bytes, params, stream)
-            }
-        };
-        let [keep, ring] = match &self.kernels.update {
-            None => [None; 2],
-            Some([keep, ring]) => [Some(keep), Some(ring)],
-        };
-        if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
-            launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
-        }
-        if params.splits > 1 {
-            let bytes = batch * params.launch_heads as usize * size_of::<u32>();
-            // SAFETY: a part of the workspace.
-            unsafe {
-                self.device
-                    .memset_zero_async(params.arrived, bytes, stream)?
-            };
-        }
-        let AttentionBlock {
-            queries,
-            threads,
-            shared_bytes,
-        } = self.block;
-        let blocks = match self.method {
-            AttentionMethod::Decode => params.splits as u32,
-            _ => seq_len.div_ceil(queries) as u32,
-        };
-        launch(&self.kernels.main, blocks, threads, shared_bytes)?;
-        if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
-            launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
-        }
-        Ok(())
-    }
 }
 
 impl CudaKernel for DilatedAttention {
@@ -404,22 +400,6 @@ impl CudaKernel for DilatedAttention {
         };
         let layout = self.cache_layout(node.dims[Axis::MaxSeqLen]);
         AttentionPlan::new(device, shape, &layout)
-    }
-
-    fn workspace_bytes(plan: &AttentionPlan) -> usize {
-        plan.workspace_bytes()
-    }
-
-    unsafe fn launch(
-        plan: &AttentionPlan,
-        inputs: &Inputs<DevicePtr>,
-        outputs: &Outputs<DevicePtr>,
-        workspace: DevicePtr,
-        node: u32,
-        stream: Stream,
-    ) -> Result<(), CudaError> {
-        // SAFETY: forwarded.
-        unsafe { plan.launch(inputs, outputs, workspace, node, stream) }
     }
 
     fn launch_blocks() -> Vec<LaunchBlock> {

@@ -12,7 +12,9 @@ use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::cache::{CacheLayout, HeadCache};
 use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
-use ratplus_kernels::cuda::{AttentionPlan, AttentionShape, DevicePtr, ScanPlan, ScanShape};
+use ratplus_kernels::cuda::{
+    AttentionPlan, AttentionShape, CudaPlan, DevicePtr, ScanPlan, ScanShape,
+};
 use ratplus_reference::full::sigmoid;
 
 const INITIAL: i64 = 4;

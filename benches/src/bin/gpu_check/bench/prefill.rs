@@ -13,7 +13,7 @@ use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::ops::dilated_attention::{Inputs, Outputs};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, CudaError, DevicePtr, ScanPlan,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, CudaPlan, DevicePtr, ScanPlan,
 };
 
 const INITIAL: i64 = 4;

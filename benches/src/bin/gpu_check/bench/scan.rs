@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::model::Worst;
 use crate::parallel;
 use ratplus_graphs::ops::recurrence_scan::{Inputs, Outputs};
-use ratplus_kernels::cuda::{DevicePtr, ScanMethod, ScanPlan, ScanShape};
+use ratplus_kernels::cuda::{CudaPlan, DevicePtr, ScanMethod, ScanPlan, ScanShape};
 
 /// Salts of key, value and gate.
 pub const SALTS: [usize; 3] = [1, 2, 3];

@@ -10,7 +10,7 @@ use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::{DilatedAttention, ElementType, dilated_attention};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, CudaError, Device, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, CudaPlan, Device, Stream,
 };
 use ratplus_reference::{Input, Rounding, exact};
 

@@ -9,8 +9,8 @@ use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, CudaError, DeviceError, ScanMethod, ScanPlan,
-    ScanShape, Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, CudaPlan, DeviceError, ScanMethod,
+    ScanPlan, ScanShape, Stream,
 };
 
 const DIM: usize = 64;

@@ -12,8 +12,8 @@ use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, CudaError, ScanMethod, ScanPlan, ScanShape,
-    Stream,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, CudaPlan, ScanMethod, ScanPlan,
+    ScanShape, Stream,
 };
 use ratplus_kernels::{AttentionParams, ScanParams};
 

@@ -6,7 +6,7 @@ use crate::element::{self, decode, encode, random};
 use crate::failure::Failure;
 use crate::model::Worst;
 use ratplus_graphs::ops::{ElementType, RecurrenceScan, recurrence_scan};
-use ratplus_kernels::cuda::{Device, ScanMethod, ScanPlan, ScanShape, Stream};
+use ratplus_kernels::cuda::{CudaPlan, Device, ScanMethod, ScanPlan, ScanShape, Stream};
 use ratplus_reference::{Input, Rounding, exact};
 
 const METHODS: [ScanMethod; 3] = [

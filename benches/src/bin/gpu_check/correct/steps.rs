@@ -9,7 +9,7 @@ use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionPlan, AttentionShape, Device, DevicePtr, Graph, ScanPlan, ScanShape, Stream,
+    AttentionPlan, AttentionShape, CudaPlan, Device, DevicePtr, Graph, ScanPlan, ScanShape, Stream,
 };
 
 const BATCH: usize = 2;
