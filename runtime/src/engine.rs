@@ -150,11 +150,11 @@ pub enum EngineError {
 pub enum Ran {
     /// Nothing: no sequence has a token that has not run.
     Nothing,
-    /// A chunk of a prompt.
+    /// A chunk of a prompt, and those of others that run in the same engine.
     Prefill {
-        /// Whose.
+        /// Whose it was that had waited longest.
         slot: usize,
-        /// Its tokens.
+        /// Tokens of all of them.
         tokens: usize,
     },
     /// One token each of so many sequences.
@@ -209,11 +209,12 @@ impl Engine {
     /// With no sequences.
     pub fn new(session: Session) -> Self {
         let batch = session.batch();
+        let longest = session.lengths().last().copied().unwrap_or(1);
         Self {
             limits: Limits::from(&session),
             slots: (0..batch).map(|_| Slot::default()).collect(),
             turns: 0,
-            input_ids: vec![0; batch],
+            input_ids: vec![0; batch * longest],
             seq_length: vec![0; batch],
             session,
         }
@@ -306,36 +307,44 @@ impl Engine {
         }
     }
 
-    /// Runs a chunk of the prompt that has waited longest.
+    /// Runs a chunk of the prompt that has waited longest; with it, where the package's engine of that
+    /// length computes every slot, the chunks of all prompts that are as long.
     ///
     /// # Errors
     /// The backend failed.
     pub fn prefill(&mut self) -> Result<Ran, EngineError> {
         let waiting = self.slots.iter().enumerate();
-        let waiting = waiting.filter(|(_, slot)| !slot.chunks.is_empty());
-        let Some(index) = waiting
-            .min_by_key(|(_, slot)| slot.turn)
-            .map(|found| found.0)
+        let waiting =
+            waiting.filter_map(|(index, slot)| Some((index, slot.chunks.last()?, slot.turn)));
+        let Some((index, &Chunk { engine_len, .. }, _)) = waiting.min_by_key(|found| found.2)
         else {
             return Ok(Ran::Nothing);
         };
         self.take_back();
-        let Slot {
-            prompt,
-            left,
-            chunks,
-            ready,
-            started,
-            ..
-        } = &mut self.slots[index];
-        let Some(Chunk { engine_len, tokens }) = chunks.pop() else {
-            return Ok(Ran::Nothing);
-        };
-        let first = prompt.len() - *left;
-        let _span = tracing::debug_span!("prefill", slot = index, first, tokens).entered();
-        let chunk = &prompt[first..first + tokens];
-        let ran = self.session.run_slot(index, engine_len, chunk).map(|_| ());
-        (*left, *ready, *started) = (*left - tokens, chunks.is_empty(), true);
+        let alone = self.session.runs_one_slot(engine_len);
+        let ids = &mut self.input_ids[..self.slots.len() * engine_len];
+        self.seq_length.fill(0);
+        let mut tokens = 0;
+        for (number, slot) in self.slots.iter_mut().enumerate() {
+            if alone && number != index {
+                continue;
+            }
+            let next = slot.chunks.pop_if(|chunk| chunk.engine_len == engine_len);
+            let Some(chunk) = next else { continue };
+            let row = &mut ids[number * engine_len..][..engine_len];
+            let given = &slot.prompt[slot.prompt.len() - slot.left..][..chunk.tokens];
+            row.fill(0);
+            for (id, &token) in row.iter_mut().zip(given) {
+                *id = token.into();
+            }
+            self.seq_length[number] = chunk.tokens as i64;
+            (slot.left, slot.started) = (slot.left - chunk.tokens, true);
+            slot.ready = slot.chunks.is_empty();
+            tokens += chunk.tokens;
+        }
+        let _span = tracing::debug_span!("prefill", slot = index, engine_len, tokens).entered();
+        let ran = self.session.run(engine_len, ids, &self.seq_length);
+        let ran = ran.map(|_| ());
         self.or_lost(ran)?;
         Ok(Ran::Prefill {
             slot: index,
@@ -352,7 +361,8 @@ impl Engine {
             return Ok(Ran::Nothing);
         }
         self.take_back();
-        let inputs = self.input_ids.iter_mut().zip(&mut self.seq_length);
+        let ids = &mut self.input_ids[..self.slots.len()];
+        let inputs = ids.iter_mut().zip(&mut self.seq_length);
         let mut slots = 0;
         for (slot, (id, length)) in self.slots.iter_mut().zip(inputs) {
             let next = slot.next.take();
@@ -361,7 +371,7 @@ impl Engine {
             *length = slot.ready.into();
             slots += usize::from(slot.ready);
         }
-        let ran = self.session.run(1, &self.input_ids, &self.seq_length);
+        let ran = self.session.run(1, ids, &self.seq_length);
         let ran = ran.map(|_| ());
         self.or_lost(ran)?;
         Ok(Ran::Decode { slots })

@@ -100,6 +100,35 @@ fn a_sequence_moves_to_another_slot_and_session() {
     }
 }
 
+/// Where an engine computes every slot, prompts do not wait for one another.
+#[test]
+fn prompts_whose_chunks_are_as_long_run_together() {
+    let fixture = fixture(Options {
+        batch: 3,
+        ..Options::default()
+    });
+    for kind in backends(Fallback::Function) {
+        let prompts = [tokens(1, 21), tokens(2, 21)];
+        let alone = prompts.each_ref().map(|prompt| {
+            let mut engine = Engine::new(open(&fixture, kind));
+            prefill(&mut engine, 2, prompt)
+        });
+        let mut engine = Engine::new(open(&fixture, kind));
+        engine.add(0, &prompts[0]).unwrap();
+        engine.add(2, &prompts[1]).unwrap();
+        let mut ran = 0;
+        while engine.logits(0).is_none() {
+            match engine.step().unwrap() {
+                Ran::Prefill { slot: 0, tokens } => ran += tokens,
+                other => panic!("{kind}: {other:?}"),
+            }
+        }
+        assert_eq!(ran, 42, "{kind}");
+        let together = [0, 2].map(|slot| greedy(&engine, slot).unwrap());
+        assert_eq!(together, alone, "{kind}");
+    }
+}
+
 #[test]
 fn a_cancelled_sequence_is_gone_and_the_others_go_on() {
     let fixture = fixture(Options::default());
