@@ -270,6 +270,7 @@ def test_running_without_a_gpu_is_one_error(package, build, ratplus, no_gpu):
     generate = ("generate", directory, "--backend", BACKEND, "--prompt", "And")
     done = ratplus(*generate, code=2)
     assert "NVIDIA's driver" in done.stderr and "it has no plans for tensorrt-rtx; run `ratplus build" in done.stderr
+    assert "` with --backend tensorrt-rtx" in done.stderr
     build(directory)
     done = ratplus(*generate, code=2)
     assert "NVIDIA's driver" in done.stderr and "plans" not in done.stderr

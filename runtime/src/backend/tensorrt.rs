@@ -251,7 +251,7 @@ impl TensorRtDriver {
         };
         let refused = |reason: String| {
             opening.unavailable(format!(
-                "{file}: {reason}; run `ratplus build` for {} again on this machine",
+                "{file}: {reason}; run `ratplus build` with `backends: {}` again on this machine",
                 opening.kind
             ))
         };

@@ -46,7 +46,7 @@ impl Package {
     pub fn plans(&self, target: &PlanTarget<'_>) -> Result<Vec<OpenedPlan>, PackageError> {
         let backend = target.backend;
         let again = format!(
-            "run `ratplus build {}` for {backend} again",
+            "run `ratplus build {}` with `backends: {backend}` again",
             self.dir.display()
         );
         let fail = |problems: Vec<String>| PackageError {
