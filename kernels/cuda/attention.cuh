@@ -12,11 +12,6 @@ RATPLUS_DEVICE i32 dilated_below(const HeadPattern& head, i32 position) {
     return head.dilation > 0 ? position / head.dilation : 0;
 }
 
-// Row of a packed key, counted from the head's first.
-RATPLUS_DEVICE i32 packed_row(const HeadPattern& head, i32 packed) {
-    return packed < head.initial ? packed : packed + head.window + dilated_below(head, head.initial);
-}
-
 // Row of the ring that keeps `position`, at or past I, in a head with a window.
 RATPLUS_DEVICE i32 ring_row(const HeadPattern& head, i32 position) {
     return head.initial + position % head.window;

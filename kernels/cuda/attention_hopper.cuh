@@ -61,14 +61,25 @@ RATPLUS_DEVICE void copy_rows(const Keys& set, const HeadTensors<T>& at, const T
                               T* to) {
     constexpr i32 CHUNKS = DIM / 8;
     constexpr i32 STEP = GROUP_THREADS / CHUNKS;
+    static_assert(STEP % 8 == 0, "a thread's rows have their chunks in one place");
     const i32 thread = static_cast<i32>(thread_index()) % GROUP_THREADS;
     const i32 chunk = thread % CHUNKS;
-    RATPLUS_UNROLL_4
-    for (i32 first = 0; first < KEYS; first += STEP) {
-        const i32 row = first + thread / CHUNKS;
-        const bool there = row < tile.count;
-        const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? row : 0, past);
-        copy_async16(to + swizzled(KEYS, row, chunk), (keys ? from.key : from.value) + chunk * 8, there);
+    const i32 own = thread / CHUNKS;
+    to += swizzled(KEYS, own, chunk);
+    if (set.template even<KEYS>(tile)) {
+        const KeyPlace<T> place = set.template place<T, DIM>(at, tile, own, past);
+        const T* const from = (keys ? place.key : place.value) + chunk * 8;
+        RATPLUS_UNROLL
+        for (i32 first = 0; first < KEYS; first += STEP) {
+            copy_async16(to + first * TILE_ROW, from + first * DIM, true);
+        }
+    } else {
+        RATPLUS_UNROLL_2
+        for (i32 first = 0; first < KEYS; first += STEP) {
+            const bool there = own + first < tile.count;
+            const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? own + first : 0, past);
+            copy_async16(to + first * TILE_ROW, (keys ? from.key : from.value) + chunk * 8, there);
+        }
     }
     copy_async_commit();
 }
@@ -140,11 +151,11 @@ struct Consumer {
         products_commit();
     }
 
-    template <class Keys, class Tile>
-    RATPLUS_DEVICE void mask(const Keys& set, const Tile& tile, i32 query, i32 column) {
+    template <class Keys, class Tile, class Sight>
+    RATPLUS_DEVICE void mask(const Keys& set, const Tile& tile, const Sight (&sight)[2], i32 column) {
         RATPLUS_UNROLL
         for (i32 half = 0; half < 2; ++half) {
-            const Visible seen = set.visible(tile, query + 8 * half);
+            const Visible seen = set.visible(tile, sight[half]);
             const i32 high = minimum(seen.high, tile.count);
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; ++n) {
@@ -286,10 +297,12 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
                        c.sum[4 * n + 2 * half + 1]);
         }
     }
+    const i32 query = first + own_first + row;
+    const decltype(set.sight(0)) sight[2] = {set.sight(query), set.sight(query + 8)};
     const auto finish = [&](i32 index) {
         const auto tile = tiles.tile(index);
-        if (!set.template all_visible<S::KEYS>(tile, first, first + count - 1)) {
-            c.mask(set, tile, first + own_first + row, column);
+        if (!tiles.all_visible(tile)) {
+            c.mask(set, tile, sight, column);
         }
         c.softmax(scale);
     };

@@ -18,15 +18,27 @@ RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const T
                               T* values) {
     constexpr i32 CHUNKS = DIM / 8;
     constexpr i32 STEP = THREADS / CHUNKS;
+    static_assert(STEP % 8 == 0, "a thread's rows have their chunks in one place");
     const i32 chunk = static_cast<i32>(thread_index()) % CHUNKS;
-    RATPLUS_UNROLL
-    for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
-        const i32 row = first + static_cast<i32>(thread_index()) / CHUNKS;
-        const bool there = row < tile.count;
-        // A row that is not there still needs an address.
-        const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? row : 0, past);
-        copy_async16(keys + chunk_at<DIM>(row, chunk), from.key + chunk * 8, there);
-        copy_async16(values + chunk_at<DIM>(row, chunk), from.value + chunk * 8, there);
+    const i32 own = static_cast<i32>(thread_index()) / CHUNKS;
+    T* const to_keys = keys + chunk_at<DIM>(own, chunk);
+    T* const to_values = values + chunk_at<DIM>(own, chunk);
+    if (set.template even<PREFILL_KEYS>(tile)) {
+        const KeyPlace<T> from = set.template place<T, DIM>(at, tile, own, past);
+        RATPLUS_UNROLL
+        for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
+            copy_async16(to_keys + first * DIM, from.key + chunk * 8 + first * DIM, true);
+            copy_async16(to_values + first * DIM, from.value + chunk * 8 + first * DIM, true);
+        }
+    } else {
+        RATPLUS_UNROLL_2
+        for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
+            const bool there = own + first < tile.count;
+            // A row that is not there still needs an address.
+            const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? own + first : 0, past);
+            copy_async16(to_keys + first * DIM, from.key + chunk * 8, there);
+            copy_async16(to_values + first * DIM, from.value + chunk * 8, there);
+        }
     }
     copy_async_commit();
 }
@@ -89,6 +101,7 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
         }
     }
     const float scale = score_scale(p);
+    const decltype(set.sight(0)) sight[2] = {set.sight(first + row), set.sight(first + row + 8)};
 
     for (i32 index = 0; index < tiles.count; ++index) {
         const i32 stage = index & 1;
@@ -123,10 +136,10 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
             }
         }
         const auto tile = tiles.tile(index);
-        if (!set.template all_visible<KEYS>(tile, first, first + count - 1)) {
+        if (!tiles.all_visible(tile)) {
             RATPLUS_UNROLL
             for (i32 half = 0; half < 2; ++half) {
-                const Visible seen = set.visible(tile, first + row + 8 * half);
+                const Visible seen = set.visible(tile, sight[half]);
                 RATPLUS_UNROLL
                 for (i32 n = 0; n < KEYS / 8; ++n) {
                     RATPLUS_UNROLL

@@ -5,10 +5,12 @@
 //   cache row of key i, counted from the head's first, or, where the chunk has it, `token(i, past)`
 //   is its token of the chunk, negative where it has not.
 // - `tiles<KEYS>(first, count)`: tiles of up to KEYS keys, that the queries `first .. first + count`
-//   see: `count` of them, and `tile(index)`, in whose `count` keys
-// - `visible(tile, query)` is the range that one query sees,
-// - `all_visible<KEYS>(tile, first, last)` whether the queries from `first` to `last` all see KEYS,
-// - `place<T, DIM>(at, tile, index, past)` where key `index` and its value are;
+//   see: `count` of them, `tile(index)`, and `all_visible(tile)`, whether they all see KEYS of it;
+// - `sight(query)`: what is worth keeping of a query from tile to tile, for `visible(tile, sight)`,
+//   the range of a tile's `count` keys that the query sees;
+// - `even<KEYS>(tile)`: whether the tile has KEYS keys that lie in consecutive rows of the cache;
+// - `place<T, DIM>(at, tile, index, past)` where key `index` and its value are. It runs for every
+//   row, and divides nothing;
 // - `each_row_of(position, f)`: calls `f` with each cache row that keeps the token at `position`.
 //
 // The rows are those of ratplus_graphs::cache; a test compares the two over every small pattern.
@@ -43,6 +45,14 @@ struct DilatedTile {
     i32 first;
     // How many keys there are from `first` on; fewer than a tile at the end of a run.
     i32 count;
+    // Of the band: where the ring keeps `first`, counted from the ring's start.
+    i32 turn;
+};
+
+// What a query sees of the packed keys, and its position.
+struct DilatedSight {
+    i32 packed;
+    i32 query;
 };
 
 // Packed ones, then the band.
@@ -51,6 +61,14 @@ struct DilatedTiles {
     i32 packed_keys;
     i32 band_first;
     i32 band_keys;
+    // Where the ring keeps `band_first`.
+    i32 band_turn;
+    i32 window;
+    // Of the packed keys, those that the first query sees.
+    i32 packed_by_all;
+    // From where on the last query sees the band, and the first query.
+    i32 band_by_last;
+    i32 query;
     i32 packed_tiles;
     i32 count;
 
@@ -58,7 +76,14 @@ struct DilatedTiles {
         const bool packed = index < packed_tiles;
         const i32 first = (packed ? index : index - packed_tiles) * KEYS;
         const i32 keys = packed ? packed_keys : band_keys;
-        return {packed, packed ? first : band_first + first, minimum(keys - first, KEYS)};
+        // Of what the ring still keeps, it turns at most once.
+        const i32 turn = band_turn + first < window ? band_turn + first : band_turn + first - window;
+        return {packed, packed ? first : band_first + first, minimum(keys - first, KEYS), turn};
+    }
+
+    RATPLUS_DEVICE bool all_visible(const DilatedTile& tile) const {
+        return tile.packed ? tile.first + KEYS <= packed_by_all
+                           : tile.first + KEYS <= query && band_by_last <= tile.first;
     }
 };
 
@@ -88,9 +113,12 @@ struct DilatedRows {
 
 struct DilatedKeys {
     HeadPattern head;
+    // Rows between the initial tokens' and those of the dilated ones.
+    i32 skipped;
 
     // Of the block's head.
-    RATPLUS_DEVICE explicit DilatedKeys(const AttentionParams& p) : head(p.heads[block_y()]) {}
+    RATPLUS_DEVICE explicit DilatedKeys(const AttentionParams& p)
+        : head(p.heads[block_y()]), skipped(head.window + dilated_below(head, head.initial)) {}
 
     RATPLUS_DEVICE DilatedRows of(i32 query) const {
         const i32 packed = packed_limit(head, query);
@@ -101,7 +129,7 @@ struct DilatedKeys {
             packed,
             first,
             packed + maximum(query - first, 0),
-            packed_row(head, head.initial) - head.initial,
+            skipped,
             head.window > 0 ? first % head.window : 0,
         };
     }
@@ -112,21 +140,36 @@ struct DilatedKeys {
         const i32 packed_keys = packed_limit(head, last);
         const i32 band_first = band_start(head, first);
         // Without a window nobody sees another's own key.
-        const i32 band_keys = head.window > 0 ? maximum(last - band_first, 0) : 0;
+        const bool banded = head.window > 0;
+        const i32 band_keys = banded ? maximum(last - band_first, 0) : 0;
         const i32 packed_tiles = (packed_keys + KEYS - 1) / KEYS;
-        return {packed_keys, band_first, band_keys, packed_tiles, packed_tiles + (band_keys + KEYS - 1) / KEYS};
+        return {
+            packed_keys,
+            band_first,
+            band_keys,
+            banded ? band_first % head.window : 0,
+            head.window,
+            packed_limit(head, first),
+            band_start(head, last),
+            first,
+            packed_tiles,
+            packed_tiles + (band_keys + KEYS - 1) / KEYS,
+        };
     }
 
-    RATPLUS_DEVICE Visible visible(const DilatedTile& tile, i32 query) const {
+    RATPLUS_DEVICE DilatedSight sight(i32 query) const { return {packed_limit(head, query), query}; }
+
+    RATPLUS_DEVICE Visible visible(const DilatedTile& tile, const DilatedSight& sight) const {
         if (tile.packed) {
-            return {0, packed_limit(head, query) - tile.first};
+            return {0, sight.packed - tile.first};
         }
-        return {band_start(head, query) - tile.first, query - tile.first};
+        return {band_start(head, sight.query) - tile.first, sight.query - tile.first};
     }
 
     template <i32 KEYS>
-    RATPLUS_DEVICE bool all_visible(const DilatedTile& tile, i32 first, i32 last) const {
-        return visible(tile, first).high >= KEYS && visible(tile, last).low <= 0;
+    RATPLUS_DEVICE bool even(const DilatedTile& tile) const {
+        return tile.packed && tile.count == KEYS &&
+               (tile.first >= head.initial || skipped == 0 || tile.first + KEYS <= head.initial);
     }
 
     template <typename T, i32 DIM>
@@ -136,8 +179,15 @@ struct DilatedKeys {
             const i64 token = number - past;
             return {at.rotated + token * DIM, at.value + token * at.token_stride};
         }
-        const i64 row = static_cast<i64>(tile.packed ? packed_row(head, number) : ring_row(head, number)) * DIM;
-        return {at.cache_key + row, at.cache_value + row};
+        i32 row;
+        if (tile.packed) {
+            row = number < head.initial ? number : number + skipped;
+        } else {
+            const i32 turn = tile.turn + index;
+            row = head.initial + (turn < head.window ? turn : turn - head.window);
+        }
+        const i64 from = static_cast<i64>(row) * DIM;
+        return {at.cache_key + from, at.cache_value + from};
     }
 
     template <class F>

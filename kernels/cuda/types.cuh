@@ -4,11 +4,11 @@
 #if defined(__CUDACC__)
 #define RATPLUS_DEVICE __device__ __forceinline__
 #define RATPLUS_UNROLL _Pragma("unroll")
-#define RATPLUS_UNROLL_4 _Pragma("unroll 4")
+#define RATPLUS_UNROLL_2 _Pragma("unroll 2")
 #else
 #define RATPLUS_DEVICE inline
 #define RATPLUS_UNROLL
-#define RATPLUS_UNROLL_4
+#define RATPLUS_UNROLL_2
 #endif
 
 namespace ratplus {
