@@ -314,8 +314,16 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
     };
     const auto parity = [](i32 index) { return static_cast<u32>(index / STAGES & 1); };
 
+    // The wait for the next tile's keys stands before the wait for products: what the compiler
+    // must not move across it, the softmax, runs while they do.
+    const auto next_keys = [&](i32 index) {
+        if (index < tiles.count) {
+            barrier_wait(pipeline.key_full + index % STAGES, parity(index));
+        }
+    };
+
     if (tiles.count > 0) {
-        barrier_wait(pipeline.key_full, 0);
+        next_keys(0);
         c.multiply_keys(own_queries, keys);
         products_wait<0>();
         products_touch(c.score);
@@ -323,10 +331,10 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
         finish(0);
         c.rescale();
         c.round_weights();
+        next_keys(1);
         for (i32 index = 1; index < tiles.count; ++index) {
             const i32 stage = index % STAGES;
             const i32 before = (index - 1) % STAGES;
-            barrier_wait(pipeline.key_full + stage, parity(index));
             c.multiply_keys(own_queries, keys + stage * S::TILE);
             barrier_wait(pipeline.value_full + before, parity(index - 1));
             c.multiply_values(values + before * S::TILE);
@@ -334,6 +342,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
             products_touch(c.score);
             release(pipeline.key_empty + stage);
             finish(index);
+            next_keys(index + 1);
             products_wait<0>();
             products_touch(c.sum);
             release(pipeline.value_empty + before);
