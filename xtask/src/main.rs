@@ -5,6 +5,7 @@ mod ci;
 mod counts;
 mod demo;
 mod fuzz;
+mod machine_code;
 mod ort_headers;
 mod peers;
 mod release;
@@ -31,7 +32,11 @@ cargo xtask <command>
           trained model
   test    setup, build, then every Rust and Python test; ends with `N passed, N failed, N skipped`
   cuda-resources [--check]
-          writes docs/cuda-resources.md, registers and memory of every CUDA kernel, or compares it
+          writes docs/cuda-resources.md, registers and memory of every CUDA kernel and what
+          cuda-code counts, or compares it
+  cuda-code [FOLDER]
+          counts instructions and cycles in the machine code of kernels/cuda, or of other sources,
+          and checks that copying loops divide nothing and that the softmax runs beside products
   gpu-bundle
           into target/gpu-bundle: what checks and measures the kernels on a machine with a GPU
           (docs/gpu.md)
@@ -64,6 +69,11 @@ fn main() -> ExitCode {
             peers::run(&workspace, &options)
         }));
     }
+    if let ["cuda-code", folder] = arguments[..] {
+        // Before the workspace's root becomes the current folder.
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+        return end(Workspace::enter().and_then(|w| machine_code::run(&w, &folder)));
+    }
     if let ["fuzz", words @ ..] = &arguments[..] {
         return end(fuzz::Options::parse(words).and_then(|options| {
             let workspace = Workspace::enter()?;
@@ -82,6 +92,7 @@ fn main() -> ExitCode {
         ["test"] => suite::run,
         ["cuda-resources"] => |workspace| resources::run(workspace, false),
         ["cuda-resources", "--check"] => |workspace| resources::run(workspace, true),
+        ["cuda-code"] => |workspace| machine_code::run(workspace, machine_code::SOURCES.as_ref()),
         ["gpu-bundle"] => |workspace| bundle::run(workspace).map(|()| true),
         ["sanitize"] => |workspace| sanitize::run(workspace, sanitize::Sanitizer::Address),
         ["sanitize", "--thread"] => {

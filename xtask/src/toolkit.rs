@@ -10,12 +10,13 @@ use std::process::Command;
 /// What is installed, and what a stamp is compared with. Code from a newer toolkit than a
 /// machine's driver may not load there: 13.0 is the oldest that knows every architecture that
 /// kernels/src/cuda/units.rs lists.
-const PACKAGES: [&str; 5] = [
+const PACKAGES: [&str; 6] = [
     "nvidia-cuda-nvcc==13.0.88",
     "nvidia-nvvm==13.0.88",
     "nvidia-cuda-crt==13.0.88",
     "nvidia-cuda-runtime==13.0.96",
     "nvidia-cuda-nvrtc==13.0.88",
+    "nvidia-cuda-nvdisasm==13.2.86",
 ];
 
 /// The folder, below the target directory, that kernels/build.rs looks into.
@@ -34,7 +35,7 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
     let stamp = folder.join(STAMP);
     let wanted = PACKAGES.join("\n");
     let found = std::fs::read_to_string(&stamp).unwrap_or_default();
-    if found == wanted && nvcc(workspace).is_file() {
+    if found == wanted && program(workspace, "nvcc").is_file() {
         say(&format!("==> setup: {} is up to date", folder.display()));
         return Ok(());
     }
@@ -59,9 +60,10 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
     std::fs::write(&stamp, wanted).map_err(|error| unwritable(&stamp, &error))
 }
 
-/// The installed compiler.
-fn nvcc(workspace: &Workspace) -> PathBuf {
-    workspace.target.join(FOLDER).join("nvidia/cu13/bin/nvcc")
+/// An installed program.
+pub fn program(workspace: &Workspace, name: &str) -> PathBuf {
+    let folder = workspace.target.join(FOLDER);
+    folder.join("nvidia/cu13/bin").join(name)
 }
 
 /// The folder with the installed NVRTC.
