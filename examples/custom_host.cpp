@@ -57,8 +57,10 @@ class Engine {
             const auto info = session_.GetInputTypeInfo(index);
             const auto tensor = info.GetTensorTypeAndShapeInfo();
             if (name == "input_ids") {
-                batch_ = tensor.GetShape().at(0);
                 length_ = tensor.GetShape().at(1);
+                if (tensor.GetShape().at(0) != 1) {
+                    throw std::runtime_error(std::string(file) + ": expected an engine for one sequence");
+                }
             }
             if (name.rfind(kPast, 0) != 0) continue;
             State& state = states[name];
@@ -74,18 +76,16 @@ class Engine {
             binding_.BindInput(name.c_str(), values_.back());
             binding_.BindOutput(("present." + name.substr(kPast.size())).c_str(), values_.back());
         }
-        ids_.resize(static_cast<std::size_t>(batch_ * length_));
-        past_length_.resize(static_cast<std::size_t>(batch_));
-        seq_length_.resize(static_cast<std::size_t>(batch_));
-        integers("input_ids", ids_, {batch_, length_}, memory);
-        integers("past_length", past_length_, {batch_}, memory);
-        integers("seq_length", seq_length_, {batch_}, memory);
+        ids_.resize(static_cast<std::size_t>(length_));
+        integers("input_ids", ids_, {1, length_}, memory);
+        integers("past_length", past_length_, {1}, memory);
+        integers("seq_length", seq_length_, {1}, memory);
         binding_.BindOutput("logits", memory);
     }
 
     std::int64_t length() const { return length_; }
 
-    // Runs a chunk of at most `length` tokens in slot 0; the likeliest next token. Other slots idle.
+    // Runs a chunk of at most `length` tokens; the likeliest next token.
     std::int64_t step(const std::int64_t* tokens, std::int64_t count, std::int64_t past_length) {
         std::copy(tokens, tokens + count, ids_.begin());
         std::fill(ids_.begin() + count, ids_.end(), 0);
@@ -111,8 +111,8 @@ class Engine {
     Ort::Session session_;
     Ort::IoBinding binding_;
     std::vector<Ort::Value> values_;
-    std::vector<std::int64_t> ids_, past_length_, seq_length_;
-    std::int64_t batch_ = 0, length_ = 0;
+    std::vector<std::int64_t> ids_, past_length_ = {0}, seq_length_ = {0};
+    std::int64_t length_ = 0;
 };
 
 std::vector<std::int64_t> numbers(const std::string& words) {

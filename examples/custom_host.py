@@ -18,8 +18,9 @@ def sessions(package, library, manifest):
     """An ONNX Runtime session for each static length of the package."""
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library))
-    # Those built for CPUs and the library; `portable` are those that run anywhere.
-    files = {engine["seq_len"]: package / engine["files"]["cpu"] for engine in manifest["engines"]}
+    # Those for one sequence, built for CPUs and the library; `portable` are those that run anywhere.
+    engines = [engine for engine in manifest["engines"] if engine["batch"] == 1]
+    files = {engine["seq_len"]: package / engine["files"]["cpu"] for engine in engines}
     return {length: ort.InferenceSession(file, options, ["CPUExecutionProvider"]) for length, file in files.items()}
 
 
@@ -32,10 +33,10 @@ def states(session):
 
 
 def step(session, buffers, past_length, chunk):
-    """Runs one chunk in slot 0; the logits after its last token. The library updates states in place."""
-    batch, length = session.get_inputs()[0].shape
-    ids, past, count = np.zeros((batch, length), np.int64), np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-    ids[0, : len(chunk)], past[0], count[0] = chunk, past_length, len(chunk)
+    """Runs one chunk; the logits after its last token. The library updates states in place."""
+    ids = np.zeros(session.get_inputs()[0].shape, np.int64)
+    ids[0, : len(chunk)] = chunk
+    past, count = np.array([past_length]), np.array([len(chunk)])
     binding = session.io_binding()
     binding.bind_output("logits", "cpu")  # the first output
     for name, array in [("input_ids", ids), ("past_length", past), ("seq_length", count)]:

@@ -111,7 +111,7 @@ class Decoder:
 
     def __init__(self, ort, options, manifest, place, mode):
         self.mode, self.place, self.batch = mode, place, manifest["batch"]
-        (engine,) = [engine for engine in manifest["engines"] if engine["seq_len"] == 1]
+        (engine,) = [engine for engine in manifest["engines"] if (engine["batch"], engine["seq_len"]) == (self.batch, 1)]
         tensor = lambda info: Tensor(ort, place, info)  # noqa: E731
         inputs = {info["name"]: info for info in engine["inputs"]}
         self.session = self.open(ort, options, options.package / engine["files"]["portable" if place.name == "cpu" else "cuda"])

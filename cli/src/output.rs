@@ -109,6 +109,12 @@ pub fn bytes(value: f64) -> String {
     format!("{}B", si(value))
 }
 
+/// Items with commas between.
+pub fn joined(items: &[impl ToString]) -> String {
+    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+    items.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

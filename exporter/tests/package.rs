@@ -104,12 +104,7 @@ fn a_package_holds_what_its_manifest_lists() {
     let files = files(&target);
     let manifest = Manifest::parse(&files[MANIFEST_FILE]).unwrap();
     assert_eq!(manifest, written);
-    let lengths: Vec<_> = manifest
-        .engines
-        .iter()
-        .map(|engine| engine.seq_len)
-        .collect();
-    assert_eq!(lengths, [1, 8, 16]);
+    assert_eq!(manifest.lengths(), [1, 8, 16]);
     assert_eq!(files.len(), manifest.files.len() + 1);
     for (name, info) in &manifest.files {
         assert_eq!(files[name].len() as u64, info.bytes, "{name}");

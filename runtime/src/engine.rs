@@ -45,12 +45,8 @@ pub struct Limits {
 
 impl From<&Manifest> for Limits {
     fn from(manifest: &Manifest) -> Self {
-        let engines = manifest.engines.iter();
-        let mut lengths: Vec<_> = engines.map(|engine| engine.seq_len).collect();
-        lengths.sort_unstable();
-        lengths.dedup();
         Self {
-            lengths,
+            lengths: manifest.lengths(),
             max_seq_len: manifest.max_seq_len,
             vocab_size: manifest.model.vocab_size,
         }
@@ -150,11 +146,11 @@ pub enum EngineError {
 pub enum Ran {
     /// Nothing: no sequence has a token that has not run.
     Nothing,
-    /// A chunk of a prompt, and those of others that run in the same engine.
+    /// A chunk of a prompt.
     Prefill {
-        /// Whose it was that had waited longest.
+        /// Whose.
         slot: usize,
-        /// Tokens of all of them.
+        /// How many tokens.
         tokens: usize,
     },
     /// One token each of so many sequences.
@@ -209,12 +205,11 @@ impl Engine {
     /// With no sequences.
     pub fn new(session: Session) -> Self {
         let batch = session.batch();
-        let longest = session.lengths().last().copied().unwrap_or(1);
         Self {
             limits: Limits::from(&session),
             slots: (0..batch).map(|_| Slot::default()).collect(),
             turns: 0,
-            input_ids: vec![0; batch * longest],
+            input_ids: vec![0; batch],
             seq_length: vec![0; batch],
             session,
         }
@@ -307,44 +302,27 @@ impl Engine {
         }
     }
 
-    /// Runs a chunk of the prompt that has waited longest; with it, where the package's engine of that
-    /// length computes every slot, the chunks of all prompts that are as long.
+    /// Runs a chunk of the prompt that has waited longest, in its slot alone.
     ///
     /// # Errors
     /// The backend failed.
     pub fn prefill(&mut self) -> Result<Ran, EngineError> {
         let waiting = self.slots.iter().enumerate();
-        let waiting =
-            waiting.filter_map(|(index, slot)| Some((index, slot.chunks.last()?, slot.turn)));
-        let Some((index, &Chunk { engine_len, .. }, _)) = waiting.min_by_key(|found| found.2)
-        else {
+        let waiting = waiting.filter(|(_, slot)| !slot.chunks.is_empty());
+        let Some((index, _)) = waiting.min_by_key(|(_, slot)| slot.turn) else {
             return Ok(Ran::Nothing);
         };
         self.take_back();
-        let alone = self.session.runs_one_slot(engine_len);
-        let ids = &mut self.input_ids[..self.slots.len() * engine_len];
-        self.seq_length.fill(0);
-        let mut tokens = 0;
-        for (number, slot) in self.slots.iter_mut().enumerate() {
-            if alone && number != index {
-                continue;
-            }
-            let next = slot.chunks.pop_if(|chunk| chunk.engine_len == engine_len);
-            let Some(chunk) = next else { continue };
-            let row = &mut ids[number * engine_len..][..engine_len];
-            let given = &slot.prompt[slot.prompt.len() - slot.left..][..chunk.tokens];
-            row.fill(0);
-            for (id, &token) in row.iter_mut().zip(given) {
-                *id = token.into();
-            }
-            self.seq_length[number] = chunk.tokens as i64;
-            (slot.left, slot.started) = (slot.left - chunk.tokens, true);
-            slot.ready = slot.chunks.is_empty();
-            tokens += chunk.tokens;
-        }
+        let slot = &mut self.slots[index];
+        let Some(Chunk { engine_len, tokens }) = slot.chunks.pop() else {
+            return Ok(Ran::Nothing);
+        };
+        let given = &slot.prompt[slot.prompt.len() - slot.left..][..tokens];
         let _span = tracing::debug_span!("prefill", slot = index, engine_len, tokens).entered();
-        let ran = self.session.run(engine_len, ids, &self.seq_length);
+        let ran = self.session.run_slot(index, engine_len, given);
         let ran = ran.map(|_| ());
+        (slot.left, slot.started) = (slot.left - tokens, true);
+        slot.ready = slot.chunks.is_empty();
         self.or_lost(ran)?;
         Ok(Ran::Prefill {
             slot: index,
@@ -361,8 +339,7 @@ impl Engine {
             return Ok(Ran::Nothing);
         }
         self.take_back();
-        let ids = &mut self.input_ids[..self.slots.len()];
-        let inputs = ids.iter_mut().zip(&mut self.seq_length);
+        let inputs = self.input_ids.iter_mut().zip(&mut self.seq_length);
         let mut slots = 0;
         for (slot, (id, length)) in self.slots.iter_mut().zip(inputs) {
             let next = slot.next.take();
@@ -371,7 +348,7 @@ impl Engine {
             *length = slot.ready.into();
             slots += usize::from(slot.ready);
         }
-        let ran = self.session.run(1, ids, &self.seq_length);
+        let ran = self.session.run(1, &self.input_ids, &self.seq_length);
         let ran = ran.map(|_| ());
         self.or_lost(ran)?;
         Ok(Ran::Decode { slots })

@@ -1,7 +1,6 @@
 """Drives an exported package with stock onnxruntime and numpy: what a user without this project's
 runtime would write from manifest.json alone."""
 
-import ctypes
 import json
 from pathlib import Path
 
@@ -17,21 +16,20 @@ NAN_BITS = {
 }
 
 
-def not_a_number(shape, dtype: str) -> ort.OrtValue:
-    """A tensor of NaN."""
-    onnx_type, bits = NAN_BITS[dtype]
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(np.full(shape, bits), onnx_type)
+def not_a_number(shape, dtype: str) -> np.ndarray:
+    """NaN in every element, as the bits of its type."""
+    return np.full(shape, NAN_BITS[dtype][1])
 
 
-def to_bytes(value: ort.OrtValue) -> np.ndarray:
-    """A copy of a tensor's memory, `[B, bytes]`."""
-    memory = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return np.frombuffer(memory, np.uint8).reshape(value.shape()[0], -1)
+def to_bytes(state: np.ndarray) -> np.ndarray:
+    """A copy of a state's memory, `[B, bytes]`."""
+    return state.view(np.uint8).reshape(state.shape[0], -1).copy()
 
 
 class Package:
-    """One ONNX Runtime session per engine of a package, and the state of its sequences.
+    """ONNX Runtime sessions for a package, and the state of its sequences.
 
+    Chunks of a length run in the engine that takes all slots, else slot by slot, idle slots too.
     States start as NaN: a sequence that starts over must not see what its slot held.
     """
 
@@ -46,13 +44,15 @@ class Package:
         self.target = target
         self.directory = Path(directory)
         self.manifest = json.loads((self.directory / "manifest.json").read_text())
+        self.batch = self.manifest["batch"]
+        # By length the engine for most slots: in manifest order those for one come first.
         self.engines = {engine["seq_len"]: engine for engine in self.manifest["engines"]}
         self._library = library
         self._threads = threads
         self._profile = profile
         self._sessions: dict = {}
-        self.batch = self.manifest["batch"]
         decode = self.engines[1]
+        assert decode["batch"] == self.batch
         self._state_inputs = [t for t in decode["inputs"] if t["name"].startswith("past_key_values.")]
         self._state_outputs = [t["name"] for t in decode["outputs"] if t["name"].startswith("present.")]
         assert len(self._state_inputs) == len(self._state_outputs) > 0
@@ -63,6 +63,7 @@ class Package:
     def reset(self) -> None:
         """Starts every sequence over, with garbage in every state."""
         self.past_length = np.zeros(self.batch, np.int64)
+        self._types = {tensor["name"]: NAN_BITS[tensor["dtype"]][0] for tensor in self._state_inputs}
         self.states = {
             tensor["name"]: not_a_number(tensor["shape"], tensor["dtype"])
             for tensor in self._state_inputs
@@ -85,41 +86,43 @@ class Package:
             self._sessions[seq_len] = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
         return self._sessions[seq_len]
 
-    def _inputs(self, seq_len: int, tokens: np.ndarray, counts) -> dict:
-        """The three inputs that are no state; `counts[b]` tokens of sequence b, from its position."""
+    def _slots(self, seq_len: int):
+        """The slots of each run of a step."""
+        together = self.engines[seq_len]["batch"]
+        return (slice(first, first + together) for first in range(0, self.batch, together))
+
+    def once(self, seq_len: int, input_ids, past_length, seq_length, in_place: bool = False) -> tuple:
+        """Logits and states of one step from the states, which stay unless past and present are one buffer."""
+        given = {"input_ids": input_ids, "past_length": past_length, "seq_length": seq_length}
+        given = {name: np.asarray(value, np.int64) for name, value in given.items()}
+        session, logits = self.session(seq_len), []
+        present = self.states if in_place else {name: np.empty_like(value) for name, value in self.states.items()}
+        for slots in self._slots(seq_len):
+            binding = session.io_binding()
+            for name, value in given.items():
+                binding.bind_cpu_input(name, np.ascontiguousarray(value[slots]))
+            for past, output in zip(self.states, self._state_outputs):
+                make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+                binding.bind_ortvalue_input(past, make(self.states[past][slots], self._types[past]))
+                binding.bind_ortvalue_output(output, make(present[past][slots], self._types[past]))
+            binding.bind_output("logits", "cpu")
+            session.run_with_iobinding(binding)
+            logits.append(binding.get_outputs()[-1].numpy())
+        return np.concatenate(logits), present
+
+    def step(self, seq_len: int, tokens: np.ndarray, counts, in_place: bool = False) -> np.ndarray:
+        """`counts[b]` tokens of sequence b, from its position; returns the logits."""
         counts = np.asarray(counts, np.int64)
         input_ids = np.zeros((self.batch, seq_len), np.int64)
-        for slot, count in enumerate(counts):
-            start = self.past_length[slot]
+        for slot, (start, count) in enumerate(zip(self.past_length, counts)):
             input_ids[slot, :count] = tokens[slot, start : start + count]
-        return {"input_ids": input_ids, "past_length": self.past_length.copy(), "seq_length": counts}
-
-    def step(self, seq_len: int, tokens: np.ndarray, counts) -> np.ndarray:
-        """One run with separate past and present buffers; returns the logits."""
-        inputs = self._inputs(seq_len, tokens, counts)
-        feeds = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
-        names = ["logits", *self._state_outputs]
-        logits, *states = self.session(seq_len).run_with_ort_values(names, feeds | self.states)
-        self.states = dict(zip(self.states, states))
-        self.past_length = self.past_length + inputs["seq_length"]
-        return logits.numpy()
+        logits, self.states = self.once(seq_len, input_ids, self.past_length, counts, in_place)
+        self.past_length = self.past_length + counts
+        return logits
 
     def step_in_place(self, seq_len: int, tokens: np.ndarray, counts) -> np.ndarray:
-        """One run where past and present are one tensor; returns the logits."""
-        inputs = self._inputs(seq_len, tokens, counts)
-        session = self.session(seq_len)
-        binding = session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_cpu_input(name, value)
-        for (past, value), present in zip(self.states.items(), self._state_outputs):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
-        (shape,) = [t["shape"] for t in self.engines[seq_len]["outputs"] if t["name"] == "logits"]
-        logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
-        binding.bind_ortvalue_output("logits", logits)
-        session.run_with_iobinding(binding)
-        self.past_length = self.past_length + inputs["seq_length"]
-        return logits.numpy().copy()
+        """A step where past and present are one buffer."""
+        return self.step(seq_len, tokens, counts, in_place=True)
 
     def run(self, tokens: np.ndarray, plan, step=None) -> np.ndarray:
         """All logits `[B, T, V]` of sequences fed by a plan of (engine, counts); needs an engine

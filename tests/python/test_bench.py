@@ -60,7 +60,7 @@ def test_bench_measures_prints_and_draws(ratplus, packages, tmp_path):
         assert all("RecurrenceScan: kernel" in engine for engine in found["implementations"])
         # The last prompt goes through an engine, and the last context through the decode engine.
         engines = {(engine["name"], engine["file"]): engine["operators"] for engine in found["operators"]}
-        assert {name for name, _ in engines} == {"pp20", "tg4 @ d50"} and ("tg4 @ d50", "decode.cpu.onnx") in engines
+        assert {name for name, _ in engines} == {"pp20", "tg4 @ d50"} and ("tg4 @ d50", "decode_b2.cpu.onnx") in engines
         for operators in engines.values():
             shares = {row["op_type"]: row["share"] for row in operators}
             assert {"DilatedAttention", "RecurrenceScan"} <= set(shares)

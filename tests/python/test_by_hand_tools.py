@@ -22,7 +22,7 @@ from ort_driver import Package
 
 PAGE = (ROOT / "docs" / "by-hand.md").read_text()
 CASE = "head_hybrid"
-ENGINES = {7: "prefill_7.onnx", 1: "decode.onnx"}
+ENGINES = {7: "prefill_7.onnx", 1: "decode_b2.onnx"}
 PLAN = [(7, 7)] * 3 + [(7, 4), (1, 1), (1, 1), (7, 7)]
 COUNT = sum(count for _, count in PLAN)
 

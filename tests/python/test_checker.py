@@ -40,7 +40,9 @@ TARGETS = {
 def onnx_files(package, fallback):
     files = sorted(package.glob("*.onnx"))
     ends = ["" if target == "portable" else f".{target}" for target in TARGETS[fallback]]
-    names = [f"{name}{end}.onnx" for name in ("decode", "prefill_64", "prefill_7") for end in ends]
+    batch = json.loads((package / "manifest.json").read_text())["batch"]
+    engines = ["decode", "prefill_64", "prefill_7", *([f"decode_b{batch}"] if batch > 1 else [])]
+    names = [f"{name}{end}.onnx" for name in engines for end in ends]
     assert [file.name for file in files] == sorted(names)
     return files
 
@@ -70,7 +72,7 @@ def test_graph_is_what_the_manifest_says(export_case, fallback, dtype):
     manifest = json.loads((package / "manifest.json").read_text())
     assert (manifest["dtype"], manifest["fallback"]) == (dtype, fallback)
     graphs = [(engine, *item) for engine in manifest["engines"] for item in engine["files"].items()]
-    assert len(graphs) == 3 * len(TARGETS[fallback])
+    assert len(graphs) == 4 * len(TARGETS[fallback])
     for engine, target, file in graphs:
         domain = "trt.plugins" if target == "tensorrt" else DOMAIN
         model = onnx.load(package / file, load_external_data=False)

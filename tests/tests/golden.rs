@@ -83,8 +83,8 @@ fn check_types(dtype: &str, cache_dtype: &str, fallback: &str) {
             false => "64".to_owned(),
         };
         let (chunks, routes) = match everything {
-            // Decode, and two routes for each of three lengths.
-            true => (format!("1,{lengths}"), 7),
+            // Decode, in all slots and slot by slot, and two routes for each of three lengths.
+            true => (format!("1,{lengths}"), if batch > 1 { 8 } else { 7 }),
             false => (lengths.clone(), 2),
         };
         let flags = [

@@ -2,7 +2,7 @@
 
 use crate::args::{ExportArgs, ModelArgs};
 use crate::files;
-use crate::output::{Failure, OrInput, Outcome, Table, bytes, si};
+use crate::output::{Failure, OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
@@ -249,17 +249,12 @@ fn print_dry_run(output: &Path, plan: &ExportPlan) {
 fn summarize(output: &Path, manifest: &Manifest) {
     let spec = &manifest.model;
     let state = cost::state_bytes(spec, &manifest.shape());
-    let lengths: Vec<_> = manifest
-        .engines
-        .iter()
-        .map(|engine| engine.seq_len.to_string())
-        .collect();
     outln!(
         "{}: {} parameters in {}, chunks of {}, batch {}, up to {} tokens, fallback {}",
         output.display(),
         si(cost::parameters(spec) as f64).trim_end(),
         manifest.types(),
-        lengths.join(", "),
+        joined(&manifest.lengths()),
         manifest.batch,
         manifest.max_seq_len,
         manifest.fallback,

@@ -2,7 +2,7 @@
 
 use crate::args::InspectArgs;
 use crate::files;
-use crate::output::{OrInput, Outcome, Table, bytes, si};
+use crate::output::{OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
 use ratplus_charts::{Lines, Panel, Series};
 use ratplus_graphs::cost::{self, TokenCost};
@@ -143,17 +143,12 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         outln!("{line}");
     }
     if let Some(manifest) = manifest {
-        let lengths: Vec<_> = manifest
-            .engines
-            .iter()
-            .map(|e| e.seq_len.to_string())
-            .collect();
         outln!(
             "package      {}, batch {}, up to {} tokens; chunks of {}; opset {}, fallback {}",
             manifest.types(),
             manifest.batch,
             manifest.max_seq_len,
-            lengths.join(", "),
+            joined(&manifest.lengths()),
             manifest.opset,
             manifest.fallback,
         );

@@ -74,25 +74,15 @@ impl Engine {
 }
 
 impl PackageShape {
-    /// The engines of a package: for each of `lengths` one that advances every slot.
+    /// The engines of a package for these static lengths.
     pub fn engines(&self, spec: &ModelSpec, targets: &[Target], lengths: &[usize]) -> Vec<Engine> {
-        // A session runs every slot at each step. Once it can run an engine of batch 1 at a slot:
-        // `self.slotwise_sizes(lengths)`, each under its own name.
-        let sizes = lengths.iter().map(|&seq_len| EngineSize {
-            batch: self.batch,
-            seq_len,
-        });
-        sizes
-            .map(|size| {
-                let name = EngineSize { batch: 1, ..size }.name();
-                self.engine(spec, targets, size, name)
-            })
-            .collect()
+        let sizes = self.engine_sizes(lengths).into_iter();
+        sizes.map(|size| self.engine(spec, targets, size)).collect()
     }
 
     /// Sizes of engines that advance one slot, and of one more that decodes all of them: a prompt
     /// does not compute the other slots. In manifest order: by length, batch 1 first.
-    pub fn slotwise_sizes(&self, lengths: &[usize]) -> Vec<EngineSize> {
+    pub fn engine_sizes(&self, lengths: &[usize]) -> Vec<EngineSize> {
         let sizes = lengths.iter().flat_map(|&seq_len| {
             let all = (seq_len == 1 && self.batch > 1).then_some(self.batch);
             let batches = [1].into_iter().chain(all);
@@ -128,14 +118,8 @@ impl PackageShape {
     }
 
     /// An engine's description.
-    fn engine(
-        &self,
-        spec: &ModelSpec,
-        targets: &[Target],
-        size: EngineSize,
-        name: String,
-    ) -> Engine {
-        let EngineSize { batch, seq_len } = size;
+    fn engine(&self, spec: &ModelSpec, targets: &[Target], size: EngineSize) -> Engine {
+        let (EngineSize { batch, seq_len }, name) = (size, size.name());
         let (inputs, outputs) = self.with_batch(batch).tensors(spec, seq_len);
         let files = targets.iter().map(|target| (*target, target.file(&name)));
         Engine {
@@ -167,7 +151,7 @@ mod tests {
     #[test]
     fn prompts_take_engines_of_one_slot_and_decoding_one_of_all() {
         let names = |batch| -> Vec<_> {
-            let sizes = shape(batch).slotwise_sizes(&[1, 64, 512]);
+            let sizes = shape(batch).engine_sizes(&[1, 64, 512]);
             sizes.into_iter().map(EngineSize::name).collect()
         };
         assert_eq!(names(1), ["decode", "prefill_64", "prefill_512"]);
@@ -181,7 +165,7 @@ mod tests {
     fn an_engine_of_one_slot_takes_that_slot_of_every_state() {
         let (spec, shape) = (ModelSpec::default(), shape(3));
         let size = |batch| EngineSize { batch, seq_len: 4 };
-        let engine = |batch| shape.engine(&spec, &[], size(batch), String::new());
+        let engine = |batch| shape.engine(&spec, &[], size(batch));
         let (all, one) = (engine(3), engine(1));
         assert_eq!(one.inputs.len(), all.inputs.len());
         let states = all.inputs[3..].iter().zip(&one.inputs[3..]);

@@ -180,6 +180,14 @@ impl Manifest {
         self.fallback.targets(&self.shape(), &self.precision)
     }
 
+    /// Static lengths of engines, each once, ascending.
+    pub fn lengths(&self) -> Vec<usize> {
+        let mut lengths: Vec<_> = self.engines.iter().map(|engine| engine.seq_len).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        lengths
+    }
+
     /// What the package fixes besides the model.
     pub fn shape(&self) -> PackageShape {
         PackageShape {
@@ -274,7 +282,7 @@ impl Manifest {
             return Err(ManifestErrors(sizes));
         }
         let shape = self.shape();
-        let mut lengths: Vec<_> = self.engines.iter().map(|engine| engine.seq_len).collect();
+        let lengths: Vec<_> = self.engines.iter().map(|engine| engine.seq_len).collect();
         for engine in &self.engines {
             if engine.seq_len == 0 || engine.seq_len > self.max_seq_len {
                 errors.push(format!(
@@ -291,7 +299,7 @@ impl Manifest {
         if !errors.is_empty() {
             return Err(ManifestErrors(errors));
         }
-        lengths.dedup();
+        let lengths = self.lengths();
         let engines = shape.engines(&self.model, &self.targets(), &lengths);
         if engines.len() != self.engines.len() {
             errors.push(format!(

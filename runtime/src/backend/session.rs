@@ -240,11 +240,6 @@ impl Session {
         })
     }
 
-    /// Whether no engine of this length computes every slot.
-    pub(crate) fn runs_one_slot(&self, engine_len: usize) -> bool {
-        self.engine(engine_len, self.batch()).is_none()
-    }
-
     /// The engine of this length for so many slots.
     fn engine(&self, seq_len: usize, batch: usize) -> Option<usize> {
         let mut engines = self.engines.iter();

@@ -128,7 +128,7 @@ fn plans_of_other_files_are_refused() {
     let text = refused(dir.path(), &TARGET);
     for part in [
         "a weights.bin with SHA-256 000",
-        "plan of prefill_4.cuda.onnx",
+        "plan of decode_b2.cuda.onnx",
     ] {
         assert!(text.contains(part), "{text}");
     }
@@ -188,7 +188,7 @@ fn a_manifest_with_strange_plans_is_refused() {
         let set = manifest.plans.get_mut(BACKEND).unwrap();
         set.plans[0].file = "../../weights.bin".into();
     });
-    refuse("found decode, prefill_4", &|manifest| {
+    refuse("found decode, decode_b2, prefill_4", &|manifest| {
         manifest.plans.get_mut(BACKEND).unwrap().plans.pop();
     });
     refuse("plans: ort-cpu", &|manifest| {
