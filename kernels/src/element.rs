@@ -119,7 +119,7 @@ pub(crate) mod sealed {
 
                 #[inline(always)]
                 unsafe fn stream<S: Simd>(to: *mut Self, v: S::V) {
-                    // SAFETY: as above.
+                    // SAFETY: forwarded, alignment too; `f16` and `bf16` are transparent over `u16`.
                     unsafe { S::$stream(to.cast(), v) }
                 }
             }

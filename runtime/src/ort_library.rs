@@ -113,7 +113,7 @@ pub fn onnxruntime(explicit: Option<&Path>) -> Result<Arc<OnnxRuntime>, LibraryE
 /// process: it asks for this one and makes none.
 ///
 /// # Errors
-/// As above.
+/// Those of [`onnxruntime`].
 pub fn environment(explicit: Option<&Path>) -> Result<Environment, LibraryError> {
     load(explicit).map(|(_, environment)| environment)
 }

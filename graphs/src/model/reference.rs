@@ -98,7 +98,7 @@ impl ReferenceGraph {
         outputs: Vec<TensorInfo>,
         weights: Vec<TensorInfo>,
     ) -> Self {
-        let carried = |list: &[TensorInfo]| {
+        let in_carriers = |list: &[TensorInfo]| {
             let mut list = list.to_vec();
             for info in &mut list {
                 info.tensor.dtype = carrier(info.tensor.dtype);
@@ -108,8 +108,8 @@ impl ReferenceGraph {
         let graph = GraphProto {
             name: "reference".into(),
             node: nodes,
-            input: [carried(&inputs), carried(&weights)].concat(),
-            output: carried(&outputs),
+            input: [in_carriers(&inputs), in_carriers(&weights)].concat(),
+            output: in_carriers(&outputs),
             ..GraphProto::default()
         };
         let model = ModelProto {

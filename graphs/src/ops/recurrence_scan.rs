@@ -116,8 +116,8 @@ impl Definition for RecurrenceScan {
             for sum in &mut sums {
                 let earlier = w.slice(sum, 1, 0, seq_len - shift);
                 let later = w.slice(sum, 1, shift, seq_len);
-                let carried = w.call("Mul", &[&later_factor, &earlier]);
-                let later = w.call("Add", &[&later, &carried]);
+                let from_earlier = w.call("Mul", &[&later_factor, &earlier]);
+                let later = w.call("Add", &[&later, &from_earlier]);
                 let head = w.slice(sum, 1, 0, shift);
                 *sum = w.concat(&[&head, &later], 1);
             }
@@ -148,8 +148,8 @@ impl Definition for RecurrenceScan {
         for (sum, state, gated, new_state) in ports {
             let start = w.call("Where", &[&fresh, &zero, state]);
             let start = w.unsqueeze(&start, &[1]);
-            let carried = w.call("Mul", &[&factor, &start]);
-            let scanned = w.call("Add", &[sum, &carried]);
+            let from_start = w.call("Mul", &[&factor, &start]);
+            let scanned = w.call("Add", &[sum, &from_start]);
             let last = w.slice(&scanned, 1, seq_len - 1, seq_len);
             let axis = w.ints(&[1]);
             let last = w.call("Squeeze", &[&last, &axis]);

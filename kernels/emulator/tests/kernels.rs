@@ -136,7 +136,7 @@ fn blocks_know_where_they_are() {
             let (block, thread) = ((at / threads) as u32, (at % threads) as u32);
             assert_eq!(got, [block % 2, block / 2 % 3, block / 6, 2, 33, thread]);
         }
-        // SAFETY: as above.
+        // SAFETY: the eight bytes of `host`, which the kernel has written: the launch is over.
         assert_eq!(unsafe { host.read() }, 0x1234_5678_9abc_def0);
     });
     assert_eq!(call!(cuMemFreeHost(host => *mut u64)), SUCCESS);

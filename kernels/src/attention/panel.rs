@@ -181,7 +181,8 @@ impl Panel {
         column: usize,
         vectors: usize,
     ) {
-        // SAFETY: as in `add`.
+        // SAFETY: the caller vouches for keys of the block and columns of the panel; `weight` has a
+        // panel's row for each key.
         unsafe {
             S::gemm(&Gemm {
                 rows: seen.len(),
@@ -202,7 +203,8 @@ impl Panel {
     /// Adds the values `seen`, weighted, to the sums of `count` queries from `column` on.
     #[inline(always)]
     unsafe fn sum<S: Simd>(&self, keys: &Keys, seen: Range<usize>, column: usize, count: usize) {
-        // SAFETY: as in `add`.
+        // SAFETY: the caller vouches for keys of the block and columns of the panel; the sums are
+        // padded to whole vectors.
         unsafe {
             S::gemm(&Gemm {
                 rows: count,
@@ -229,7 +231,8 @@ impl Panel {
         seen: Range<usize>,
         column: usize,
     ) {
-        // SAFETY: as in `add`.
+        // SAFETY: the caller vouches for keys of the block and `N` vectors of columns of the panel, in
+        // all arrays of the panel; each key has its span.
         unsafe {
             let mut old = [S::splat(0.0); N];
             for (n, old) in old.iter_mut().enumerate() {

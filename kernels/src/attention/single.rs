@@ -328,7 +328,8 @@ unsafe fn dots<S: Simd, T: Element, const N: usize>(
     query: *const f32,
     out: *mut f32,
 ) {
-    // SAFETY: as in `scores`.
+    // SAFETY: the caller vouches for `N` rows of `dim` elements from `row` on, for as many scores, and
+    // for a query that is zero up to a whole vector past `dim`.
     unsafe {
         let mut acc = [S::splat(0.0); N];
         let key = rows.key.add(row * rows.key_stride);
@@ -428,7 +429,8 @@ unsafe fn columns<S: Simd, T: Element, const N: usize>(
     rescale: f32,
     sums: *mut f32,
 ) {
-    // SAFETY: as in `accumulate`.
+    // SAFETY: the caller vouches for `N` whole vectors from `d` on, in every row and in `sums`, and for
+    // one weight of each row.
     unsafe {
         let mut acc = [S::splat(0.0); N];
         for (n, acc) in acc.iter_mut().enumerate() {

@@ -123,7 +123,7 @@ impl Machine {
             (Self::Cpu(isa), Way::Pool(pool)) => unsafe {
                 dilated_attention_on(isa, params, &**pool).unwrap();
             },
-            // SAFETY: as above.
+            // SAFETY: the caller's contract, whatever the machine.
             (Self::Gpu { attention, .. }, Way::Schedule(schedule)) => unsafe {
                 gpu::attention(params, attention, *schedule);
             },
@@ -141,7 +141,7 @@ impl Machine {
             (Self::Cpu(isa), Way::Pool(pool)) => unsafe {
                 recurrence_scan_on(isa, params, &**pool).unwrap();
             },
-            // SAFETY: as above.
+            // SAFETY: the caller's contract, whatever the machine.
             (Self::Gpu { scan, .. }, Way::Schedule(schedule)) => unsafe {
                 gpu::scan(params, scan, *schedule);
             },

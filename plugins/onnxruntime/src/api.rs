@@ -42,9 +42,9 @@ impl Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Api(NonNull<OrtApi>);
 
-// SAFETY: ORT's tables are constant and its functions may be called from any thread.
+// SAFETY: a table belongs to no thread and is never unloaded before its last use.
 unsafe impl Send for Api {}
-// SAFETY: as above.
+// SAFETY: a table is constant, and its functions take calls from several threads.
 unsafe impl Sync for Api {}
 
 /// The same, as long as API 18 or longer: what CUDA kernels need beyond API 17.
@@ -131,7 +131,7 @@ impl Api {
                 CStr::from_ptr(message).to_string_lossy(),
             )
         };
-        // SAFETY: as above; not used again.
+        // SAFETY: the status is ours; its message was copied, and nothing uses it again.
         unsafe { function!(self, ReleaseStatus)(status) };
         Err(failure)
     }

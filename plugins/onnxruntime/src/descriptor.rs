@@ -52,9 +52,9 @@ impl Types {
     }
 }
 
-// SAFETY: constant once made.
+// SAFETY: nothing of it changes once it is made.
 unsafe impl Sync for Descriptor {}
-// SAFETY: as above.
+// SAFETY: it points to static text and to ORT's tables, which belong to no thread.
 unsafe impl Send for Descriptor {}
 
 impl Descriptor {

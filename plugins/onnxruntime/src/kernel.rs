@@ -80,7 +80,7 @@ impl Kernel {
         let operator = op
             .read(&mut attributes)
             .map_err(|errors| Failure::invalid(errors.errors.join("; ")))?;
-        // SAFETY: as above.
+        // SAFETY: `info` is live, as the caller promises.
         let plan = unsafe { declared_plan(api, &operator, info)? };
         let processor = match descriptor.provider() {
             Provider::Cpu => Processor::Cpu(Cpu::new(api)?),

@@ -82,7 +82,7 @@ pub struct Field {
 
 // SAFETY: static tables of fields hold pointers to what is never freed or changed.
 unsafe impl Sync for Field {}
-// SAFETY: as above.
+// SAFETY: what they point to belongs to no thread.
 unsafe impl Send for Field {}
 
 /// `nvinfer1::PluginFieldType::kFLOAT32`.
@@ -134,7 +134,7 @@ pub struct Operator {
 
 // SAFETY: everything it points to is never freed or changed.
 unsafe impl Sync for Operator {}
-// SAFETY: as above.
+// SAFETY: what it points to belongs to no thread.
 unsafe impl Send for Operator {}
 
 #[cfg(test)]

@@ -293,7 +293,7 @@ unsafe extern "C" fn check(
 ) -> i32 {
     // SAFETY: the caller's contract.
     let (node, inputs) = unsafe { (&*node, slice_of(inputs, input_count)) };
-    // SAFETY: as above.
+    // SAFETY: not null, they are readable: the caller's contract.
     let found = (!outputs.is_null()).then(|| unsafe { slice_of(outputs, output_count) });
     at(node, "check", -1, || {
         if found.is_none() && usize::try_from(output_count) != Ok(node.counts().1) {

@@ -9,7 +9,7 @@ use std::slice;
 
 /// Of what a plan stores beside the operator's attributes: this library's version.
 const LIBRARY_VERSION: &str = "ratplus_version";
-/// As above: bytes of workspace that the plan sets aside.
+/// Beside it: bytes of workspace that the plan sets aside.
 const WORKSPACE: &str = "ratplus_workspace_bytes";
 /// This library's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -133,7 +133,7 @@ fn loaded() -> Vec<CString> {
         // SAFETY: the loader passes a live entry, whose name ends with a null byte.
         let name = unsafe { (*info).dlpi_name };
         if !name.is_null() {
-            // SAFETY: as above.
+            // SAFETY: it is not null, ends with a null byte, and its entry lives as long as this call.
             let path = unsafe { CStr::from_ptr(name) };
             let file = Path::new(OsStr::from_bytes(path.to_bytes())).file_name();
             let file = file.unwrap_or_default().to_string_lossy();
@@ -284,7 +284,8 @@ pub unsafe fn deregister(creators: &[Creator]) {
         if !std::mem::take(&mut host.registered) {
             continue;
         }
-        // SAFETY: as in `register`.
+        // SAFETY: the host is loaded, the registry its own, of the calls' generation, and the texts end
+        // with null bytes.
         unsafe {
             let registry = (host.registry)();
             if registry.is_null() {

@@ -69,7 +69,7 @@ impl TractWeights {
                     .map_err(|what| fail(&stored.name, what))
             };
             let loaded = match parts {
-                WeightParts::Values(stored) => carried(&stored.tensor, &bytes(stored)?, &mut noise),
+                WeightParts::Values(stored) => values(&stored.tensor, &bytes(stored)?, &mut noise),
                 WeightParts::Blocks {
                     quantization,
                     plane,
@@ -120,7 +120,7 @@ fn matrix(
 }
 
 /// A weight as tract takes it.
-fn carried(
+fn values(
     tensor: &TensorType,
     bytes: &[u8],
     noise: &mut Option<ChaCha8Rng>,
@@ -207,7 +207,7 @@ mod tests {
             let tensor = TensorType::new(dtype, [values.len()]);
             let load = |seed: Option<u64>| {
                 let mut noise = seed.map(ChaCha8Rng::seed_from_u64);
-                let loaded = carried(&tensor, &bytes, &mut noise).unwrap();
+                let loaded = super::values(&tensor, &bytes, &mut noise).unwrap();
                 loaded
                     .try_as_plain_ram()
                     .unwrap()

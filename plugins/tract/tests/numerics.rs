@@ -158,7 +158,7 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
         }
         Runner::Tract(way) => {
             let chunk = tensor(dtype, &[2, SEQ_LEN, channels]);
-            let carried = tensor(ElementType::F32, &[2, channels]);
+            let state_tensor = tensor(ElementType::F32, &[2, channels]);
             let lengths = tensor(ElementType::I64, &[2]);
             let shape = BodyShape {
                 dtype,
@@ -170,7 +170,13 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
                 max_seq_len: 16,
             };
             let inputs = [
-                &chunk, &chunk, &chunk, &carried, &carried, &lengths, &lengths,
+                &chunk,
+                &chunk,
+                &chunk,
+                &state_tensor,
+                &state_tensor,
+                &lengths,
+                &lengths,
             ];
             let operator = RecurrenceScan.into();
             let mut engine = engine(&operator, &shape, &inputs.map(Clone::clone), way);

@@ -80,7 +80,8 @@ pub(crate) struct Binding {
 
 // SAFETY: the session's address is only compared.
 unsafe impl Send for Binding {}
-// SAFETY: as above; a shared binding is only run, through `&mut Memory`: one run at a time.
+// SAFETY: through a shared reference it can only be run, which takes `&mut Memory`: one run at a
+// time.
 unsafe impl Sync for Binding {}
 
 impl Binding {

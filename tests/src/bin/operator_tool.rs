@@ -346,7 +346,7 @@ impl Engines {
             let size = info.tensor.elements() * if integers { 8 } else { 4 };
             let (own, others) = rest.split_at_checked(size).ok_or("an input is cut short")?;
             rest = others;
-            given.push((info.name.clone(), Carried::read(integers, own)));
+            given.push((info.name.clone(), InputData::read(integers, own)));
         }
         let inputs: Vec<_> = given
             .iter()
@@ -369,12 +369,12 @@ impl Engines {
 }
 
 /// An input's elements.
-enum Carried {
+enum InputData {
     I64(Vec<i64>),
     F32(Vec<f32>),
 }
 
-impl Carried {
+impl InputData {
     fn read(integers: bool, bytes: &[u8]) -> Self {
         if integers {
             let (values, _) = bytes.as_chunks();

@@ -58,7 +58,7 @@ impl Drift {
         let channels = tokens.channels;
         let mut exact = vec![0f64; channels];
         let mut single = [vec![0f32; channels], vec![0f32; channels]];
-        let mut brain = vec![bf16::ZERO; channels];
+        let mut rounded = vec![bf16::ZERO; channels];
         let mut at = Vec::new();
         let rows = tokens
             .gate
@@ -68,7 +68,7 @@ impl Drift {
             for c in 0..channels {
                 let (z, x) = (f64::from(gate[c]), f64::from(value[c]));
                 exact[c] = exact[c] / (1.0 + (-z).exp()) + x / (1.0 + z.exp());
-                brain[c] = official_step(gate[c], brain[c], value[c]);
+                rounded[c] = official_step(gate[c], rounded[c], value[c]);
             }
             kernel_step(step as i64 - 1, gate, value, &mut single);
             if steps.contains(&step) {
@@ -78,8 +78,11 @@ impl Drift {
                     (wrong / sum(&|c| exact[c].powi(2))).sqrt()
                 };
                 at.push(Point {
-                    first: [exact[0], single[1][0].into(), brain[0].into()],
-                    error: [error(&|c| single[1][c].into()), error(&|c| brain[c].into())],
+                    first: [exact[0], single[1][0].into(), rounded[0].into()],
+                    error: [
+                        error(&|c| single[1][c].into()),
+                        error(&|c| rounded[c].into()),
+                    ],
                 });
             }
         }

@@ -107,7 +107,7 @@ const STEP: f64 = 3e-7;
 /// is left of a state is right to a part of what it was.
 fn model(mut h: f64, tokens: &[(f64, f64)], tiled: bool) -> Vec<(f64, f64)> {
     let (mut error, mut largest) = (0.0, 0.0f64);
-    let mut carried = Vec::with_capacity(tokens.len());
+    let mut states = Vec::with_capacity(tokens.len());
     for &(z, x) in tokens {
         let (keep, take) = (1.0 / (1.0 + (-z).exp()), 1.0 / (1.0 + z.exp()));
         let magnitude = h.abs().max(x.abs());
@@ -116,9 +116,9 @@ fn model(mut h: f64, tokens: &[(f64, f64)], tiled: bool) -> Vec<(f64, f64)> {
         error = keep * error + STEP * magnitude + f64::from(f32::MIN_POSITIVE);
         largest = largest.max(magnitude);
         let tiles = if tiled { STEP * largest } else { 0.0 };
-        carried.push((h, error + tiles));
+        states.push((h, error + tiles));
     }
-    carried
+    states
 }
 
 /// Two slots, one with a past and one that starts over from garbage, through a chunk of `tokens` and

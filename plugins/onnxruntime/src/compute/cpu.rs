@@ -18,9 +18,9 @@ pub struct Cpu {
     memory: *mut OrtMemoryInfo,
 }
 
-// SAFETY: `memory` is constant and only read.
+// SAFETY: the description is this node's own and may be released on any thread.
 unsafe impl Send for Cpu {}
-// SAFETY: as above.
+// SAFETY: the description does not change once made; runs only read it.
 unsafe impl Sync for Cpu {}
 
 impl Cpu {

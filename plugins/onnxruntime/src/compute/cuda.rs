@@ -151,9 +151,9 @@ struct Arena {
     memory: *const OrtMemoryInfo,
 }
 
-// SAFETY: ORT's allocators may be used from any thread, and `memory` is constant.
+// SAFETY: ORT's allocators belong to no thread, and the description lives as long as its allocator.
 unsafe impl Send for Arena {}
-// SAFETY: as above.
+// SAFETY: ORT's allocators lock themselves, and the description does not change.
 unsafe impl Sync for Arena {}
 
 impl Arena {

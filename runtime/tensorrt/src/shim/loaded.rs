@@ -16,9 +16,9 @@ pub(crate) struct Loaded {
     logger: Option<Logger>,
 }
 
-// SAFETY: the addresses are of functions that stay loaded and take calls from every thread.
+// SAFETY: the addresses are of functions, which stay loaded and belong to no thread.
 unsafe impl Send for Loaded {}
-// SAFETY: as above.
+// SAFETY: nothing changes behind a shared reference; the functions take calls from several threads.
 unsafe impl Sync for Loaded {}
 
 fn open(file: &Path) -> Result<Library, String> {
@@ -74,7 +74,7 @@ impl Loaded {
             }
             // SAFETY: these functions of NvInferRuntime.h take nothing and return an int32_t.
             let function: unsafe extern "C" fn() -> i32 = unsafe { std::mem::transmute(function) };
-            // SAFETY: as above.
+            // SAFETY: it is not null, and its library stays loaded.
             *part = u32::try_from(unsafe { function() }).unwrap_or(0);
         }
         Ok(version)

@@ -173,9 +173,9 @@ pub(crate) struct Logger {
     messages: &'static Messages,
 }
 
-// SAFETY: the shim's logger calls a function that takes calls from every thread.
+// SAFETY: the shim's logger belongs to no thread and is never freed.
 unsafe impl Send for Logger {}
-// SAFETY: as above.
+// SAFETY: the shim's logger has no state; the function it calls takes calls from several threads.
 unsafe impl Sync for Logger {}
 
 impl Logger {

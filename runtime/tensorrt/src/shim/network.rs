@@ -65,7 +65,7 @@ impl RawNetwork {
         // SAFETY: the network is live.
         let count = unsafe { (self.table().network_tensor_count)(self.raw) };
         tensors(count, |index, tensor| {
-            // SAFETY: as above; the tensor is valid for the write.
+            // SAFETY: the network is live, the index below its count, the tensor valid for the write.
             unsafe { (self.table().network_tensor)(self.raw, index, tensor) }
         })
     }
@@ -100,7 +100,7 @@ impl RawNetwork {
 
     pub fn timing_cache(&mut self) -> Result<Option<Bytes>, String> {
         let mut raw = RawBytes::EMPTY;
-        // SAFETY: as in `build`.
+        // SAFETY: the network is live; what is written are bytes of TensorRT's, which `Bytes` frees.
         call(|text| unsafe { (self.table().network_timing_cache)(self.raw, &raw mut raw, text) })?;
         let bytes = Bytes {
             raw,

@@ -13,9 +13,9 @@ struct RuntimeHandle {
     library: Library,
 }
 
-// SAFETY: a runtime's functions may be called from any thread; `deserializeCudaEngine` as well.
+// SAFETY: a runtime belongs to no thread: it may be used and freed on any.
 unsafe impl Send for RuntimeHandle {}
-// SAFETY: as above.
+// SAFETY: TensorRT lets several threads call `deserializeCudaEngine`, the only call that takes `&self`.
 unsafe impl Sync for RuntimeHandle {}
 
 impl Drop for RuntimeHandle {
@@ -138,9 +138,9 @@ struct EngineHandle {
     runtime: Arc<RuntimeHandle>,
 }
 
-// SAFETY: an engine's const functions, and making contexts, may be called from any thread.
+// SAFETY: an engine belongs to no thread: it may be used and freed on any.
 unsafe impl Send for EngineHandle {}
-// SAFETY: as above.
+// SAFETY: what takes `&self` calls const functions and makes contexts, which several threads may do.
 unsafe impl Sync for EngineHandle {}
 
 impl Drop for EngineHandle {
@@ -161,7 +161,7 @@ impl Engine {
         // SAFETY: the engine is live.
         let count = unsafe { (table.engine_tensor_count)(self.0.raw) };
         tensors(count, |index, tensor| {
-            // SAFETY: as above; the tensor is valid for the write.
+            // SAFETY: the engine is live, the index below its count, the tensor valid for the write.
             unsafe { (table.engine_tensor)(self.0.raw, index, tensor) }
         })
     }

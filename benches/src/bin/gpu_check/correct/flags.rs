@@ -191,7 +191,8 @@ fn scan(
         new_state_value: value,
     };
     let workspace = buffers.poisoned(plan.workspace_bytes())?;
-    // SAFETY: as in `attention`.
+    // SAFETY: every buffer has its tensor's size for the plan, and the workspace the plan's; all outlive
+    // the run.
     unsafe { plan.launch(&inputs, &outputs, workspace, 5, Stream::DEFAULT)? };
     let gated = buffers.read(outputs.gated_key, tokens.len())?;
     let after = buffers.read(key, state.len())?;
