@@ -54,55 +54,37 @@ impl Simd for Avx2 {
         };
     }
 
-    #[inline(always)]
-    unsafe fn stream(to: *mut f32, v: __m256) {
-        // SAFETY: the caller vouches for AVX2, 8 elements and the alignment.
-        unsafe { _mm256_stream_ps(to, v) }
-    }
+    intrinsics! {
+        fn stream(to: *mut f32, v: __m256) {
+            _mm256_stream_ps(to, v)
+        }
 
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m256 {
-        // SAFETY: the caller vouches for AVX2.
-        unsafe { _mm256_set1_ps(x) }
-    }
+        fn splat(x: f32) -> __m256 {
+            _mm256_set1_ps(x)
+        }
 
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m256 {
-        // SAFETY: the caller vouches for AVX2 and 8 elements.
-        unsafe { _mm256_loadu_ps(from) }
-    }
+        fn load(from: *const f32) -> __m256 {
+            _mm256_loadu_ps(from)
+        }
 
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, v: __m256) {
-        // SAFETY: the caller vouches for AVX2 and 8 elements.
-        unsafe { _mm256_storeu_ps(to, v) }
-    }
+        fn store(to: *mut f32, v: __m256) {
+            _mm256_storeu_ps(to, v)
+        }
 
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u16) -> __m256 {
-        // SAFETY: the caller vouches for F16C and 8 elements.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
-    }
+        fn load_f16(from: *const u16) -> __m256 {
+            _mm256_cvtph_ps(_mm_loadu_si128(from.cast()))
+        }
 
-    #[inline(always)]
-    unsafe fn store_f16(to: *mut u16, v: __m256) {
-        // SAFETY: the caller vouches for F16C and 8 elements.
-        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
-    }
+        fn store_f16(to: *mut u16, v: __m256) {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v))
+        }
 
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> __m256 {
-        // SAFETY: the caller vouches for AVX2 and 8 elements.
-        unsafe {
+        fn load_bf16(from: *const u16) -> __m256 {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
         }
-    }
 
-    #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, v: __m256) {
-        // SAFETY: the caller vouches for AVX2 and 8 elements.
-        unsafe {
+        fn store_bf16(to: *mut u16, v: __m256) {
             let bits = _mm256_castps_si256(v);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
@@ -116,34 +98,22 @@ impl Simd for Avx2 {
             let ordered = _mm256_permute4x64_epi64::<0b00_00_10_00>(packed);
             _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(ordered));
         }
-    }
 
-    #[inline(always)]
-    unsafe fn reduce_add(a: __m256) -> f32 {
-        // SAFETY: the caller vouches for AVX2.
-        unsafe {
+        fn reduce_add(a: __m256) -> f32 {
             let (low, high) = halves(a);
             let four = _mm_add_ps(low, high);
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
-    }
 
-    #[inline(always)]
-    unsafe fn reduce_max(a: __m256) -> f32 {
-        // SAFETY: the caller vouches for AVX2.
-        unsafe {
+        fn reduce_max(a: __m256) -> f32 {
             let (low, high) = halves(a);
             let four = _mm_max_ps(low, high);
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
-    }
 
-    #[inline(always)]
-    unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
-        // SAFETY: the caller vouches for AVX2 and both blocks.
-        unsafe {
+        fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
             let mut r = [_mm256_setzero_ps(); 8];
             for (i, row) in r.iter_mut().enumerate() {
                 *row = _mm256_loadu_ps(from.add(i * from_stride));

@@ -63,108 +63,74 @@ impl Simd for Avx512 {
         };
     }
 
-    #[inline(always)]
-    unsafe fn exp2_split(x: __m512) -> (__m512, __m512) {
-        // SAFETY: the caller vouches for AVX-512. The rest of an infinity is 0.
-        unsafe {
+    intrinsics! {
+        fn exp2_split(x: __m512) -> (__m512, __m512) {
+            // The rest of an infinity is 0.
             let n = _mm512_roundscale_ps::<NEAREST>(x);
             (n, _mm512_reduce_ps::<NEAREST>(x))
         }
-    }
 
-    #[inline(always)]
-    unsafe fn exp2_scale(p: __m512, n: __m512) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512. What is below the normal numbers counts as 0, as
-        // it is slow to compute with.
-        unsafe {
+        fn exp2_scale(p: __m512, n: __m512) -> __m512 {
+            // What is below the normal numbers counts as 0, as it is slow to compute with.
             let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(n, _mm512_set1_ps(-126.0));
             _mm512_maskz_scalef_ps(normal, p, n)
         }
-    }
 
-    #[inline(always)]
-    unsafe fn div_near_one(a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512. One step of Newton's doubles the 14 bits.
-        unsafe {
+        fn div_near_one(a: __m512, b: __m512) -> __m512 {
+            // One step of Newton's doubles the 14 bits.
             let r = _mm512_rcp14_ps(b);
             let r = _mm512_mul_ps(r, _mm512_fnmadd_ps(b, r, _mm512_set1_ps(2.0)));
             _mm512_mul_ps(a, r)
         }
-    }
 
-    #[inline(always)]
-    unsafe fn stream(to: *mut f32, v: __m512) {
-        // SAFETY: the caller vouches for AVX-512, 16 elements and the alignment.
-        unsafe { _mm512_stream_ps(to, v) }
-    }
+        fn stream(to: *mut f32, v: __m512) {
+            _mm512_stream_ps(to, v)
+        }
 
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512.
-        unsafe { _mm512_set1_ps(x) }
-    }
+        fn splat(x: f32) -> __m512 {
+            _mm512_set1_ps(x)
+        }
 
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe { _mm512_loadu_ps(from) }
-    }
+        fn load(from: *const f32) -> __m512 {
+            _mm512_loadu_ps(from)
+        }
 
-    #[inline(always)]
-    unsafe fn store(to: *mut f32, v: __m512) {
-        // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe { _mm512_storeu_ps(to, v) }
-    }
+        fn store(to: *mut f32, v: __m512) {
+            _mm512_storeu_ps(to, v)
+        }
 
-    #[inline(always)]
-    unsafe fn load_f16(from: *const u16) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
-    }
+        fn load_f16(from: *const u16) -> __m512 {
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+        }
 
-    #[inline(always)]
-    unsafe fn store_f16(to: *mut u16, v: __m512) {
-        // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
-    }
+        fn store_f16(to: *mut u16, v: __m512) {
+            _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(v))
+        }
 
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> __m512 {
-        // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe {
+        fn load_bf16(from: *const u16) -> __m512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
-    }
 
-    #[inline(always)]
-    unsafe fn stream_f16(to: *mut u16, v: __m512) {
-        // SAFETY: the caller vouches for AVX-512, 16 elements and the alignment.
-        unsafe { _mm256_stream_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(v)) }
-    }
+        fn stream_f16(to: *mut u16, v: __m512) {
+            _mm256_stream_si256(to.cast(), _mm512_cvtps_ph::<NEAREST>(v))
+        }
 
-    #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, v: __m512) {
-        // SAFETY: the caller vouches for AVX-512 and 16 elements.
-        unsafe { _mm256_storeu_si256(to.cast(), narrow(v)) }
-    }
+        fn store_bf16(to: *mut u16, v: __m512) {
+            _mm256_storeu_si256(to.cast(), narrow(v))
+        }
 
-    #[inline(always)]
-    unsafe fn stream_bf16(to: *mut u16, v: __m512) {
-        // SAFETY: the caller vouches for AVX-512, 16 elements and the alignment.
-        unsafe { _mm256_stream_si256(to.cast(), narrow(v)) }
-    }
+        fn stream_bf16(to: *mut u16, v: __m512) {
+            _mm256_stream_si256(to.cast(), narrow(v))
+        }
 
-    #[inline(always)]
-    unsafe fn reduce_add(a: __m512) -> f32 {
-        // SAFETY: the caller vouches for AVX-512.
-        unsafe { _mm512_reduce_add_ps(a) }
-    }
+        fn reduce_add(a: __m512) -> f32 {
+            _mm512_reduce_add_ps(a)
+        }
 
-    #[inline(always)]
-    unsafe fn reduce_max(a: __m512) -> f32 {
-        // SAFETY: the caller vouches for AVX-512.
-        unsafe { _mm512_reduce_max_ps(a) }
+        fn reduce_max(a: __m512) -> f32 {
+            _mm512_reduce_max_ps(a)
+        }
     }
 
     #[inline(always)]

@@ -1,5 +1,17 @@
 //! Vectors of f32 and the few operations that the kernels need.
 
+/// Methods of [`Simd`], whose callers vouch for the instructions, the elements and the alignment.
+#[cfg(target_arch = "x86_64")]
+macro_rules! intrinsics {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) $(-> $out:ty)? { $($body:tt)* })*) => {$(
+        #[inline(always)]
+        unsafe fn $name($($arg: $ty),*) $(-> $out)? {
+            // SAFETY: the caller vouches for it.
+            unsafe { $($body)* }
+        }
+    )*};
+}
+
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
