@@ -1,7 +1,7 @@
 //! What libraries tell of their work, for who asks.
 
 use std::io;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
 use tracing_subscriber::prelude::*;
 
@@ -11,18 +11,25 @@ const VARIABLE: &str = "RATPLUS_LOG";
 /// Has spans and events be shown where [`VARIABLE`] asks for them.
 ///
 /// # Errors
-/// It holds no levels.
+/// It holds something else.
 pub fn install() -> Result<(), String> {
     let Some(levels) = std::env::var_os(VARIABLE).filter(|levels| !levels.is_empty()) else {
         return Ok(());
     };
     let levels = levels.to_string_lossy();
-    let levels: Targets = levels.parse().map_err(|error| {
+    let refused = |why: &str| {
         format!(
-            "{VARIABLE}: expected a level (error, warn, info, debug, trace) or levels of crates such as \
-             ratplus_runtime=debug, found `{levels}`: {error}"
+            "{VARIABLE}: expected a level (off, error, warn, info, debug, trace) or levels of crates such as \
+             ratplus_runtime=debug, found `{levels}`{why}"
         )
-    })?;
+    };
+    // A word alone would be taken for the name of a crate, of which everything is shown.
+    let mut words = levels.split(',').filter(|part| !part.contains('='));
+    if words.any(|word| word.parse::<LevelFilter>().is_err()) {
+        return Err(refused(""));
+    }
+    let parsed = levels.parse::<Targets>();
+    let levels = parsed.map_err(|error| refused(&format!(": {error}")))?;
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_span_events(FmtSpan::CLOSE)
