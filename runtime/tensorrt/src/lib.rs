@@ -5,7 +5,6 @@
 //! is decided by the version of the library that is loaded ([`Library::open`]). With no headers
 //! the crate builds all the same and says so when a library is asked for.
 
-mod builder;
 mod error;
 mod library;
 mod logger;
@@ -14,11 +13,10 @@ mod search;
 mod shim;
 mod tensor;
 
-pub use builder::{Network, NetworkSource, Serialized};
 pub use error::NvinferError;
 pub use library::Library;
 pub use search::{Folder, RTX_VARIABLE, VARIABLE};
-pub use shim::{Context, Engine, Runtime};
+pub use shim::{Context, Engine, Network, NetworkSource, Runtime, Serialized};
 pub use tensor::{ElementKind, Tensor};
 
 use std::fmt;

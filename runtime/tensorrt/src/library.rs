@@ -45,9 +45,9 @@ impl Library {
                     missing.push(format!("no {name}"));
                     continue;
                 }
-                match Self::load(product, &file) {
-                    Err(NvinferError::Missing { places: words, .. }) => missing.push(words),
-                    other => return other,
+                match Self::load(product, &file)? {
+                    Ok(library) => return Ok(library),
+                    Err(unknown) => missing.push(unknown),
                 }
             }
             let place = place.map_or_else(
@@ -59,41 +59,27 @@ impl Library {
         if std::env::var_os(names.variable).is_none_or(|value| value.is_empty()) {
             places = format!("\n    {}: not set{places}", names.variable);
         }
-        Err(NvinferError::Missing {
-            product,
-            file: names.engine[0],
-            places,
-            advice: names.advice.into(),
-        })
+        Err(NvinferError(format!(
+            "{product}: {} was not found; looked at:{places}\n  {}",
+            names.engine[0], names.advice
+        )))
     }
 
-    /// Loads one file. A file that the system's loader does not know is
-    /// [`NvinferError::Missing`], with the loader's words as places.
-    fn load(product: Product, file: &Path) -> Result<Self, NvinferError> {
+    /// Loads one file; within, the system's loader's words about a name that it does not know.
+    fn load(product: Product, file: &Path) -> Result<Result<Self, String>, NvinferError> {
         let mut known = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, library)) = known.iter().find(|(path, _)| path == file) {
-            return Ok(library.clone());
+            return Ok(Ok(library.clone()));
         }
         let names = product.names();
         let bare = file.parent().is_none_or(|folder| folder == Path::new(""));
-        let unusable = |reason: String, advice: String| NvinferError::Unusable {
-            product,
-            path: file.into(),
-            reason,
-            advice,
+        let mut loaded = match Loaded::open(file) {
+            Ok(loaded) => loaded,
+            Err(unknown) if bare => return Ok(Err(unknown)),
+            Err(reason) => return Err(unusable(product, file, &reason, names.advice)),
         };
-        let loaded = Loaded::open(file).map_err(|reason| match bare {
-            true => NvinferError::Missing {
-                product,
-                file: names.engine[0],
-                places: reason,
-                advice: names.advice.into(),
-            },
-            false => unusable(reason, names.advice.into()),
-        })?;
-        let version = loaded
-            .version()
-            .map_err(|reason| unusable(reason, names.advice.into()))?;
+        let version = loaded.version();
+        let version = version.map_err(|reason| unusable(product, file, &reason, names.advice))?;
         let [major, minor, ..] = version;
         let tables: Vec<&'static Table> = shim::tables().collect();
         let fitting = tables.iter().rev();
@@ -119,9 +105,8 @@ impl Library {
             };
             let advice = "install such a release, or build again with its headers (`cargo xtask \
                           setup` installs some, RATPLUS_TENSORRT_INCLUDE names others)";
-            return Err(unusable(reason, advice.into()));
+            return Err(unusable(product, file, &reason, advice));
         };
-        let mut loaded = loaded;
         let order = names.engine.iter().position(|name| file.ends_with(name));
         if let Some(parser) = order.and_then(|order| names.parser.get(order)) {
             loaded.add_parser(&file.with_file_name(parser));
@@ -135,7 +120,7 @@ impl Library {
             table,
         };
         known.push((file.into(), library.clone()));
-        Ok(library)
+        Ok(Ok(library))
     }
 
     /// Which product it is.
@@ -163,24 +148,27 @@ impl Library {
     /// # Errors
     /// What is missing for that.
     pub fn can_build(&self) -> Result<(), NvinferError> {
-        self.loaded
-            .can_build()
-            .map_err(|reason| NvinferError::Unusable {
-                product: self.product,
-                path: self.path.clone(),
-                reason,
-                advice: self.product.names().advice.into(),
-            })
+        let advice = self.product.names().advice;
+        let able = self.loaded.can_build();
+        able.map_err(|reason| unusable(self.product, &self.path, &reason, advice))
     }
 
-    pub(crate) fn failed(&self, what: &'static str, message: String) -> NvinferError {
-        NvinferError::Call {
-            product: self.product,
-            version: self.version(),
-            what,
-            message,
-        }
+    /// The error of a failed call, with what TensorRT logged.
+    pub(crate) fn failed(&self, what: &str, message: &str) -> NvinferError {
+        let message = self.loaded.explain(message);
+        NvinferError(format!(
+            "{} {}: {what}: {message}",
+            self.product,
+            self.version()
+        ))
     }
+}
+
+fn unusable(product: Product, file: &Path, reason: &str, advice: &str) -> NvinferError {
+    NvinferError(format!(
+        "{product}: `{}`: {reason}; {advice}",
+        file.display()
+    ))
 }
 
 fn text(version: [u32; 4]) -> String {

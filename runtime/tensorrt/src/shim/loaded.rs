@@ -119,6 +119,14 @@ impl Loaded {
         logger.ok_or_else(|| "no memory for the logger".into())
     }
 
+    /// `message`, with what TensorRT logged.
+    pub fn explain(&self, message: &str) -> String {
+        match &self.logger {
+            Some(logger) => logger.messages.explain(message),
+            None => message.to_owned(),
+        }
+    }
+
     /// Whether builder and parser are there.
     pub fn can_build(&self) -> Result<(), String> {
         let mut missing = Vec::new();

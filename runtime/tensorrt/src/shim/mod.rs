@@ -5,7 +5,7 @@ mod network;
 mod runtime;
 
 pub(crate) use loaded::Loaded;
-pub(crate) use network::{Bytes, RawNetwork};
+pub use network::{Network, NetworkSource, Serialized};
 pub use runtime::{Context, Engine, Runtime};
 
 use crate::logger::Messages;
@@ -190,9 +190,5 @@ impl Logger {
         // SAFETY: function and messages live as long as the process.
         let raw = unsafe { (table.logger_new)(log, user) };
         Self { raw, messages }
-    }
-
-    fn explain(&self, message: String) -> String {
-        self.messages.explain(&message)
     }
 }

@@ -1,15 +1,31 @@
-//! A network of the shim's, and bytes that TensorRT made.
+//! From an ONNX model to the bytes of a plan.
 
-use super::{NetworkRequest, Raw, RawBytes, Table, call, tensors};
-use crate::builder::NetworkSource;
-use crate::{Library, Tensor};
+use super::{NetworkRequest, Raw, RawBytes, Table, Text, call, tensors};
+use crate::{Library, NvinferError, Tensor};
 use std::ffi::CString;
+use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{null, null_mut};
 
-/// Freed when dropped.
-pub(crate) struct RawNetwork {
+/// A model, and how it is read.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkSource<'a> {
+    /// The ONNX model without its weights.
+    pub model: &'a [u8],
+    /// A file name in the folder that external weights lie in.
+    pub path: &'a Path,
+    /// A library of plugins that stand for the model's functions, and whose outputs may share
+    /// memory with inputs. Not for TensorRT for RTX.
+    pub plugins: Option<&'a Path>,
+    /// What [`Network::timing_cache`] returned on this GPU before; may be empty.
+    pub timing_cache: &'a [u8],
+    /// TensorRT for RTX: GPUs to build for; none leaves it to the library.
+    pub compute_capabilities: &'a [(u32, u32)],
+}
+
+/// A parsed model, ready to be built. Types are the model's own.
+pub struct Network {
     raw: Raw,
     library: Library,
 }
@@ -19,11 +35,17 @@ pub(super) fn c_path(path: &Path) -> Result<CString, String> {
     text.map_err(|_| format!("`{}` holds a NUL byte", path.display()))
 }
 
-impl RawNetwork {
-    pub fn new(library: &Library, source: &NetworkSource<'_>) -> Result<Self, String> {
-        let path = c_path(source.path)?;
-        let plugins = source.plugins.map(c_path).transpose()?;
-        let logger = library.loaded.logger()?;
+impl Network {
+    /// Parses a model of static shapes.
+    ///
+    /// # Errors
+    /// The parser's words, with the nodes they are about; no parser; no builder here.
+    pub fn parse(library: &Library, source: &NetworkSource<'_>) -> Result<Self, NvinferError> {
+        library.can_build()?;
+        let failed = |message: String| library.failed("parsing the model", &message);
+        let path = c_path(source.path).map_err(failed)?;
+        let plugins = source.plugins.map(c_path).transpose().map_err(failed)?;
+        let logger = library.loaded.logger().map_err(failed)?;
         let capabilities = source.compute_capabilities.iter();
         let capabilities: Vec<_> = capabilities
             .map(|&(major, minor)| i32::try_from(10 * major + minor).unwrap_or(i32::MAX))
@@ -50,7 +72,7 @@ impl RawNetwork {
                 text,
             )
         });
-        made.map_err(|message| logger.explain(message))?;
+        made.map_err(failed)?;
         Ok(Self {
             raw,
             library: library.clone(),
@@ -61,6 +83,7 @@ impl RawNetwork {
         self.library.table
     }
 
+    /// Inputs, then outputs.
     pub fn tensors(&self) -> Vec<Tensor> {
         // SAFETY: the network is live.
         let count = unsafe { (self.table().network_tensor_count)(self.raw) };
@@ -70,6 +93,7 @@ impl RawNetwork {
         })
     }
 
+    /// Compute capabilities that the configuration names; none where it is left to TensorRT.
     pub fn compute_capabilities(&self) -> Vec<(u32, u32)> {
         let mut room = [0i32; 64];
         // SAFETY: the network is live and there is room for as many numbers.
@@ -82,49 +106,62 @@ impl RawNetwork {
         numbers.map(|number| (number / 10, number % 10)).collect()
     }
 
-    pub fn build(&mut self) -> Result<Bytes, String> {
-        let mut raw = RawBytes::EMPTY;
+    /// Builds the plan.
+    ///
+    /// # Errors
+    /// TensorRT's words.
+    pub fn build(&mut self) -> Result<Serialized, NvinferError> {
         // SAFETY: the network is live and the bytes valid for the write.
-        let built =
-            call(|text| unsafe { (self.table().network_build)(self.raw, &raw mut raw, text) });
-        let bytes = Bytes {
-            raw,
-            table: self.table(),
-        };
-        built.map_err(|message| match self.library.loaded.logger() {
-            Ok(logger) => logger.explain(message),
-            Err(_) => message,
-        })?;
-        Ok(bytes)
+        self.serialized("building the plan", |table, bytes, text| unsafe {
+            (table.network_build)(self.raw, bytes, text)
+        })
     }
 
-    pub fn timing_cache(&mut self) -> Result<Option<Bytes>, String> {
-        let mut raw = RawBytes::EMPTY;
-        // SAFETY: the network is live; what is written are bytes of TensorRT's, which `Bytes` frees.
-        call(|text| unsafe { (self.table().network_timing_cache)(self.raw, &raw mut raw, text) })?;
-        let bytes = Bytes {
-            raw,
-            table: self.table(),
+    /// What was measured while building; `None` for TensorRT for RTX, which measures nothing.
+    ///
+    /// # Errors
+    /// TensorRT's words.
+    pub fn timing_cache(&mut self) -> Result<Option<Serialized>, NvinferError> {
+        // SAFETY: the network is live and the bytes valid for the write.
+        let cache = self.serialized("reading the timing cache", |table, bytes, text| unsafe {
+            (table.network_timing_cache)(self.raw, bytes, text)
+        })?;
+        Ok((!cache.raw.owner.is_null()).then_some(cache))
+    }
+
+    fn serialized(
+        &self,
+        what: &str,
+        write: impl FnOnce(&Table, *mut RawBytes, Text) -> i32,
+    ) -> Result<Serialized, NvinferError> {
+        let table = self.table();
+        let mut bytes = Serialized {
+            raw: RawBytes::EMPTY,
+            table,
         };
-        Ok((!bytes.raw.owner.is_null()).then_some(bytes))
+        let written = call(|text| write(table, &raw mut bytes.raw, text));
+        written.map_err(|message| self.library.failed(what, &message))?;
+        Ok(bytes)
     }
 }
 
-impl Drop for RawNetwork {
+impl Drop for Network {
     fn drop(&mut self) {
         // SAFETY: the network is freed once.
         unsafe { (self.table().network_free)(self.raw) }
     }
 }
 
-/// Freed when dropped.
-pub(crate) struct Bytes {
+/// Bytes that TensorRT made.
+pub struct Serialized {
     raw: RawBytes,
     table: &'static Table,
 }
 
-impl Bytes {
-    pub fn as_slice(&self) -> &[u8] {
+impl Deref for Serialized {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
         if self.raw.data.is_null() {
             return &[];
         }
@@ -133,7 +170,7 @@ impl Bytes {
     }
 }
 
-impl Drop for Bytes {
+impl Drop for Serialized {
     fn drop(&mut self) {
         if !self.raw.owner.is_null() {
             // SAFETY: the memory is freed once.

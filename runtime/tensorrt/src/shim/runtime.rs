@@ -25,17 +25,6 @@ impl Drop for RuntimeHandle {
     }
 }
 
-impl RuntimeHandle {
-    /// The error of a failed call, with what TensorRT logged.
-    fn failed(&self, what: &'static str, message: String) -> NvinferError {
-        let message = match self.library.loaded.logger() {
-            Ok(logger) => logger.explain(message),
-            Err(_) => message,
-        };
-        self.library.failed(what, message)
-    }
-}
-
 /// Turns plans into engines.
 #[derive(Clone)]
 pub struct Runtime(Arc<RuntimeHandle>);
@@ -47,11 +36,9 @@ impl Runtime {
     /// # Errors
     /// TensorRT's words: usually no GPU, or no driver.
     pub fn new(library: &Library, plugins: Option<&Path>) -> Result<Self, NvinferError> {
-        const WHAT: &str = "creating its runtime";
-        let plugins = plugins.map(c_path).transpose();
-        let plugins = plugins.map_err(|message| library.failed(WHAT, message))?;
-        let logger = library.loaded.logger();
-        let logger = logger.map_err(|message| library.failed(WHAT, message))?;
+        let failed = |message: String| library.failed("creating its runtime", &message);
+        let plugins = plugins.map(c_path).transpose().map_err(failed)?;
+        let logger = library.loaded.logger().map_err(failed)?;
         let mut raw = null_mut();
         // SAFETY: the symbols are the loaded library's, which is of the table's release; all
         // pointers are valid for the call, and the logger for the process.
@@ -64,7 +51,7 @@ impl Runtime {
                 text,
             )
         });
-        made.map_err(|message| library.failed(WHAT, logger.explain(message)))?;
+        made.map_err(failed)?;
         Ok(Self(Arc::new(RuntimeHandle {
             raw,
             library: library.clone(),
@@ -88,7 +75,11 @@ impl Runtime {
                 text,
             )
         });
-        checked.map_err(|message| self.0.failed("reading the plan's header", message))?;
+        let failed = |message: String| {
+            let library = &self.0.library;
+            library.failed("reading the plan's header", &message)
+        };
+        checked.map_err(failed)?;
         const REASONS: [&str; 7] = [
             "it is of another version",
             "it is not for this GPU's compute capability",
@@ -125,7 +116,7 @@ impl Runtime {
                 text,
             )
         });
-        made.map_err(|message| self.0.failed("opening the plan", message))?;
+        made.map_err(|message| self.0.library.failed("opening the plan", &message))?;
         Ok(Engine(Arc::new(EngineHandle {
             raw,
             runtime: self.0.clone(),
@@ -187,14 +178,11 @@ impl Engine {
     /// TensorRT's words: usually too little memory.
     pub fn context(&self) -> Result<Context, NvinferError> {
         let mut raw = null_mut();
-        let table = self.0.runtime.library.table;
+        let library = &self.0.runtime.library;
+        let make = library.table.context_new;
         // SAFETY: the engine is live and the pointer valid for the write.
-        let made = call(|text| unsafe { (table.context_new)(self.0.raw, &raw mut raw, text) });
-        made.map_err(|message| {
-            self.0
-                .runtime
-                .failed("making an execution context", message)
-        })?;
+        let made = call(|text| unsafe { make(self.0.raw, &raw mut raw, text) });
+        made.map_err(|message| library.failed("making an execution context", &message))?;
         Ok(Context {
             raw,
             engine: self.0.clone(),
@@ -223,18 +211,14 @@ impl Context {
     /// # Errors
     /// TensorRT's words.
     pub unsafe fn bind(&mut self, tensor: &str, address: u64) -> Result<(), NvinferError> {
-        const WHAT: &str = "binding a tensor";
-        let runtime = &self.engine.runtime;
-        let failed = |message| Err(runtime.failed(WHAT, message));
-        let Ok(name) = CString::new(tensor) else {
-            return failed(format!("`{tensor}` holds a NUL byte"));
-        };
+        let library = &self.engine.runtime.library;
+        let failed = |what| library.failed("binding a tensor", &format!("`{tensor}` {what}"));
+        let name = CString::new(tensor).map_err(|_| failed("holds a NUL byte"))?;
         let address = address as usize as *mut c_void;
-        let bind = runtime.library.table.context_bind;
         // SAFETY: the context is live, the name a C string; the address is the caller's contract.
-        match unsafe { bind(self.raw, name.as_ptr(), address) } {
+        match unsafe { (library.table.context_bind)(self.raw, name.as_ptr(), address) } {
             0 => Ok(()),
-            _ => failed(format!("`{tensor}` was refused")),
+            _ => Err(failed("was refused")),
         }
     }
 
@@ -248,14 +232,11 @@ impl Context {
     /// # Errors
     /// TensorRT's words.
     pub unsafe fn enqueue(&mut self, stream: *mut c_void) -> Result<(), NvinferError> {
-        let runtime = &self.engine.runtime;
+        let library = &self.engine.runtime.library;
         // SAFETY: the context is live; the rest is the caller's contract.
-        match unsafe { (runtime.library.table.context_enqueue)(self.raw, stream) } {
+        match unsafe { (library.table.context_enqueue)(self.raw, stream) } {
             0 => Ok(()),
-            _ => Err(runtime.failed(
-                "enqueuing a run",
-                "IExecutionContext::enqueueV3 failed".into(),
-            )),
+            _ => Err(library.failed("enqueuing a run", "IExecutionContext::enqueueV3 failed")),
         }
     }
 }
