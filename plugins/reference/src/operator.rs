@@ -89,7 +89,7 @@ pub fn run<O: Reference>(
     rounding: Rounding,
 ) -> Result<O::Outputs<Vec<f32>>, ReferenceError> {
     let (_, outputs) = execute(operator, &inputs.into_list(), rounding)?;
-    O::Outputs::from_list(outputs).ok_or(ReferenceError::Ports { op: O::OP })
+    O::Outputs::from_list(outputs).ok_or_else(|| ReferenceError::ports(O::OP))
 }
 
 /// [`run`] for inputs and outputs in the ports' order, with the outputs' types.
@@ -115,27 +115,22 @@ fn execute<O: Reference>(
     for (port, input) in op.inputs().iter().zip(inputs) {
         let (expected, found) = (input.tensor.elements(), input.values.len());
         if expected != found {
-            let port = port.name;
-            return Err(ReferenceError::Length {
-                op,
-                port,
-                expected,
-                found,
-            });
+            let wrong = format!("{}: expected {expected} elements, found {found}", port.name);
+            return Err(ReferenceError::new(op, wrong));
         }
     }
     let lengths = |name: &str| Some(inputs[O::SCHEMA.input(name)?].values.i64s());
     if let (Some(past), Some(seq)) = (lengths("past_length"), lengths("seq_length")) {
         let dims = &node.dims;
         check_lengths(past, seq, dims[Axis::SeqLen], dims.get(Axis::MaxSeqLen))
-            .map_err(|error| ReferenceError::Lengths { op, error })?;
+            .map_err(|error| ReferenceError::new(op, error))?;
     }
     let zeros = |output: &TensorType| vec![0.0; output.elements()];
     let mut outputs: Vec<_> = node.outputs.iter().map(zeros).collect();
     let named = O::Inputs::from_list(inputs.iter().map(|input| input.values));
     let written = O::Outputs::from_list(outputs.iter_mut().map(Vec::as_mut_slice));
     let (Some(named), Some(written)) = (named, written) else {
-        return Err(ReferenceError::Ports { op });
+        return Err(ReferenceError::ports(op));
     };
     operator.run(&node, &named, written, rounding);
     Ok((node.outputs, outputs))
