@@ -1,10 +1,12 @@
 //! What can be typed.
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ratplus_graphs::manifest::{Fallback, LogitsMode, SpecialTokens};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{Fallback, LogitsMode, SpecialTokens};
 use ratplus_graphs::plans::ComputeTarget;
 use ratplus_graphs::precision::KeepF32;
+use serde::de::DeserializeOwned;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -85,12 +87,12 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Type of weights and activations; every checkpoint fits f32 exactly
-    #[arg(long, value_enum, default_value = "f32")]
-    pub dtype: Dtype,
+    #[arg(long, value_parser = one_of::<ElementType>(DTYPES), default_value = "f32")]
+    pub dtype: ElementType,
     /// Type of the KV cache, which decoding at long context reads; another than --dtype runs on
     /// CPUs and in function bodies [default: that of --dtype]
-    #[arg(long, value_enum)]
-    pub cache_dtype: Option<Dtype>,
+    #[arg(long, value_parser = one_of::<ElementType>(DTYPES))]
+    pub cache_dtype: Option<ElementType>,
     /// Store the matrices of linear layers, the head's among them, as block-wise integers that ONNX
     /// Runtime multiplies by (MatMulNBits); all else keeps the type of --dtype
     #[arg(long, value_enum, value_name = "BITS")]
@@ -125,18 +127,27 @@ pub struct ExportArgs {
     /// Which files an engine has: for every target, with function bodies where the runtime may be
     /// without RAT+ operators; for runtimes without them, standard operators only; for every
     /// target, bare nodes; for TensorRT's plugins alone
-    #[arg(long, value_enum, default_value = "function")]
-    pub fallback: FallbackArg,
+    #[arg(
+        long,
+        value_parser = one_of::<Fallback>(["function", "inline", "none", "trt-plugins"]),
+        default_value = "function"
+    )]
+    pub fallback: Fallback,
     /// Logits at each chunk's last token, or at all of its tokens
-    #[arg(long, value_enum, default_value = "last")]
-    pub logits: LogitsArg,
+    #[arg(long, value_parser = one_of::<LogitsMode>(["last", "all"]), default_value = "last")]
+    pub logits: LogitsMode,
     /// A Hugging Face tokenizer.json to put into the package
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
     /// Special tokens that `generate` and `eval` add to a text: none, as released models were trained
     /// and evaluated, or those that the tokenizer's post-processor adds, such as `<s>`
-    #[arg(long, value_enum, default_value = "none", requires = "tokenizer")]
-    pub special_tokens: SpecialTokensArg,
+    #[arg(
+        long,
+        value_parser = one_of::<SpecialTokens>(SPECIAL_TOKENS),
+        default_value = "none",
+        requires = "tokenizer"
+    )]
+    pub special_tokens: SpecialTokens,
     /// Opset of the standard operators
     #[arg(long, value_name = "N", default_value_t = ratplus_graphs::onnx::OPSET)]
     pub opset: i64,
@@ -149,24 +160,16 @@ pub struct ExportArgs {
     pub dry_run: bool,
 }
 
-/// `--dtype`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs)]
-pub enum Dtype {
-    F32,
-    F16,
-    Bf16,
+/// Takes one of `names`, as manifests write them.
+fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
+where
+    T: DeserializeOwned + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| serde_json::from_value(name.into()))
 }
 
-impl From<Dtype> for ElementType {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::F16 => Self::F16,
-            Dtype::Bf16 => Self::BF16,
-        }
-    }
-}
+const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
+const SPECIAL_TOKENS: [&str; 2] = ["none", "tokenizer"];
 
 /// `--quantize`.
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -186,61 +189,6 @@ impl Integers {
     }
 }
 
-/// `--fallback`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs)]
-pub enum FallbackArg {
-    Function,
-    Inline,
-    None,
-    TrtPlugins,
-}
-
-impl From<FallbackArg> for Fallback {
-    fn from(fallback: FallbackArg) -> Self {
-        match fallback {
-            FallbackArg::Function => Self::Function,
-            FallbackArg::Inline => Self::Inline,
-            FallbackArg::None => Self::None,
-            FallbackArg::TrtPlugins => Self::TrtPlugins,
-        }
-    }
-}
-
-/// `--logits`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs)]
-pub enum LogitsArg {
-    Last,
-    All,
-}
-
-impl From<LogitsArg> for LogitsMode {
-    fn from(logits: LogitsArg) -> Self {
-        match logits {
-            LogitsArg::Last => Self::Last,
-            LogitsArg::All => Self::All,
-        }
-    }
-}
-
-/// `--special-tokens`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub enum SpecialTokensArg {
-    None,
-    Tokenizer,
-}
-
-impl From<SpecialTokensArg> for SpecialTokens {
-    fn from(special_tokens: SpecialTokensArg) -> Self {
-        match special_tokens {
-            SpecialTokensArg::None => Self::None,
-            SpecialTokensArg::Tokenizer => Self::Tokenizer,
-        }
-    }
-}
-
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
@@ -253,8 +201,8 @@ pub struct InspectArgs {
     #[arg(long, value_name = "N")]
     pub max_seq_len: Option<usize>,
     /// Type of the KV cache, for a checkpoint [default: f32]
-    #[arg(long, value_enum)]
-    pub cache_dtype: Option<Dtype>,
+    #[arg(long, value_parser = one_of::<ElementType>(DTYPES))]
+    pub cache_dtype: Option<ElementType>,
     /// Draw cost against context as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
@@ -365,8 +313,8 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "FILE", group = "input")]
     pub prompts: Option<PathBuf>,
     /// Special tokens to add to a prompt [default: as the package was exported]
-    #[arg(long, value_enum)]
-    pub special_tokens: Option<SpecialTokensArg>,
+    #[arg(long, value_parser = one_of::<SpecialTokens>(SPECIAL_TOKENS))]
+    pub special_tokens: Option<SpecialTokens>,
     /// Stop after this many tokens
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     pub max_new_tokens: usize,
@@ -451,8 +399,8 @@ pub struct EvalArgs {
     pub golden: Option<PathBuf>,
     /// Special tokens to add to the text, at its start and end and not to every window; they are
     /// context and not scored [default: as each package was exported]
-    #[arg(long, value_enum)]
-    pub special_tokens: Option<SpecialTokensArg>,
+    #[arg(long, value_parser = one_of::<SpecialTokens>(SPECIAL_TOKENS))]
+    pub special_tokens: Option<SpecialTokens>,
     /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
     #[arg(
         long,

@@ -2,7 +2,7 @@
 //!
 //! - [`checkpoint`]: opens `.pth` and safetensors files and streams their tensors.
 //! - [`official`]: the names of released checkpoints, the only place that knows them.
-//! - [`resolve`]: sizes and patterns from checkpoint, configuration, flags and path.
+//! - [`resolve`]: sizes and patterns from checkpoint, configuration, options and path.
 //! - [`synthetic`]: random weights of any size, for benchmarks.
 //! - [`quantize`]: matrices as block-wise integers.
 //! - [`plan`]: what an export would write, and whether there is room.
@@ -48,9 +48,9 @@ pub enum ExportError {
     #[error("the export's options do not fit:\n  {}", .0.join("\n  "))]
     Options(Vec<String>),
     /// The target holds something else.
-    #[error("{}: {problem}; give another directory to -o, or remove it first", path.display())]
+    #[error("{}: {problem}; give another directory to `target`, or remove it first", path.display())]
     Target {
-        /// The path given to `-o`.
+        /// The path.
         path: PathBuf,
         /// Expected and found.
         problem: String,
@@ -115,7 +115,7 @@ pub enum ExportError {
     /// The target's file system is too full.
     #[error(
         "{}: expected room for {needed} bytes on its file system, found {free}; free some, or give a \
-         directory elsewhere to -o",
+         directory elsewhere to `target`",
         path.display()
     )]
     Room {

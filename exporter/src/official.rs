@@ -5,12 +5,15 @@ mod names;
 mod paths;
 mod run;
 
-pub(crate) use names::{STATE_DICT_KEYS, is_extra_state, names_a_weight};
+pub(crate) use names::{
+    STATE_DICT_KEYS, STATE_OF_A_MODULE, ignored, is_extra_state, names_a_weight,
+};
 pub(crate) use paths::{PathPattern, path_pattern};
 pub(crate) use run::training_run;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, ReadOptions, Reader, Tensor};
 use ratplus_graphs::model::Weight;
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
@@ -242,7 +245,9 @@ impl<'a> StateDict<'a> {
     fn tie_hint(&self, name: &str) -> String {
         let there = partner(name).filter(|other| self.tensors.contains_key(other));
         there.map_or(String::new(), |other| {
-            format!("; where it is tied to `{other}`, give a --config with \"tie_embedding\": true")
+            format!(
+                "; where it is tied to `{other}`, give a `config_file` with \"tie_embedding\": true"
+            )
         })
     }
 
@@ -390,11 +395,8 @@ impl<'a> StateDict<'a> {
                 ));
             }
         }
-        if problems.is_empty() {
-            Ok(sources)
-        } else {
-            Err(problems)
-        }
+        none_wrong(problems)?;
+        Ok(sources)
     }
 
     fn hint(&self, weight: Weight, tensor: &Tensor, spec: &ModelSpec) -> &'static str {

@@ -7,12 +7,13 @@ use crate::plan::ExportPlan;
 use crate::publish::{Staging, clear_left_over};
 use crate::quantize::QuantizedWeight;
 use crate::weights_file::WeightsFile;
-use ratplus_graphs::manifest::{
-    self, Fallback, LogitsMode, MAX_TOKENIZER_BYTES, Manifest, PackageShape, SpecialTokens,
-};
 use ratplus_graphs::model::Weight;
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{
+    self, Fallback, LogitsMode, MAX_TOKENIZER_BYTES, Manifest, PackageShape, SpecialTokens,
+};
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Precision};
 use ratplus_graphs::spec::ModelSpec;
 use std::collections::BTreeMap;
@@ -163,7 +164,7 @@ impl PackageOptions {
     /// Checks every option before anything is written.
     ///
     /// # Errors
-    /// All problems at once, each naming its flag.
+    /// All problems at once, each naming its field.
     pub fn validate(&self) -> Result<(), ExportError> {
         let mut errors = Vec::new();
         if let Err(spec) = self.spec.validate() {
@@ -176,38 +177,39 @@ impl PackageOptions {
             cache_dtype,
             ..
         } = self.shape;
-        for (flag, value, max) in [
-            ("--batch", batch, manifest::MAX_BATCH),
-            ("--max-seq-len", max_seq_len, manifest::MAX_SEQ_LEN),
+        for (field, value, max) in [
+            ("batch", batch, package::MAX_BATCH),
+            ("max_seq_len", max_seq_len, package::MAX_SEQ_LEN),
         ] {
             if value == 0 || value > max {
-                errors.push(format!("{flag}: expected 1 to {max}, found {value}"));
+                errors.push(format!("`{field}`: expected 1 to {max}, found {value}"));
             }
         }
-        for (flag, dtype) in [("--dtype", dtype), ("--cache-dtype", cache_dtype)] {
+        for (field, dtype) in [("dtype", dtype), ("cache_dtype", cache_dtype)] {
             if !ElementType::ACTIVATIONS.contains(&dtype) {
-                errors.push(format!("{flag}: expected f32, f16 or bf16, found {dtype}"));
+                errors.push(format!(
+                    "`{field}`: expected f32, f16 or bf16, found {dtype}"
+                ));
             }
         }
         if self.fallback == Fallback::TrtPlugins && cache_dtype != dtype {
             errors.push(format!(
-                "--cache-dtype: with --fallback trt-plugins expected {dtype}, the type of --dtype, \
+                "`cache_dtype`: with `fallback: trt-plugins` expected {dtype}, the type of `dtype`, \
                  found {cache_dtype}: plugins have no other cache"
             ));
         }
         if let Err(precision) = self.precision.validate(self.spec.num_layers) {
-            let flag = |field: &str| match field {
-                "bits" => "--quantize".to_owned(),
-                field => format!("--{}", field.replace('_', "-")),
+            let named = |(field, error)| match field {
+                "bits" => format!("`quantization`: {error}"),
+                field => format!("`{field}`: {error}"),
             };
-            let named = |(field, error)| format!("{}: {error}", flag(field));
             errors.extend(precision.into_iter().map(named));
         }
         if self.precision.quantization.is_some()
             && matches!(self.fallback, Fallback::Inline | Fallback::TrtPlugins)
         {
             errors.push(format!(
-                "--quantize: expected --fallback function or none, found {}: its products are nodes of \
+                "`quantization`: expected `fallback: function` or none, found {}: its products are nodes of \
                  {MICROSOFT_DOMAIN}.{MATMUL_NBITS}, which ONNX Runtime alone has",
                 self.fallback
             ));
@@ -215,29 +217,25 @@ impl PackageOptions {
         for &length in &self.prefill_lengths {
             if length == 0 || length > max_seq_len {
                 errors.push(format!(
-                    "--prefill-lengths: expected 1 to --max-seq-len {max_seq_len}, found {length}"
+                    "`prefill_lengths`: expected 1 to `max_seq_len: {max_seq_len}`, found {length}"
                 ));
             }
         }
         if !(18..=25).contains(&self.opset) {
-            errors.push(format!("--opset: expected 18 to 25, found {}", self.opset));
+            errors.push(format!("`opset`: expected 18 to 25, found {}", self.opset));
         }
         if let Some(path) = &self.tokenizer
             && let Err(error) = check_tokenizer(path)
         {
-            errors.push(format!("--tokenizer {}: {error}", path.display()));
+            errors.push(format!("`tokenizer: {}`: {error}", path.display()));
         }
         if self.tokenizer.is_none() && self.special_tokens != SpecialTokens::None {
             errors.push(format!(
-                "--special-tokens: expected none without --tokenizer, found {}",
+                "`special_tokens`: expected none without `tokenizer`, found {}",
                 self.special_tokens
             ));
         }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(ExportError::Options(errors))
-        }
+        none_wrong(errors).map_err(ExportError::Options)
     }
 
     /// What it will be, without files.
@@ -245,7 +243,7 @@ impl PackageOptions {
         let spec = self.spec.normalized(self.shape.max_seq_len);
         let tokenizer = self.tokenizer.as_ref();
         Manifest {
-            tokenizer: tokenizer.map(|_| manifest::TOKENIZER_FILE.into()),
+            tokenizer: tokenizer.map(|_| package::TOKENIZER_FILE.into()),
             special_tokens: self.special_tokens,
             ..Manifest::new(
                 spec,
@@ -306,26 +304,26 @@ pub fn write(
     let staging = Staging::beside(target)?;
     let mut files = BTreeMap::new();
     let (contents, total) = plan.contents();
-    let path = staging.path(manifest::WEIGHTS_FILE);
+    let path = staging.path(package::WEIGHTS_FILE);
     let mut weights = WeightsFile::create(path, &plan.manifest, total, progress)?;
     for stored in &contents {
         weights.write(stored, source)?;
     }
     let (file, quantized) = weights.finish()?;
-    files.insert(manifest::WEIGHTS_FILE.to_owned(), file);
+    files.insert(package::WEIGHTS_FILE.to_owned(), file);
     for (file, graph) in &plan.graphs {
         files.insert(file.clone(), staging.write(file, graph)?);
     }
     if let Some(path) = &options.tokenizer {
         let bytes = std::fs::read(path).map_err(|error| ExportError::io("read", path, error))?;
-        let file = manifest::TOKENIZER_FILE;
+        let file = package::TOKENIZER_FILE;
         files.insert(file.into(), staging.write(file, &bytes)?);
     }
     let manifest = Manifest {
         files,
         ..plan.manifest
     };
-    staging.write(manifest::MANIFEST_FILE, &manifest.to_json())?;
+    staging.write(package::MANIFEST_FILE, &manifest.to_json())?;
     staging.publish()?;
     Ok(Written {
         manifest,

@@ -4,8 +4,8 @@ use crate::ExportError;
 use crate::package::PackageOptions;
 use crate::publish::check_replaceable;
 use prost::Message;
-use ratplus_graphs::manifest::{self, FileInfo, Manifest};
 use ratplus_graphs::model::{self, StoredContent};
+use ratplus_graphs::package::{self, FileInfo, Manifest};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -53,11 +53,11 @@ impl ExportPlan {
             .map(|(file, bytes)| (file.clone(), sized(bytes)))
             .collect();
         let (_, weights) = model::storage(&manifest.model, &manifest.shape(), &manifest.precision);
-        files.insert(manifest::WEIGHTS_FILE.into(), sized(weights));
+        files.insert(package::WEIGHTS_FILE.into(), sized(weights));
         if let Some(path) = &options.tokenizer {
             let metadata =
                 std::fs::metadata(path).map_err(|error| ExportError::io("read", path, error))?;
-            files.insert(manifest::TOKENIZER_FILE.into(), sized(metadata.len()));
+            files.insert(package::TOKENIZER_FILE.into(), sized(metadata.len()));
         }
         manifest.files = files;
         let listed: u64 = manifest.files.values().map(|file| file.bytes).sum();

@@ -10,14 +10,13 @@ pub(crate) use left_over::clear_left_over;
 pub(crate) use replaceable::check_replaceable;
 
 use crate::ExportError;
-use ratplus_graphs::manifest::FileInfo;
-use ratplus_graphs::manifest::MANIFEST_FILE;
+use ratplus_graphs::package::FileInfo;
+use ratplus_graphs::package::MANIFEST_FILE;
 use ratplus_graphs::staging::{
     LOCK_FILE, NEW_FOLDER, OLD_FOLDER, READY_FOLDER, REPLACED_FILE, folder_name,
 };
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -100,10 +99,7 @@ impl Staging {
         let mut out = File::create_new(&path).map_err(failed)?;
         out.write_all(bytes).map_err(failed)?;
         out.sync_all().map_err(failed)?;
-        Ok(FileInfo {
-            bytes: bytes.len() as u64,
-            sha256: hex(&Sha256::digest(bytes)),
-        })
+        Ok(FileInfo::of(bytes))
     }
 
     /// Puts the package in the target's place, and removes the one that was there.
@@ -295,11 +291,6 @@ fn sync_dir(dir: &Path) -> Result<(), ExportError> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|error| ExportError::io("sync", dir, error))
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

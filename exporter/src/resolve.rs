@@ -1,7 +1,7 @@
-//! From a checkpoint, configurations and flags to one model: sizes, patterns, what is computed, and
+//! From a checkpoint, configurations and options to one model: sizes, patterns, what is computed, and
 //! where each weight is.
 
-mod flags;
+mod overrides;
 mod patterns;
 mod said;
 mod synthetic;
@@ -15,24 +15,25 @@ use crate::config::{self, Beside, Described};
 use crate::official::{Source, StateDict};
 use patterns::summary;
 use ratplus_graphs::model::Weight;
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::spec::ModelSpec;
 use std::path::PathBuf;
 
 /// What the user gave besides the checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResolveOptions {
-    /// `--config`: a [`ModelSpec`] as JSON, or the configuration of a training run as JSON or YAML;
-    /// whole or in part.
-    pub config: Option<PathBuf>,
-    /// `--d-head`.
+    /// A [`ModelSpec`] as JSON, or the configuration of a training run as JSON or YAML; whole or in
+    /// part.
+    pub config_file: Option<PathBuf>,
+    /// Channels of one head.
     pub d_head: Option<usize>,
-    /// `--dilation`: empty, one value, or one per layer; -1 for no dilated keys.
+    /// Every how many keys one is kept: empty, one value, or one per layer; -1 for none.
     pub dilation: Vec<i64>,
-    /// `--local-window`: empty, one value, or one per layer.
+    /// Tokens before the current one that are visible: empty, one value, or one per layer.
     pub local_window: Vec<i64>,
-    /// `--initial`: empty, one value, or one per layer.
+    /// Tokens at the start that are always visible: empty, one value, or one per layer.
     pub initial: Vec<i64>,
-    /// `--max-seq-len`, which is compared with the length that the model was trained with.
+    /// Longest sequence, which is compared with the length that the model was trained with.
     pub max_seq_len: Option<usize>,
 }
 
@@ -52,7 +53,7 @@ pub struct Resolved {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
-    /// `--config` cannot be read.
+    /// A configuration file cannot be read.
     #[error("{}: {}", path.display(), lines(problems))]
     Config {
         /// The file.
@@ -65,10 +66,10 @@ pub enum ResolveError {
     Undetermined {
         /// The checkpoint.
         path: PathBuf,
-        /// What is missing, and the flag that gives it; one line each.
+        /// What is missing, and the field of [`ResolveOptions`] that gives it; one line each.
         problems: Vec<String>,
     },
-    /// Flags or configuration that contradict themselves, or the weights.
+    /// Options or configuration that contradict themselves, or the weights.
     #[error("{}: what is expected is not what was found:{}", path.display(), list(problems))]
     Mismatch {
         /// The checkpoint.
@@ -91,7 +92,7 @@ fn lines(problems: &[String]) -> String {
 
 /// Finds sizes, patterns, function and weights of the model in `checkpoint`.
 ///
-/// Each field comes from the first that says it: flags, `--config`, the configuration that a
+/// Each field comes from the first that says it: options, their configuration file, the configuration that a
 /// training run saved in the checkpoint, or without either the `config.json` beside the weights,
 /// and then the weights, for sizes, or the checkpoint's path, for patterns. What all of them leave
 /// open is as in the released models.
@@ -130,9 +131,7 @@ pub fn resolve(
             Vec::new()
         }),
     };
-    if !problems.is_empty() {
-        return Err(resolver.mismatch(problems));
-    }
+    none_wrong(problems).map_err(|problems| resolver.mismatch(problems))?;
     resolver.tie(&mut spec, &sources)?;
     resolver.note_layout(&spec);
     Ok(Resolved {
@@ -148,7 +147,7 @@ struct Resolver<'a> {
     state: StateDict<'a>,
     /// Configurations, the one that wins first.
     said: Vec<Described>,
-    /// Whether the first of them is `--config`.
+    /// Whether the first of them is the options' own.
     given: bool,
     notes: Vec<String>,
     problems: Vec<String>,
@@ -163,7 +162,7 @@ impl Resolver<'_> {
     }
 
     fn read_configurations(&mut self) -> Result<(), ResolveError> {
-        if let Some(path) = &self.options.config {
+        if let Some(path) = &self.options.config_file {
             let read = config::read(path).map_err(|problems| ResolveError::Config {
                 path: path.clone(),
                 problems,
@@ -202,7 +201,7 @@ impl Resolver<'_> {
                 match instead {
                     true => self
                         .notes
-                        .push(format!("{problem}; --config says it instead")),
+                        .push(format!("{problem}; `config_file` says it instead")),
                     false => self.problems.push(problem),
                 }
             }
@@ -246,7 +245,7 @@ impl Resolver<'_> {
             && asked > trained
         {
             self.notes.push(format!(
-                "--max-seq-len {asked} is past the {trained} tokens of the sequences that the model was trained with: \
+                "`max_seq_len: {asked}` is past the {trained} tokens of the sequences that the model was trained with: \
                  nothing says how it predicts beyond them"
             ));
         }

@@ -129,7 +129,7 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(
-                error.contains(part) && error.contains("--synthetic"),
+                error.contains(part) && error.contains("`synthetic: "),
                 "{error}"
             );
         }

@@ -4,9 +4,9 @@ use crate::ExportError;
 use crate::package::{Progress, WeightSource};
 use crate::publish::HashingWriter;
 use crate::quantize::{NotFinite, QuantizedWeight, Quantizer};
-use ratplus_graphs::manifest::{self, FileInfo, Manifest};
 use ratplus_graphs::model::{self, Content, StoredContent, StoredTensor, Weight};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{self, FileInfo, Manifest};
 use ratplus_graphs::precision::Stored;
 use std::path::PathBuf;
 
@@ -88,7 +88,7 @@ impl WeightsFile<'_> {
             name: weight.name(),
             problem: format!(
                 "expected finite values to quantise, found none at {index:?}; keep its layer in f32 \
-                 with --keep-f32"
+                 with `keep_f32`"
             ),
         };
         let Some((blocks, others)) = tensors.split_first() else {
@@ -127,7 +127,7 @@ impl WeightsFile<'_> {
                 name: name.clone(),
                 problem: format!(
                     "expected its first byte at {offset} of {}, where {} bytes are written already",
-                    manifest::WEIGHTS_FILE,
+                    package::WEIGHTS_FILE,
                     writer.position()
                 ),
             });
@@ -160,7 +160,7 @@ impl WeightsFile<'_> {
     pub fn finish(self) -> Result<(FileInfo, Vec<QuantizedWeight>), ExportError> {
         if self.writer.position() != self.total {
             return Err(ExportError::Weight {
-                name: manifest::WEIGHTS_FILE.into(),
+                name: package::WEIGHTS_FILE.into(),
                 problem: format!(
                     "expected {} bytes in all, found {}",
                     self.total,
@@ -211,7 +211,7 @@ fn check_pair(stored: &StoredContent, manifest: &Manifest) -> Result<(), ExportE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ratplus_graphs::manifest::{Fallback, LogitsMode, PackageShape};
+    use ratplus_graphs::package::{Fallback, LogitsMode, PackageShape};
     use ratplus_graphs::pattern::Pattern;
     use ratplus_graphs::precision::Precision;
     use ratplus_graphs::spec::{LayerPatterns, ModelSpec};

@@ -31,7 +31,7 @@ fn golden(name: &str) -> PathBuf {
 fn resolved(name: &str) -> (Checkpoint, Resolved) {
     let checkpoint = Checkpoint::open(golden(name)).unwrap();
     let options = ResolveOptions {
-        config: Some(golden(name).join("config.json")),
+        config_file: Some(golden(name).join("config.json")),
         ..ResolveOptions::default()
     };
     let resolved = resolve(&checkpoint, &options).unwrap();

@@ -196,7 +196,8 @@ fn flags_override_the_configuration_field_by_field() {
     );
     assert_eq!(resolved.notes.len(), 1);
     assert!(
-        resolved.notes[0].starts_with("--dilation 2,16 and --initial 1 overrides the patterns of ")
+        resolved.notes[0]
+            .starts_with("`dilation: 2,16` and `initial: 1` overrides the patterns of ")
     );
     let options = ResolveOptions {
         d_head: Some(32),
@@ -216,9 +217,9 @@ fn flags_override_the_configuration_field_by_field() {
     assert_eq!(
         lines(with_config(&tensors(2, 64), &config(), options)),
         [
-            "--dilation: expected one value or one per layer (2), found 3",
-            "--local-window: local_window is -4, expected 0 or more and less than 2^31",
-            "--initial: initial is 1099511627776, expected 0 or more and less than 2^31",
+            "`dilation`: expected one value or one per layer (2), found 3",
+            "`local_window`: local_window is -4, expected 0 or more and less than 2^31",
+            "`initial`: initial is 1099511627776, expected 0 or more and less than 2^31",
         ]
     );
 }
@@ -229,9 +230,9 @@ fn without_a_configuration_everything_has_a_source_or_a_flag() {
     assert_eq!(
         lines(resolve(&small, &ResolveOptions::default())),
         [
-            "d_head: 2 layers of width 64 are no released size; give --d-head or --config",
-            "pattern: neither the checkpoint nor its path names one; give --dilation (with --local-window and --initial), \
-             or --config",
+            "d_head: 2 layers of width 64 are no released size; give `d_head` or `config_file`",
+            "pattern: neither the checkpoint nor its path names one; give `dilation` (with `local_window` and `initial`), \
+             or `config_file`",
         ]
     );
     let flags = ResolveOptions {
@@ -249,7 +250,7 @@ fn without_a_configuration_everything_has_a_source_or_a_flag() {
         resolved.notes,
         [
             "sizes from the weights: 2 layers, d_model 64, d_ffn 256, vocabulary 97, with recurrence",
-            "pattern by layer (D=1 W=0 I=4; D=8 W=0 I=4) from --dilation 1,8 and --initial 4; no local window, as no flag \
+            "pattern by layer (D=1 W=0 I=4; D=8 W=0 I=4) from `dilation: 1,8` and `initial: 4`; no local window, as nothing \
              gives any",
         ]
     );
@@ -267,7 +268,7 @@ fn without_a_configuration_everything_has_a_source_or_a_flag() {
     );
     assert_eq!(
         resolved.notes[1],
-        "pattern D=16 W=3 I=4 from the name `d16w256p4`, changed by --local-window 3"
+        "pattern D=16 W=3 I=4 from the name `d16w256p4`, changed by `local_window: 3`"
     );
     let dilation = ResolveOptions {
         d_head: Some(16),
@@ -277,11 +278,11 @@ fn without_a_configuration_everything_has_a_source_or_a_flag() {
     let notes = resolve(&named, &dilation).unwrap().notes;
     assert_eq!(
         notes[1],
-        "set aside for --dilation: D=16 W=256 I=4 from the name `d16w256p4`"
+        "set aside for `dilation`: D=16 W=256 I=4 from the name `d16w256p4`"
     );
     assert_eq!(
         notes[2],
-        "pattern D=2 W=0 I=0 from --dilation 2; no local window and no initial tokens, as no flag gives any"
+        "pattern D=2 W=0 I=0 from `dilation: 2`; no local window and no initial tokens, as nothing gives any"
     );
     let joint = checkpoint(
         "x-ratplusd64p0w0reTruejointtrainTrue-ffn/1.safetensors",
@@ -332,7 +333,7 @@ fn released_sizes_need_no_head_size() {
     assert_eq!(
         resolved.notes[2],
         "pattern D=16 W=256 I=4 from the name `D16_W256.safetensors`; it does not name the initial tokens, so they are \
-         those of the released recipe (--initial changes them)"
+         those of the released recipe (`initial` changes them)"
     );
 }
 
@@ -370,7 +371,7 @@ fn configurations_that_cannot_be_read() {
     let model = checkpoint("model.safetensors", &tensors(2, 64));
     let with = |path: &Path| {
         let options = ResolveOptions {
-            config: Some(path.to_owned()),
+            config_file: Some(path.to_owned()),
             ..ResolveOptions::default()
         };
         match resolve(&model, &options).unwrap_err() {

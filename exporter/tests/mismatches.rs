@@ -28,7 +28,7 @@ const FIXTURES: &[Fixture] = &[
         "no head",
         |c| drop(c.tensors.remove(HEAD)),
         &[
-            "`head.lm_head.weight`: expected [97, 64], found nothing; where it is tied to `embedding.wte.weight`, give a --config with \"tie_embedding\": true",
+            "`head.lm_head.weight`: expected [97, 64], found nothing; where it is tied to `embedding.wte.weight`, give a `config_file` with \"tie_embedding\": true",
         ],
     ),
     (
@@ -169,27 +169,27 @@ const FIXTURES: &[Fixture] = &[
     (
         "a dilation of zero",
         |c| c.options.dilation = vec![0],
-        &["--dilation: dilation is 0, expected -1 (none) or 1 or more and less than 2^31"],
+        &["`dilation`: dilation is 0, expected -1 (none) or 1 or more and less than 2^31"],
     ),
     (
         "a dilation beyond 31 bits",
         |c| c.options.dilation = vec![1 << 31],
-        &["--dilation: dilation is 2147483648, expected -1 (none) or 1 or more and less than 2^31"],
+        &["`dilation`: dilation is 2147483648, expected -1 (none) or 1 or more and less than 2^31"],
     ),
     (
         "a negative window",
         |c| c.options.local_window = vec![-2],
-        &["--local-window: local_window is -2, expected 0 or more and less than 2^31"],
+        &["`local_window`: local_window is -2, expected 0 or more and less than 2^31"],
     ),
     (
         "initial tokens beyond 64 bits",
         |c| c.options.initial = vec![i64::MAX],
-        &["--initial: initial is 9223372036854775807, expected 0 or more and less than 2^31"],
+        &["`initial`: initial is 9223372036854775807, expected 0 or more and less than 2^31"],
     ),
     (
         "flags for three layers",
         |c| c.options.dilation = vec![1, 2, 3],
-        &["--dilation: expected one value or one per layer (2), found 3"],
+        &["`dilation`: expected one value or one per layer (2), found 3"],
     ),
     (
         "everything at once",
@@ -237,8 +237,8 @@ fn what_nothing_says_is_asked_for() {
     assert_eq!(
         error.to_string(),
         "model.safetensors: the weights alone do not say everything:\
-         \n  d_head: 2 layers of width 64 are no released size; give --d-head or --config\
-         \n  pattern: neither the checkpoint nor its path names one; give --dilation (with --local-window and --initial), \
-         or --config"
+         \n  d_head: 2 layers of width 64 are no released size; give `d_head` or `config_file`\
+         \n  pattern: neither the checkpoint nor its path names one; give `dilation` (with `local_window` and `initial`), \
+         or `config_file`"
     );
 }

@@ -3,11 +3,11 @@
 use ratplus_exporter::ExportError;
 use ratplus_exporter::package::{self, PackageOptions, WeightSource};
 use ratplus_exporter::plan::ExportPlan;
-use ratplus_graphs::manifest::{
-    Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, SpecialTokens, WEIGHTS_FILE,
-};
 use ratplus_graphs::model::{self, Weight};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{
+    Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, SpecialTokens, WEIGHTS_FILE,
+};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
@@ -209,14 +209,14 @@ fn options_are_checked_together() {
         .to_string();
     for part in [
         "patterns: expected",
-        "--batch",
+        "`batch`",
         "found 0",
         "found 41",
-        "--tokenizer",
-        "--block-size: expected one of [16, 32, 64, 128, 256], found 24",
-        "--keep-f32: expected layers 0 to 1, found 9",
-        "--quantize: expected --fallback function or none, found trt-plugins",
-        "--cache-dtype: with --fallback trt-plugins expected f32, the type of --dtype, found bf16",
+        "`tokenizer: ",
+        "`block_size`: expected one of [16, 32, 64, 128, 256], found 24",
+        "`keep_f32`: expected layers 0 to 1, found 9",
+        "`quantization`: expected `fallback: function` or none, found trt-plugins",
+        "`cache_dtype`: with `fallback: trt-plugins` expected f32, the type of `dtype`, found bf16",
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }
@@ -229,7 +229,7 @@ fn special_tokens_are_recorded_with_a_tokenizer() {
     options.special_tokens = SpecialTokens::Tokenizer;
     let target = dir.path().join("package");
     let error = write(&target, &options).unwrap_err().to_string();
-    let expected = "--special-tokens: expected none without --tokenizer, found tokenizer";
+    let expected = "`special_tokens`: expected none without `tokenizer`, found tokenizer";
     assert!(error.contains(expected), "{error}");
     let tokenizer = dir.path().join("tokenizer.json");
     std::fs::write(&tokenizer, r#"{"model": {}}"#).unwrap();

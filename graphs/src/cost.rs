@@ -5,12 +5,13 @@
 //! and attention scores and sums; norms, activations, rotary embedding and softmax are not.
 
 use crate::cache::head_rows;
-use crate::manifest::PackageShape;
 use crate::model::Weight;
+use crate::package::PackageShape;
 use crate::spec::ModelSpec;
+use serde::Serialize;
 
 /// Costs of one token at a given context.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct TokenCost {
     /// Tokens in the sequence, this one included.
     pub context: usize,
@@ -27,7 +28,7 @@ pub struct TokenCost {
 }
 
 /// Bytes of one sequence's state at `max_seq_len`: what an engine binds, divided by the batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct StateBytes {
     /// Keys and values.
     pub cache: u64,
@@ -101,8 +102,8 @@ pub fn state_bytes(spec: &ModelSpec, shape: &PackageShape) -> StateBytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::{LogitsMode, state_tensors};
     use crate::ops::ElementType;
+    use crate::package::{LogitsMode, state_tensors};
     use crate::pattern::Pattern;
     use crate::spec::LayerPatterns;
 

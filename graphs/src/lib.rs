@@ -45,10 +45,17 @@ mod tensor;
 pub mod tolerance;
 
 pub use cache::{CacheLayout, HeadCache};
-pub use package as manifest;
 pub use package::Manifest;
 pub use package::plans;
 pub use pattern::Pattern;
 pub use precision::{Precision, Quantization};
 pub use spec::ModelSpec;
 pub use tensor::{ElementType, TensorType};
+
+/// Nothing, where nothing is wrong; everything that is otherwise.
+pub fn none_wrong<T>(problems: Vec<T>) -> Result<(), Vec<T>> {
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(problems),
+    }
+}

@@ -1,7 +1,7 @@
 //! Sizes that each are possible and together are not: products of them would not fit, or memory
 //! would be taken that no file justifies.
 
-use crate::manifest::{LogitsMode, Manifest};
+use crate::package::{LogitsMode, Manifest};
 use crate::spec::{LayerPatterns, ModelSpec};
 
 /// Most elements of all weights, or of all states, of a model. No product of sizes below it

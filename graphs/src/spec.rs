@@ -5,6 +5,7 @@ mod activation;
 pub use activation::Activation;
 
 use crate::cache::CacheLayout;
+use crate::none_wrong;
 use crate::pattern::Pattern;
 use serde::{Deserialize, Serialize};
 
@@ -275,11 +276,7 @@ impl ModelSpec {
                 ));
             }
         }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(SpecErrors(errors))
-        }
+        none_wrong(errors).map_err(SpecErrors)
     }
 }
 

@@ -7,7 +7,7 @@
 //! first, which becomes [`REPLACED_FILE`]; meanwhile the new package is [`READY_FOLDER`], which is
 //! whole whenever it is there.
 
-use crate::manifest::MANIFEST_FILE;
+use crate::package::MANIFEST_FILE;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};

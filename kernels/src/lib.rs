@@ -20,6 +20,7 @@ pub mod cuda;
 mod element;
 mod isa;
 mod operator;
+mod panics;
 mod parallel;
 mod rope;
 mod scan;
@@ -34,5 +35,6 @@ pub use attention::{
 pub use element::Element;
 pub use isa::{Isa, isa};
 pub use operator::{CpuError, CpuKernel, CpuPlan, Processor};
+pub use panics::panic_words;
 pub use parallel::{ParallelFor, Serial};
 pub use scan::{ScanParams, recurrence_scan, recurrence_scan_on};

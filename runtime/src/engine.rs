@@ -30,7 +30,7 @@
 
 use crate::backend::{BackendError, Session, SlotState};
 use crate::planner::{self, Chunk, PlanError, plan};
-use ratplus_graphs::manifest::Manifest;
+use ratplus_graphs::package::Manifest;
 
 /// What a sequence of a package may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,11 +73,11 @@ impl Limits {
         let outside = |&token: &u32| token as usize >= self.vocab_size;
         match tokens.iter().position(outside) {
             None => Ok(()),
-            Some(index) => Err(EngineError::Token {
-                index,
-                token: tokens[index],
-                vocab_size: self.vocab_size,
-            }),
+            Some(index) => Err(EngineError::Refused(format!(
+                "token {index}: expected 0 to {}, found {}",
+                self.vocab_size - 1,
+                tokens[index]
+            ))),
         }
     }
 
@@ -97,9 +97,10 @@ impl Limits {
     pub fn check_decode(&self) -> Result<(), EngineError> {
         match self.lengths.contains(&1) {
             true => Ok(()),
-            false => Err(EngineError::NoDecodeEngine {
-                lengths: self.lengths.clone(),
-            }),
+            false => Err(EngineError::Refused(format!(
+                "generation needs the engine of length 1, the session has {:?}",
+                self.lengths
+            ))),
         }
     }
 }
@@ -110,32 +111,10 @@ pub enum EngineError {
     /// Tokens that do not fit.
     #[error(transparent)]
     Length(#[from] PlanError),
-    /// A token outside the vocabulary.
-    #[error("token {index}: expected 0 to {}, found {token}", vocab_size - 1)]
-    Token {
-        /// Which of those given.
-        index: usize,
-        /// The token.
-        token: u32,
-        /// Size of the vocabulary.
-        vocab_size: usize,
-    },
-    /// There is no engine for single tokens.
-    #[error("generation needs the engine of length 1, the session has {lengths:?}")]
-    NoDecodeEngine {
-        /// Lengths of the session.
-        lengths: Vec<usize>,
-    },
-    /// A slot that cannot take what it is given.
-    #[error("slot {slot}: expected {expected}, found {found}")]
-    Slot {
-        /// The slot.
-        slot: usize,
-        /// What it should be.
-        expected: &'static str,
-        /// What it is.
-        found: &'static str,
-    },
+    /// A token outside the vocabulary, a slot that cannot take what it is given, or no engine for single
+    /// tokens: what was expected and found.
+    #[error("{0}")]
+    Refused(String),
     /// A step failed: the sequences of its engine are lost and their slots free.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -422,7 +401,7 @@ impl Engine {
     fn expect(
         &self,
         slot: usize,
-        expected: &'static str,
+        expected: &str,
         fits: impl Fn(&Slot) -> bool,
     ) -> Result<(), EngineError> {
         let found = match self.slots.get(slot) {
@@ -430,10 +409,7 @@ impl Engine {
             Some(found) => found.state(),
             None => "no such slot",
         };
-        Err(EngineError::Slot {
-            slot,
-            expected,
-            found,
-        })
+        let wrong = format!("slot {slot}: expected {expected}, found {found}");
+        Err(EngineError::Refused(wrong))
     }
 }

@@ -1,7 +1,7 @@
 //! Finds TensorRT, TensorRT for RTX and the library of RAT+ plugins.
 
 use crate::backend::BackendKind;
-use crate::ort_library::{LibraryError, executable_folder, named, note, site_packages};
+use crate::ort_library::{LibraryError, Wanted, site_packages};
 use ratplus_nvinfer::Folder;
 pub use ratplus_nvinfer::{Flavour, Library, NvinferError, Product, flavours};
 use std::path::{Path, PathBuf};
@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 /// Names the file of the RAT+ plugin library to load.
 pub const PLUGINS_VARIABLE: &str = "RATPLUS_TRT_LIBRARY";
 
-const PLUGINS_FILE: &str = "libratplus_trt.so";
-const PLUGINS_ADVICE: &str = "build it (`cargo build --release -p ratplus-tensorrt`) and put it next \
-                              to the executable, or set RATPLUS_TRT_LIBRARY to its path";
+const PLUGINS: Wanted = Wanted {
+    what: "the RAT+ plugin library",
+    advice: "build it (`cargo build --release -p ratplus-tensorrt`) and put it next to the \
+             executable, or set RATPLUS_TRT_LIBRARY to its path",
+};
 
 /// What runs a backend's plans; `None` where it runs the ONNX files themselves.
 pub fn product(backend: BackendKind) -> Option<Product> {
@@ -42,32 +44,6 @@ pub fn open(product: Product, folder: Option<&Path>) -> Result<Library, NvinferE
 /// # Errors
 /// Nothing found, or the named file does not exist.
 pub fn plugins(explicit: Option<&Path>) -> Result<PathBuf, LibraryError> {
-    const WHAT: &str = "the RAT+ plugin library";
-    let mut places = String::new();
-    if let Some(path) = named(explicit, PLUGINS_VARIABLE, &mut places) {
-        return match path.canonicalize() {
-            Ok(real) if real.is_file() => Ok(real),
-            _ => Err(LibraryError::Unusable {
-                what: WHAT,
-                path,
-                reason: "no such file".into(),
-                advice: PLUGINS_ADVICE,
-            }),
-        };
-    }
-    if let Some(folder) = executable_folder() {
-        // Test executables lie one folder deeper than what they test.
-        for folder in [folder.clone(), folder.join("..")] {
-            let path = folder.join(PLUGINS_FILE);
-            if path.is_file() {
-                return Ok(path);
-            }
-            note(&mut places, &path.display().to_string(), "no such file");
-        }
-    }
-    Err(LibraryError::Missing {
-        what: WHAT,
-        places,
-        advice: PLUGINS_ADVICE,
-    })
+    let path = PLUGINS.of_ours("libratplus_trt.so", explicit, PLUGINS_VARIABLE)?;
+    Ok(path.canonicalize().unwrap_or(path))
 }

@@ -19,52 +19,46 @@ pub const OPERATORS_VARIABLE: &str = "RATPLUS_ORT_LIBRARY";
 /// The oldest release that works.
 pub const OLDEST_VERSION: (u32, u32) = (1, 17);
 
-const ORT: &str = "ONNX Runtime";
-const OPERATORS_FILE: &str = "libratplus_ort.so";
-const ORT_ADVICE: &str = "install it (`pip install onnxruntime`, or onnxruntime-gpu for ort-cuda) and activate its \
-                          environment, or set ORT_DYLIB_PATH to the folder that holds it (such as \
-                          .../site-packages/onnxruntime/capi, with libonnxruntime.so.1.31.1): `export \
-                          ORT_DYLIB_PATH=$(python3 -c \"import onnxruntime; \
-                          print(onnxruntime.__path__[0])\")/capi`";
-const OPERATORS_ADVICE: &str = "build it (`cargo build --release -p ratplus-onnxruntime`) and put it \
-                                next to the executable, or set RATPLUS_ORT_LIBRARY to its path";
+const ORT: Wanted = Wanted {
+    what: "ONNX Runtime",
+    advice: "install it (`pip install onnxruntime`, or onnxruntime-gpu for ort-cuda) and activate its \
+             environment, or set ORT_DYLIB_PATH to the folder that holds it (such as \
+             .../site-packages/onnxruntime/capi, with libonnxruntime.so.1.31.1): `export \
+             ORT_DYLIB_PATH=$(python3 -c \"import onnxruntime; \
+             print(onnxruntime.__path__[0])\")/capi`",
+};
+const OPERATORS: Wanted = Wanted {
+    what: "the RAT+ operator library",
+    advice: "build it (`cargo build --release -p ratplus-onnxruntime`) and put it \
+             next to the executable, or set RATPLUS_ORT_LIBRARY to its path",
+};
 
-/// A library that is not there, or that cannot be used.
+/// A library that is not there, or that cannot be used: where it was looked for, or what was expected
+/// and found, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LibraryError {
-    /// No place had it.
-    #[error("{what} was not found; looked at:{places}\n  {advice}")]
-    Missing {
-        /// The library.
-        what: &'static str,
-        /// Where it was looked for and why it was not taken, one line each.
-        places: String,
-        /// What to do.
-        advice: &'static str,
-    },
+#[error("{0}")]
+pub struct LibraryError(String);
+
+/// What is looked for, and what to do where it is not found.
+pub(crate) struct Wanted {
+    pub what: &'static str,
+    pub advice: &'static str,
+}
+
+impl Wanted {
+    /// `places` are those where it was looked for, and why it was not taken, one line each.
+    fn missing(&self, places: &str) -> LibraryError {
+        let Self { what, advice } = self;
+        LibraryError(format!(
+            "{what} was not found; looked at:{places}\n  {advice}"
+        ))
+    }
+
     /// The one that was found, or named, does not work.
-    #[error("{what} `{}`: {reason}; {advice}", .path.display())]
-    Unusable {
-        /// The library.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Expected and found.
-        reason: String,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// The process already uses another file.
-    #[error(
-        "ONNX Runtime is already loaded from `{}`; one process cannot use `{}` as well",
-        .loaded.display(), .asked.display()
-    )]
-    AlreadyLoaded {
-        /// In use.
-        loaded: PathBuf,
-        /// Asked for.
-        asked: PathBuf,
-    },
+    fn unusable(&self, path: &Path, reason: &str) -> LibraryError {
+        let (Self { what, advice }, path) = (self, path.display());
+        LibraryError(format!("{what} `{path}`: {reason}; {advice}"))
+    }
 }
 
 /// ONNX Runtime as this process has loaded it.
@@ -133,36 +127,21 @@ pub(crate) fn load(
             let files = search::named(asked).unwrap_or_default();
             let other = |file: &PathBuf| same_file(file, &loaded.info.path) == Some(false);
             if !files.is_empty() && files.iter().all(other) {
-                return Err(LibraryError::AlreadyLoaded {
-                    loaded: loaded.info.path.clone(),
-                    asked: asked.into(),
-                });
+                return Err(LibraryError(format!(
+                    "ONNX Runtime is already loaded from `{}`; one process cannot use `{}` as well",
+                    loaded.info.path.display(),
+                    asked.display()
+                )));
             }
         }
         return Ok((loaded.info.clone(), loaded.environment.clone()));
     }
-    let Opened {
-        library,
-        path,
-        version,
-        origin,
-        others,
-    } = open_runtime(explicit, &Surroundings::of_process())?;
-    let unusable = |reason: String| LibraryError::Unusable {
-        what: ORT,
-        path: path.clone(),
-        reason,
-        advice: ORT_ADVICE,
-    };
+    let (library, mut info) = open_runtime(explicit, &Surroundings::of_process())?;
+    let unusable = |reason: String| ORT.unusable(&info.path, &reason);
     let environment = raw::environment(&library).map_err(unusable)?;
     let providers = raw::providers().map_err(|error| unusable(error.to_string()))?;
-    let info = Arc::new(OnnxRuntime {
-        path,
-        version,
-        origin,
-        others,
-        providers,
-    });
+    info.providers = providers;
+    let info = Arc::new(info);
     *loaded = Some(Loaded {
         info: info.clone(),
         environment: environment.clone(),
@@ -183,14 +162,8 @@ fn is_supported(version: &str, oldest: (u32, u32)) -> bool {
     }
 }
 
-/// A release that works, and where it came from.
-struct Opened {
-    library: ManuallyDrop<Library>,
-    path: PathBuf,
-    version: String,
-    origin: String,
-    others: Vec<String>,
-}
+/// A release that works, whose providers nobody has asked for yet.
+type Opened = (ManuallyDrop<Library>, OnnxRuntime);
 
 /// Opens one file; why it is not taken otherwise.
 fn open_file(file: &Path, origin: &str) -> Result<Opened, String> {
@@ -218,13 +191,14 @@ fn open_file(file: &Path, origin: &str) -> Result<Opened, String> {
     if !is_supported(&version, OLDEST_VERSION) {
         return Err(old(&version));
     }
-    Ok(Opened {
-        library,
+    let info = OnnxRuntime {
         path: real.unwrap_or_else(|| file.into()),
         version,
         origin: origin.into(),
         others: Vec::new(),
-    })
+        providers: Vec::new(),
+    };
+    Ok((library, info))
 }
 
 fn open_runtime(
@@ -233,12 +207,7 @@ fn open_runtime(
 ) -> Result<Opened, LibraryError> {
     let mut places = String::new();
     if let Some(path) = named(explicit, ORT_VARIABLE, &mut places) {
-        let unusable = |reason| LibraryError::Unusable {
-            what: ORT,
-            path: path.clone(),
-            reason,
-            advice: ORT_ADVICE,
-        };
+        let unusable = |reason: String| ORT.unusable(&path, &reason);
         let origin = match explicit {
             Some(_) => "the one that was named",
             None => ORT_VARIABLE,
@@ -271,10 +240,9 @@ fn first_that_works(places: Vec<Place>, looked: &mut String) -> Result<Opened, L
         }
         for file in files {
             let shown = file.display().to_string();
-            if let Some(opened) = &opened {
+            if let Some((_, opened)) = &opened {
                 // What the loader would find was not looked for.
-                let same = same_file(&file, &opened.path);
-                if same == Some(false) {
+                if same_file(&file, &opened.path) == Some(false) {
                     others.push(format!("{shown} ({name}): comes later"));
                 }
                 continue;
@@ -290,14 +258,8 @@ fn first_that_works(places: Vec<Place>, looked: &mut String) -> Result<Opened, L
             }
         }
     }
-    match opened {
-        Some(opened) => Ok(Opened { others, ..opened }),
-        None => Err(LibraryError::Missing {
-            what: ORT,
-            places: std::mem::take(looked),
-            advice: ORT_ADVICE,
-        }),
-    }
+    let (library, info) = opened.ok_or_else(|| ORT.missing(looked))?;
+    Ok((library, OnnxRuntime { others, ..info }))
 }
 
 /// The library of RAT+ operators for ONNX Runtime: `explicit`, the file that
@@ -306,47 +268,46 @@ fn first_that_works(places: Vec<Place>, looked: &mut String) -> Result<Opened, L
 /// # Errors
 /// Nothing found, or the named file does not exist.
 pub fn operators(explicit: Option<&Path>) -> Result<PathBuf, LibraryError> {
-    let mut places = String::new();
-    if let Some(path) = named(explicit, OPERATORS_VARIABLE, &mut places) {
-        return if path.is_file() {
-            Ok(path)
-        } else {
-            Err(LibraryError::Unusable {
-                what: "the RAT+ operator library",
-                path,
-                reason: "no such file".into(),
-                advice: OPERATORS_ADVICE,
-            })
-        };
-    }
-    if let Some(folder) = executable_folder() {
-        // Test executables lie one folder deeper than what they test.
-        for folder in [folder.clone(), folder.join("..")] {
-            let path = folder.join(OPERATORS_FILE);
-            if path.is_file() {
-                return Ok(path);
-            }
-            note(&mut places, &path.display().to_string(), "no such file");
-        }
-    }
-    Err(LibraryError::Missing {
-        what: "the RAT+ operator library",
-        places,
-        advice: OPERATORS_ADVICE,
-    })
+    OPERATORS.of_ours("libratplus_ort.so", explicit, OPERATORS_VARIABLE)
 }
 
-pub(crate) fn note(places: &mut String, place: &str, why: &str) {
+impl Wanted {
+    /// A library of this project: `explicit`, what `variable` names, or `file` in the executable's
+    /// folder.
+    pub(crate) fn of_ours(
+        &self,
+        file: &str,
+        explicit: Option<&Path>,
+        variable: &str,
+    ) -> Result<PathBuf, LibraryError> {
+        let mut places = String::new();
+        if let Some(path) = named(explicit, variable, &mut places) {
+            return match path.is_file() {
+                true => Ok(path),
+                false => Err(self.unusable(&path, "no such file")),
+            };
+        }
+        if let Some(folder) = executable_folder() {
+            // Test executables lie one folder deeper than what they test.
+            for folder in [folder.clone(), folder.join("..")] {
+                let path = folder.join(file);
+                if path.is_file() {
+                    return Ok(path);
+                }
+                note(&mut places, &path.display().to_string(), "no such file");
+            }
+        }
+        Err(self.missing(&places))
+    }
+}
+
+fn note(places: &mut String, place: &str, why: &str) {
     // Writing to a string cannot fail.
     let _ = write!(places, "\n    {place}: {why}");
 }
 
 /// A file that the caller or the user named.
-pub(crate) fn named(
-    explicit: Option<&Path>,
-    variable: &str,
-    places: &mut String,
-) -> Option<PathBuf> {
+fn named(explicit: Option<&Path>, variable: &str, places: &mut String) -> Option<PathBuf> {
     if let Some(path) = explicit.filter(|path| !path.as_os_str().is_empty()) {
         return Some(path.into());
     }
@@ -359,7 +320,7 @@ pub(crate) fn named(
     }
 }
 
-pub(crate) fn executable_folder() -> Option<PathBuf> {
+fn executable_folder() -> Option<PathBuf> {
     let executable = env::current_exe().ok()?;
     Some(
         executable
@@ -399,8 +360,15 @@ mod tests {
     fn a_named_library_that_is_not_there_is_an_error() {
         let nowhere = Path::new("/nowhere/libratplus_ort.so");
         let error = operators(Some(nowhere)).unwrap_err();
-        assert!(matches!(&error, LibraryError::Unusable { path, .. } if path == nowhere));
-        assert!(error.to_string().contains("RATPLUS_ORT_LIBRARY"), "{error}");
+        let text = error.to_string();
+        let start = format!(
+            "the RAT+ operator library `{}`: no such file",
+            nowhere.display()
+        );
+        assert!(
+            text.starts_with(&start) && text.contains("RATPLUS_ORT_LIBRARY"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -486,7 +454,7 @@ mod tests {
         };
         let mut places = places();
         places.push(place("the program's folder", &[&found.path, &text], ""));
-        let opened = first_that_works(places, &mut String::new()).ok().unwrap();
+        let (_, opened) = first_that_works(places, &mut String::new()).ok().unwrap();
         assert_eq!(opened.origin, "the program's folder");
         assert_eq!(opened.others.len(), 2);
         assert!(opened.others[0].contains("LD_LIBRARY_PATH): expected a library"));

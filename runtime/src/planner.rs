@@ -13,31 +13,10 @@ pub struct Chunk {
     pub tokens: usize,
 }
 
-/// A prompt that no plan fits.
+/// A prompt that no plan fits: what was expected and found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PlanError {
-    /// No tokens.
-    #[error("the prompt has no tokens; expected at least 1")]
-    Empty,
-    /// Too many tokens.
-    #[error(
-        "the prompt has {tokens} tokens, the sequence has room for {limit}; shorten the prompt or export with a larger `max_seq_len`"
-    )]
-    TooLong {
-        /// Tokens of the prompt.
-        tokens: usize,
-        /// What the sequence has room for.
-        limit: usize,
-    },
-    /// A length that no engine has.
-    #[error("no engine has length {length}; expected one of {lengths:?}")]
-    UnknownLength {
-        /// What was asked for.
-        length: usize,
-        /// What there is.
-        lengths: Vec<usize>,
-    },
-}
+#[error("{0}")]
+pub struct PlanError(String);
 
 /// The cost of running `chunks`: computed rows, padding included, and [`ROWS_PER_RUN`] a run.
 pub fn cost(chunks: &[Chunk]) -> usize {
@@ -52,22 +31,19 @@ pub fn cost(chunks: &[Chunk]) -> usize {
 /// # Errors
 /// An empty prompt, one longer than `limit`, no lengths.
 pub fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), PlanError> {
-    if prompt_len == 0 {
-        return Err(PlanError::Empty);
-    }
-    if prompt_len > limit {
-        return Err(PlanError::TooLong {
-            tokens: prompt_len,
-            limit,
-        });
-    }
-    if lengths.iter().all(|&length| length == 0) {
-        return Err(PlanError::UnknownLength {
-            length: 0,
-            lengths: lengths.into(),
-        });
-    }
-    Ok(())
+    let refused = if prompt_len == 0 {
+        "the prompt has no tokens; expected at least 1".into()
+    } else if prompt_len > limit {
+        format!(
+            "the prompt has {prompt_len} tokens, the sequence has room for {limit}; shorten the prompt or \
+             export with a larger `max_seq_len`"
+        )
+    } else if lengths.iter().all(|&length| length == 0) {
+        format!("no engine has length 0; expected one of {lengths:?}")
+    } else {
+        return Ok(());
+    };
+    Err(PlanError(refused))
 }
 
 /// The chunks of least [`cost`] for a prompt of `prompt_len` tokens, of those the fewest, longest
@@ -191,18 +167,17 @@ mod tests {
 
     #[test]
     fn impossible_prompts_are_refused() {
-        assert_eq!(plan(0, &[1], 10), Err(PlanError::Empty));
-        assert_eq!(
-            plan(11, &[1], 10),
-            Err(PlanError::TooLong {
-                tokens: 11,
-                limit: 10
-            })
-        );
-        assert!(matches!(
-            plan(1, &[], 10),
-            Err(PlanError::UnknownLength { .. })
-        ));
+        for (found, part) in [
+            (plan(0, &[1], 10), "the prompt has no tokens"),
+            (
+                plan(11, &[1], 10),
+                "has 11 tokens, the sequence has room for 10",
+            ),
+            (plan(1, &[], 10), "expected one of []"),
+        ] {
+            let error = found.unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
         assert!(chunks_of(3, 0).is_err());
         assert_eq!(chunks_of(3, 2).unwrap().len(), 2);
     }

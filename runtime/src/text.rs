@@ -5,7 +5,7 @@ mod stream;
 
 pub use stream::StreamDecoder;
 
-use ratplus_graphs::manifest::{MAX_TOKENIZER_BYTES, SpecialTokens};
+use ratplus_graphs::package::{MAX_TOKENIZER_BYTES, SpecialTokens};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;

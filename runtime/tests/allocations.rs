@@ -9,7 +9,7 @@
 mod common;
 
 use common::{Options, backends, fixture, open, tokens};
-use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::package::Fallback;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::engine::Engine;
 use ratplus_runtime::generate::{Request, generate};

@@ -12,7 +12,7 @@ mod common;
 use common::{Options, backends, write_spec};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::package::Fallback;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_runtime::backend::{BackendKind, Session};

@@ -362,7 +362,7 @@ def test_operators_for_gpus_refuse_a_cache_of_another_type(host, description, t,
     for other in DTYPES.keys() - {t}:
         node = replace(description.example(), cache=other)
         told = host.refusal(node, t, ModelOptions())
-        for text in ["the_node", node.op, f"on a GPU expected {t}, the type of query, found {other}", f"--cache-dtype {t}"]:
+        for text in ["the_node", node.op, f"on a GPU expected {t}, the type of query, found {other}", f"`cache_dtype: {t}`"]:
             assert text in told, told
 
 

@@ -324,7 +324,7 @@ def test_a_cache_of_another_type_is_refused_by_every_call(harness, creators):
     for call in calls:
         assert call() != 0
         messages = harness.messages()
-        expected = "expected f32, the type of query, found bf16; export with --cache-dtype f32"
+        expected = "expected f32, the type of query, found bf16; export with `cache_dtype: f32`"
         assert "`blocks.7`" in messages and expected in messages, messages
     plugin.destroy()
 

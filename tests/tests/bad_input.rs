@@ -279,6 +279,38 @@ fn options_that_do_not_fit_are_refused_together() {
     insta::assert_snapshot!("dilation_zero", scratch.refused(args));
 }
 
+#[test]
+fn a_log_filter_without_a_level_is_refused() {
+    let doctor = |levels: &str| {
+        let mut command = std::process::Command::new(ratplus_tests::ratplus());
+        command.arg("doctor").env("RATPLUS_LOG", levels);
+        command.output().unwrap()
+    };
+    for levels in [
+        "loud",
+        "debug,loud",
+        "ratplus_runtime",
+        "ratplus_runtime=loud",
+    ] {
+        let output = doctor(levels);
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{levels}: {stdout}{stderr}");
+        assert_eq!((&*stdout, stderr.lines().count()), ("", 1), "{stderr}");
+        let expected =
+            "error: RATPLUS_LOG: expected a level (off, error, warn, info, debug, trace)";
+        assert!(stderr.starts_with(expected), "{stderr}");
+        assert!(stderr.contains(&format!("found `{levels}`")), "{stderr}");
+    }
+    for levels in [
+        "",
+        "off",
+        "WARN",
+        "ratplus_runtime=trace,ratplus_tools=info",
+    ] {
+        assert!(doctor(levels).status.success(), "{levels}");
+    }
+}
+
 /// Checksums of graphs change whenever graphs do.
 fn without_checksums(text: &str) -> String {
     let words = text.split_inclusive([' ', ',', ';', '\n']).map(|word| {

@@ -1,8 +1,8 @@
 //! When a backend computes something else, `verify` fails and names the first tensor that differs.
 
 use prost::Message;
-use ratplus_graphs::manifest::{Manifest, Target};
 use ratplus_graphs::onnx::ModelProto;
+use ratplus_graphs::package::{Manifest, Target};
 use ratplus_tests::{golden_case, run, texts};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;

@@ -2,7 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::WEIGHTS_FILE;
+use ratplus_graphs::package::WEIGHTS_FILE;
 use ratplus_runtime::package::Package;
 use ratplus_tests::{ratplus, synthetic};
 use std::fs::OpenOptions;

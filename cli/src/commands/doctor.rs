@@ -23,6 +23,17 @@ struct Finding {
     detail: String,
 }
 
+impl Finding {
+    fn new(name: &'static str, found: bool, detail: impl Into<String>) -> Self {
+        let detail = detail.into();
+        Self {
+            name,
+            found,
+            detail,
+        }
+    }
+}
+
 /// Looks and prints. A missing thing is no failure: it is what was asked for.
 pub fn run(args: DoctorArgs) -> Outcome {
     let findings = findings(&args);
@@ -47,17 +58,12 @@ pub fn run(args: DoctorArgs) -> Outcome {
 
 fn findings(args: &DoctorArgs) -> Vec<Finding> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let isa = ratplus_kernels::isa();
+    let processor = format!("{cores} threads; CPU kernels use {isa}");
     let runtime = ort_library::onnxruntime(args.libraries.onnxruntime.as_deref());
     let operators = ort_library::operators(args.libraries.custom_ops.as_deref());
     let mut findings = vec![
-        Finding {
-            name: "processor",
-            found: true,
-            detail: format!(
-                "{cores} threads; CPU kernels use {}",
-                ratplus_kernels::isa()
-            ),
-        },
+        Finding::new("processor", true, processor),
         finding("ONNX Runtime", &runtime, |runtime| {
             let (path, version) = (runtime.path.display(), &runtime.version);
             let others = runtime.others.iter();
@@ -71,14 +77,9 @@ fn findings(args: &DoctorArgs) -> Vec<Finding> {
         finding("custom ops", &operators, |path| path.display().to_string()),
     ];
     let both = runtime.is_ok() && operators.is_ok();
-    let backend = |name, found: bool, needs: &str| Finding {
-        name,
-        found,
-        detail: if found {
-            "ready".into()
-        } else {
-            format!("needs {needs}")
-        },
+    let backend = |name, found, needs: &str| match found {
+        true => Finding::new(name, true, "ready"),
+        false => Finding::new(name, false, format!("needs {needs}")),
     };
     findings.push(backend("ort-cpu", both, "ONNX Runtime and the custom ops"));
     findings.push(backend("ort-fallback", runtime.is_ok(), "ONNX Runtime"));
@@ -121,15 +122,7 @@ fn finding<T, E: std::fmt::Display>(
     detail: impl Fn(&T) -> String,
 ) -> Finding {
     match result {
-        Ok(value) => Finding {
-            name,
-            found: true,
-            detail: detail(value),
-        },
-        Err(error) => Finding {
-            name,
-            found: false,
-            detail: error.to_string(),
-        },
+        Ok(value) => Finding::new(name, true, detail(value)),
+        Err(error) => Finding::new(name, false, error.to_string()),
     }
 }

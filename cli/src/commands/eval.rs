@@ -1,9 +1,10 @@
 //! `ratplus eval`: perplexity of a text.
 
-use super::{read_text, session_builder, spinner};
-use crate::args::{EvalArgs, LibraryArgs, SpecialTokensArg};
+use super::{backends, read_text, session_builder, spinner};
+use crate::args::{EvalArgs, LibraryArgs};
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use crate::streams::outln;
+use ratplus_graphs::package::SpecialTokens;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::text::Encoded;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use std::path::Path;
 
 /// One row: a package on a backend, or the golden logits.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Report {
     /// `None` for the golden logits.
     package: Option<String>,
@@ -59,12 +60,7 @@ impl Source {
 
 /// Scores every package on every backend.
 pub fn run(args: EvalArgs) -> Outcome {
-    let backends: Vec<BackendKind> = args
-        .backend
-        .iter()
-        .map(|name| name.parse())
-        .collect::<Result<_, _>>()
-        .or_input()?;
+    let backends = backends(&args.backend)?;
     let packages = args.dirs.iter().map(Package::open);
     let packages = packages.collect::<Result<Vec<_>, _>>().or_input()?;
     let golden = args.golden.as_deref().map(Golden::read).transpose();
@@ -84,11 +80,8 @@ pub fn run(args: EvalArgs) -> Outcome {
             (None, None) => unreachable!("clap asks for one of them"),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let room = packages
-        .iter()
-        .map(|package| package.manifest().max_seq_len)
-        .min()
-        .unwrap_or(0);
+    let rooms = packages.iter().map(|found| found.manifest().max_seq_len);
+    let room = rooms.min().unwrap_or(0);
     let window = args.window.unwrap_or(room);
     let options = EvalOptions {
         window,
@@ -121,24 +114,21 @@ fn of_text(
     text: &str,
     package: &Package,
     dir: &Path,
-    special_tokens: Option<SpecialTokensArg>,
+    special_tokens: Option<SpecialTokens>,
 ) -> Result<Source, Failure> {
     let (tokenizer, special_tokens) = super::tokenizer(package, dir, special_tokens)?;
-    let named = |error: &dyn std::fmt::Display| {
-        Failure::input(format!("--text {}: {error}", path.display()))
-    };
-    let encoded = tokenizer
-        .encode(text, special_tokens)
-        .map_err(|error| named(&error))?;
+    let named = |error: String| Failure::input(format!("--text {}: {error}", path.display()));
+    let encoded = tokenizer.encode(text, special_tokens);
+    let encoded = encoded.map_err(|error| named(error.to_string()))?;
     tokenizer
         .check_vocabulary(&encoded, package.manifest().model.vocab_size)
-        .map_err(|error| named(&error))?;
+        .map_err(|error| named(error.to_string()))?;
     let Encoded { ids, added, .. } = encoded;
     // Special tokens that were added are context; the first token has no prediction.
     let scored = (1..ids.len()).filter(|index| added.binary_search(index).is_err());
     let scored: Vec<_> = scored.collect();
     let Some(&first_scored) = scored.first() else {
-        return Err(named(&format!(
+        return Err(named(format!(
             "expected at least 2 tokens, found {}: the first one has no prediction",
             ids.len()
         )));
@@ -250,20 +240,13 @@ fn score(
 
 fn report(evaluation: &Evaluation, text_bytes: Option<usize>) -> Report {
     Report {
-        package: None,
-        backend: None,
-        patterns: None,
-        types: None,
-        state_bytes: None,
-        implementations: Vec::new(),
-        special_tokens: None,
         tokens: evaluation.tokens,
         mean_nll: evaluation.mean_nll(),
         perplexity: evaluation.perplexity(),
         bits_per_byte: text_bytes
             .map(|bytes| evaluation.nll / std::f64::consts::LN_2 / bytes.max(1) as f64),
         accuracy: evaluation.accuracy(),
-        tokens_per_second: None,
+        ..Report::default()
     }
 }
 

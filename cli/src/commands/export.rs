@@ -2,6 +2,7 @@
 
 use crate::args::{ExportArgs, ModelArgs};
 use crate::files;
+use crate::flags::in_flags;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,7 +15,7 @@ use ratplus_exporter::quantize::QuantizedWeight;
 use ratplus_exporter::resolve::{self, ResolveOptions, Resolved};
 use ratplus_exporter::synthetic::SyntheticWeights;
 use ratplus_graphs::cost;
-use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, PackageShape, SpecialTokens};
+use ratplus_graphs::package::{MANIFEST_FILE, Manifest, PackageShape, SpecialTokens};
 use ratplus_graphs::precision::{DEFAULT_BLOCK_SIZE, Precision, Quantization};
 use ratplus_graphs::spec::ModelSpec;
 use ratplus_runtime::text::Tokenizer;
@@ -33,7 +34,7 @@ pub fn run(args: ExportArgs) -> Outcome {
     let checkpoint = Checkpoint::open(&path).or_input()?;
     let resolved = resolve_with(&checkpoint, &args.model, Some(args.max_seq_len))?;
     for note in &resolved.notes {
-        errln!("note: {note}");
+        errln!("note: {}", in_flags(note));
     }
     let read = ReadOptions {
         allow_nonfinite: args.allow_nonfinite,
@@ -57,15 +58,15 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         shape: PackageShape {
             batch: args.batch,
             max_seq_len: args.max_seq_len,
-            dtype: args.dtype.into(),
-            cache_dtype: args.cache_dtype.unwrap_or(args.dtype).into(),
-            logits: args.logits.into(),
+            dtype: args.dtype,
+            cache_dtype: args.cache_dtype.unwrap_or(args.dtype),
+            logits: args.logits,
         },
         precision: precision(args),
-        fallback: args.fallback.into(),
+        fallback: args.fallback,
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
-        special_tokens: args.special_tokens.into(),
+        special_tokens: args.special_tokens,
         ..PackageOptions::new(given.clone(), args.max_seq_len)
     };
     if let Some(lengths) = &args.prefill_lengths {
@@ -78,7 +79,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
     }
     options.validate().or_input()?;
     if let Some(path) = &args.tokenizer {
-        note_tokenizer(path, args.special_tokens.into(), given.vocab_size);
+        note_tokenizer(path, args.special_tokens, given.vocab_size);
     }
     if args.dry_run {
         let plan = ExportPlan::new(&args.output, &options).or_input()?;
@@ -210,7 +211,7 @@ fn resolve_with(
 
 fn resolve_options(model: &ModelArgs, max_seq_len: Option<usize>) -> ResolveOptions {
     ResolveOptions {
-        config: model.config.clone(),
+        config_file: model.config.clone(),
         d_head: model.d_head,
         dilation: model.dilation.clone(),
         local_window: model.local_window.clone(),

@@ -46,7 +46,9 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let checked = check_stop_tokens(&stop_tokens, &limits);
     problems.extend(checked.err().map(|error| error.to_string()));
     problems.extend(sampling.check().err().map(|error| error.to_string()));
-    refuse(problems)?;
+    if let Some(problems) = listed(problems) {
+        return Err(Failure::input(problems));
+    }
     note_idle_flags(&args);
     // The model gives no others.
     let ends = tokenizer.end_tokens().into_iter();
@@ -78,17 +80,14 @@ pub fn run(args: GenerateArgs) -> Outcome {
     end(&generation, &prompts, limits.max_seq_len)
 }
 
-/// Everything that is wrong, at once.
-fn refuse(mut problems: Vec<String>) -> Outcome {
+/// The problems as one message, the first of them where they are many.
+fn listed(mut problems: Vec<String>) -> Option<String> {
     let more = problems.len().saturating_sub(MOST_PROBLEMS);
     if more > 0 {
         problems.truncate(MOST_PROBLEMS);
         problems.push(format!("and {more} more"));
     }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::input(problems.join("\n  "))),
-    }
+    (!problems.is_empty()).then(|| problems.join("\n  "))
 }
 
 /// Says which flags change nothing, because there is nothing to draw.
@@ -318,17 +317,10 @@ fn end(generation: &Generation, prompts: &[Prompt], max_seq_len: usize) -> Outco
         StopReason::Failed(error) => Some(format!("{}: {error}", prompt.place)),
         _ => None,
     });
-    let mut failed: Vec<_> = failed.collect();
-    let more = failed.len().saturating_sub(MOST_PROBLEMS);
-    failed.truncate(MOST_PROBLEMS);
-    if more > 0 {
-        failed.push(format!("and {more} more"));
-    }
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::BadResult(format!(
-            "{}; `ratplus verify` names the tensor",
-            failed.join("\n  ")
+    match listed(failed.collect()) {
+        None => Ok(()),
+        Some(failed) => Err(Failure::BadResult(format!(
+            "{failed}; `ratplus verify` names the tensor"
         ))),
     }
 }

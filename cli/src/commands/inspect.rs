@@ -2,15 +2,16 @@
 
 use crate::args::InspectArgs;
 use crate::files;
-use crate::output::{OrInput, Outcome, Table, bytes, joined, si};
+use crate::flags::in_flags;
+use crate::output::{Failure, OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
 use ratplus_charts::{Lines, Panel, Series};
 use ratplus_graphs::cost::{self, TokenCost};
-use ratplus_graphs::manifest::{
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{
     LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, SpecialTokens, state_tensors,
 };
-use ratplus_graphs::ops::ElementType;
-use ratplus_graphs::spec::ModelSpec;
+use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_graphs::staging;
 use std::path::Path;
 
@@ -42,7 +43,7 @@ pub fn run(args: InspectArgs) -> Outcome {
     Ok(())
 }
 
-fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
+fn open(args: &InspectArgs) -> Result<Subject, Failure> {
     if args.path.join(MANIFEST_FILE).is_file() || staging::set_aside(&args.path).is_some() {
         let package = ratplus_runtime::package::Package::open(&args.path).or_input()?;
         let manifest = package.manifest().clone();
@@ -55,7 +56,7 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             .filter_map(|(flag, given)| given.then_some(flag))
             .collect();
         if !given.is_empty() {
-            return Err(crate::output::Failure::input(format!(
+            return Err(Failure::input(format!(
                 "{}: expected a checkpoint with {}, found a package, which has its own: leave it out, or \
                  export again",
                 args.path.display(),
@@ -70,10 +71,11 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
         });
     }
     let resolved = super::export::resolve(&args.path, &args.model, args.max_seq_len)?;
-    let (spec, notes) = (resolved.spec, resolved.notes);
+    let notes = resolved.notes.iter().map(|note| in_flags(note));
+    let (spec, notes) = (resolved.spec, notes.collect());
     let max_seq_len = args.max_seq_len.unwrap_or(4096);
     if max_seq_len == 0 || max_seq_len > MAX_SEQ_LEN {
-        return Err(crate::output::Failure::input(format!(
+        return Err(Failure::input(format!(
             "--max-seq-len: expected 1 to {MAX_SEQ_LEN}, found {max_seq_len}"
         )));
     }
@@ -83,7 +85,7 @@ fn open(args: &InspectArgs) -> Result<Subject, crate::output::Failure> {
             batch: 1,
             max_seq_len,
             dtype: ElementType::F32,
-            cache_dtype: args.cache_dtype.map_or(ElementType::F32, Into::into),
+            cache_dtype: args.cache_dtype.unwrap_or(ElementType::F32),
             logits: LogitsMode::Last,
         },
         manifest: None,
@@ -217,12 +219,11 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
     out!("{table}");
 }
 
-/// One line per run of layers that agree.
 /// The patterns in a few words, in the terms of the flags.
 pub(super) fn pattern_summary(spec: &ModelSpec) -> String {
     let first = spec.patterns.first();
     match first {
-        Some(ratplus_graphs::spec::LayerPatterns::Uniform(pattern))
+        Some(LayerPatterns::Uniform(pattern))
             if spec.patterns.iter().all(|layer| Some(layer) == first) =>
         {
             pattern.to_string()
@@ -231,58 +232,37 @@ pub(super) fn pattern_summary(spec: &ModelSpec) -> String {
     }
 }
 
+/// One line per run of layers that agree.
 fn pattern_lines(spec: &ModelSpec) -> Vec<String> {
-    let mut lines = Vec::new();
     let mut layer = 0;
-    while layer < spec.num_layers {
-        let patterns = &spec.patterns[layer];
-        let end = (layer..spec.num_layers)
-            .find(|&l| spec.patterns[l] != *patterns)
-            .unwrap_or(spec.num_layers);
+    let runs = spec.patterns.chunk_by(|a, b| a == b).map(|run| {
         let per_head = spec.layer_patterns(layer);
-        let text = match ratplus_graphs::spec::LayerPatterns::collapse(per_head.clone()) {
-            ratplus_graphs::spec::LayerPatterns::Uniform(pattern) => pattern.to_string(),
-            _ => per_head
-                .iter()
-                .enumerate()
+        let text = match LayerPatterns::collapse(per_head.clone()) {
+            LayerPatterns::Uniform(pattern) => pattern.to_string(),
+            _ => (0..)
+                .zip(&per_head)
                 .map(|(head, pattern)| format!("head {head} {pattern}"))
                 .collect::<Vec<_>>()
                 .join("; "),
         };
-        let layers = if end - layer == 1 {
-            format!("layer {layer}")
-        } else {
-            format!("layers {layer}-{}", end - 1)
+        let first = layer;
+        layer += run.len();
+        let layers = match run.len() {
+            1 => format!("layer {first}"),
+            _ => format!("layers {first}-{}", layer - 1),
         };
-        lines.push(format!("pattern      {layers}: {text}"));
-        layer = end;
-    }
-    lines
+        format!("pattern      {layers}: {text}")
+    });
+    runs.collect()
 }
 
 fn as_json(subject: &Subject, costs: &[TokenCost]) -> serde_json::Value {
-    let state = cost::state_bytes(&subject.spec, &subject.shape);
-    let costs: Vec<_> = costs
-        .iter()
-        .map(|cost| {
-            serde_json::json!({
-                "context": cost.context,
-                "cache_bytes": cost.cache_bytes,
-                "dense_cache_bytes": cost.dense_cache_bytes,
-                "attention_flops": cost.attention_flops,
-                "dense_attention_flops": cost.dense_attention_flops,
-                "linear_flops": cost.linear_flops,
-            })
-        })
-        .collect();
     serde_json::json!({
         "model": subject.spec,
         "parameters": cost::parameters(&subject.spec),
         "notes": subject.notes,
         "manifest": subject.manifest,
-        "state_bytes_per_sequence": {
-            "cache": state.cache, "recurrent": state.recurrent, "dense_cache": state.dense_cache,
-        },
+        "state_bytes_per_sequence": cost::state_bytes(&subject.spec, &subject.shape),
         "bound_state_bytes": state_tensors(&subject.spec, &subject.shape)
             .iter().map(|(_, _, tensor)| tensor.bytes()).sum::<usize>(),
         "token_costs": costs,

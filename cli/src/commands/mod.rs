@@ -11,12 +11,12 @@ pub mod inspect;
 mod prompts;
 pub mod verify;
 
-use crate::args::{LibraryArgs, SpecialTokensArg};
+use crate::args::LibraryArgs;
 use crate::output::{Failure, OrInput};
 use crate::streams::errln;
 use indicatif::ProgressBar;
-use ratplus_graphs::manifest::SpecialTokens;
-use ratplus_runtime::backend::{Session, SessionBuilder};
+use ratplus_graphs::package::SpecialTokens;
+use ratplus_runtime::backend::{BackendKind, Session, SessionBuilder};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::text::Tokenizer;
 use std::io::{IsTerminal, Read};
@@ -30,6 +30,11 @@ fn spinner() -> ProgressBar {
         bar.enable_steady_tick(Duration::from_millis(100));
     }
     bar
+}
+
+/// The backends of these names.
+fn backends(names: &[String]) -> Result<Vec<BackendKind>, Failure> {
+    names.iter().map(|name| name.parse().or_input()).collect()
 }
 
 /// How sessions of `package` are opened: libraries and threads from flags.
@@ -46,7 +51,7 @@ fn session_builder<'a>(package: &'a Package, libraries: &LibraryArgs) -> Session
 fn tokenizer(
     package: &Package,
     dir: &Path,
-    flag: Option<SpecialTokensArg>,
+    flag: Option<SpecialTokens>,
 ) -> Result<(Tokenizer, SpecialTokens), Failure> {
     let Some(json) = package.tokenizer_json() else {
         return Err(Failure::input(format!(
@@ -57,7 +62,7 @@ fn tokenizer(
     let tokenizer = Tokenizer::from_json(json)
         .map_err(|error| Failure::input(format!("{}: {error}", dir.display())))?;
     let recorded = package.manifest().special_tokens;
-    let special_tokens = flag.map_or(recorded, Into::into);
+    let special_tokens = flag.unwrap_or(recorded);
     if special_tokens == SpecialTokens::Tokenizer {
         let added = tokenizer.special_tokens().or_input()?;
         match names(&tokenizer, &added) {

@@ -4,7 +4,7 @@ use super::read_text;
 use crate::args::GenerateArgs;
 use crate::output::Failure;
 use crate::streams::errln;
-use ratplus_graphs::manifest::SpecialTokens;
+use ratplus_graphs::package::SpecialTokens;
 use ratplus_runtime::engine::Limits;
 use ratplus_runtime::text::Tokenizer;
 use serde_json::Value;

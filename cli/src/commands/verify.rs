@@ -1,6 +1,6 @@
 //! `ratplus verify`: one matrix over backends, routes and tensors.
 
-use super::{session_builder, spinner};
+use super::{backends, session_builder, spinner};
 use crate::args::VerifyArgs;
 use crate::files;
 use crate::flags::in_flags;
@@ -12,12 +12,7 @@ use ratplus_tools::verify::{self, Golden, Row, STORED_WEIGHTS, VerifyOptions, Ve
 
 /// Runs the matrix and prints it.
 pub fn run(args: VerifyArgs) -> Outcome {
-    let backends = args
-        .backend
-        .iter()
-        .map(|name| name.parse::<BackendKind>())
-        .collect::<Result<Vec<_>, _>>()
-        .or_input()?;
+    let backends = backends(&args.backend)?;
     if args.reference != BackendKind::Tract.name() {
         return Err(Failure::input(format!(
             "--reference: expected tract, found {}",
@@ -25,12 +20,8 @@ pub fn run(args: VerifyArgs) -> Outcome {
         )));
     }
     let package = Package::open(&args.dir).or_input()?;
-    let golden = args
-        .golden
-        .as_deref()
-        .map(Golden::read)
-        .transpose()
-        .or_input()?;
+    let golden = args.golden.as_deref().map(Golden::read);
+    let golden = golden.transpose().or_input()?;
     let options = VerifyOptions {
         backends,
         chunks: args.chunks,
@@ -163,13 +154,8 @@ fn print(package: &str, report: &VerifyReport) {
             outln!("             {divergence}");
         }
     }
-    let count = |status_is: &str| {
-        report
-            .rows
-            .iter()
-            .filter(|row| status(row) == status_is)
-            .count()
-    };
+    let statuses: Vec<_> = report.rows.iter().map(status).collect();
+    let count = |status| statuses.iter().filter(|found| **found == status).count();
     let (passed, failed, empty) = (count(OK), count(FAILED), count(NOT_COMPARED));
     let plans = |row: &&Row| row.rows == 0 && row.tensor != "logits";
     let plans = report.rows.iter().filter(plans).count();

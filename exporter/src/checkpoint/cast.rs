@@ -70,9 +70,9 @@ fn element(bytes: &[u8], dtype: ElementType, index: usize) -> f32 {
     tile[0]
 }
 
-/// The first NaN or infinity among little-endian elements.
-pub(super) fn first_non_finite(bytes: &[u8], dtype: ElementType) -> Option<Found> {
-    if !any_non_finite(bytes, dtype) {
+/// The first NaN or infinity among little-endian elements, unless they are allowed.
+pub(super) fn refuse_non_finite(bytes: &[u8], dtype: ElementType, allow: bool) -> Option<Found> {
+    if allow || !any_non_finite(bytes, dtype) {
         return None;
     }
     (0..bytes.len() / dtype.size())
@@ -165,16 +165,9 @@ pub(super) fn convert(
     allow_non_finite: bool,
 ) -> Option<Found> {
     debug_assert_eq!(input.len() / from.size(), output.len() / to.size());
-    let Some(from) = from.element_type() else {
-        return convert_f64(input, output, to, allow_non_finite);
-    };
-    if from == to {
+    if from.element_type() == Some(to) {
         output.copy_from_slice(input);
-        return if allow_non_finite {
-            None
-        } else {
-            first_non_finite(output, to)
-        };
+        return refuse_non_finite(output, to, allow_non_finite);
     }
     let mut tile = [0.0f32; TILE];
     let blocks = input
@@ -182,44 +175,26 @@ pub(super) fn convert(
         .zip(output.chunks_mut(TILE * to.size()));
     for (block, (input, output)) in blocks.enumerate() {
         let tile = &mut tile[..input.len() / from.size()];
-        load(input, from, tile);
-        store(tile, to, output);
-        let found = judge(output, to, allow_non_finite, |index| tile[index].into());
-        if let Some(found) = found {
-            return Some(found.shifted(block * TILE));
-        }
-    }
-    None
-}
-
-/// [`convert`] from f64.
-fn convert_f64(
-    input: &[u8],
-    output: &mut [u8],
-    to: ElementType,
-    allow_non_finite: bool,
-) -> Option<Found> {
-    const SIZE: usize = size_of::<f64>();
-    let at = |input: &[u8], index: usize| {
-        let mut bytes = [0; SIZE];
-        bytes.copy_from_slice(&input[index * SIZE..][..SIZE]);
-        f64::from_le_bytes(bytes)
-    };
-    let mut tile = [0.0f32; TILE];
-    let blocks = input
-        .chunks(TILE * SIZE)
-        .zip(output.chunks_mut(TILE * to.size()));
-    for (block, (input, output)) in blocks.enumerate() {
-        let tile = &mut tile[..input.len() / SIZE];
-        for (index, value) in tile.iter_mut().enumerate() {
-            let exact = at(input, index);
-            *value = match to {
-                ElementType::F32 => exact as f32,
-                _ => round_to_odd(exact),
-            };
+        let (doubles, _) = input.as_chunks();
+        let double = |index: usize| f64::from_le_bytes(doubles[index]);
+        match from.element_type() {
+            Some(from) => load(input, from, tile),
+            None => {
+                for (index, value) in tile.iter_mut().enumerate() {
+                    *value = match to {
+                        ElementType::F32 => double(index) as f32,
+                        _ => round_to_odd(double(index)),
+                    };
+                }
+            }
         }
         store(tile, to, output);
-        let found = judge(output, to, allow_non_finite, |index| at(input, index));
+        let found = judge(output, to, allow_non_finite, |index| {
+            match from.element_type() {
+                Some(_) => tile[index].into(),
+                None => double(index),
+            }
+        });
         if let Some(found) = found {
             return Some(found.shifted(block * TILE));
         }

@@ -39,8 +39,8 @@ fn rank(name: &str) -> Option<usize> {
 
 /// The one checkpoint that `directory` holds.
 pub(super) fn find(directory: &Path) -> Result<PathBuf, Fail> {
-    let io = |error| Fail::Io("list", error);
-    let unsupported = |problem: &str| Err(Fail::Unsupported(problem.into()));
+    let io = |error| Fail::io("list", error);
+    let unsupported = |problem: &str| Err(Fail::File(problem.into()));
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(io)? {
         if let Ok(name) = entry.map_err(io)?.file_name().into_string() {
@@ -61,7 +61,7 @@ pub(super) fn find(directory: &Path) -> Result<PathBuf, Fail> {
         );
     }
     if best.is_none_or(|rank| rank > 0) && names.iter().any(|name| name.ends_with(".distcp")) {
-        return Err(Fail::Unsupported(format!(
+        return Err(Fail::File(format!(
             "a checkpoint of torch.distributed.checkpoint (.distcp files): convert it to one file with `python -m \
              torch.distributed.checkpoint.format_utils dcp_to_torch {} model.pth` (in Python, dcp_to_torch_save) and \
              give that",

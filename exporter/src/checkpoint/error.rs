@@ -8,32 +8,13 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The operating system refused, or the file ends too early.
-    #[error("{}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// Not a file or directory that this reads.
+    /// A file or directory that cannot be read, is of no kind that this reads, or contradicts itself
+    /// or its format.
     #[error("{}: {problem}", path.display())]
-    Unsupported {
+    File {
         /// The file or directory.
         path: PathBuf,
-        /// Why not, and what to do.
-        problem: String,
-    },
-    /// The container contradicts itself or the format.
-    #[error("{}: {part}: {problem}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// `zip archive`, `pickle`, `safetensors header` or `shard index`.
-        part: &'static str,
-        /// What is wrong.
+        /// Why not, expected and found, and what to do.
         problem: String,
     },
     /// A record's bytes are not those that were written.
@@ -53,7 +34,7 @@ pub enum CheckpointError {
     },
     /// A stored NaN or infinity.
     #[error(
-        "{}: tensor `{tensor}`: element {index:?} is {value}, expected a finite number; give --allow-nonfinite \
+        "{}: tensor `{tensor}`: element {index:?} is {value}, expected a finite number; give `allow_nonfinite` \
          to export it as it is",
         path.display()
     )]
@@ -115,30 +96,29 @@ fn wider(value: f64) -> &'static str {
 /// What went wrong while parsing one file; the caller adds its path.
 #[derive(Debug)]
 pub(super) enum Fail {
-    Io(&'static str, io::Error),
-    Malformed(&'static str, String),
+    File(String),
     Checksum {
         record: String,
         expected: u32,
         found: u32,
     },
-    Unsupported(String),
 }
 
 impl Fail {
+    /// The operating system refused an action, or the file ends too early.
+    pub(super) fn io(action: &str, error: io::Error) -> Self {
+        Self::File(format!("cannot {action}: {error}"))
+    }
+
+    /// A `zip archive`, `pickle`, `safetensors header` or `shard index` with a problem.
+    pub(super) fn malformed(part: &str, problem: impl std::fmt::Display) -> Self {
+        Self::File(format!("{part}: {problem}"))
+    }
+
     pub(super) fn at(self, path: &std::path::Path) -> CheckpointError {
         let path = path.to_owned();
         match self {
-            Self::Io(action, source) => CheckpointError::Io {
-                path,
-                action,
-                source,
-            },
-            Self::Malformed(part, problem) => CheckpointError::Malformed {
-                path,
-                part,
-                problem,
-            },
+            Self::File(problem) => CheckpointError::File { path, problem },
             Self::Checksum {
                 record,
                 expected,
@@ -149,7 +129,6 @@ impl Fail {
                 expected,
                 found,
             },
-            Self::Unsupported(problem) => CheckpointError::Unsupported { path, problem },
         }
     }
 }

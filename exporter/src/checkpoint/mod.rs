@@ -85,7 +85,8 @@ struct Record {
     verified: AtomicBool,
 }
 
-/// What one file holds.
+/// What the files hold.
+#[derive(Default)]
 struct Contents {
     tensors: BTreeMap<String, Tensor>,
     records: Vec<Record>,
@@ -99,11 +100,7 @@ pub struct Checkpoint {
     path: PathBuf,
     format: Format,
     files: Vec<DataFile>,
-    tensors: BTreeMap<String, Tensor>,
-    records: Vec<Record>,
-    config: Option<serde_json::Value>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<String>,
+    contents: Contents,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -111,7 +108,7 @@ impl fmt::Debug for Checkpoint {
         f.debug_struct("Checkpoint")
             .field("path", &self.path)
             .field("format", &self.format)
-            .field("tensors", &self.tensors.len())
+            .field("tensors", &self.contents.tensors.len())
             .finish_non_exhaustive()
     }
 }
@@ -141,7 +138,7 @@ impl Checkpoint {
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, CheckpointError> {
         let path = Path::new(name);
         if name.ends_with(".json") {
-            return Err(Fail::Unsupported("shards are files beside their index".into()).at(path));
+            return Err(Fail::File("shards are files beside their index".into()).at(path));
         }
         Self::from_source(path, Box::new(bytes))
     }
@@ -169,11 +166,7 @@ impl Checkpoint {
                 path: path.to_owned(),
                 source,
             }],
-            tensors: contents.tensors,
-            records: contents.records,
-            config: contents.config,
-            metadata: contents.metadata,
-            notes: contents.notes,
+            contents,
         }
     }
 
@@ -189,14 +182,12 @@ impl Checkpoint {
         let mut problems = Vec::new();
         for name in &names {
             let shard = directory.join(name);
-            let source = match source::open(&shard) {
-                Ok(source) => source,
-                Err(Fail::Io(_, error)) if error.kind() == std::io::ErrorKind::NotFound => {
-                    problems.push(format!("shard `{}` is missing", show(name.as_bytes())));
-                    continue;
-                }
-                Err(fail) => return Err(fail.at(&shard)),
-            };
+            let missing = |error: std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+            if std::fs::metadata(&shard).is_err_and(missing) {
+                problems.push(format!("shard `{}` is missing", show(name.as_bytes())));
+                continue;
+            }
+            let source = source::open(&shard).map_err(|fail| fail.at(&shard))?;
             sniff::kind(&shard, source.as_ref()).map_err(|fail| fail.at(&shard))?;
             let found =
                 safetensors::open(source.as_ref(), files.len()).map_err(|fail| fail.at(&shard))?;
@@ -237,17 +228,17 @@ impl Checkpoint {
             }));
         }
         if !problems.is_empty() {
-            return Err(Fail::Malformed("shard index", list(&problems)).at(path));
+            return Err(Fail::malformed("shard index", list(&problems)).at(path));
         }
         Ok(Self {
             path: path.to_owned(),
             format: Format::ShardedSafetensors,
             files,
-            tensors,
-            records: Vec::new(),
-            config: None,
-            metadata,
-            notes: Vec::new(),
+            contents: Contents {
+                tensors,
+                metadata,
+                ..Contents::default()
+            },
         })
     }
 
@@ -263,28 +254,28 @@ impl Checkpoint {
 
     /// Every tensor, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &Tensor> {
-        self.tensors.values()
+        self.contents.tensors.values()
     }
 
     /// The tensor of that name.
     pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
+        self.contents.tensors.get(name)
     }
 
     /// The `config` a training run saved beside its weights, as plain data.
     pub fn saved_config(&self) -> Option<&serde_json::Value> {
-        self.config.as_ref()
+        self.contents.config.as_ref()
     }
 
     /// Which of several state dicts was taken, and what in it is no weight; one sentence each.
     pub fn notes(&self) -> &[String] {
-        &self.notes
+        &self.contents.notes
     }
 
     /// The `__metadata__` of safetensors files, the first shard's where two differ; empty for
     /// other formats.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        &self.contents.metadata
     }
 
     /// The file that holds `tensor`.

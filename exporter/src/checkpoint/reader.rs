@@ -3,7 +3,7 @@
 use super::cast::{self, Found};
 use super::error::{CheckpointError, Fail};
 use super::source::Source;
-use super::tensor::{StoredType, Tensor, contiguous_from};
+use super::tensor::{Tensor, contiguous_from};
 use super::{Checkpoint, Record};
 use ratplus_graphs::ops::ElementType;
 use std::ops::Range;
@@ -83,7 +83,6 @@ impl<'a> Reader<'a> {
                 tensor.dtype
             )));
         }
-        let stored = tensor.dtype;
         if !ElementType::ACTIVATIONS.contains(&dtype) {
             return Err(request(format!(
                 "expected f32, f16 or bf16 as the target, found {dtype}"
@@ -107,10 +106,10 @@ impl<'a> Reader<'a> {
         }
         let first = rows.start.saturating_mul(tensor.row_len());
         let found = if tensor.is_contiguous() {
-            self.contiguous(tensor, stored, first, dtype, out)?
+            self.contiguous(tensor, first, dtype, out)?
         } else {
             self.check_record(tensor)?;
-            self.strided(tensor, stored, rows, dtype, out)?
+            self.strided(tensor, rows, dtype, out)?
         };
         match found {
             None => Ok(()),
@@ -138,17 +137,17 @@ impl<'a> Reader<'a> {
         let file = &self.checkpoint.files[tensor.file];
         file.source
             .read_exact_at(out, offset)
-            .map_err(|error| Fail::Io("read", error).at(&file.path))
+            .map_err(|error| Fail::io("read", error).at(&file.path))
     }
 
     fn contiguous(
         &mut self,
         tensor: &Tensor,
-        stored: StoredType,
         first: usize,
         dtype: ElementType,
         out: &mut [u8],
     ) -> Result<Option<Found>, CheckpointError> {
+        let stored = tensor.dtype;
         let start = first as u64 * stored.size() as u64;
         let bytes = (out.len() / dtype.size()) as u64 * stored.size() as u64;
         let streaming = self.begin(tensor, start, bytes)?;
@@ -158,11 +157,11 @@ impl<'a> Reader<'a> {
                 running.hasher.update(out);
             }
             self.finish(streaming)?;
-            return Ok(if self.options.allow_nonfinite {
-                None
-            } else {
-                cast::first_non_finite(out, dtype)
-            });
+            return Ok(cast::refuse_non_finite(
+                out,
+                dtype,
+                self.options.allow_nonfinite,
+            ));
         }
         let per_piece = PIECE / stored.size();
         let elements = per_piece.min(out.len() / dtype.size());
@@ -174,7 +173,7 @@ impl<'a> Reader<'a> {
             let file = &self.checkpoint.files[tensor.file];
             file.source
                 .read_exact_at(scratch, offset)
-                .map_err(|error| Fail::Io("read", error).at(&file.path))?;
+                .map_err(|error| Fail::io("read", error).at(&file.path))?;
             if let Some(running) = self.running.as_mut().filter(|_| streaming) {
                 running.hasher.update(scratch);
             }
@@ -215,11 +214,14 @@ impl<'a> Reader<'a> {
 
     fn finish(&mut self, streaming: bool) -> Result<(), CheckpointError> {
         let Some(running) = self.running.take_if(|running| {
-            streaming && running.done == self.checkpoint.records[running.record].len
+            streaming && running.done == self.checkpoint.contents.records[running.record].len
         }) else {
             return Ok(());
         };
-        self.conclude(&self.checkpoint.records[running.record], running.hasher)
+        self.conclude(
+            &self.checkpoint.contents.records[running.record],
+            running.hasher,
+        )
     }
 
     fn conclude(&self, record: &Record, hasher: crc32fast::Hasher) -> Result<(), CheckpointError> {
@@ -239,7 +241,7 @@ impl<'a> Reader<'a> {
     /// The record behind `tensor` if it has a checksum that is still to be checked.
     fn record(&self, tensor: &Tensor) -> Option<(usize, &'a Record)> {
         let index = tensor.record?;
-        let record = &self.checkpoint.records[index];
+        let record = &self.checkpoint.contents.records[index];
         (record.crc != 0 && !record.verified.load(Ordering::Relaxed)).then_some((index, record))
     }
 
@@ -262,18 +264,18 @@ impl<'a> Reader<'a> {
     fn strided(
         &mut self,
         tensor: &Tensor,
-        stored: StoredType,
         rows: Range<usize>,
         dtype: ElementType,
         out: &mut [u8],
     ) -> Result<Option<Found>, CheckpointError> {
+        let stored = tensor.dtype;
         if stored.element_type() == Some(dtype) {
             self.gather(tensor, rows, out)?;
-            return Ok(if self.options.allow_nonfinite {
-                None
-            } else {
-                cast::first_non_finite(out, dtype)
-            });
+            return Ok(cast::refuse_non_finite(
+                out,
+                dtype,
+                self.options.allow_nonfinite,
+            ));
         }
         let mut staging = std::mem::take(&mut self.staging);
         staging.resize(out.len() / dtype.size() * stored.size(), 0);
@@ -420,7 +422,7 @@ pub(super) fn hash_range(
         let piece = &mut scratch[..(len - done).min(PIECE as u64) as usize];
         source
             .read_exact_at(piece, offset + done)
-            .map_err(|error| Fail::Io("read", error))?;
+            .map_err(|error| Fail::io("read", error))?;
         hasher.update(piece);
         done += piece.len() as u64;
     }

@@ -15,8 +15,8 @@ const MAX_HEADER: u64 = 100_000_000;
 pub(super) const MAX_INDEX: u64 = 64 << 20;
 const MAX_DIMS: usize = 16;
 
-fn bad<T>(problem: impl Into<String>) -> Result<T, Fail> {
-    Err(Fail::Malformed("safetensors header", problem.into()))
+fn bad<T>(problem: impl fmt::Display) -> Result<T, Fail> {
+    Err(Fail::malformed("safetensors header", problem))
 }
 
 /// A map whose keys are all different; keys whose values are not needed are still compared.
@@ -82,7 +82,7 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     let mut prefix = [0; 8];
     source
         .read_exact_at(&mut prefix, 0)
-        .map_err(|error| Fail::Io("read", error))?;
+        .map_err(|error| Fail::io("read", error))?;
     let header_len = u64::from_le_bytes(prefix);
     if header_len > MAX_HEADER {
         return bad(format!(
@@ -98,7 +98,7 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     if header.first() != Some(&b'{') {
         return bad("it does not start with `{`; not a safetensors file, or damaged");
     }
-    let json = |error: serde_json::Error| Fail::Malformed("safetensors header", error.to_string());
+    let json = |error: serde_json::Error| Fail::malformed("safetensors header", error);
     let _: UniqueMap<IgnoredAny> = serde_json::from_slice(&header).map_err(json)?;
     let metadata: safetensors::tensor::Metadata = serde_json::from_slice(&header).map_err(json)?;
     let data = len - 8 - header_len;
@@ -141,15 +141,13 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     }
     Ok(Contents {
         tensors,
-        records: Vec::new(),
-        config: None,
-        notes: Vec::new(),
         metadata: metadata
             .metadata()
             .iter()
             .flatten()
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect(),
+        ..Contents::default()
     })
 }
 
@@ -160,7 +158,7 @@ struct RawIndex {
 
 /// File name of every tensor, as `*.safetensors.index.json` lists them.
 pub(super) fn index(source: &dyn Source) -> Result<BTreeMap<String, String>, Fail> {
-    let bad = |problem: String| Err(Fail::Malformed("shard index", problem));
+    let bad = |problem: String| Err(Fail::malformed("shard index", problem));
     if source.len() > MAX_INDEX {
         return bad(format!(
             "{} bytes, expected at most {MAX_INDEX}",
@@ -168,8 +166,8 @@ pub(super) fn index(source: &dyn Source) -> Result<BTreeMap<String, String>, Fai
         ));
     }
     let bytes = read_vec(source, 0, source.len() as usize)?;
-    let index: RawIndex = serde_json::from_slice(&bytes)
-        .map_err(|error| Fail::Malformed("shard index", error.to_string()))?;
+    let index: RawIndex =
+        serde_json::from_slice(&bytes).map_err(|error| Fail::malformed("shard index", error))?;
     let map = index.weight_map.0;
     let mut seen = HashSet::new();
     for file in map.values().filter(|file| seen.insert(file.as_str())) {

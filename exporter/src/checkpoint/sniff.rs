@@ -73,7 +73,7 @@ pub(super) fn kind(path: &Path, source: &dyn Source) -> Result<Kind, Fail> {
         "json" if name.ends_with(".index.json") => Some(Kind::ShardIndex),
         _ => None,
     };
-    let unsupported = |what: &str| Err(Fail::Unsupported(what.into()));
+    let unsupported = |what: &str| Err(Fail::File(what.into()));
     if source.len() == 0 {
         return unsupported("the file is empty; fetch it again");
     }
@@ -92,7 +92,7 @@ pub(super) fn kind(path: &Path, source: &dyn Source) -> Result<Kind, Fail> {
     }
     if head.starts_with(b"PK\x03\x04") {
         return match inner_checkpoint(&head) {
-            Some(inner) => Err(Fail::Unsupported(format!(
+            Some(inner) => Err(Fail::File(format!(
                 "a zip archive around `{inner}`; unpack it first"
             ))),
             None => Ok(Kind::Torch),

@@ -46,12 +46,12 @@ impl Source for Vec<u8> {
 /// Opens a regular file, following symlinks (a model hub's cache is made of them).
 pub(super) fn open(path: &Path) -> Result<Box<dyn Source>, Fail> {
     // Looking before opening: opening a named pipe would wait for a writer.
-    let metadata = std::fs::metadata(path).map_err(|error| Fail::Io("open", error))?;
+    let metadata = std::fs::metadata(path).map_err(|error| Fail::io("open", error))?;
     if !metadata.is_file() {
-        return Err(Fail::Unsupported("not a regular file".into()));
+        return Err(Fail::File("not a regular file".into()));
     }
-    let file = File::open(path).map_err(|error| Fail::Io("open", error))?;
-    let metadata = file.metadata().map_err(|error| Fail::Io("open", error))?;
+    let file = File::open(path).map_err(|error| Fail::io("open", error))?;
+    let metadata = file.metadata().map_err(|error| Fail::io("open", error))?;
     Ok(Box::new(FileSource {
         file,
         len: metadata.len(),
@@ -63,6 +63,6 @@ pub(super) fn read_vec(source: &dyn Source, offset: u64, len: usize) -> Result<V
     let mut bytes = vec![0; len];
     source
         .read_exact_at(&mut bytes, offset)
-        .map_err(|error| Fail::Io("read", error))?;
+        .map_err(|error| Fail::io("read", error))?;
     Ok(bytes)
 }

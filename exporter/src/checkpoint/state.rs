@@ -4,7 +4,9 @@ use super::error::{Fail, show};
 use super::list;
 use super::pickle::{Id, Node, Pickle};
 use crate::config::is_ratplus;
-use crate::official::{STATE_DICT_KEYS, is_extra_state, names_a_weight};
+use crate::official::{
+    STATE_DICT_KEYS, STATE_OF_A_MODULE, ignored, is_extra_state, names_a_weight,
+};
 use std::collections::HashSet;
 
 /// Most values of a checkpoint's own configuration that are read, its deepest nesting, and the most
@@ -61,8 +63,8 @@ impl Candidate<'_> {
     }
 }
 
-fn bad<T>(problem: impl Into<String>) -> Result<T, Fail> {
-    Err(Fail::Malformed("pickle", problem.into()))
+fn bad<T>(problem: impl std::fmt::Display) -> Result<T, Fail> {
+    Err(Fail::malformed("pickle", problem))
 }
 
 /// Finds the state dict: one under a usual key, or at top level, or under any key that holds names
@@ -286,8 +288,8 @@ fn tensors<'a>(
                 shown()
             )),
             Node::Tensor(tensor) => tensors.push((name, tensor)),
-            Node::None => absent.push(format!("`{}`", shown())),
-            _ if is_extra_state(name) => extra.push(format!("`{}`", shown())),
+            Node::None => absent.push(shown()),
+            _ if is_extra_state(name) => extra.push(shown()),
             _ if top && !names_a_weight(name) => {}
             _ => {
                 let problem = pickle.foreign(value).unwrap_or_else(|| {
@@ -312,20 +314,8 @@ fn tensors<'a>(
         [one] => return bad(one),
         several => return bad(list(several)),
     }
-    const MOST: usize = 8;
-    for (names, why) in [
-        (absent, "None, which is no weight"),
-        (extra, "the state of a module, not a weight"),
-    ] {
-        if !names.is_empty() {
-            let more = match names.len().saturating_sub(MOST) {
-                0 => String::new(),
-                more => format!(" and {more} more"),
-            };
-            let names = &names[..names.len().min(MOST)];
-            notes.push(format!("ignored: {}{more}; {why}", names.join(", ")));
-        }
-    }
+    notes.extend(ignored(&absent, "None, which is no weight"));
+    notes.extend(ignored(&extra, STATE_OF_A_MODULE));
     Ok(tensors)
 }
 

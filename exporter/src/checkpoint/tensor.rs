@@ -1,10 +1,12 @@
 //! What a checkpoint says about one tensor.
 
 use ratplus_graphs::ops::ElementType;
+use serde::Serialize;
 use std::fmt;
 
 /// Element type of a stored tensor. Only the first four are weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 #[allow(missing_docs)]
 pub enum StoredType {
@@ -55,23 +57,7 @@ impl StoredType {
 
 impl fmt::Display for StoredType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-            Self::F64 => "f64",
-            Self::I64 => "i64",
-            Self::I32 => "i32",
-            Self::I16 => "i16",
-            Self::I8 => "i8",
-            Self::U64 => "u64",
-            Self::U32 => "u32",
-            Self::U16 => "u16",
-            Self::U8 => "u8",
-            Self::Bool => "bool",
-            Self::F8 => "f8",
-            Self::C64 => "c64",
-        })
+        self.serialize(f)
     }
 }
 

@@ -17,8 +17,8 @@ const MAX_EXPANDED: u64 = 1 << 24;
 /// The number that the files of `torch.save` before PyTorch 1.6 start with, pickled.
 const OLDER: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
 
-fn bad<T>(part: &'static str, problem: impl Into<String>) -> Result<T, Fail> {
-    Err(Fail::Malformed(part, problem.into()))
+fn bad<T>(part: &'static str, problem: impl std::fmt::Display) -> Result<T, Fail> {
+    Err(Fail::malformed(part, problem))
 }
 
 struct Archive {
@@ -94,7 +94,7 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     let head = read_vec(source, 0, source.len().min(32) as usize)?;
     if head.first() == Some(&0x80) {
         let older = head.windows(OLDER.len()).any(|window| window == OLDER);
-        return Err(Fail::Unsupported(if older {
+        return Err(Fail::File(if older {
             "the format of torch.save before PyTorch 1.6; load it and save it again with a current PyTorch".into()
         } else {
             "a pickle that torch.save did not write; load it where it is trusted and save the state dict with torch.save".into()
@@ -102,7 +102,7 @@ pub(super) fn open(source: &dyn Source, file: usize) -> Result<Contents, Fail> {
     }
     let archive = Archive::open(source)?;
     if archive.get("constants.pkl").is_some() {
-        return Err(Fail::Unsupported(
+        return Err(Fail::File(
             "a TorchScript program; save the state dict of the model instead".into(),
         ));
     }
@@ -205,7 +205,7 @@ fn check_data(source: &dyn Source, records: &[Record]) -> Result<(), Fail> {
             return Ok(());
         }
     }
-    Err(Fail::Unsupported(
+    Err(Fail::File(
         "its tensors have no data: torch.save wrote it inside torch.serialization.skip_data; save it again without".into(),
     ))
 }

@@ -38,8 +38,8 @@ pub(super) struct Entry {
     pub crc: u32,
 }
 
-fn bad<T>(problem: impl Into<String>) -> Result<T, Fail> {
-    Err(Fail::Malformed("zip archive", problem.into()))
+fn bad<T>(problem: impl std::fmt::Display) -> Result<T, Fail> {
+    Err(Fail::malformed("zip archive", problem))
 }
 
 /// Little-endian fields of a header already read.
@@ -177,7 +177,7 @@ fn central_directory64(
 fn check_name(bytes: &[u8]) -> Result<&str, Fail> {
     let unsafe_name = || format!("unsafe record name `{}`", show(bytes));
     let name =
-        std::str::from_utf8(bytes).map_err(|_| Fail::Malformed("zip archive", unsafe_name()))?;
+        std::str::from_utf8(bytes).map_err(|_| Fail::malformed("zip archive", unsafe_name()))?;
     let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
     if name.contains(['\\', '\0', ':']) || !name.split('/').all(plain) {
         return bad(unsafe_name());

@@ -1,6 +1,6 @@
 //! Configuration files: what each says about a model, field by field.
 //!
-//! `--config` takes a [`ModelSpec`](ratplus_graphs::spec::ModelSpec) as JSON, whole or in part; the
+//! A configuration file is a [`ModelSpec`](ratplus_graphs::spec::ModelSpec) as JSON, whole or in part; the
 //! resolved configuration of a training run, as JSON or YAML (see [`crate::official`]); and the
 //! `config.json` that lies beside a conversion to safetensors, whose names are those of Hugging
 //! Face's model library.
@@ -10,7 +10,7 @@ mod object;
 mod text;
 
 pub(crate) use model::{named as activation, unsupported_activation};
-pub(crate) use object::{Object, Said, show};
+pub(crate) use object::{Object, Said, one_of, show};
 
 use crate::official;
 use ratplus_graphs::spec::{Activation, LayerPatterns, MODEL_TYPE};
@@ -80,7 +80,7 @@ pub(crate) struct Described {
     pub refusals: Vec<Refusal>,
     /// Values that are not what their fields hold.
     pub problems: Vec<String>,
-    /// The same of the pattern's fields, which flags may give instead.
+    /// The same of the pattern's fields, which options may give instead.
     pub pattern_problems: Vec<String>,
 }
 
@@ -133,10 +133,9 @@ fn parse_file(path: &Path) -> Result<Value, String> {
 fn from_file(value: &Value, path: &Path) -> Result<Described, Problems> {
     let mut described = describe(value, &path.display().to_string())?;
     described.problems.append(&mut described.pattern_problems);
-    if described.problems.is_empty() {
-        Ok(described)
-    } else {
-        Err(described.problems)
+    match described.problems.is_empty() {
+        true => Ok(described),
+        false => Err(described.problems),
     }
 }
 

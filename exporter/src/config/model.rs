@@ -8,36 +8,11 @@ use ratplus_graphs::spec::{Activation, LayerPatterns, MODEL_TYPE};
 use serde_json::Value;
 
 /// What that library writes into every `config.json`, and does not say what a model computes.
-const BOOKKEEPING: [&str; 28] = [
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "auto_map",
-    "bos_token_id",
-    "dtype",
-    "embd_pdrop",
-    "eos_token_id",
-    "hidden_dropout",
-    "hidden_dropout_prob",
-    "id2label",
-    "initializer_range",
-    "is_decoder",
-    "label2id",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "problem_type",
-    "resid_pdrop",
-    "return_dict",
-    "task_specific_params",
-    "tokenizer_class",
-    "torch_dtype",
-    "transformers_version",
-    "unk_token_id",
-    "use_cache",
-    "use_return_dict",
-    "vocab_file",
-];
+const BOOKKEEPING: &str = "_name_or_path architectures attention_dropout auto_map bos_token_id dtype \
+    embd_pdrop eos_token_id hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder \
+    label2id output_attentions output_hidden_states pad_token_id problem_type resid_pdrop return_dict \
+    task_specific_params tokenizer_class torch_dtype transformers_version unk_token_id use_cache \
+    use_return_dict vocab_file";
 
 pub(super) fn read(value: &Value, origin: &str) -> Described {
     let mut said = Described {
@@ -48,39 +23,21 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
         return said;
     };
     let problems = &mut said.problems;
-    let model_type = fields.text("model_type", problems);
-    let mut size = |name, other, problems: &mut Vec<String>| {
-        let (ours, theirs) = (fields.size(name, problems), fields.size(other, problems));
-        one_of(ours, theirs, problems)
-    };
-    said.d_model = size("d_model", "hidden_size", problems);
-    said.num_layers = size("num_layers", "num_hidden_layers", problems);
-    said.d_head = size("d_head", "head_dim", problems);
-    said.d_ffn = size("d_ffn", "intermediate_size", problems);
-    said.num_heads = size("num_heads", "num_attention_heads", problems);
-    let kv_heads = size("num_kv_heads", "num_key_value_heads", problems);
-    said.vocab_size = fields.size("vocab_size", problems);
-    let mut number = |name, other, problems: &mut Vec<String>| {
-        let (ours, theirs) = (
-            fields.number(name, problems),
-            fields.number(other, problems),
-        );
-        one_of(ours, theirs, problems)
-    };
-    said.rope_base = number("rope_base", "rope_theta", problems);
-    said.norm_eps = number("norm_eps", "rms_norm_eps", problems);
-    said.recurrence = fields.flag("recurrence", problems);
-    said.rope = fields.flag("rope", problems);
-    let (ours, theirs) = (
-        fields.flag("tie_embedding", problems),
-        fields.flag("tie_word_embeddings", problems),
-    );
-    said.tie_embedding = one_of(ours, theirs, problems);
-    let (ours, theirs) = (
-        fields.text("activation", problems),
-        fields.text("hidden_act", problems),
-    );
-    if let Some(name) = one_of(ours, theirs, problems) {
+    let model_type: Option<Said<String>> = fields.read("model_type", problems);
+    said.d_model = fields.either(["d_model", "hidden_size"], problems);
+    said.num_layers = fields.either(["num_layers", "num_hidden_layers"], problems);
+    said.d_head = fields.either(["d_head", "head_dim"], problems);
+    said.d_ffn = fields.either(["d_ffn", "intermediate_size"], problems);
+    said.num_heads = fields.either(["num_heads", "num_attention_heads"], problems);
+    let kv_heads = fields.either(["num_kv_heads", "num_key_value_heads"], problems);
+    said.vocab_size = fields.read("vocab_size", problems);
+    said.rope_base = fields.either(["rope_base", "rope_theta"], problems);
+    said.norm_eps = fields.either(["norm_eps", "rms_norm_eps"], problems);
+    said.recurrence = fields.read("recurrence", problems);
+    said.rope = fields.read("rope", problems);
+    said.tie_embedding = fields.either(["tie_embedding", "tie_word_embeddings"], problems);
+    let activation: Option<Said<String>> = fields.either(["activation", "hidden_act"], problems);
+    if let Some(name) = activation {
         match named(&name.value) {
             Some(value) => {
                 said.activation = Some(Said {
@@ -91,9 +48,8 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
             None => problems.push(unsupported_activation(&name)),
         }
     }
-    if let Some(length) = fields.size("max_position_embeddings", problems) {
-        said.trained_len = Some(length.value);
-    }
+    let length = fields.read("max_position_embeddings", problems);
+    said.trained_len = length.map(|length| length.value);
     if let Some(found) = fields.get("patterns") {
         said.patterns = patterns(found, problems);
     }
@@ -108,7 +64,7 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
         said.kv_heads(kv_heads);
     }
     for bias in ["bias", "attention_bias", "mlp_bias"] {
-        if let Some(found) = fields.flag(bias, &mut said.problems)
+        if let Some(found) = fields.read::<bool>(bias, &mut said.problems)
             && found.value
         {
             said.refuse(
@@ -123,7 +79,7 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
             said.refuse(Function::Rope, problem);
         }
     }
-    fields.ignore(&BOOKKEEPING);
+    fields.ignore(BOOKKEEPING.split(' '));
     said.note_unknown(fields.unknown().collect());
     said
 }
@@ -164,34 +120,14 @@ impl Described {
     }
 }
 
-/// A field under one of two names.
-fn one_of<T: PartialEq>(
-    ours: Option<Said<T>>,
-    theirs: Option<Said<T>>,
-    problems: &mut Vec<String>,
-) -> Option<Said<T>> {
-    if let (Some(ours), Some(theirs)) = (&ours, &theirs)
-        && ours.value != theirs.value
-    {
-        problems.push(format!(
-            "{} and {}: expected the same value, found two",
-            ours.field, theirs.field
-        ));
-    }
-    ours.or(theirs)
-}
-
 /// The activation of that name, in the released code or in Hugging Face's library.
 pub(crate) fn named(name: &str) -> Option<Activation> {
-    let ours = Activation::ALL
-        .into_iter()
-        .find(|activation| activation.name() == name);
-    ours.or(match name {
+    match name {
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Some(Activation::FastGelu),
         "swish" => Some(Activation::Silu),
         "relu2" => Some(Activation::ReluSquared),
-        _ => None,
-    })
+        ours => serde_json::from_value(ours.into()).ok(),
+    }
 }
 
 pub(crate) fn unsupported_activation(found: &Said<String>) -> String {

@@ -17,6 +17,58 @@ pub(crate) struct Object<'a> {
     known: BTreeSet<&'static str>,
 }
 
+/// What a field may hold.
+pub(crate) trait Read: Sized {
+    /// In words that follow "expected".
+    const EXPECTED: &'static str;
+
+    fn read(value: &Value) -> Option<Self>;
+}
+
+macro_rules! read {
+    ($($type:ty, $expected:literal, $read:expr;)*) => {$(
+        impl Read for $type {
+            const EXPECTED: &'static str = $expected;
+
+            fn read(value: &Value) -> Option<Self> {
+                let read: fn(&Value) -> Option<Self> = $read;
+                read(value)
+            }
+        }
+    )*};
+}
+
+read! {
+    usize, "a whole number that is not negative", |value| match value.as_u64() {
+        Some(size) => usize::try_from(size).ok(),
+        None => usize::try_from(integer(value)?).ok(),
+    };
+    f64, "a number", Value::as_f64;
+    bool, "true or false", Value::as_bool;
+    String, "a text", |value| value.as_str().map(str::to_owned);
+    Vec<i64>, "a whole number, or a list of one per layer", |value| match value {
+        Value::Array(items) => items.iter().map(integer).collect(),
+        value => Some(vec![integer(value)?]),
+    };
+}
+
+/// A field that two places say, or is the problem that they say two things.
+pub(crate) fn one_of<T: PartialEq>(
+    ours: Option<Said<T>>,
+    theirs: Option<Said<T>>,
+    problems: &mut Vec<String>,
+) -> Option<Said<T>> {
+    if let (Some(ours), Some(theirs)) = (&ours, &theirs)
+        && ours.value != theirs.value
+    {
+        problems.push(format!(
+            "{} and {}: expected the same value, found two",
+            ours.field, theirs.field
+        ));
+    }
+    ours.or(theirs)
+}
+
 impl<'a> Object<'a> {
     /// The fields of `value`, whose own path is `path`; `None` where it has none.
     pub(crate) fn new(value: &'a Value, path: &str) -> Option<Self> {
@@ -46,7 +98,7 @@ impl<'a> Object<'a> {
     }
 
     /// Fields that change nothing.
-    pub(crate) fn ignore(&mut self, names: &[&'static str]) {
+    pub(crate) fn ignore(&mut self, names: impl IntoIterator<Item = &'static str>) {
         self.known.extend(names);
     }
 
@@ -58,75 +110,33 @@ impl<'a> Object<'a> {
         unknown.map(|(name, _)| self.path(&printable(name)))
     }
 
-    fn typed<T>(
+    /// What a field holds, where it is there.
+    pub(crate) fn read<T: Read>(
         &mut self,
         name: &'static str,
-        expected: &str,
         problems: &mut Vec<String>,
-        read: impl FnOnce(&Value) -> Option<T>,
     ) -> Option<Said<T>> {
         let found = self.get(name)?;
         let field = self.path(name);
-        match read(found) {
-            Some(value) => Some(Said { value, field }),
-            None => {
-                problems.push(format!(
-                    "{field}: expected {expected}, found {}",
-                    show(found)
-                ));
-                None
-            }
+        let value = T::read(found);
+        if value.is_none() {
+            problems.push(format!(
+                "{field}: expected {}, found {}",
+                T::EXPECTED,
+                show(found)
+            ));
         }
+        value.map(|value| Said { value, field })
     }
 
-    pub(crate) fn size(
+    /// What a field of either name holds; it is a problem where they say two things.
+    pub(crate) fn either<T: Read + PartialEq>(
         &mut self,
-        name: &'static str,
+        names: [&'static str; 2],
         problems: &mut Vec<String>,
-    ) -> Option<Said<usize>> {
-        let read = |value: &Value| match value.as_u64() {
-            Some(size) => usize::try_from(size).ok(),
-            None => usize::try_from(integer(value)?).ok(),
-        };
-        self.typed(name, "a whole number that is not negative", problems, read)
-    }
-
-    pub(crate) fn number(
-        &mut self,
-        name: &'static str,
-        problems: &mut Vec<String>,
-    ) -> Option<Said<f64>> {
-        self.typed(name, "a number", problems, Value::as_f64)
-    }
-
-    pub(crate) fn flag(
-        &mut self,
-        name: &'static str,
-        problems: &mut Vec<String>,
-    ) -> Option<Said<bool>> {
-        self.typed(name, "true or false", problems, Value::as_bool)
-    }
-
-    pub(crate) fn text(
-        &mut self,
-        name: &'static str,
-        problems: &mut Vec<String>,
-    ) -> Option<Said<String>> {
-        let read = |value: &Value| value.as_str().map(str::to_owned);
-        self.typed(name, "a text", problems, read)
-    }
-
-    /// One whole number, or a list of them.
-    pub(crate) fn integers(
-        &mut self,
-        name: &'static str,
-        problems: &mut Vec<String>,
-    ) -> Option<Said<Vec<i64>>> {
-        let expected = "a whole number, or a list of one per layer";
-        self.typed(name, expected, problems, |value| match value {
-            Value::Array(items) => items.iter().map(integer).collect(),
-            value => Some(vec![integer(value)?]),
-        })
+    ) -> Option<Said<T>> {
+        let [ours, theirs] = names.map(|name| self.read(name, problems));
+        one_of(ours, theirs, problems)
     }
 
     pub(crate) fn object(

@@ -71,14 +71,19 @@ pub(crate) fn names_a_weight(name: &str) -> bool {
     prefix(&unwrapped(name)).is_some()
 }
 
-fn quoted(names: &[String]) -> String {
+/// Why [`is_extra_state`] is.
+pub(crate) const STATE_OF_A_MODULE: &str = "the state of a module, not a weight";
+
+/// A note on what is left out, where there is any.
+pub(crate) fn ignored(names: &[String], why: &str) -> Option<String> {
     const MOST: usize = 8;
     let shown = names.iter().take(MOST).map(|name| format!("`{name}`"));
-    let mut text = shown.collect::<Vec<_>>().join(", ");
-    if names.len() > MOST {
-        text.push_str(&format!(" and {} more", names.len() - MOST));
-    }
-    text
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    let more = match names.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    (!names.is_empty()).then(|| format!("ignored: {shown}{more}; {why}"))
 }
 
 impl<'a> StateDict<'a> {
@@ -139,18 +144,9 @@ impl<'a> StateDict<'a> {
                 ));
             }
         }
-        if !rotary.is_empty() {
-            notes.push(format!(
-                "ignored: {}; tables of the rotary embedding follow from its base",
-                quoted(&rotary)
-            ));
-        }
-        if !extra.is_empty() {
-            notes.push(format!(
-                "ignored: {}; the state of a module, not a weight",
-                quoted(&extra)
-            ));
-        }
+        let why = "tables of the rotary embedding follow from its base";
+        notes.extend(ignored(&rotary, why));
+        notes.extend(ignored(&extra, STATE_OF_A_MODULE));
         let doubles = tensors
             .values()
             .filter(|tensor| tensor.dtype() == StoredType::F64);

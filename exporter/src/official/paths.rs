@@ -65,7 +65,7 @@ impl NamePattern {
         if self.pretrained {
             return PathPattern::Unclear(format!(
                 "`{name}` is a joint-training run: a model to be adapted to a pattern first, or to be run dense \
-                 (--dilation 1)"
+                 (`dilation: 1`)"
             ));
         }
         if self.generated && !(whole(self.dilation) && whole(self.local_window)) {
@@ -78,7 +78,7 @@ impl NamePattern {
             return PathPattern::Unclear(format!("`{name}`: {error}"));
         }
         let assumed = if self.initial.is_none() {
-            "; it does not name the initial tokens, so they are those of the released recipe (--initial changes them)"
+            "; it does not name the initial tokens, so they are those of the released recipe (`initial` changes them)"
         } else {
             ""
         };

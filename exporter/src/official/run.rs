@@ -1,14 +1,16 @@
 //! The configuration of a training run of the released code: what of it decides what the model
 //! computes, under today's names and older ones.
 
-use crate::config::{Described, Function, Named, Object, Said, activation, unsupported_activation};
+use crate::config::{
+    Described, Function, Named, Object, Said, activation, one_of, unsupported_activation,
+};
 use serde_json::Value;
 
 /// Older names of the sequence cell's fields.
-const RENAMED: [(&str, &str); 3] = [
-    ("dilation_size", "chunk_size1"),
-    ("initial_size", "prefix_size"),
-    ("joint_train", "mix_train"),
+const RENAMED: [[&str; 2]; 3] = [
+    ["dilation_size", "chunk_size1"],
+    ["initial_size", "prefix_size"],
+    ["joint_train", "mix_train"],
 ];
 
 /// Reads the configuration of a training run.
@@ -20,16 +22,16 @@ pub(crate) fn training_run(config: &Value, origin: &str) -> Described {
     let Some(mut root) = Object::new(config, "") else {
         return said;
     };
-    let (mut lengths, mut tokens) = (Vec::new(), None);
-    let mut unknown = Vec::new();
+    let (mut lengths, mut unknown) = (Vec::new(), Vec::new());
+    let mut tokens: Option<Said<usize>> = None;
     if let Some(mut data) = root.object("data", &mut said.problems) {
-        lengths.extend(data.size("seq_len", &mut said.problems));
-        tokens = data.size("vocab_size", &mut said.problems);
+        lengths.extend(data.read("seq_len", &mut said.problems));
+        tokens = data.read("vocab_size", &mut said.problems);
     }
     if let Some(mut task) = root.object("task", &mut said.problems) {
         said.expect(&mut task, "_name_", "lm");
-        said.tie_embedding = task.flag("tie_embedding", &mut said.problems);
-        task.ignore(&["ignore_index", "loss", "metric"]);
+        said.tie_embedding = task.read("tie_embedding", &mut said.problems);
+        task.ignore(["ignore_index", "loss", "metric"]);
         unknown.extend(task.unknown());
     }
     // The model alone, or within a run.
@@ -47,7 +49,7 @@ pub(crate) fn training_run(config: &Value, origin: &str) -> Described {
             said.vocab(&mut head);
             said.width(&mut head);
             said.no_bias(&mut head);
-            head.ignore(&["init"]);
+            head.ignore(["init"]);
             unknown.extend(head.unknown());
         }
         let lengths: Vec<_> = lengths.iter().map(|length| length.value).collect();
@@ -79,7 +81,7 @@ impl Described {
 
     /// `name` may be absent; another value than `expected` is another function.
     fn expect(&mut self, fields: &mut Object<'_>, name: &'static str, expected: &str) {
-        if let Some(found) = fields.text(name, &mut self.problems)
+        if let Some(found) = fields.read::<String>(name, &mut self.problems)
             && found.value != expected
         {
             let problem = format!(
@@ -91,7 +93,7 @@ impl Described {
     }
 
     fn no_bias(&mut self, fields: &mut Object<'_>) {
-        if let Some(found) = fields.flag("bias", &mut self.problems)
+        if let Some(found) = fields.read::<bool>("bias", &mut self.problems)
             && found.value
         {
             let problem = format!("{}: expected false, found true", found.field);
@@ -106,23 +108,23 @@ impl Described {
         if fields.get("ln").is_some_and(Value::is_object) {
             if let Some(mut norm) = fields.object("ln", &mut self.problems) {
                 self.expect(&mut norm, "_name_", "rmsnorm");
-                let eps = norm.number("eps", &mut self.problems);
-                agree(&mut self.norm_eps, eps, &mut self.problems);
+                let eps = norm.read("eps", &mut self.problems);
+                self.norm_eps = one_of(self.norm_eps.take(), eps, &mut self.problems);
             }
         } else {
             self.expect(fields, "ln", "rmsnorm");
         }
-        fields.ignore(&["init", "dropout"]);
+        fields.ignore(["init", "dropout"]);
     }
 
     fn width(&mut self, fields: &mut Object<'_>) {
-        let found = fields.size("d_model", &mut self.problems);
-        agree(&mut self.d_model, found, &mut self.problems);
+        let found = fields.read("d_model", &mut self.problems);
+        self.d_model = one_of(self.d_model.take(), found, &mut self.problems);
     }
 
     fn vocab(&mut self, fields: &mut Object<'_>) {
-        let found = fields.size("vocab_size", &mut self.problems);
-        agree(&mut self.vocab_size, found, &mut self.problems);
+        let found = fields.read("vocab_size", &mut self.problems);
+        self.vocab_size = one_of(self.vocab_size.take(), found, &mut self.problems);
     }
 
     /// The embedding; the length it was trained with.
@@ -135,7 +137,7 @@ impl Described {
         self.vocab(fields);
         self.width(fields);
         self.no_bias(fields);
-        let length = fields.size("seq_len", &mut self.problems);
+        let length = fields.read("seq_len", &mut self.problems);
         if fields.is_null("pe") {
             self.null(Function::Rope, &fields.path("pe"), "fields with a `_name_`");
         }
@@ -143,7 +145,7 @@ impl Described {
             if pe.is_null("_name_") {
                 self.null(Function::Rope, &pe.path("_name_"), "`rope` or `empty`");
             }
-            let name = pe.text("_name_", &mut self.problems);
+            let name = pe.read::<String>("_name_", &mut self.problems);
             match name.as_ref().map(|name| name.value.as_str()) {
                 None => {}
                 Some(kind @ ("rope" | "empty")) => {
@@ -160,12 +162,12 @@ impl Described {
                     self.refuse(Function::Rope, problem);
                 }
             }
-            self.rope_base = pe.number("base", &mut self.problems);
-            self.rotated = pe.size("dim", &mut self.problems);
-            pe.ignore(&["max_seq_len"]);
+            self.rope_base = pe.read("base", &mut self.problems);
+            self.rotated = pe.read("dim", &mut self.problems);
+            pe.ignore(["max_seq_len"]);
             unknown.extend(pe.unknown());
         }
-        fields.ignore(&["init", "dropout"]);
+        fields.ignore(["init", "dropout"]);
         unknown.extend(fields.unknown());
         length
     }
@@ -173,7 +175,7 @@ impl Described {
     fn backbone(&mut self, fields: &mut Object<'_>, lengths: &[usize], unknown: &mut Vec<String>) {
         self.expect(fields, "_name_", "sequence");
         self.part(fields);
-        self.num_layers = fields.size("num_layers", &mut self.problems);
+        self.num_layers = fields.read("num_layers", &mut self.problems);
         if let Some(mut cell) = fields.object("seq_cell", &mut self.problems) {
             self.part(&mut cell);
             self.cell(&mut cell, lengths);
@@ -182,12 +184,12 @@ impl Described {
         if let Some(mut hidden) = fields.object("hidden_cell", &mut self.problems) {
             self.expect(&mut hidden, "_name_", "ffn");
             self.part(&mut hidden);
-            self.d_ffn = hidden.size("d_ffn", &mut self.problems);
+            self.d_ffn = hidden.read("d_ffn", &mut self.problems);
             if hidden.is_null("act_fn") {
                 let path = hidden.path("act_fn");
                 self.null(Function::Activation, &path, "the name of a function");
             }
-            if let Some(name) = hidden.text("act_fn", &mut self.problems) {
+            if let Some(name) = hidden.read::<String>("act_fn", &mut self.problems) {
                 match activation(&name.value) {
                     Some(value) => {
                         self.activation = Some(Said {
@@ -204,7 +206,7 @@ impl Described {
     }
 
     fn cell(&mut self, cell: &mut Object<'_>, lengths: &[usize]) {
-        if let Some(name) = cell.text("_name_", &mut self.problems) {
+        if let Some(name) = cell.read::<String>("_name_", &mut self.problems) {
             // Experiments before the release had the variant in the cell's name.
             match name.value.strip_prefix("ratplus") {
                 Some("") => {}
@@ -219,17 +221,15 @@ impl Described {
                 }
             }
         }
-        self.d_head = cell.size("d_head", &mut self.problems);
-        let channels = cell.size("k_channel", &mut self.problems);
-        agree(&mut self.d_head, channels, &mut self.problems);
-        self.num_heads = cell.size("num_head", &mut self.problems);
-        self.recurrence = cell.flag("apply_re", &mut self.problems);
+        self.d_head = cell.either(["d_head", "k_channel"], &mut self.problems);
+        self.num_heads = cell.read("num_head", &mut self.problems);
+        self.recurrence = cell.read("apply_re", &mut self.problems);
         let [dilation, initial, joint] = RENAMED;
-        let joint = self.renamed(cell, joint, Object::flag);
+        let joint = cell.either(joint, &mut self.problems);
         let before = self.problems.len();
-        let local_window = cell.integers("local_size", &mut self.problems);
-        let dilation = self.renamed(cell, dilation, Object::integers);
-        let initial = self.renamed(cell, initial, Object::integers);
+        let local_window = cell.read("local_size", &mut self.problems);
+        let dilation = cell.either(dilation, &mut self.problems);
+        let initial = cell.either(initial, &mut self.problems);
         self.pattern_problems = self.problems.split_off(before);
         let parts = [
             ("dilation_size", dilation.is_some()),
@@ -267,36 +267,6 @@ impl Described {
                 _ => self.named = Some(named),
             }
         }
-    }
-
-    /// A field under today's name or an older one.
-    fn renamed<'a, T: PartialEq>(
-        &mut self,
-        cell: &mut Object<'a>,
-        (name, older): (&'static str, &'static str),
-        read: impl Fn(&mut Object<'a>, &'static str, &mut Vec<String>) -> Option<Said<T>>,
-    ) -> Option<Said<T>> {
-        let mut found = read(cell, name, &mut self.problems);
-        let legacy = read(cell, older, &mut self.problems);
-        agree(&mut found, legacy, &mut self.problems);
-        found
-    }
-}
-
-/// Keeps what both say, or is the problem that they say two things.
-fn agree<T: PartialEq>(
-    known: &mut Option<Said<T>>,
-    found: Option<Said<T>>,
-    problems: &mut Vec<String>,
-) {
-    match (&known, found) {
-        (_, None) => {}
-        (None, found) => *known = found,
-        (Some(known), Some(found)) if known.value == found.value => {}
-        (Some(known), Some(found)) => problems.push(format!(
-            "{} and {}: expected the same value, found two",
-            known.field, found.field
-        )),
     }
 }
 

@@ -1,8 +1,7 @@
 //! Writes and hashes at once.
 
-use super::hex;
 use crate::ExportError;
-use ratplus_graphs::manifest::FileInfo;
+use ratplus_graphs::package::FileInfo;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Write;
@@ -121,7 +120,7 @@ impl HashingWriter {
         };
         Ok(FileInfo {
             bytes: self.position,
-            sha256: hex(&hasher.finalize()),
+            sha256: format!("{:x}", hasher.finalize()),
         })
     }
 }
@@ -145,6 +144,6 @@ mod tests {
         let info = writer.finish().unwrap();
         let written = std::fs::read(&path).unwrap();
         assert_eq!(info.bytes, written.len() as u64);
-        assert_eq!(info.sha256, hex(&Sha256::digest(&written)));
+        assert_eq!(info, FileInfo::of(&written));
     }
 }

@@ -1,7 +1,7 @@
 //! What an export may take the place of.
 
 use crate::ExportError;
-use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest};
+use ratplus_graphs::package::{MANIFEST_FILE, Manifest};
 use ratplus_graphs::plans::{BUILDING_PREFIX, PLAN_BACKENDS, PLANS_FOLDER, is_plan_file};
 use std::fs::{self, Metadata};
 use std::io::ErrorKind;

@@ -2,7 +2,7 @@
 
 use super::replaceable::strange_file;
 use crate::ExportError;
-use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest};
+use ratplus_graphs::package::{MANIFEST_FILE, Manifest};
 use ratplus_graphs::staging::{READY_FOLDER, REPLACED_FILE};
 use std::fs;
 use std::io::{self, ErrorKind};

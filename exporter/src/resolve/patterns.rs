@@ -3,10 +3,11 @@
 use super::{ResolveError, Resolver};
 use crate::config::Named;
 use crate::official::PathPattern;
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::LayerPatterns;
 
-const GIVE: &str = "give --dilation (with --local-window and --initial), or --config";
+const GIVE: &str = "give `dilation` (with `local_window` and `initial`), or `config_file`";
 
 /// One entry per layer, and where they are from.
 pub(super) struct Patterns {
@@ -17,7 +18,7 @@ pub(super) struct Patterns {
 }
 
 impl Resolver<'_> {
-    /// The patterns before flags that change single fields.
+    /// The patterns before options that change single fields.
     pub(super) fn base_patterns(
         &mut self,
         num_layers: usize,
@@ -52,7 +53,7 @@ impl Resolver<'_> {
         let path = crate::official::path_pattern(self.checkpoint.path());
         let saved = self.said.iter().find_map(|said| said.named.clone());
         if !self.options.dilation.is_empty() {
-            return Ok(self.flags_alone(saved, path));
+            return Ok(self.options_alone(saved, path));
         }
         let unread = self.said.iter().find_map(|said| {
             let problems = said.pattern_problems.join("; ");
@@ -68,7 +69,7 @@ impl Resolver<'_> {
             (None, _) if pretrained => {
                 return Err(format!(
                     "pattern: the checkpoint was trained jointly and has to be adapted to a pattern first, or to be \
-                     run dense (--dilation 1); {GIVE}"
+                     run dense (`dilation: 1`); {GIVE}"
                 ));
             }
             (None, PathPattern::Named(named)) => named,
@@ -81,16 +82,16 @@ impl Resolver<'_> {
                 ));
             }
         };
-        let flags = self.options.pattern_flags();
-        if !flags.is_empty() {
-            named.origin = format!("{}, changed by {}", named.origin, flags.join(" and "));
+        let given = self.options.given_fields();
+        if !given.is_empty() {
+            named.origin = format!("{}, changed by {}", named.origin, given.join(" and "));
         }
         Ok(named)
     }
 
-    /// `--dilation` starts a pattern of its own.
-    fn flags_alone(&mut self, saved: Option<Named>, path: PathPattern) -> Named {
-        let mut origin = self.options.pattern_flags().join(" and ");
+    /// `dilation` starts a pattern of its own.
+    fn options_alone(&mut self, saved: Option<Named>, path: PathPattern) -> Named {
+        let mut origin = self.options.given_fields().join(" and ");
         let zero: Vec<_> = [
             ("local window", &self.options.local_window),
             ("initial tokens", &self.options.initial),
@@ -101,7 +102,7 @@ impl Resolver<'_> {
         .collect();
         if !zero.is_empty() {
             origin.push_str(&format!(
-                "; no {}, as no flag gives any",
+                "; no {}, as nothing gives any",
                 zero.join(" and no ")
             ));
         }
@@ -111,7 +112,7 @@ impl Resolver<'_> {
         };
         if let Some(named) = elsewhere {
             self.notes.push(format!(
-                "set aside for --dilation: {} from {}",
+                "set aside for `dilation`: {} from {}",
                 shape(&named),
                 named.origin
             ));
@@ -166,10 +167,8 @@ pub(super) fn expand(named: &Named, num_layers: usize) -> Result<Vec<LayerPatter
             ));
         }
     }
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let mut patterns = Vec::new();
+    none_wrong(problems)?;
+    let (mut patterns, mut problems) = (Vec::new(), Vec::new());
     for layer in 0..num_layers {
         let at = |values: &[i64]| values[if values.len() == 1 { 0 } else { layer }];
         match Pattern::new(
@@ -181,11 +180,8 @@ pub(super) fn expand(named: &Named, num_layers: usize) -> Result<Vec<LayerPatter
             Err(error) => problems.push(format!("layer {layer}: {error}, from {}", named.origin)),
         }
     }
-    if problems.is_empty() {
-        Ok(patterns)
-    } else {
-        Err(problems)
-    }
+    none_wrong(problems)?;
+    Ok(patterns)
 }
 
 fn shape(named: &Named) -> String {

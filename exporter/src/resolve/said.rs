@@ -1,4 +1,4 @@
-//! A specification from what configurations, flags and weights say.
+//! A specification from what configurations, options and weights say.
 
 use super::{ResolveError, Resolver, summary};
 use crate::config::{Described, Function, Said};
@@ -7,7 +7,7 @@ use ratplus_graphs::spec::{ModelSpec, norm_eps, rope_base};
 use std::fmt::Display;
 
 impl Resolver<'_> {
-    /// What the first configuration that says it says; a note where `--config` has another value than
+    /// What the first configuration that says it says; a note where the options' file has another value than
     /// what lies in or beside the checkpoint.
     fn pick<T: Clone + PartialEq + Display>(
         &mut self,
@@ -31,7 +31,7 @@ impl Resolver<'_> {
         Some(first)
     }
 
-    /// A size that `--config` gives; what lies with the checkpoint is compared with the weights
+    /// A size that the options' file gives; what lies with the checkpoint is compared with the weights
     /// instead.
     fn given<T: Clone>(&self, field: impl Fn(&Described) -> &Option<Said<T>>) -> Option<T> {
         let given = self.said.first().filter(|_| self.given)?;
@@ -109,7 +109,7 @@ impl Resolver<'_> {
         } else if spec.patterns != before {
             self.notes.push(format!(
                 "{} overrides the patterns of {}",
-                self.options.pattern_flags().join(" and "),
+                self.options.given_fields().join(" and "),
                 patterns.origin
             ));
         }
@@ -126,7 +126,7 @@ impl Resolver<'_> {
         Ok(spec)
     }
 
-    /// Sizes that `--config` gives, and from the weights what it leaves open.
+    /// Sizes that the options' file gives, and from the weights what it leaves open.
     fn sizes(&mut self) -> Result<Sizes, ResolveError> {
         let given = (
             self.given(|said| &said.vocab_size),
@@ -184,7 +184,7 @@ impl Resolver<'_> {
         if let Some(d_head) = self.options.d_head {
             if let Some(said) = said.filter(|said| said.value != d_head) {
                 self.notes.push(format!(
-                    "--d-head {d_head} overrides {} {} of {origin}",
+                    "`d_head: {d_head}` overrides {} {} of {origin}",
                     said.field, said.value
                 ));
             }
@@ -215,7 +215,7 @@ impl Resolver<'_> {
                 Ok(d_head)
             }
             None => Err(format!(
-                "d_head: {} layers of width {} are no released size; give --d-head or --config",
+                "d_head: {} layers of width {} are no released size; give `d_head` or `config_file`",
                 sizes.num_layers, sizes.d_model
             )),
         }

@@ -3,31 +3,33 @@
 use super::patterns::expand;
 use super::{ResolveError, ResolveOptions};
 use crate::{config, official};
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec, norm_eps, rope_base};
 use std::path::Path;
 
-/// The sizes of a released model, by name, or those of `--config` where the name is `config`;
-/// dense, unless the configuration or flags say otherwise.
+/// The sizes of a released model, by name, or those of the configuration file where the name is `config`;
+/// dense, unless the configuration or options say otherwise.
 ///
 /// # Errors
-/// No such model, a configuration that cannot be read, or flags that do not fit, all at once.
+/// No such model, a configuration that cannot be read, or options that do not fit, all at once.
 pub fn synthetic(name: &str, options: &ResolveOptions) -> Result<ModelSpec, ResolveError> {
     let mismatch = |problems| ResolveError::Mismatch {
-        path: format!("--synthetic {name}").into(),
+        path: format!("`synthetic: {name}`").into(),
         problems,
     };
-    let mut spec = match (&options.config, official::released(name)) {
+    let mut spec = match (&options.config_file, official::released(name)) {
         (Some(path), _) if name == "config" => configured(path)?,
         (None, Some(spec)) => spec,
         (Some(_), Some(_)) => {
-            let problem = "--config gives sizes of its own; with it, write `--synthetic config`";
+            let problem =
+                "`config_file` gives sizes of its own; with it, write `synthetic: config`";
             return Err(mismatch(vec![problem.into()]));
         }
         _ => {
             let names: Vec<_> = official::RELEASED.iter().map(|(name, ..)| *name).collect();
             return Err(mismatch(vec![format!(
-                "expected one of {}, or config with --config, found {name}",
+                "expected one of {}, or config with `config_file`, found {name}",
                 names.join(", ")
             )]));
         }
@@ -85,9 +87,7 @@ fn configured(path: &Path) -> Result<ModelSpec, ResolveError> {
         }),
         (None, None) => vec![LayerPatterns::Uniform(Pattern::DENSE); num_layers],
     };
-    if !problems.is_empty() {
-        return Err(fail(problems));
-    }
+    none_wrong(problems).map_err(fail)?;
     Ok(ModelSpec {
         vocab_size,
         d_model,

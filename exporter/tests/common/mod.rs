@@ -74,7 +74,7 @@ pub fn with_config(
     resolve(
         &checkpoint("model.safetensors", tensors),
         &ResolveOptions {
-            config: Some(path),
+            config_file: Some(path),
             ..options
         },
     )

@@ -99,33 +99,24 @@ impl Builder {
     /// Rows of `data`.
     pub fn gather(&mut self, data: &Value, indices: &Value) -> Value {
         let shape = [&*indices.shape, &data.shape[1..]].concat();
-        Value {
-            name: self.w.gather(&data.name, &indices.name, 0),
-            dtype: data.dtype,
-            shape,
-        }
+        let name = self.w.gather(&data.name, &indices.name, 0);
+        Value::new(name, TensorType::new(data.dtype, shape))
     }
 
     pub fn reshape(&mut self, value: &Value, shape: &[usize], name: Option<&str>) -> Value {
         let sizes: Vec<_> = shape.iter().map(|&size| size as i64).collect();
         let sizes = self.w.ints(&sizes);
         let inputs = [value.name.as_str(), &sizes];
-        Value {
-            name: self.node(("", "Reshape"), &inputs, Vec::new(), name),
-            dtype: value.dtype,
-            shape: shape.into(),
-        }
+        let name = self.node(("", "Reshape"), &inputs, Vec::new(), name);
+        Value::new(name, TensorType::new(value.dtype, shape))
     }
 
     /// Columns of a matrix, in parts of these widths.
     pub fn split(&mut self, rows: &Value, widths: &[usize]) -> Vec<Value> {
         let names = self.w.split(&rows.name, 1, widths);
-        let parts = names.into_iter().zip(widths).map(|(name, &width)| Value {
-            name,
-            dtype: rows.dtype,
-            shape: vec![rows.shape[0], width],
-        });
-        parts.collect()
+        let part = |&width: &usize| TensorType::new(rows.dtype, [rows.shape[0], width]);
+        let parts = names.into_iter().zip(widths.iter().map(part));
+        parts.map(|(name, part)| Value::new(name, part)).collect()
     }
 
     /// The value in another type, rounded where that holds less.
@@ -134,11 +125,7 @@ impl Builder {
             true => self.w.cast(&value.name, to),
             false => value.name.clone(),
         };
-        Value {
-            name,
-            dtype: to,
-            shape: value.shape.clone(),
-        }
+        Value::new(name, TensorType::new(to, &*value.shape))
     }
 
     /// [`convert`](Self::convert) of what the last node made, under `name`.
@@ -148,11 +135,7 @@ impl Builder {
             // The producer's output takes the name.
             false => self.w.rename_last_output(&value.name, name),
         }
-        Value {
-            name: name.into(),
-            dtype: to,
-            shape: value.shape.clone(),
-        }
+        Value::new(name, TensorType::new(to, &*value.shape))
     }
 
     /// `op_type` of values of one type, the last of which may be shorter.
@@ -207,11 +190,7 @@ impl Builder {
                 (sum, sizes[0])
             }
         };
-        Value {
-            name,
-            dtype,
-            shape: vec![rows.shape[0], outputs],
-        }
+        Value::new(name, TensorType::new(dtype, [rows.shape[0], outputs]))
     }
 
     fn product(&mut self, rows: &Value, matrix: &str, name: Option<&str>) -> String {

@@ -20,27 +20,26 @@ const F32: ElementType = ElementType::F32;
 
 /// What determines a graph beside how it is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes<'a> {
+pub struct Sizes<'a> {
+    /// Sizes and normalized patterns.
     pub spec: &'a ModelSpec,
+    /// Batch, longest sequence, types, logits.
     pub shape: PackageShape,
+    /// `L`.
     pub seq_len: usize,
+    /// What is stored otherwise than in the package's type.
     pub precision: &'a Precision,
 }
 
 impl Sizes<'_> {
     /// The sizes of the operators' bodies.
-    pub fn body(&self) -> BodyShape {
-        let Self {
-            spec,
-            shape,
-            seq_len,
-            ..
-        } = *self;
+    pub(super) fn body(&self) -> BodyShape {
+        let Self { spec, shape, .. } = *self;
         BodyShape {
             dtype: shape.dtype,
             cache_dtype: shape.cache_dtype,
             batch: shape.batch,
-            seq_len,
+            seq_len: self.seq_len,
             num_heads: spec.num_heads(),
             head_dim: spec.d_head,
             max_seq_len: shape.max_seq_len,
@@ -71,13 +70,9 @@ struct Model<'a> {
 
 impl Model<'_> {
     fn write(&mut self) {
-        let Sizes {
-            spec,
-            shape,
-            seq_len,
-            ..
-        } = self.sizes;
-        let (batch, rows) = (shape.batch, shape.batch * seq_len);
+        let Sizes { spec, shape, .. } = self.sizes;
+        let (batch, seq_len) = (shape.batch, self.sizes.seq_len);
+        let rows = batch * seq_len;
         self.b.set_prefix("embedding.");
         let ids = TensorType::new(ElementType::I64, [batch, seq_len]);
         let ids = Value::new(INPUT_IDS, ids);
@@ -103,17 +98,13 @@ impl Model<'_> {
         let hidden = self.norm(Weight::FinalNorm, &last);
         let hidden = self.b.convert_as(&hidden, self.local, FINAL_NORM);
         let head = self.matrix(Weight::LmHead);
-        match shape.logits {
-            LogitsMode::Last => {
-                let logits = self.b.linear(&hidden, &head, None);
-                self.b.convert_as(&logits, F32, LOGITS);
-            }
-            LogitsMode::All => {
-                let logits = self.b.linear(&hidden, &head, None);
-                let logits = self.b.convert(&logits, F32);
-                self.b
-                    .reshape(&logits, &[batch, seq_len, spec.vocab_size], Some(LOGITS));
-            }
+        let logits = self.b.linear(&hidden, &head, None);
+        if shape.logits == LogitsMode::Last {
+            self.b.convert_as(&logits, F32, LOGITS);
+        } else {
+            let logits = self.b.convert(&logits, F32);
+            let all = [batch, seq_len, spec.vocab_size];
+            self.b.reshape(&logits, &all, Some(LOGITS));
         }
     }
 
@@ -128,31 +119,25 @@ impl Model<'_> {
         self.local = if kept { F32 } else { self.dtype() };
     }
 
+    fn stored(&self, weight: Weight) -> Stored {
+        self.sizes.precision.stored(weight, self.dtype())
+    }
+
     /// A weight that is no integers.
     fn weight(&self, weight: Weight) -> Value {
-        let Sizes {
-            spec,
-            shape,
-            precision,
-            ..
-        } = self.sizes;
-        let dtype = match precision.stored(weight, shape.dtype) {
+        let dtype = match self.stored(weight) {
             Stored::As(dtype) => dtype,
             Stored::Blocks(_) => F32,
         };
-        Value::new(weight.name(), TensorType::new(dtype, weight.shape(spec)))
+        let tensor = TensorType::new(dtype, weight.shape(self.sizes.spec));
+        Value::new(weight.name(), tensor)
     }
 
     /// The matrix of a linear layer, as it is stored.
     fn matrix(&self, weight: Weight) -> Matrix {
-        let Sizes {
-            spec,
-            shape,
-            precision,
-            ..
-        } = self.sizes;
-        let weight = precision.place(weight, spec, shape.dtype);
-        match (precision.stored(weight, shape.dtype), &*weight.shape(spec)) {
+        let spec = self.sizes.spec;
+        let weight = self.sizes.precision.place(weight, spec, self.dtype());
+        match (self.stored(weight), &*weight.shape(spec)) {
             (Stored::Blocks(quantization), &[outputs, inputs]) => {
                 let sizes = [outputs, inputs];
                 let planes = quantization.planes().iter().map(|plane| {
@@ -192,14 +177,9 @@ impl Model<'_> {
     }
 
     fn sequence_layer(&mut self, layer: usize, stream: &Value) -> Value {
-        let Sizes {
-            spec,
-            shape,
-            seq_len,
-            ..
-        } = self.sizes;
+        let Sizes { spec, shape, .. } = self.sizes;
         let d = spec.d_model;
-        let chunk = [shape.batch, seq_len, d];
+        let chunk = [shape.batch, self.sizes.seq_len, d];
         self.b.set_prefix(&format!("layers.{layer}.seq."));
         self.enter(Weight::InProj(layer));
         let rows = self.norm(Weight::InputNorm(layer), stream);
@@ -259,7 +239,7 @@ impl Model<'_> {
             present_value: &StateKind::Value.present_name(layer),
         };
         let attention = self.custom(&operator, layer, inputs, outputs).output;
-        let rows = [shape.batch * seq_len, d];
+        let rows = [chunk[0] * chunk[1], d];
         let attended = self.b.reshape(&attention, &rows, None);
         let attended = self.b.convert(&attended, F32);
         let gate = self.b.convert(&parts[0], F32);
@@ -325,15 +305,10 @@ impl Model<'_> {
 
     /// Type of an operator's port in a layer.
     fn port(&self, layer: usize, port: &Port) -> TensorType {
-        let Sizes {
-            spec,
-            shape,
-            seq_len,
-            ..
-        } = self.sizes;
+        let Sizes { spec, shape, .. } = self.sizes;
         let sizes = port.axes.iter().map(|axis| match axis {
             Axis::Batch => shape.batch,
-            Axis::SeqLen => seq_len,
+            Axis::SeqLen => self.sizes.seq_len,
             Axis::Channels => spec.d_model,
             Axis::Rows => spec.cache_layout(layer, shape.max_seq_len).rows(),
             Axis::HeadDim => spec.d_head,

@@ -15,6 +15,7 @@ mod storage;
 mod taps;
 mod weights;
 
+pub use layers::Sizes;
 pub use reference::{
     CACHE_TYPE, ELEMENT_TYPE, ROUND_TO, ReferenceGraph, ReferenceOptions, ReferenceWeight,
     Rounding, WeightParts, carrier, reference, reference_weights, rounding_attributes,
@@ -27,23 +28,15 @@ pub use weights::{ROTARY_TABLES, Weight, rotary_row};
 
 use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::ops::{DOMAIN_VERSION, Op, body};
-use crate::package::{CustomNodes, Fallback, PackageShape, Target, TensorInfo, WEIGHTS_FILE};
-use crate::precision::{MICROSOFT_DOMAIN, MICROSOFT_VERSION, Precision};
-use crate::spec::ModelSpec;
-use layers::Sizes;
+use crate::package::{CustomNodes, Fallback, Target, TensorInfo, WEIGHTS_FILE};
+use crate::precision::{MICROSOFT_DOMAIN, MICROSOFT_VERSION};
 use lowering::Lowering;
 
 /// Everything that determines one ONNX file.
 #[derive(Clone, Debug)]
 pub struct GraphOptions<'a> {
-    /// Sizes and normalized patterns.
-    pub spec: &'a ModelSpec,
-    /// Batch, longest sequence, type, logits.
-    pub shape: PackageShape,
-    /// `L`.
-    pub seq_len: usize,
-    /// What is stored otherwise than in the package's type.
-    pub precision: &'a Precision,
+    /// Model, shape and chunk length.
+    pub sizes: Sizes<'a>,
     /// What it is built for.
     pub target: Target,
     /// How custom nodes are written.
@@ -56,23 +49,11 @@ pub struct GraphOptions<'a> {
 
 /// Builds one ONNX file; its initializers refer to [`WEIGHTS_FILE`] as [`storage`] lays it out.
 pub fn build(options: &GraphOptions<'_>) -> ModelProto {
-    let GraphOptions {
-        spec,
-        shape,
-        seq_len,
-        precision,
-        opset,
-        ..
-    } = *options;
-    let sizes = Sizes {
-        spec,
-        shape,
-        seq_len,
-        precision,
-    };
+    let GraphOptions { sizes, opset, .. } = *options;
+    let (spec, shape, precision) = (sizes.spec, sizes.shape, sizes.precision);
     let lowering = Lowering::of(options.target, options.fallback);
     let (node, mut value_info) = layers::write(&sizes, lowering);
-    let (inputs, outputs) = shape.tensors(spec, seq_len);
+    let (inputs, outputs) = shape.tensors(spec, sizes.seq_len);
     // Graph outputs declare themselves.
     value_info.retain(|info| !outputs.iter().any(|output| output.name == info.name));
     let initializer = storage(spec, &shape, precision)

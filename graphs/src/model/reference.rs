@@ -53,14 +53,8 @@ impl Rounding {
 /// What determines the reference's graph.
 #[derive(Clone, Debug)]
 pub struct ReferenceOptions<'a> {
-    /// Sizes and normalized patterns.
-    pub spec: &'a ModelSpec,
-    /// Batch, longest sequence, types, logits.
-    pub shape: PackageShape,
-    /// `L`.
-    pub seq_len: usize,
-    /// What is stored otherwise than in the package's type.
-    pub precision: &'a Precision,
+    /// Model, shape and chunk length.
+    pub sizes: Sizes<'a>,
     /// Which roundings there are.
     pub rounding: Rounding,
     /// Whether the operators' bodies stand for the custom nodes: to judge the bodies.
@@ -129,19 +123,8 @@ impl ReferenceGraph {
 
 /// Builds the reference's graph of a package, which is read from no file.
 pub fn reference(options: &ReferenceOptions<'_>) -> ReferenceGraph {
-    let ReferenceOptions {
-        spec,
-        shape,
-        seq_len,
-        precision,
-        ..
-    } = *options;
-    let sizes = Sizes {
-        spec,
-        shape,
-        seq_len,
-        precision,
-    };
+    let sizes = options.sizes;
+    let (spec, shape, seq_len) = (sizes.spec, sizes.shape, sizes.seq_len);
     let custom = match options.inline {
         true => CustomNodes::Inline,
         false => CustomNodes::Bare,
@@ -149,13 +132,13 @@ pub fn reference(options: &ReferenceOptions<'_>) -> ReferenceGraph {
     let lowering = Lowering::reference(custom, options.rounding.casts());
     let (nodes, _) = layers::write(&sizes, lowering);
     let (inputs, mut outputs) = shape.tensors(spec, seq_len);
-    let tapped = taps(spec, &shape, precision, seq_len).into_iter();
+    let tapped = taps(spec, &shape, sizes.precision, seq_len).into_iter();
     outputs.extend(
         tapped
             .filter(|(name, _)| options.taps.contains(name))
             .map(|(name, tensor)| TensorInfo { name, tensor }),
     );
-    let weights = reference_weights(spec, &shape, precision).into_iter();
+    let weights = reference_weights(spec, &shape, sizes.precision).into_iter();
     let weights = weights.map(|weight| weight.info).collect();
     ReferenceGraph::new(nodes, inputs, outputs, weights)
 }

@@ -1,10 +1,13 @@
 use super::*;
 use crate::onnx::{IR_VERSION, NodeProto, OPSET};
 use crate::ops::{ElementType, TensorType};
+use crate::package::PackageShape;
 use crate::package::{LOGITS, LogitsMode};
 use crate::pattern::Pattern;
+use crate::precision::Precision;
 use crate::precision::Quantization;
 use crate::spec::LayerPatterns;
+use crate::spec::ModelSpec;
 use std::collections::HashSet;
 
 fn spec() -> ModelSpec {
@@ -37,10 +40,12 @@ fn model_of(
     fallback: Fallback,
 ) -> ModelProto {
     build(&GraphOptions {
-        spec,
-        precision,
-        shape,
-        seq_len: 3,
+        sizes: Sizes {
+            spec,
+            precision,
+            shape,
+            seq_len: 3,
+        },
         target,
         fallback,
         opset: OPSET,
@@ -125,10 +130,12 @@ fn every_graph_makes_its_values_before_it_uses_them() {
                             .map(|(name, _)| name)
                             .collect();
                         let graph = reference(&ReferenceOptions {
-                            spec: &spec,
-                            shape,
-                            seq_len: 3,
-                            precision: &precision,
+                            sizes: Sizes {
+                                spec: &spec,
+                                shape,
+                                seq_len: 3,
+                                precision: &precision,
+                            },
                             rounding,
                             inline,
                             taps: &tapped,
@@ -184,10 +191,12 @@ fn the_reference_rounds_where_the_portable_graph_casts() {
     let portable = model_of(&spec, shape, &precision, Target::Portable, Fallback::None);
     let of = |rounding| {
         reference(&ReferenceOptions {
-            spec: &spec,
-            shape,
-            seq_len: 3,
-            precision: &precision,
+            sizes: Sizes {
+                spec: &spec,
+                shape,
+                seq_len: 3,
+                precision: &precision,
+            },
             rounding,
             inline: false,
             taps: &[],

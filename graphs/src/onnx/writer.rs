@@ -186,6 +186,12 @@ impl NodeWriter {
         )
     }
 
+    /// The sum along `axis`, which goes.
+    pub fn sum(&mut self, input: &str, axis: &str) -> String {
+        let gone = vec![AttributeProto::int("keepdims", 0)];
+        self.op("ReduceSum", &[input, axis], gone)
+    }
+
     /// Sizes along `axis`, one value each.
     pub fn split(&mut self, input: &str, axis: i64, sizes: &[usize]) -> Vec<String> {
         let outputs: Vec<_> = sizes.iter().map(|_| self.fresh("split")).collect();

@@ -1,5 +1,6 @@
 //! Attributes, typed once and read by every host in its own way.
 
+use crate::none_wrong;
 use std::fmt;
 
 /// Kind of an attribute.
@@ -136,11 +137,8 @@ impl<'a> Read<'a> {
     }
 
     pub fn finish<R>(self, found: R) -> Result<R, Vec<String>> {
-        if self.errors.is_empty() {
-            Ok(found)
-        } else {
-            Err(self.errors)
-        }
+        none_wrong(self.errors)?;
+        Ok(found)
     }
 }
 

@@ -159,8 +159,7 @@ pub(super) fn lengths(
     w: &mut NodeWriter,
     check: LengthCheck,
     shape: &BodyShape,
-    past_length: &str,
-    seq_length: &str,
+    [past_length, seq_length]: [&str; 2],
 ) -> Lengths {
     let longest = w.int(shape.seq_len.min(shape.max_seq_len) as i64);
     let max = w.int(shape.max_seq_len as i64);
@@ -209,19 +208,18 @@ pub(super) fn positions(count: usize) -> TensorProto {
     TensorProto::i64s(&[count as i64], &values)
 }
 
-/// `output`: `rows` rounded to `T` where valid, else `unused`.
-pub(super) fn finish_rows(
+/// `output`: `then` where `condition`, else `other`, rounded to `dtype`.
+pub(super) fn select(
     w: &mut NodeWriter,
     dtype: ElementType,
-    valid: &str,
-    rows: &str,
-    unused: &str,
+    [condition, then, other]: [&str; 3],
     output: &str,
 ) {
+    let operands = [condition, then, other];
     if dtype == F32 {
-        w.push("", "Where", &[valid, rows, unused], &[output], Vec::new());
+        w.push("", "Where", &operands, &[output], Vec::new());
     } else {
-        let rows = w.call("Where", &[valid, rows, unused]);
+        let rows = w.call("Where", &operands);
         w.cast_as(&rows, dtype, output);
     }
 }

@@ -3,7 +3,7 @@
 //! `h[t] = g[t] h[t-1] + (1 - g[t]) x[t]`, `g = sigmoid(gate)`, per channel, the same gate for keys
 //! and values (arXiv 2602.18196). Its body is a log-depth scan.
 
-use super::body::{BodyShape, Call, F32, LengthCheck, finish_rows, lengths, valid_rows};
+use super::body::{BodyShape, Call, F32, LengthCheck, lengths, select, valid_rows};
 use super::schema::aliases;
 use super::{Attributes, Definition, Dims, Op, Ports, Schema};
 
@@ -56,14 +56,10 @@ impl Definition for RecurrenceScan {
         name: "RecurrenceScan",
         inputs: Inputs::<()>::PORTS,
         outputs: Outputs::<()>::PORTS,
-        aliases: &aliases(
-            Inputs::<()>::PORTS,
-            Outputs::<()>::PORTS,
-            [
-                ("state_key", "new_state_key"),
-                ("state_value", "new_state_value"),
-            ],
-        ),
+        aliases: &aliases::<Inputs<()>, Outputs<()>, _>([
+            ("state_key", "new_state_key"),
+            ("state_value", "new_state_value"),
+        ]),
         attributes: RawAttributes::SPECS,
     };
     type Inputs<P> = Inputs<P>;
@@ -89,13 +85,8 @@ impl Definition for RecurrenceScan {
             ..
         } = call;
         let BodyShape { dtype, seq_len, .. } = shape;
-        let lengths = lengths(
-            w,
-            LengthCheck::Excess,
-            &shape,
-            inputs.past_length,
-            inputs.seq_length,
-        );
+        let given = [inputs.past_length, inputs.seq_length];
+        let lengths = lengths(w, LengthCheck::Excess, &shape, given);
         let valid = valid_rows(w, seq_len, &lengths.seq);
         let zero = w.float(0.0);
         let one = w.float(1.0);
@@ -153,14 +144,8 @@ impl Definition for RecurrenceScan {
             let last = w.slice(&scanned, 1, seq_len - 1, seq_len);
             let axis = w.ints(&[1]);
             let last = w.call("Squeeze", &[&last, &axis]);
-            w.push(
-                "",
-                "Where",
-                &[&idle, state, &last],
-                &[new_state],
-                Vec::new(),
-            );
-            finish_rows(w, dtype, &valid, &scanned, &lengths.unused, gated);
+            select(w, F32, [&idle, state, &last], new_state);
+            select(w, dtype, [&valid, &scanned, &lengths.unused], gated);
         }
     }
 }

@@ -201,20 +201,18 @@ pub fn check_gpu_cache(activations: ElementType, cache: ElementType) -> Result<(
     }
     Err(format!(
         "past_key, past_value: on a GPU expected {activations}, the type of query, found {cache}; export \
-         with --cache-dtype {activations}, or run ort-cpu or ort-fallback"
+         with `cache_dtype: {activations}`, or run ort-cpu or ort-fallback"
     ))
 }
 
 /// Pairs of an input and the output that may take its place, by their names.
-pub(super) const fn aliases<const N: usize>(
-    inputs: &[Port],
-    outputs: &[Port],
+pub(super) const fn aliases<I: Ports<()>, O: Ports<()>, const N: usize>(
     names: [(&str, &str); N],
 ) -> [(usize, usize); N] {
     let mut pairs = [(0, 0); N];
     let mut at = 0;
     while at < N {
-        pairs[at] = (place(inputs, names[at].0), place(outputs, names[at].1));
+        pairs[at] = (place(I::PORTS, names[at].0), place(O::PORTS, names[at].1));
         at += 1;
     }
     pairs

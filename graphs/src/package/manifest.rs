@@ -3,7 +3,8 @@
 use super::plans::PlanSet;
 use super::{Engine, Fallback, LogitsMode, PackageShape, SpecialTokens, Target, state_tensors};
 use crate::cache::CacheLayout;
-use crate::model::GraphOptions;
+use crate::model::{GraphOptions, Sizes};
+use crate::none_wrong;
 use crate::onnx::IR_VERSION;
 use crate::ops::ElementType;
 use crate::precision::Precision;
@@ -33,6 +34,16 @@ pub struct FileInfo {
     pub bytes: u64,
     /// SHA-256, lower-case hexadecimal.
     pub sha256: String,
+}
+
+impl FileInfo {
+    /// Of a file of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            sha256: format!("{:x}", Sha256::digest(bytes)),
+        }
+    }
 }
 
 /// How one layer's cache rows are owned; see [`crate::cache`] for the order inside a head.
@@ -161,13 +172,20 @@ impl Manifest {
             .sum()
     }
 
-    /// What determines the graph of one of its engines for `target`.
-    pub fn graph(&self, engine: &Engine, target: Target) -> GraphOptions<'_> {
-        GraphOptions {
+    /// What determines the graphs of one of its engines beside how they are written.
+    pub fn sizes(&self, engine: &Engine) -> Sizes<'_> {
+        Sizes {
             spec: &self.model,
             shape: self.shape().with_batch(engine.batch),
             seq_len: engine.seq_len,
             precision: &self.precision,
+        }
+    }
+
+    /// What determines the graph of one of its engines for `target`.
+    pub fn graph(&self, engine: &Engine, target: Target) -> GraphOptions<'_> {
+        GraphOptions {
+            sizes: self.sizes(engine),
             target,
             fallback: self.fallback,
             opset: self.opset,
@@ -274,14 +292,9 @@ impl Manifest {
             let found = found.into_iter();
             errors.extend(found.map(|(field, error)| format!("precision.{field}: {error}")));
         }
-        if !errors.is_empty() {
-            return Err(ManifestErrors(errors));
-        }
-        let sizes = crate::limits::manifest(self);
-        if !sizes.is_empty() {
-            return Err(ManifestErrors(sizes));
-        }
-        let shape = self.shape();
+        none_wrong(errors).map_err(ManifestErrors)?;
+        none_wrong(crate::limits::manifest(self)).map_err(ManifestErrors)?;
+        let (shape, mut errors) = (self.shape(), Vec::new());
         let lengths: Vec<_> = self.engines.iter().map(|engine| engine.seq_len).collect();
         for engine in &self.engines {
             if engine.seq_len == 0 || engine.seq_len > self.max_seq_len {
@@ -296,10 +309,8 @@ impl Manifest {
                 "engines: expected lengths 1, then ascending, found {lengths:?}"
             ));
         }
-        if !errors.is_empty() {
-            return Err(ManifestErrors(errors));
-        }
-        let lengths = self.lengths();
+        none_wrong(errors).map_err(ManifestErrors)?;
+        let (mut errors, lengths) = (Vec::new(), self.lengths());
         let engines = shape.engines(&self.model, &self.targets(), &lengths);
         if engines.len() != self.engines.len() {
             errors.push(format!(
@@ -360,11 +371,7 @@ impl Manifest {
         for (backend, plans) in &self.plans {
             errors.extend(plans.problems(backend, &self.engines));
         }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(ManifestErrors(errors))
-        }
+        none_wrong(errors).map_err(ManifestErrors)
     }
 
     /// The bytes of `manifest.json`: the manifest and a checksum over itself, so that one changed
@@ -379,8 +386,7 @@ impl Manifest {
             json.push(b'\n');
             json
         };
-        let digest = Sha256::digest(write(String::new()));
-        write(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        write(FileInfo::of(&write(String::new())).sha256)
     }
 }
 

@@ -26,9 +26,6 @@ impl SpecialTokens {
 
 impl std::fmt::Display for SpecialTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Tokenizer => "tokenizer",
-        })
+        self.serialize(f)
     }
 }

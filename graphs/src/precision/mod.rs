@@ -21,6 +21,7 @@ pub use quantization::{
 };
 
 use crate::model::Weight;
+use crate::none_wrong;
 use crate::ops::{ElementType, TensorType};
 use crate::spec::ModelSpec;
 use serde::{Deserialize, Serialize};
@@ -122,11 +123,7 @@ impl Precision {
             let problem = format!("expected layers 0 to {most}, found {last}");
             problems.push(("keep_f32", problem));
         }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(problems)
-        }
+        none_wrong(problems)
     }
 }
 

@@ -1,15 +1,4 @@
 //! Block-wise integers in place of the matrices of linear layers.
-//!
-//!
-//! Integers are what `com.microsoft.MatMulNBits` of ONNX Runtime reads. A matrix `[N, K]` is cut
-//! along its rows into blocks of `block_size` elements, the last one padded; a block's elements are
-//! `scale * (q - zero_point)` with a scale of its own, and a zero point of its own unless all of
-//! them are in the middle of the range. Products are summed in f32.
-//!
-//! Eight bits are written as two nodes of four bits, the upper and the lower half of every
-//! integer: with f32 sums, ONNX Runtime 1.31 on a CPU runs a node of eight bits some 60 times as
-//! long as one of four, because it widens the whole matrix at every run. The sum of the two is the
-//! same number, and any runtime that has the operator has four bits.
 
 use crate::onnx::AttributeProto;
 use crate::ops::{ElementType, TensorType};

@@ -25,11 +25,16 @@ pub enum Provider {
 #[repr(C)]
 pub struct Descriptor {
     raw: OrtCustomOp,
-    api: Api,
-    provider: Provider,
-    op: Op,
-    name: &'static CStr,
-    types: Types,
+    /// The runtime.
+    pub api: Api,
+    /// Where its kernels run.
+    pub provider: Provider,
+    /// The operator.
+    pub op: Op,
+    /// The operator's name, as ORT takes it.
+    pub name: &'static CStr,
+    /// Its element types.
+    pub types: Types,
 }
 
 /// What an operator's type variables stand for.
@@ -105,31 +110,6 @@ impl Descriptor {
             name: Box::leak(name),
             types,
         }
-    }
-
-    /// The runtime.
-    pub fn api(&self) -> Api {
-        self.api
-    }
-
-    /// Where its kernels run.
-    pub fn provider(&self) -> Provider {
-        self.provider
-    }
-
-    /// The operator.
-    pub fn op(&self) -> Op {
-        self.op
-    }
-
-    /// The operator's name, as ORT takes it.
-    pub fn name(&self) -> &'static CStr {
-        self.name
-    }
-
-    /// Its element types.
-    pub fn types(&self) -> Types {
-        self.types
     }
 
     /// What ORT is given.
@@ -256,7 +236,7 @@ unsafe extern "system" fn kernel_compute(
     // SAFETY: a pointer from `create_kernel`; runs share it.
     let kernel = unsafe { &*kernel.cast_const().cast::<Kernel>() };
     // SAFETY: `context` is live during the call.
-    guard::status(kernel.api(), || unsafe { kernel.compute(context) })
+    guard::status(kernel.api, || unsafe { kernel.compute(context) })
 }
 
 unsafe extern "system" fn kernel_destroy(kernel: *mut c_void) {

@@ -2,6 +2,7 @@
 
 use crate::api::{Api, Failure};
 use ort_sys::{OrtErrorCode, OrtStatusPtr};
+use ratplus_kernels::panic_words;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -27,20 +28,10 @@ fn into_failure(payload: Box<dyn Any + Send>) -> Failure {
         Ok(failure) => return *failure,
         Err(payload) => payload,
     };
-    let text = if let Some(text) = payload.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = payload.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "no message".to_owned()
-    };
-    // A payload may panic when dropped; the payload of that panic is left to leak.
-    if let Err(second) = catch_unwind(AssertUnwindSafe(move || drop(payload))) {
-        std::mem::forget(second);
-    }
+    let words = panic_words(payload);
     Failure::new(
         OrtErrorCode::ORT_RUNTIME_EXCEPTION,
-        format!("a defect in the ratplus custom-op library, please report it: panic: {text}"),
+        format!("a defect in the ratplus custom-op library, please report it: panic: {words}"),
     )
 }
 

@@ -22,7 +22,8 @@ const PLANS: usize = 4;
 
 /// One node.
 pub struct Kernel {
-    api: Api,
+    /// The runtime.
+    pub api: Api,
     /// What messages call it.
     name: String,
     told: Told,
@@ -51,8 +52,8 @@ impl Kernel {
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
         // SAFETY: the caller's contract.
-        let node = unsafe { descriptor.api().node_name(info) }.unwrap_or_default();
-        let name = format!("node {node:?} ({DOMAIN}.{})", descriptor.op());
+        let node = unsafe { descriptor.api.node_name(info) }.unwrap_or_default();
+        let name = format!("node {node:?} ({DOMAIN}.{})", descriptor.op);
         // SAFETY: the caller's contract.
         let made = unsafe { Self::named(descriptor, &node, name.clone(), info) };
         made.map_err(|failure| failure.prefixed(name))
@@ -66,14 +67,14 @@ impl Kernel {
         name: String,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
-        let (api, op, types) = (descriptor.api(), descriptor.op(), descriptor.types());
+        let (api, op, types) = (descriptor.api, descriptor.op, descriptor.types);
         // SAFETY: the caller's contract.
         let mut attributes = unsafe { KernelAttributes::new(api, info) };
         #[cfg(feature = "fault-injection")]
         let fault = crate::fault::Fault::read(&mut attributes);
         #[cfg(feature = "fault-injection")]
         fault.trip("create");
-        if let Provider::Cuda(_) = descriptor.provider() {
+        if let Provider::Cuda(_) = descriptor.provider {
             let fits = op.schema().check_gpu_types(types.element, types.cache);
             fits.map_err(Failure::invalid)?;
         }
@@ -82,7 +83,7 @@ impl Kernel {
             .map_err(|errors| Failure::invalid(errors.errors.join("; ")))?;
         // SAFETY: `info` is live, as the caller promises.
         let plan = unsafe { declared_plan(api, &operator, info)? };
-        let processor = match descriptor.provider() {
+        let processor = match descriptor.provider {
             Provider::Cpu => Processor::Cpu(Cpu::new(api)?),
             #[cfg(feature = "cuda")]
             Provider::Cuda(api) => {
@@ -100,7 +101,7 @@ impl Kernel {
         Ok(Self {
             api,
             name,
-            told: Told::new(node, descriptor.name(), descriptor.provider()),
+            told: Told::new(node, descriptor.name, descriptor.provider),
             operator,
             types,
             plans,
@@ -110,11 +111,6 @@ impl Kernel {
             #[cfg(feature = "fault-injection")]
             order: crate::fault::Order::default(),
         })
-    }
-
-    /// The runtime.
-    pub fn api(&self) -> Api {
-        self.api
     }
 
     /// Runs the node.

@@ -43,7 +43,7 @@ pub unsafe fn register(options: *mut OrtSessionOptions, base: *const OrtApiBase)
     let level = match api_level(&version) {
         Ok(level) => level,
         // SAFETY: a table, or null.
-        Err(error) => return unsafe { refuse(table(1), &error.to_string()) },
+        Err(error) => return unsafe { refuse(table(1), &error) },
     };
     // A build may know fewer levels than its version promises.
     let found = (OLDEST_API..=level).rev().find_map(|level| {

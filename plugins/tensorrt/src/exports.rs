@@ -34,17 +34,13 @@ unsafe fn ratplus_trt_creators(_calls: *const Calls, count: *mut i32) -> *const 
 /// `count` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn getCreators(count: *mut i32) -> *const *mut c_void {
-    guarded(
-        || "getCreators".into(),
-        null(),
-        || {
-            // A registry that asks registers what it gets, with this library as the owner.
-            // SAFETY: the creators live as long as the process.
-            unsafe { host::deregister(&creators()) };
-            // SAFETY: the caller's contract.
-            Ok(unsafe { ratplus_trt_creators(&raw const CALLS, count) })
-        },
-    )
+    guarded("getCreators", null(), || {
+        // A registry that asks registers what it gets, with this library as the owner.
+        // SAFETY: the creators live as long as the process.
+        unsafe { host::deregister(&creators()) };
+        // SAFETY: the caller's contract.
+        Ok(unsafe { ratplus_trt_creators(&raw const CALLS, count) })
+    })
 }
 
 /// Takes where to find the loggers of the host that calls.
@@ -53,15 +49,11 @@ pub unsafe extern "C" fn getCreators(count: *mut i32) -> *const *mut c_void {
 /// `finder` is null or an `nvinfer1::ILoggerFinder` that lives as long as its library.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn setLoggerFinder(finder: *mut c_void) {
-    guarded(
-        || "setLoggerFinder".into(),
-        (),
-        || {
-            // SAFETY: the caller's contract.
-            unsafe { host::set_logger_finder(finder) };
-            Ok(())
-        },
-    );
+    guarded("setLoggerFinder", (), || {
+        // SAFETY: the caller's contract.
+        unsafe { host::set_logger_finder(finder) };
+        Ok(())
+    });
 }
 
 /// Takes an error that a kernel has left on a GPU: lengths of a slot that do not fit, with the
@@ -78,7 +70,7 @@ pub unsafe extern "C" fn setLoggerFinder(finder: *mut c_void) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
     guarded(
-        || "RatplusTakeDeviceError".into(),
+        "RatplusTakeDeviceError",
         0,
         // SAFETY: the caller's contract.
         || Ok(unsafe { take_device_error_into(text, capacity) }),
@@ -91,15 +83,11 @@ pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usi
 static ON_LOAD: extern "C" fn() = on_load;
 
 extern "C" fn on_load() {
-    guarded(
-        || "registering the plugins".into(),
-        (),
-        || {
-            // SAFETY: the creators live as long as the process.
-            unsafe { host::register(&creators()) };
-            Ok(())
-        },
-    );
+    guarded("registering the plugins", (), || {
+        // SAFETY: the creators live as long as the process.
+        unsafe { host::register(&creators()) };
+        Ok(())
+    });
 }
 
 fn creators() -> Vec<host::Creator> {
@@ -145,14 +133,10 @@ fn trip(name: &str, place: &str) {
 
 /// [`guarded`], for calls that change nothing.
 fn at<T>(node: &Node, place: &str, bad: T, body: impl FnOnce() -> Result<T, String>) -> T {
-    guarded(
-        || node.describe(),
-        bad,
-        || {
-            trip(node.name(), place);
-            body()
-        },
-    )
+    guarded(node, bad, || {
+        trip(&node.name, place);
+        body()
+    })
 }
 
 fn op(index: i32) -> Result<Op, String> {
@@ -204,11 +188,9 @@ static CALLS: Calls = Calls {
 };
 
 extern "C" fn describe_operator(index: i32) -> *const Operator {
-    guarded(
-        || "describing an operator".into(),
-        null(),
-        || Ok(operator(index).map_or(null(), std::ptr::from_ref)),
-    )
+    guarded("describing an operator", null(), || {
+        Ok(operator(index).map_or(null(), std::ptr::from_ref))
+    })
 }
 
 /// # Safety
@@ -227,7 +209,7 @@ unsafe extern "C" fn create(
             .to_string_lossy()
             .into_owned()
     };
-    let who = || op(index).map_or_else(|_| name.clone(), |op| describe(op, &name));
+    let who = op(index).map_or_else(|_| name.clone(), |op| describe(op, &name));
     guarded(who, null_mut(), || {
         trip(&name, "create");
         // SAFETY: the caller's contract.
@@ -249,15 +231,11 @@ unsafe extern "C" fn clone(node: *const Node) -> *mut Node {
 /// # Safety
 /// `node` came from [`create`] or [`clone`] and is not used again.
 unsafe extern "C" fn destroy(node: *mut Node) {
-    guarded(
-        || "freeing a plugin".into(),
-        (),
-        || {
-            // SAFETY: the caller's contract.
-            drop(unsafe { Box::from_raw(node) });
-            Ok(())
-        },
-    );
+    guarded("freeing a plugin", (), || {
+        // SAFETY: the caller's contract.
+        drop(unsafe { Box::from_raw(node) });
+        Ok(())
+    });
 }
 
 /// # Safety
@@ -330,10 +308,8 @@ unsafe extern "C" fn workspace(node: *const Node, inputs: *const Tensor, count: 
     match at(node, "workspace", Ok(0), || Ok(node.workspace(inputs))) {
         Ok(bytes) => bytes,
         Err(message) => {
-            host::log(
-                host::WARNING,
-                &format!("{}: size of the workspace: {message}", node.describe()),
-            );
+            let message = format!("{node}: size of the workspace: {message}");
+            host::log(host::WARNING, &message);
             0
         }
     }
@@ -344,15 +320,10 @@ unsafe extern "C" fn workspace(node: *const Node, inputs: *const Tensor, count: 
 unsafe extern "C" fn prepare(node: *mut Node, inputs: *const Tensor, count: i32) -> i32 {
     // SAFETY: the caller's contract.
     let (node, inputs) = unsafe { (&mut *node, slice_of(inputs, count)) };
-    let who = node.describe();
-    guarded(
-        || who.clone(),
-        -1,
-        || {
-            trip(node.name(), "prepare");
-            node.prepare(inputs).map(|()| 0)
-        },
-    )
+    guarded(node.to_string(), -1, || {
+        trip(&node.name, "prepare");
+        node.prepare(inputs).map(|()| 0)
+    })
 }
 
 /// # Safety
@@ -369,22 +340,18 @@ unsafe extern "C" fn enqueue(
     // SAFETY: the caller's contract.
     let node = unsafe { &mut *node };
     let (input_count, output_count) = node.counts();
-    let done = guarded(
-        || "a plugin's work".into(),
-        Ok(-1),
-        || {
-            trip(node.name(), "enqueue");
-            // SAFETY: the caller's contract.
-            Ok(unsafe {
-                let descriptions = slice::from_raw_parts(descriptions, input_count);
-                let inputs = slice::from_raw_parts(inputs, input_count);
-                let outputs = slice::from_raw_parts(outputs, output_count);
-                node.enqueue(descriptions, inputs, outputs, workspace, stream)
-            }
-            .map(|()| 0))
-        },
-    );
-    guarded(|| node.describe(), -1, || done)
+    let done = guarded("a plugin's work", Ok(-1), || {
+        trip(&node.name, "enqueue");
+        // SAFETY: the caller's contract.
+        Ok(unsafe {
+            let descriptions = slice::from_raw_parts(descriptions, input_count);
+            let inputs = slice::from_raw_parts(inputs, input_count);
+            let outputs = slice::from_raw_parts(outputs, output_count);
+            node.enqueue(descriptions, inputs, outputs, workspace, stream)
+        }
+        .map(|()| 0))
+    });
+    guarded(&*node, -1, || done)
 }
 
 /// # Safety
@@ -392,15 +359,11 @@ unsafe extern "C" fn enqueue(
 unsafe extern "C" fn fields(node: *mut Node, count: *mut i32) -> *const Field {
     // SAFETY: the caller's contract.
     let node = unsafe { &mut *node };
-    let fields = guarded(
-        || "storing a plugin".into(),
-        (null(), 0),
-        || {
-            trip(node.name(), "fields");
-            let fields = node.fields();
-            Ok((fields.as_ptr(), fields.len() as i32))
-        },
-    );
+    let fields = guarded("storing a plugin", (null(), 0), || {
+        trip(&node.name, "fields");
+        let fields = node.fields();
+        Ok((fields.as_ptr(), fields.len() as i32))
+    });
     // SAFETY: the caller's contract.
     unsafe { *count = fields.1 };
     fields.0
@@ -410,5 +373,5 @@ unsafe extern "C" fn fields(node: *mut Node, count: *mut i32) -> *const Field {
 /// `node` is live.
 unsafe extern "C" fn identity(node: *const Node) -> *const c_char {
     // SAFETY: the caller's contract.
-    unsafe { &*node }.identity().as_ptr()
+    unsafe { &*node }.identity.as_ptr()
 }

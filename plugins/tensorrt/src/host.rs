@@ -150,59 +150,45 @@ fn loaded() -> Vec<CString> {
     paths
 }
 
-/// The hosts that are known.
-struct Hosts {
-    hosts: Vec<Host>,
-}
-
-static HOSTS: Mutex<Hosts> = Mutex::new(Hosts { hosts: Vec::new() });
-
-fn hosts() -> MutexGuard<'static, Hosts> {
-    HOSTS.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Hosts {
-    /// Adds what was loaded since.
-    fn update(&mut self) {
-        for path in loaded() {
-            if !self.hosts.iter().any(|host| host.path == path)
-                && let Some(host) = Host::of(&path)
-            {
-                self.hosts.push(host);
-            }
+/// The hosts that are loaded by now.
+fn hosts() -> MutexGuard<'static, Vec<Host>> {
+    static HOSTS: Mutex<Vec<Host>> = Mutex::new(Vec::new());
+    let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+    for path in loaded() {
+        if !hosts.iter().any(|host| host.path == path)
+            && let Some(host) = Host::of(&path)
+        {
+            hosts.push(host);
         }
     }
+    hosts
+}
 
-    /// Every logger, once.
-    fn loggers(&self) -> Vec<(&'static Calls, *mut c_void)> {
-        let mut loggers: Vec<(&'static Calls, *mut c_void)> = Vec::new();
-        for host in &self.hosts {
-            let found = host.finder.map(|finder| {
-                // SAFETY: the host gave the finder to use as long as it is loaded.
-                unsafe { (host.calls.find_logger)(std::ptr::with_exposed_provenance_mut(finder)) }
-            });
-            let found = found.filter(|logger| !logger.is_null()).or_else(|| {
-                // SAFETY: the host is loaded.
-                host.logger.map(|logger| unsafe { logger() })
-            });
-            if let Some(logger) = found
-                && !logger.is_null()
-                && !loggers.iter().any(|(_, known)| *known == logger)
-            {
-                loggers.push((host.calls, logger));
-            }
+/// Every logger, once.
+fn loggers() -> Vec<(&'static Calls, *mut c_void)> {
+    let mut loggers: Vec<(&'static Calls, *mut c_void)> = Vec::new();
+    for host in hosts().iter() {
+        let found = host.finder.map(|finder| {
+            // SAFETY: the host gave the finder to use as long as it is loaded.
+            unsafe { (host.calls.find_logger)(std::ptr::with_exposed_provenance_mut(finder)) }
+        });
+        let found = found.filter(|logger| !logger.is_null()).or_else(|| {
+            // SAFETY: the host is loaded.
+            host.logger.map(|logger| unsafe { logger() })
+        });
+        if let Some(logger) = found
+            && !logger.is_null()
+            && !loggers.iter().any(|(_, known)| *known == logger)
+        {
+            loggers.push((host.calls, logger));
         }
-        loggers
     }
+    loggers
 }
 
 /// Tells every host's logger; where there is none, standard error about what failed.
 pub fn log(severity: i32, message: &str) {
-    let loggers = {
-        let mut hosts = hosts();
-        hosts.update();
-        hosts.loggers()
-    };
+    let loggers = loggers();
     if loggers.is_empty() && severity <= ERROR {
         eprintln!("libratplus_trt: {message}");
     }
@@ -222,7 +208,6 @@ pub unsafe fn set_logger_finder(finder: *mut c_void) {
         return;
     }
     let mut hosts = hosts();
-    hosts.update();
     // The finder's class is the host's own.
     // SAFETY: every object with virtual functions begins with the address of its table.
     let table = unsafe { *finder.cast::<*const c_void>() };
@@ -233,11 +218,8 @@ pub unsafe fn set_logger_finder(finder: *mut c_void) {
     if found {
         // SAFETY: the loader's text, which lives as long as the library.
         let path = unsafe { CStr::from_ptr(info.dli_fname) };
-        let host = hosts
-            .hosts
-            .iter_mut()
-            .find(|host| host.path.as_c_str() == path);
-        if let Some(host) = host {
+        let mut hosts = hosts.iter_mut();
+        if let Some(host) = hosts.find(|host| host.path.as_c_str() == path) {
             host.finder = Some(finder.expose_provenance());
         }
     }
@@ -250,9 +232,7 @@ pub unsafe fn set_logger_finder(finder: *mut c_void) {
 /// # Safety
 /// `creators` are live `nvinfer1::IPluginCreatorInterface`s for as long as the process lives.
 pub unsafe fn register(creators: &[Creator]) {
-    let mut hosts = hosts();
-    hosts.update();
-    for host in &mut hosts.hosts {
+    for host in hosts().iter_mut() {
         // SAFETY: the host is loaded.
         let registry = unsafe { (host.registry)() };
         if registry.is_null() {
@@ -279,8 +259,7 @@ pub unsafe fn register(creators: &[Creator]) {
 /// # Safety
 /// As [`register`].
 pub unsafe fn deregister(creators: &[Creator]) {
-    let mut hosts = hosts();
-    for host in &mut hosts.hosts {
+    for host in hosts().iter_mut() {
         if !std::mem::take(&mut host.registered) {
             continue;
         }

@@ -2,12 +2,14 @@
 
 use crate::abi::{Field, LINEAR, Tensor, data_type, element};
 use crate::fields::{self, Settings, Stored};
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{DOMAIN, ElementType, Op, PortType, TensorType};
 use ratplus_kernels::cuda::{
     CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream,
     describe_device_error, register_node,
 };
 use std::ffi::{CString, c_void};
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A plugin object's state. TensorRT makes one for the network, copies it for the engine, and
@@ -15,10 +17,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Node {
     op: Op,
     /// The layer's, as TensorRT told it.
-    name: String,
+    pub name: String,
     settings: Settings,
     /// The attributes in words.
-    identity: CString,
+    pub identity: CString,
     /// Bytes that TensorRT was told to set aside.
     workspace: AtomicUsize,
     stored: Stored,
@@ -75,21 +77,6 @@ impl Node {
         Self::of(self.name.clone(), settings)
     }
 
-    /// The layer's name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// What messages call it.
-    pub fn describe(&self) -> String {
-        describe(self.op, &self.name)
-    }
-
-    /// The attributes in words.
-    pub fn identity(&self) -> &CString {
-        &self.identity
-    }
-
     /// What [`Node::new`] makes the same node of.
     pub fn fields(&mut self) -> &[Field] {
         let settings = Settings {
@@ -119,9 +106,7 @@ impl Node {
                 ));
             }
         }
-        if !errors.is_empty() {
-            return Err(errors.join("; "));
-        }
+        none_wrong(errors).map_err(joined)?;
         for (to, port) in outputs.iter_mut().zip(self.op.outputs()) {
             *to = match port.dtype {
                 PortType::T | PortType::C => inputs[0],
@@ -176,12 +161,11 @@ impl Node {
                 ));
             }
         }
-        if !errors.is_empty() {
-            return Err(errors.join("; "));
-        }
+        none_wrong(errors).map_err(joined)?;
         if !inputs.iter().all(Tensor::is_known) {
             return Ok(());
         }
+        let mut errors = Vec::new();
         let inferred = self.infer(&self.types(inputs, typed)?)?;
         let found = self.op.outputs().iter().zip(outputs.unwrap_or_default());
         for ((port, tensor), expected) in found.zip(&inferred) {
@@ -201,11 +185,7 @@ impl Node {
                 ));
             }
         }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(errors.join("; "))
-        }
+        none_wrong(errors).map_err(joined)
     }
 
     /// The inputs as the schema's functions take them; types of its own where they do not count.
@@ -295,7 +275,7 @@ impl Node {
         };
         self.run = Some(Run {
             device,
-            number: register_node(device, self.op, self.describe()),
+            number: register_node(device, self.op, self.to_string()),
             inputs: inputs.to_vec(),
             plan,
             own_workspace,
@@ -367,6 +347,17 @@ impl Node {
     /// Numbers of inputs and outputs.
     pub fn counts(&self) -> (usize, usize) {
         (self.op.inputs().len(), self.op.outputs().len())
+    }
+}
+
+fn joined(errors: Vec<String>) -> String {
+    errors.join("; ")
+}
+
+/// What messages call it.
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(self.op, &self.name))
     }
 }
 

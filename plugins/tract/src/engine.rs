@@ -1,9 +1,9 @@
 use crate::vectors::release_upper_parts;
 use crate::{TractError, TractWeights, register};
 use prost::Message;
-use ratplus_graphs::manifest::{INPUT_IDS, PAST_LENGTH, SEQ_LENGTH, TensorInfo};
 use ratplus_graphs::model::{ROTARY_TABLES, ReferenceGraph, Weight, carrier};
 use ratplus_graphs::ops::{ElementType, TensorType, check_lengths};
+use ratplus_graphs::package::{INPUT_IDS, PAST_LENGTH, SEQ_LENGTH, TensorInfo};
 use std::sync::Arc;
 use tract_onnx::pb;
 use tract_onnx::tract_core::ops::konst::Const;
@@ -217,7 +217,10 @@ impl TractEngine {
         if errors.is_empty() {
             Ok(targets)
         } else {
-            Err(TractError::Tensors(errors))
+            let errors = errors.join("\n  ");
+            Err(TractError(format!(
+                "the tensors given do not match the graph:\n  {errors}"
+            )))
         }
     }
 
@@ -268,11 +271,13 @@ fn check_result(result: &TValue, info: &TensorInfo) -> Result<(), TractError> {
     if result.shape() == info.tensor.shape && result.datum_type() == f32::datum_type() {
         return Ok(());
     }
-    Err(TractError::Output {
-        name: info.name.clone(),
-        expected: info.tensor.clone(),
-        found: format!("{:?}{:?}", result.datum_type(), result.shape()),
-    })
+    Err(TractError(format!(
+        "output `{}`: declared {}, but computed as {:?}{:?}",
+        info.name,
+        info.tensor,
+        result.datum_type(),
+        result.shape()
+    )))
 }
 
 /// The weights that are not `constants` stay inputs, after the others.

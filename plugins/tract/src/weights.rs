@@ -53,11 +53,7 @@ impl TractWeights {
         path: &Path,
         mut noise: Option<ChaCha8Rng>,
     ) -> Result<Self, TractError> {
-        let fail = |tensor: &str, what: String| TractError::Weight {
-            file: path.into(),
-            tensor: tensor.into(),
-            what,
-        };
+        let fail = |tensor: &str, what: String| TractError::weight(path, tensor, what);
         let mut file = File::open(path).map_err(|error| {
             let first = weights.first().map_or("", |weight| &weight.info.name);
             fail(first, error.to_string())
@@ -94,11 +90,11 @@ impl TractWeights {
     pub(crate) fn get(&self, name: &str, expected: &TensorType) -> Result<Arc<Tensor>, TractError> {
         match self.tensors.get(name) {
             Some((found, tensor)) if found == expected => Ok(tensor.clone()),
-            other => Err(TractError::OtherWeights {
-                name: name.into(),
-                expected: expected.clone(),
-                found: other.map(|(found, _)| found.clone()),
-            }),
+            other => Err(TractError(format!(
+                "weight `{name}`: expected {expected} as the graph declares, found {}; load the \
+                 weights of this package",
+                other.map_or("none".into(), |(found, _)| found.to_string())
+            ))),
         }
     }
 }

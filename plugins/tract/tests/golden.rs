@@ -3,9 +3,9 @@
 mod common;
 
 use common::{Engines, Package, Trace, Weights, error, spec, uniform_chunks};
-use ratplus_graphs::manifest::{LogitsMode, PackageShape};
 use ratplus_graphs::model::Tap;
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{LogitsMode, PackageShape};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use safetensors::{Dtype, SafeTensors};
 use std::path::PathBuf;

@@ -8,8 +8,8 @@ use common::{
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::{LogitsMode, PackageShape};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{LogitsMode, PackageShape};
 use ratplus_graphs::spec::{Activation, ModelSpec};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use serde_json::json;
@@ -37,7 +37,10 @@ fn variants() -> Vec<(&'static str, ModelSpec)> {
     };
     let mut found: Vec<_> = Activation::ALL
         .into_iter()
-        .map(|activation| (activation.name(), with(json!({"activation": activation}))))
+        .map(|activation| {
+            let name: &str = activation.to_string().leak();
+            (name, with(json!({"activation": activation})))
+        })
         .collect();
     found.extend([
         ("no rotation", with(json!({"rope": false}))),

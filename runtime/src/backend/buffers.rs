@@ -1,11 +1,18 @@
 //! Memory of engines that are bound to it once.
 
+use super::BackendError;
 use super::driver::{Sides, StepInputs};
+use super::error::failed;
 use super::layout::{Field, Layout};
 use crate::raw::{CudaError, Memory, Plain};
 use half::{bf16, f16};
 use ratplus_graphs::ops::ElementType;
 use std::borrow::Cow;
+
+/// What errors call the state of all slots.
+pub(super) const SEQUENCES: &str = "the sequences";
+/// What errors call [`Buffers::begin`] and [`Buffers::give_idle`].
+pub(super) const UPLOAD: &str = "copying tokens to the GPU";
 
 /// Inputs and outputs of all engines, and the state of all slots.
 pub(super) struct Buffers {
@@ -137,9 +144,15 @@ impl Buffers {
         side.part(&(slot..slot + 1), self.layout.batch)
     }
 
-    pub fn read_state(&self, state: usize, slot: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+    pub fn read_state(
+        &self,
+        state: usize,
+        slot: usize,
+        bytes: &mut [u8],
+    ) -> Result<(), BackendError> {
         let Field { buffer, offset, .. } = self.state(state, slot);
-        self.memory.read(buffer, offset, bytes)
+        let read = self.memory.read(buffer, offset, bytes);
+        read.map_err(failed(SEQUENCES, "reading a state"))
     }
 
     pub fn write_state(
@@ -147,8 +160,9 @@ impl Buffers {
         state: usize,
         slot: usize,
         bytes: &[u8],
-    ) -> Result<(), CudaError> {
+    ) -> Result<(), BackendError> {
         let Field { buffer, offset, .. } = self.state(state, slot);
-        self.memory.write(buffer, offset, bytes)
+        let written = self.memory.write(buffer, offset, bytes);
+        written.map_err(failed(SEQUENCES, "writing a state"))
     }
 }

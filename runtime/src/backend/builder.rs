@@ -6,9 +6,9 @@ use super::{
 };
 use crate::engine::Limits;
 use crate::package::{EngineGraph, Package};
-use ratplus_graphs::manifest::{Engine, Manifest, Target};
 use ratplus_graphs::model::taps;
 use ratplus_graphs::ops::TensorType;
+use ratplus_graphs::package::{Engine, Manifest, Target};
 
 /// How a session of a package is opened; see [`Session::builder`].
 #[derive(Clone, Debug)]
@@ -52,24 +52,6 @@ impl<'a> SessionBuilder<'a> {
     /// Opens engines of these static lengths only.
     pub fn engines(mut self, lengths: impl IntoIterator<Item = usize>) -> Self {
         self.engines = Some(lengths.into_iter().collect());
-        self
-    }
-
-    /// With [`ort`](Self::ort) set.
-    pub fn ort(mut self, options: OrtOptions) -> Self {
-        self.ort = options;
-        self
-    }
-
-    /// With [`cuda`](Self::cuda) set.
-    pub fn cuda(mut self, options: CudaOptions) -> Self {
-        self.cuda = options;
-        self
-    }
-
-    /// With [`tensorrt`](Self::tensorrt) set.
-    pub fn tensorrt(mut self, options: TensorRtOptions) -> Self {
-        self.tensorrt = options;
         self
     }
 

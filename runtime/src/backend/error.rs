@@ -1,29 +1,17 @@
 use super::BackendKind;
-#[cfg(feature = "tensorrt")]
-use crate::nvinfer::NvinferError;
-use crate::ort_library::LibraryError;
-use crate::raw::CudaError;
-use ratplus_graphs::ops::LengthError;
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// Why a session was not opened, or a step not run.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// The backend cannot be used here.
+    /// The backend cannot be used here, for want of a library among other reasons.
     #[error("backend `{backend}`: {reason}")]
     Unavailable {
         /// Its name.
         backend: String,
         /// Why, and what to do.
         reason: String,
-    },
-    /// A library is missing.
-    #[error("backend `{backend}`: {source}")]
-    Library {
-        /// The backend that needs it.
-        backend: BackendKind,
-        /// Which, and what to do.
-        source: LibraryError,
     },
     /// An option names something the package does not have.
     #[error("`{option}`: expected {expected}, found `{found}`")]
@@ -36,54 +24,18 @@ pub enum BackendError {
         found: String,
     },
     /// The step was refused before anything ran; no sequence has changed.
-    #[error("the step was refused before the run:\n  {}", list(.0))]
-    Input(Vec<InputProblem>),
+    #[error("the step was refused before the run:\n  {}", .0.join("\n  "))]
+    Input(Vec<String>),
     /// A slot's state was refused; the slot is as it was.
     #[error("the state was refused:\n  {}", .0.join("\n  "))]
     State(Vec<String>),
-    /// ONNX Runtime failed.
-    #[error("{file}: ONNX Runtime: {source}")]
-    Ort {
-        /// The engine.
-        file: String,
-        /// Its code and words.
-        source: ort::Error,
-    },
-    /// The GPU failed.
-    #[error("{file}: {what}: {source}")]
-    Cuda {
+    /// What runs an engine failed: ONNX Runtime, TensorRT, tract, the GPU, or a kernel on it.
+    #[error("{file}: {message}")]
+    Run {
         /// The engine, or what else was in work.
         file: String,
-        /// What failed.
-        what: &'static str,
-        /// The driver's words.
-        source: Box<CudaError>,
-    },
-    /// TensorRT failed.
-    #[cfg(feature = "tensorrt")]
-    #[error("{file}: {source}")]
-    Nvinfer {
-        /// The plan, or what else was in work.
-        file: String,
-        /// Its words.
-        source: Box<NvinferError>,
-    },
-    /// A kernel on the GPU found lengths that do not fit.
-    #[error("{file}: {message}")]
-    Device {
-        /// The engine.
-        file: String,
-        /// The node, the slot, and what was expected.
+        /// What failed, in its own words.
         message: String,
-    },
-    /// tract failed.
-    #[cfg(feature = "tract")]
-    #[error("{file}: {source}")]
-    Tract {
-        /// The engine.
-        file: String,
-        /// Its words.
-        source: Box<ratplus_tract::TractError>,
     },
     /// The implementation asked for is not the one that ran.
     #[error("backend `{backend}`: {file}: {}", .problems.join("\n  "))]
@@ -114,58 +66,18 @@ pub enum BackendError {
     },
 }
 
-fn list(problems: &[InputProblem]) -> String {
-    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    lines.join("\n  ")
+/// What became of a run, or of what has to be there for one, of `file`.
+pub(super) fn run_error<E: Display>(file: &str) -> impl Fn(E) -> BackendError + use<'_, E> {
+    move |error| BackendError::Run {
+        file: file.into(),
+        message: error.to_string(),
+    }
 }
 
-/// One reason to refuse a step.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InputProblem {
-    /// No engine has this length, or it was not opened.
-    #[error("engine length: expected one of {lengths:?}, found {found}")]
-    EngineLength {
-        /// Lengths of the session.
-        lengths: Vec<usize>,
-        /// What was given.
-        found: usize,
-    },
-    /// A slice of the wrong length.
-    #[error("{name}: expected {expected} values, found {found}")]
-    Count {
-        /// `input_ids` or `seq_length`.
-        name: &'static str,
-        /// `B * L` or `B`.
-        expected: usize,
-        /// What was given.
-        found: usize,
-    },
-    /// A number that is too large.
-    #[error("{name}: expected at most {expected}, found {found}")]
-    AtMost {
-        /// `slot` or `tokens`.
-        name: &'static str,
-        /// The last slot, or the engine's length.
-        expected: usize,
-        /// What was given.
-        found: usize,
-    },
-    /// A token outside the vocabulary.
-    #[error("slot {slot}: token {index} of the chunk is {token}, expected 0 to {}", .vocab_size - 1)]
-    Token {
-        /// Index in the batch.
-        slot: usize,
-        /// Index in the chunk.
-        index: usize,
-        /// What was given.
-        token: i64,
-        /// Size of the vocabulary.
-        vocab_size: usize,
-    },
-    /// Lengths that do not fit.
-    #[error("{0}")]
-    Length(LengthError),
-    /// Every slot is idle.
-    #[error("seq_length: expected at least one slot with 1 token or more, found none")]
-    AllIdle,
+/// The same, where the words of what failed do not say what was in work.
+pub(super) fn failed<'a, E: Display>(
+    file: &'a str,
+    what: &'a str,
+) -> impl Fn(E) -> BackendError + use<'a, E> {
+    move |error| run_error(file)(format!("{what}: {error}"))
 }

@@ -212,8 +212,8 @@ fn elsewhere(runs: &[(&str, &Arguments)], model: &ModelProto) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ratplus_graphs::manifest::Engine;
     use ratplus_graphs::onnx::{GraphProto, NodeProto};
+    use ratplus_graphs::package::Engine;
 
     fn engine() -> (Engine, ModelProto) {
         let node = |name: &str| NodeProto {

@@ -2,10 +2,10 @@
 
 use super::builder::OpenedEngine;
 use crate::raw::Visible;
-use ratplus_graphs::manifest::{
+use ratplus_graphs::ops::{ElementType, TensorType};
+use ratplus_graphs::package::{
     INPUT_IDS, LOGITS, LogitsMode, Manifest, PAST_LENGTH, SEQ_LENGTH, state_tensors,
 };
-use ratplus_graphs::ops::{ElementType, TensorType};
 use std::ops::Range;
 
 /// Tensors that share a buffer start at multiples of this, and TensorRT's have to everywhere.
@@ -230,7 +230,7 @@ fn logits_tensor(manifest: &Manifest, seq_len: usize) -> TensorType {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ratplus_graphs::manifest::{Fallback, PackageShape};
+    use ratplus_graphs::package::{Fallback, PackageShape};
     use ratplus_graphs::pattern::Pattern;
     use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 

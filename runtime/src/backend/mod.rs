@@ -22,7 +22,7 @@ mod tensorrt;
 mod tract;
 
 pub use builder::SessionBuilder;
-pub use error::{BackendError, InputProblem};
+pub use error::BackendError;
 pub use implementation::{EngineImplementations, Implementation, NodeImplementation};
 pub(crate) use logits::finite;
 pub use logits::{NonFinite, NonFiniteLogits};
@@ -97,6 +97,13 @@ impl BackendKind {
             Self::Tract if !cfg!(feature = "tract") => Some("tract"),
             _ => None,
         }
+    }
+}
+
+/// Its name.
+impl serde::Serialize for BackendKind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 

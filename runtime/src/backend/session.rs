@@ -1,11 +1,14 @@
 use super::builder::{OpenedEngine, Opening, SessionBuilder};
 use super::driver::{Driver, StepInputs};
 use super::state::fingerprint;
-use super::{BackendError, BackendKind, EngineImplementations, InputProblem, Step};
+use super::{BackendError, BackendKind, EngineImplementations, Step};
 use crate::package::Package;
-use ratplus_graphs::manifest::{LogitsMode, Manifest, PackageShape, state_tensors};
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{TensorType, check_lengths};
+use ratplus_graphs::package::{LogitsMode, Manifest, PackageShape, state_tensors};
 use std::sync::Arc;
+
+const ALL_IDLE: &str = "seq_length: expected at least one slot with 1 token or more, found none";
 
 /// One state tensor as it lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,11 +198,7 @@ impl Session {
                 true => ("tokens", engine_len, tokens.len()),
                 false => ("slot", batch - 1, slot),
             };
-            let most = InputProblem::AtMost {
-                name,
-                expected,
-                found,
-            };
+            let most = format!("{name}: expected at most {expected}, found {found}");
             return Err(BackendError::Input(vec![most]));
         }
         self.ran = None;
@@ -233,7 +232,7 @@ impl Session {
     /// # Errors
     /// [`BackendError::Input`]: nothing has run.
     pub fn last_step(&self) -> Result<Step<'_>, BackendError> {
-        let nothing = || BackendError::Input(vec![InputProblem::AllIdle]);
+        let nothing = || BackendError::Input(vec![ALL_IDLE.into()]);
         Ok(Step {
             engine: self.ran.ok_or_else(nothing)?,
             session: self,
@@ -285,10 +284,10 @@ impl Session {
     ) -> Result<(), BackendError> {
         let mut problems = Vec::new();
         if !self.lengths.contains(&engine_len) {
-            problems.push(InputProblem::EngineLength {
-                lengths: self.lengths.clone(),
-                found: engine_len,
-            });
+            problems.push(format!(
+                "engine length: expected one of {:?}, found {engine_len}",
+                self.lengths
+            ));
         }
         let counts = [
             (
@@ -300,38 +299,29 @@ impl Session {
         ];
         for (name, expected, found) in counts {
             if expected != found {
-                problems.push(InputProblem::Count {
-                    name,
-                    expected,
-                    found,
-                });
+                problems.push(format!("{name}: expected {expected} values, found {found}"));
             }
         }
-        if !problems.is_empty() {
-            return Err(BackendError::Input(problems));
-        }
-        let vocab_size = self.vocab_size();
+        none_wrong(problems).map_err(BackendError::Input)?;
+        let (mut problems, vocab_size) = (Vec::new(), self.vocab_size());
         for (at, &token) in input_ids.iter().enumerate() {
             if !usize::try_from(token).is_ok_and(|token| token < vocab_size) {
-                problems.push(InputProblem::Token {
-                    slot: first + at / engine_len,
-                    index: at % engine_len,
-                    token,
-                    vocab_size,
-                });
+                problems.push(format!(
+                    "slot {}: token {} of the chunk is {token}, expected 0 to {}",
+                    first + at / engine_len,
+                    at % engine_len,
+                    vocab_size - 1
+                ));
             }
         }
         let max = Some(self.max_seq_len());
         let past_length = &self.past_length[first..first + count];
         if let Err(mut error) = check_lengths(past_length, seq_length, engine_len, max) {
             error.slot += first;
-            problems.push(InputProblem::Length(error));
+            problems.push(error.to_string());
         } else if seq_length.iter().all(|&length| length == 0) {
-            problems.push(InputProblem::AllIdle);
+            problems.push(ALL_IDLE.into());
         }
-        match problems.is_empty() {
-            true => Ok(()),
-            false => Err(BackendError::Input(problems)),
-        }
+        none_wrong(problems).map_err(BackendError::Input)
     }
 }

@@ -1,7 +1,8 @@
 //! What a slot holds, as bytes.
 
 use super::{BackendError, Session};
-use ratplus_graphs::manifest::{Manifest, WEIGHTS_FILE};
+use ratplus_graphs::none_wrong;
+use ratplus_graphs::package::{Manifest, WEIGHTS_FILE};
 use sha2::{Digest, Sha256};
 
 /// A sequence after a number of tokens: with it, another slot of any session of the same package goes on
@@ -64,9 +65,7 @@ impl Session {
     /// type; the slot is as it was. After any other error the slot starts over.
     pub fn write_state(&mut self, slot: usize, state: &SlotState) -> Result<(), BackendError> {
         let problems = self.unfit(state);
-        if !problems.is_empty() {
-            return Err(BackendError::State(problems));
-        }
+        none_wrong(problems).map_err(BackendError::State)?;
         self.past_length[slot] = 0;
         for (index, bytes) in state.tensors.iter().enumerate() {
             self.driver.write_state(index, slot, bytes)?;

@@ -1,15 +1,17 @@
 //! Engine plans of TensorRT and of TensorRT for RTX.
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, SEQUENCES, UPLOAD};
 use super::builder::Opening;
 use super::driver::{Driver, StepInputs};
+use super::error::{failed, run_error};
 use super::layout::{ALIGNMENT, Layout};
 use super::{BackendError, BackendKind, EngineImplementations, Implementation};
 use crate::nvinfer::{self, Library, Product};
 use crate::package::{OpenedPlan, PlanTarget};
-use crate::raw::{CudaError, Device, DeviceErrors, Memory, Place, PlanError, PlanRun};
-use ratplus_graphs::manifest::{Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo};
+use crate::raw::{Device, DeviceErrors, Memory, Place, PlanRun};
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{ElementType, check_gpu_cache};
+use ratplus_graphs::package::{Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo};
 use ratplus_kernels::cuda::OwnedStream;
 use ratplus_nvinfer::{ElementKind, Runtime, Tensor};
 use std::borrow::Cow;
@@ -106,10 +108,7 @@ pub fn check_tensors(engine: &EngineInfo, found: &[Tensor]) -> Result<(), Vec<St
                 .map(|found| format!("{what} `{}`: expected none of that name", found.name)),
         );
     }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(problems),
-    }
+    none_wrong(problems)
 }
 
 struct Engine {
@@ -204,15 +203,12 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
     let layout = Layout::new(opening.manifest(), &opening.engines, in_place, true);
     let buffers = layout.buffers.iter().copied();
     let memory = Memory::on_device(machine.device, opening.options.cuda.device, buffers);
-    let memory = memory.map_err(cuda("the sequences", "allocating their state"))?;
+    let memory = memory.map_err(failed(SEQUENCES, "allocating their state"))?;
     let stream = machine.device.stream();
-    let stream = stream.map_err(cuda("the sequences", "making a stream"))?;
+    let stream = stream.map_err(failed(SEQUENCES, "making a stream"))?;
     let plugins = machine.plugins.as_ref().map(|(path, _)| path.as_path());
-    let failed = |source| BackendError::Nvinfer {
-        file: opening.kind.to_string(),
-        source: Box::new(source),
-    };
-    let runtime = Runtime::new(&machine.library, plugins).map_err(failed)?;
+    let runtime = Runtime::new(&machine.library, plugins);
+    let runtime = runtime.map_err(run_error(opening.kind.name()))?;
     let mut driver = TensorRtDriver {
         engines: Vec::new(),
         buffers: Buffers::new(layout, memory, in_place),
@@ -245,24 +241,20 @@ impl TensorRtDriver {
         let file = &opened.file;
         let info = &opening.manifest().engines[opening.engines[position].index];
         let _span = tracing::debug_span!("build", file).entered();
-        let failed = |source| BackendError::Nvinfer {
-            file: file.clone(),
-            source: Box::new(source),
-        };
         let refused = |reason: String| {
             opening.unavailable(format!(
                 "{file}: {reason}; run `ratplus build` with `backends: {}` again on this machine",
                 opening.kind
             ))
         };
-        let unfit = runtime.unfit(opened).map_err(failed)?;
+        let unfit = runtime.unfit(opened).map_err(run_error(file))?;
         if !unfit.is_empty() {
             return Err(refused(format!(
                 "TensorRT refuses it here: {}",
                 unfit.join(", ")
             )));
         }
-        let engine = runtime.open(opened).map_err(failed)?;
+        let engine = runtime.open(opened).map_err(run_error(file))?;
         check_tensors(info, &engine.tensors()).map_err(|problems| {
             refused(format!(
                 "TensorRT's tensors are not the manifest's:\n  {}",
@@ -301,8 +293,7 @@ impl TensorRtDriver {
         let bindings = bindings.chunks(if graph { 1 } else { count });
         let runs = bindings.map(|places| {
             let places = places.iter().cloned();
-            let run = PlanRun::new(&engine, memory, places, stream, device);
-            run.map_err(|error| plan_error(file, error))
+            PlanRun::new(&engine, memory, places, stream, device).map_err(run_error(file))
         });
         let runs = runs.collect::<Result<_, _>>()?;
         self.engines.push(Engine {
@@ -310,14 +301,14 @@ impl TensorRtDriver {
             runs,
         });
         let given = self.buffers.give_idle(position);
-        given.map_err(cuda(file, UPLOAD))?;
+        given.map_err(failed(file, UPLOAD))?;
         for binding in 0..count {
             self.run_binding(position, binding)?;
         }
         if graph {
             for run in &mut self.engines[position].runs {
                 run.record(&mut self.buffers.memory)
-                    .map_err(|error| plan_error(file, error))?;
+                    .map_err(run_error(file))?;
             }
         }
         Ok(())
@@ -332,18 +323,11 @@ impl TensorRtDriver {
         let ran = runs[run].run(place, &mut self.buffers.memory);
         // Also after a failed run: the next one's errors are its own.
         let message = self.errors.and_then(DeviceErrors::take);
-        ran.map_err(|error| plan_error(file, error))?;
-        match message {
-            None => Ok(()),
-            Some(message) => Err(BackendError::Device {
-                file: file.clone(),
-                message,
-            }),
-        }
+        ran.map_err(run_error(file))?;
+        let left = message.map_or(Ok(()), Err);
+        left.map_err(run_error::<String>(file))
     }
 }
-
-const UPLOAD: &str = "copying tokens to the GPU";
 
 impl Driver for TensorRtDriver {
     fn implementations(&self) -> &[EngineImplementations] {
@@ -365,14 +349,12 @@ impl Driver for TensorRtDriver {
         inputs: StepInputs<'_>,
     ) -> Result<(), BackendError> {
         let binding = self.buffers.begin(engine, slot, inputs);
-        let binding = binding.map_err(cuda(&self.engines[engine].file, UPLOAD))?;
+        let binding = binding.map_err(failed(&self.engines[engine].file, UPLOAD))?;
         self.run_binding(engine, binding)?;
         self.buffers.end(engine, slot);
         let fetched = self.buffers.fetch(engine, slot);
-        fetched.map_err(cuda(
-            &self.engines[engine].file,
-            "copying logits from the GPU",
-        ))
+        let file = &self.engines[engine].file;
+        fetched.map_err(failed(file, "copying logits from the GPU"))
     }
 
     fn logits(&self, engine: usize) -> &[f32] {
@@ -390,13 +372,11 @@ impl Driver for TensorRtDriver {
         slot: usize,
         bytes: &mut [u8],
     ) -> Result<(), BackendError> {
-        let read = self.buffers.read_state(state, slot, bytes);
-        read.map_err(cuda("the sequences", "reading a state"))
+        self.buffers.read_state(state, slot, bytes)
     }
 
     fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
-        let written = self.buffers.write_state(state, slot, bytes);
-        written.map_err(cuda("the sequences", "writing a state"))
+        self.buffers.write_state(state, slot, bytes)
     }
 }
 
@@ -418,24 +398,5 @@ fn implementation(kind: BackendKind, manifest: &Manifest) -> Implementation {
             Implementation::Plugin
         }
         _ => Implementation::FunctionBody,
-    }
-}
-
-fn plan_error(file: &str, error: PlanError) -> BackendError {
-    match error {
-        PlanError::Nvinfer(source) => BackendError::Nvinfer {
-            file: file.into(),
-            source: Box::new(source),
-        },
-        PlanError::Cuda(what, source) => cuda(file, what)(source),
-    }
-}
-
-fn cuda(file: &str, what: &'static str) -> impl FnOnce(CudaError) -> BackendError {
-    let file = file.to_owned();
-    move |source| BackendError::Cuda {
-        file,
-        what,
-        source: Box::new(source),
     }
 }

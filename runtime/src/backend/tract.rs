@@ -2,14 +2,15 @@
 
 use super::builder::Opening;
 use super::driver::{Driver, Sides, StepInputs};
+use super::error::run_error;
 use super::inspection::Exactness;
 use super::{BackendError, EngineImplementations, Implementation};
 use crate::package::EngineGraph;
-use ratplus_graphs::manifest::{
+use ratplus_graphs::model::{ReferenceOptions, Rounding, reference, reference_weights};
+use ratplus_graphs::package::{
     INPUT_IDS, LOGITS, PAST_LENGTH, SEQ_LENGTH, WEIGHTS_FILE, state_tensors,
 };
-use ratplus_graphs::model::{ReferenceOptions, Rounding, reference, reference_weights};
-use ratplus_tract::{TensorRef, TractEngine, TractError, TractWeights};
+use ratplus_tract::{TensorRef, TractEngine, TractWeights};
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -42,24 +43,20 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
     let (manifest, package) = (opening.manifest(), opening.options.package);
     let exactness = opening.options.inspection.exactness;
     let (spec, shape) = (&manifest.model, manifest.shape());
-    let precision = &manifest.precision;
-    let stored = reference_weights(spec, &shape, precision);
+    let stored = reference_weights(spec, &shape, &manifest.precision);
     let path = package.weights_path();
     let weights = match exactness {
         Exactness::NoisyWeights(seed) => TractWeights::load_with_noise(&stored, path, seed),
         _ => TractWeights::load(&stored, path),
     };
-    let weights = weights.map_err(|error| tract_error(WEIGHTS_FILE, error))?;
+    let weights = weights.map_err(run_error(WEIGHTS_FILE))?;
     let (mut engines, mut implementations) = (Vec::new(), Vec::new());
     for opened in &opening.engines {
         let info = &manifest.engines[opened.index];
         let _span = tracing::debug_span!("build", file = info.name).entered();
         let names: Vec<_> = opened.taps.iter().map(|(name, _)| name.clone()).collect();
         let graph = reference(&ReferenceOptions {
-            spec,
-            shape: shape.with_batch(info.batch),
-            seq_len: info.seq_len,
-            precision,
+            sizes: manifest.sizes(info),
             rounding: match exactness {
                 Exactness::AsStored => Rounding::AsStored,
                 _ => Rounding::None,
@@ -67,8 +64,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
             inline: false,
             taps: &names,
         });
-        let engine =
-            TractEngine::new(&graph, &weights).map_err(|error| tract_error(&info.name, error))?;
+        let engine = TractEngine::new(&graph, &weights).map_err(run_error(&info.name))?;
         let seen = EngineGraph {
             engine: info,
             file: &info.name,
@@ -182,7 +178,7 @@ impl Driver for TractDriver {
         }
         engine
             .run(&tensors, &mut outputs)
-            .map_err(|error| tract_error(file, error))?;
+            .map_err(run_error(file))?;
         sides.swap(slots);
         Ok(())
     }
@@ -216,12 +212,5 @@ impl Driver for TractDriver {
             *value = f32::from_le_bytes(*bytes);
         }
         Ok(())
-    }
-}
-
-fn tract_error(file: &str, source: TractError) -> BackendError {
-    BackendError::Tract {
-        file: file.into(),
-        source: source.into(),
     }
 }

@@ -62,7 +62,7 @@ impl Surroundings {
     /// loader is told, what it knows, other Pythons.
     pub(super) fn places(&self) -> Vec<Place> {
         let active = |variable: &str, prefix: &Option<PathBuf>, own: &[&str]| match prefix {
-            None => Place::without(variable, "not set"),
+            None => Place::of(variable, [], "not set".into()),
             Some(prefix) => {
                 let own = own.iter().map(|folder| prefix.join(folder));
                 let folders = own.chain(wheels(prefix)).collect();
@@ -139,14 +139,6 @@ impl Surroundings {
 }
 
 impl Place {
-    fn without(name: &str, missing: &str) -> Self {
-        Self {
-            name: name.into(),
-            files: Vec::new(),
-            missing: missing.into(),
-        }
-    }
-
     /// Of groups of folders: what the first one has comes first.
     fn of(name: &str, groups: impl IntoIterator<Item = Vec<PathBuf>>, missing: String) -> Self {
         let groups = groups.into_iter();

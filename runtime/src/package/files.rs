@@ -3,11 +3,11 @@
 use super::{MAX_MODEL_BYTES, OpenOptions};
 use crate::raw;
 use memmap2::Mmap;
-use ratplus_graphs::manifest::{
+use ratplus_graphs::none_wrong;
+use ratplus_graphs::package::{
     FileInfo, MANIFEST_FILE, MAX_TOKENIZER_BYTES, Manifest, WEIGHTS_FILE,
 };
 use ratplus_graphs::staging::{self, Aside};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
@@ -106,7 +106,7 @@ impl Files {
     }
 
     fn check_content(&self, name: &str, info: &FileInfo, content: &[u8]) -> Result<(), String> {
-        let found = sha256(content);
+        let found = FileInfo::of(content).sha256;
         if found == info.sha256 {
             return Ok(());
         }
@@ -208,9 +208,7 @@ impl Files {
                 Err(problem) => problems.push(problem),
             }
         }
-        if !problems.is_empty() {
-            return Err(problems);
-        }
+        none_wrong(problems)?;
         // The manifest's own check has every needed name in `files`.
         let weights = weights.ok_or_else(|| vec![format!("{WEIGHTS_FILE}: missing; {ADVICE}")])?;
         let weights_path = self.locate(WEIGHTS_FILE).map_err(|problem| vec![problem])?;
@@ -268,9 +266,4 @@ fn read(name: &str, file: File, size: u64, most: u64) -> Result<Vec<u8>, String>
         return Err(format!("{name}: changed while it was read; try again"));
     }
     Ok(bytes)
-}
-
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,10 +2,10 @@
 //! checked, so that a runtime never sees a field this code did not.
 
 use prost::Message;
-use ratplus_graphs::manifest::{CustomNodes, Engine, Manifest, Target, TensorInfo, WEIGHTS_FILE};
 use ratplus_graphs::model::{StoredTensor, Weight};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
+use ratplus_graphs::package::{CustomNodes, Engine, Manifest, Target, TensorInfo, WEIGHTS_FILE};
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored, node_attributes};
 use std::collections::BTreeMap;
 

@@ -11,12 +11,13 @@ pub use plans::{OpenedPlan, PlanTarget};
 use crate::backend::BackendError;
 use memmap2::Mmap;
 use prost::Message;
-use ratplus_graphs::manifest::{
-    Engine, MANIFEST_FILE, Manifest, ManifestErrors, Target, WEIGHTS_FILE,
-};
 use ratplus_graphs::model::{StoredTensor, storage};
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::onnx::{ModelProto, ValueInfoProto};
 use ratplus_graphs::ops::TensorType;
+use ratplus_graphs::package::{
+    Engine, MANIFEST_FILE, Manifest, ManifestErrors, Target, WEIGHTS_FILE,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -140,9 +141,7 @@ impl Package {
             }
             models.push(graphs);
         }
-        if !problems.is_empty() {
-            return Err(fail(problems));
-        }
+        none_wrong(problems).map_err(fail)?;
         Ok(Self {
             dir: dir.into(),
             manifest: Arc::new(manifest),
@@ -233,13 +232,5 @@ impl Package {
     /// The checked bytes of the tokenizer, where the package has one.
     pub fn tokenizer_json(&self) -> Option<&[u8]> {
         self.tokenizer.as_deref()
-    }
-
-    /// Where the tokenizer lies.
-    pub fn tokenizer_path(&self) -> Option<PathBuf> {
-        self.manifest
-            .tokenizer
-            .as_ref()
-            .map(|name| self.dir.join(name))
     }
 }

@@ -3,7 +3,8 @@
 use super::files::Files;
 use super::{Package, PackageError};
 use memmap2::Mmap;
-use ratplus_graphs::manifest::{Target, WEIGHTS_FILE};
+use ratplus_graphs::none_wrong;
+use ratplus_graphs::package::{Target, WEIGHTS_FILE};
 use ratplus_graphs::plans::{PlanSet, plans_folder};
 use std::ops::Deref;
 
@@ -65,9 +66,7 @@ impl Package {
             (found != plan.onnx_sha256).then(|| stale(file, &plan.onnx_sha256, found, &again))
         });
         problems.extend(stale);
-        if !problems.is_empty() {
-            return Err(fail(problems));
-        }
+        none_wrong(problems).map_err(fail)?;
         let files = Files::new(&self.dir)
             .map_err(|problem| fail(vec![problem]))?
             .advising(again);

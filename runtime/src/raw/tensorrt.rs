@@ -8,19 +8,13 @@ use std::sync::Arc;
 /// Where a tensor lies: its name, buffer and first byte.
 pub(crate) type Place<'a> = (&'a str, usize, usize);
 
-/// Why a plan did not run.
-#[derive(Debug)]
-pub(crate) enum PlanError {
-    /// TensorRT failed.
-    Nvinfer(NvinferError),
-    /// The driver failed.
-    Cuda(&'static str, CudaError),
+/// The error of a call of the driver's.
+fn cuda(what: &str) -> impl Fn(CudaError) -> String {
+    move |error| format!("{what}: {error}")
 }
 
-impl From<NvinferError> for PlanError {
-    fn from(error: NvinferError) -> Self {
-        Self::Nvinfer(error)
-    }
+fn words(error: NvinferError) -> String {
+    error.to_string()
 }
 
 /// An execution context, the memory of its tensors and the CUDA graph that it was recorded in.
@@ -45,7 +39,7 @@ impl PlanRun {
         places: impl Iterator<Item = Vec<Place<'a>>>,
         stream: &Arc<OwnedStream>,
         device: &'static Device,
-    ) -> Result<Self, PlanError> {
+    ) -> Result<Self, String> {
         let buffers = memory.shared().clone();
         let tensors = engine.tensors();
         let found = places.map(|places| {
@@ -67,7 +61,7 @@ impl PlanRun {
         });
         let mut run = Self {
             graph: None,
-            context: engine.context()?,
+            context: engine.context().map_err(words)?,
             places: found.collect(),
             bound: 0,
             buffers: buffers.clone(),
@@ -78,23 +72,22 @@ impl PlanRun {
         Ok(run)
     }
 
-    fn bind(&mut self, place: usize) -> Result<(), PlanError> {
+    fn bind(&mut self, place: usize) -> Result<(), String> {
         self.bound = place;
         for (name, address) in &self.places[place] {
             // SAFETY: `new` has found room for the whole tensor at the address, in buffers that live as
             // long as this value, which has no work under way when it is dropped or bound anew.
-            unsafe { self.context.bind(name, *address)? };
+            unsafe { self.context.bind(name, *address) }.map_err(words)?;
         }
         Ok(())
     }
 
     /// Runs once at a place and waits for it. Makes the GPU the calling thread's current one.
-    pub fn run(&mut self, place: usize, memory: &mut Memory) -> Result<(), PlanError> {
+    pub fn run(&mut self, place: usize, memory: &mut Memory) -> Result<(), String> {
         self.check(memory);
         if place != self.bound {
             self.bind(place)?;
         }
-        let cuda = |what| move |error| PlanError::Cuda(what, error);
         self.device
             .make_current()
             .map_err(cuda("making the GPU current"))?;
@@ -112,9 +105,8 @@ impl PlanRun {
     }
 
     /// Records a run at its one place, which later runs repeat. The context has run before.
-    pub fn record(&mut self, memory: &mut Memory) -> Result<(), PlanError> {
+    pub fn record(&mut self, memory: &mut Memory) -> Result<(), String> {
         self.check(memory);
-        let cuda = |what| move |error| PlanError::Cuda(what, error);
         self.device
             .make_current()
             .map_err(cuda("making the GPU current"))?;
@@ -128,11 +120,10 @@ impl PlanRun {
         Ok(())
     }
 
-    fn enqueue(&mut self) -> Result<(), PlanError> {
+    fn enqueue(&mut self) -> Result<(), String> {
         // SAFETY: the stream is live, its GPU's context was just made current, every tensor is
         // bound, and callers borrow the memory mutably until the stream has done the work.
-        unsafe { self.context.enqueue(self.stream.stream().0)? };
-        Ok(())
+        unsafe { self.context.enqueue(self.stream.stream().0) }.map_err(words)
     }
 
     fn check(&self, memory: &Memory) {

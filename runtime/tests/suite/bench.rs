@@ -1,7 +1,7 @@
 //! Measurements of a session.
 
 use crate::common::{MAX_SEQ_LEN, Options, backends, fixture};
-use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::package::Fallback;
 use ratplus_runtime::backend::Session;
 use ratplus_runtime::backend::inspection::Inspection;
 use ratplus_tools::bench::{BenchOptions, bench, operator_times};

@@ -4,12 +4,12 @@ use half::{bf16, f16};
 use prost::Message;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::{
-    Fallback, FileInfo, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, Target, WEIGHTS_FILE,
-};
 use ratplus_graphs::model::{ROTARY_TABLES, build, rotary_row, storage};
 use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{
+    Fallback, FileInfo, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, Target, WEIGHTS_FILE,
+};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};

@@ -1,14 +1,15 @@
 //! ort-cuda is refused with everything that is missing.
 
 use crate::common::{Fixture, Options, fixture};
-use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::package::Fallback;
 #[cfg(not(feature = "cuda-emulation"))]
 use ratplus_kernels::cuda::Device;
 use ratplus_runtime::backend::{BackendError, BackendKind, OrtOptions, Session};
 use ratplus_runtime::ort_library;
 
 fn refusal(fixture: &Fixture, options: OrtOptions) -> Option<String> {
-    let builder = Session::builder(&fixture.package).ort(options);
+    let mut builder = Session::builder(&fixture.package);
+    builder.ort = options;
     match builder.open(BackendKind::OrtCuda) {
         Ok(_) => None,
         Err(error @ BackendError::Unavailable { .. }) => Some(error.to_string()),

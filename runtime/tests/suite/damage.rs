@@ -2,8 +2,8 @@
 
 use crate::common::{Options, spec, write_spec};
 use crate::hostile::refused;
-use ratplus_graphs::manifest::{Fallback, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::model::storage;
+use ratplus_graphs::package::{Fallback, MANIFEST_FILE, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_runtime::package::Package;

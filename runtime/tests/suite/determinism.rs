@@ -1,8 +1,8 @@
 //! The same bytes for any number of threads, in every run and every process.
 
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, tokens};
-use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{Fallback, LogitsMode};
 use ratplus_runtime::backend::Session;
 use ratplus_runtime::planner::plan;
 use ratplus_tests::times;

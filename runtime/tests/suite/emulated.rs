@@ -1,9 +1,9 @@
 //! ort-cuda in the emulator, where it differs from the CPU's way.
 
 use crate::common::{Fixture, Options, fixture, tokens, verified};
-use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::ops::ElementType;
-use ratplus_runtime::backend::{BackendKind, CudaOptions, Session};
+use ratplus_graphs::package::LogitsMode;
+use ratplus_runtime::backend::{BackendKind, Session};
 
 /// Logits of every step of a prompt, the last token's, decoded in slot 1.
 fn decode(session: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
@@ -16,14 +16,10 @@ fn decode(session: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
 }
 
 fn open(fixture: &Fixture, without_graph: bool) -> Session {
-    let options = CudaOptions {
-        without_graph,
-        ..CudaOptions::default()
-    };
-    Session::builder(&fixture.package)
-        .cuda(options)
-        .open(BackendKind::OrtCuda)
-        .unwrap_or_else(|error| panic!("{error}"))
+    let mut sessions = Session::builder(&fixture.package);
+    sessions.cuda.without_graph = without_graph;
+    let opened = sessions.open(BackendKind::OrtCuda);
+    opened.unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Sequences in slots, step by step.
 
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package};
-use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::package::Fallback;
 use ratplus_runtime::backend::{BackendError, BackendKind};
 use ratplus_runtime::engine::{Engine, EngineError, Ran};
 use ratplus_runtime::package::Package;

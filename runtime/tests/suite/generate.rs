@@ -1,8 +1,8 @@
 //! Generation on every backend of this machine.
 
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package};
-use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
 use ratplus_graphs::model::Weight;
+use ratplus_graphs::package::{Fallback, WEIGHTS_FILE};
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::engine::Engine;
 use ratplus_runtime::generate::{

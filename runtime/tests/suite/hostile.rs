@@ -4,9 +4,9 @@ use crate::common::{
     MAX_SEQ_LEN, Options, VOCAB, backends, fixture, info, open, write_manifest, write_package,
 };
 use prost::Message;
-use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, TensorProto};
 use ratplus_graphs::ops::{ElementType, TensorType};
+use ratplus_graphs::package::{Fallback, WEIGHTS_FILE};
 use ratplus_runtime::package::{Package, PackageError};
 use std::fs;
 use std::os::unix::fs::symlink;

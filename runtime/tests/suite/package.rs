@@ -2,9 +2,9 @@
 
 use crate::common::{Options, info, portable, write_manifest, write_package};
 use prost::Message;
-use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, TensorProto};
 use ratplus_graphs::ops::TensorType;
+use ratplus_graphs::package::{MANIFEST_FILE, Manifest, WEIGHTS_FILE};
 use ratplus_runtime::package::{OpenOptions, Package, PackageError};
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Engine plans of a package: strictly those that were built from it, for what is to run them.
 
 use crate::common::{Options, info, write_manifest, write_package};
-use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest, Target, WEIGHTS_FILE};
+use ratplus_graphs::package::{FileInfo, MANIFEST_FILE, Manifest, Target, WEIGHTS_FILE};
 use ratplus_graphs::plans::{Plan, PlanSet, plan_file, plans_folder};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::{Package, PlanTarget};
@@ -27,7 +27,7 @@ fn package() -> (tempfile::TempDir, Manifest) {
     let mut manifest = write_package(dir.path(), Options::default(), 1);
     let folder = dir.path().join(plans_folder(BACKEND));
     fs::create_dir_all(&folder).unwrap();
-    let plan = |engine: &ratplus_graphs::manifest::Engine| {
+    let plan = |engine: &ratplus_graphs::package::Engine| {
         let bytes = content(engine.seq_len);
         let info: FileInfo = info(&bytes);
         let file = plan_file(&engine.name, &info);

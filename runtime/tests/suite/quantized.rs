@@ -5,9 +5,9 @@ use crate::common::{
     write_package,
 };
 use prost::Message;
-use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{Fallback, LogitsMode};
 use ratplus_graphs::precision::{MATMUL_NBITS, Quantization};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::BackendKind;

@@ -3,12 +3,12 @@
 use crate::common::{
     EMULATED, MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, verified, write_package,
 };
-use ratplus_graphs::manifest::{Fallback, LogitsMode};
 use ratplus_graphs::model::{FINAL_NORM, Tap};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{Fallback, LogitsMode};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::inspection::{Inspection, extra_output};
-use ratplus_runtime::backend::{BackendError, BackendKind, Implementation, InputProblem, Session};
+use ratplus_runtime::backend::{BackendError, BackendKind, Implementation, Session};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner::{Chunk, chunks_of, plan};
 
@@ -301,31 +301,31 @@ fn bad_steps_are_refused_before_the_run() {
             i64::MIN,
         ] {
             let found = refuse(4, &[1, 2, 3, 4, 5, token, 7, 8], &[4, 4]);
-            let expected = InputProblem::Token {
-                slot: 1,
-                index: 1,
-                token,
-                vocab_size: VOCAB,
-            };
+            let expected = format!(
+                "slot 1: token 1 of the chunk is {token}, expected 0 to {}",
+                VOCAB - 1
+            );
             assert_eq!(found, [expected]);
         }
-        assert!(matches!(
-            refuse(5, &ids, &[4, 4])[..],
-            [InputProblem::EngineLength { .. }, ..]
-        ));
-        assert!(matches!(
-            refuse(0, &[], &[0, 0])[..],
-            [InputProblem::EngineLength { .. }, ..]
-        ));
-        assert!(matches!(
-            refuse(4, &ids[..7], &[4])[..],
-            [InputProblem::Count { .. }, InputProblem::Count { .. }]
-        ));
-        assert_eq!(refuse(4, &ids, &[0, 0]), [InputProblem::AllIdle]);
+        for length in [5, 0] {
+            let found = refuse(length, &ids, &[4, 4]);
+            assert!(found[0].starts_with("engine length: expected one of ["));
+            assert!(found[0].ends_with(&format!(", found {length}")));
+        }
+        assert_eq!(
+            refuse(4, &ids[..7], &[4]),
+            [
+                "input_ids: expected 8 values, found 7",
+                "seq_length: expected 2 values, found 1"
+            ]
+        );
+        assert_eq!(
+            refuse(4, &ids, &[0, 0]),
+            ["seq_length: expected at least one slot with 1 token or more, found none"]
+        );
         for length in [5, -1, i64::MAX, i64::MIN] {
-            assert!(
-                matches!(&refuse(4, &ids, &[4, length])[..], [InputProblem::Length(error)] if error.slot == 1)
-            );
+            let found = refuse(4, &ids, &[4, length]);
+            assert!(matches!(&found[..], [one] if one.starts_with("slot 1: ")));
         }
         // Nothing has moved, and the sequence ends at the last row.
         assert_eq!((session.past_length(0), session.past_length(1)), (4, 4));

@@ -4,8 +4,8 @@
 use crate::common::{Fixture, Options, VOCAB, backends, open, tokens, write_package};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::{Fallback, WEIGHTS_FILE};
 use ratplus_graphs::model::Weight;
+use ratplus_graphs::package::{Fallback, WEIGHTS_FILE};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::package::{OpenOptions, Package};

@@ -24,22 +24,19 @@ impl EvalOptions {
     /// Whether texts can be cut so for sequences of up to `longest` tokens.
     ///
     /// # Errors
-    /// [`EvalError::Option`].
+    /// [`EvalError::Refused`].
     pub fn check(&self, longest: usize) -> Result<(), EvalError> {
         let EvalOptions { window, stride } = *self;
         if !(2..=longest).contains(&window) {
-            return Err(EvalError::Option {
-                option: "window",
-                expected: format!("2 to {longest}, the package's `max_seq_len`"),
-                found: window,
-            });
+            return Err(EvalError::Refused(format!(
+                "`window`: expected 2 to {longest}, the package's `max_seq_len`, found {window}"
+            )));
         }
         if !(1..window).contains(&stride) {
-            return Err(EvalError::Option {
-                option: "stride",
-                expected: format!("1 to {}, less than the window", window - 1),
-                found: stride,
-            });
+            return Err(EvalError::Refused(format!(
+                "`stride`: expected 1 to {}, less than the window, found {stride}",
+                window - 1
+            )));
         }
         Ok(())
     }
@@ -126,46 +123,12 @@ pub fn negative_log_likelihood(logits: &[f32], token: usize) -> Option<f64> {
 /// Why a text cannot be scored.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
-    /// Sizes that do not fit.
-    #[error("`{option}`: expected {expected}, found {found}")]
-    Option {
-        /// The field of [`EvalOptions`].
-        option: &'static str,
-        /// What fits.
-        expected: String,
-        /// What was given.
-        found: usize,
-    },
-    /// Nothing to predict.
-    #[error(
-        "text {text}: expected at least 2 tokens, found {found}; the first one has no prediction"
-    )]
-    Short {
-        /// Index of the text.
-        text: usize,
-        /// Its tokens.
-        found: usize,
-    },
-    /// A token outside the vocabulary.
-    #[error("text {text}, token {index}: expected 0 to {}, found {token}", vocab_size - 1)]
-    Token {
-        /// Index of the text.
-        text: usize,
-        /// Index of the token.
-        index: usize,
-        /// The token.
-        token: u32,
-        /// Size of the vocabulary.
-        vocab_size: usize,
-    },
+    /// Options or texts that do not fit the package: what was expected and found.
+    #[error("{0}")]
+    Refused(String),
     /// Windows cannot be cut into chunks.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// The package returns the last token's logits and the session has no decode engine.
-    #[error(
-        "scoring needs every token's logits: open the engine of length 1, or export with `logits: all`"
-    )]
-    NoDecodeEngine,
     /// Logits that are no numbers.
     #[error("text {text}, token {index}: {source}")]
     NotFinite {
@@ -257,22 +220,25 @@ pub fn evaluate(
 fn check(session: &Session, texts: &[Text<'_>], options: EvalOptions) -> Result<(), EvalError> {
     options.check(session.max_seq_len())?;
     if !session.returns_all_logits() && session.lengths().first() != Some(&1) {
-        return Err(EvalError::NoDecodeEngine);
+        let message = "scoring needs every token's logits: open the engine of length 1, or export \
+                       with `logits: all`";
+        return Err(EvalError::Refused(message.into()));
     }
     let vocab_size = session.vocab_size();
     for (text, Text { tokens, .. }) in texts.iter().enumerate() {
         if tokens.len() < 2 {
-            let found = tokens.len();
-            return Err(EvalError::Short { text, found });
+            return Err(EvalError::Refused(format!(
+                "text {text}: expected at least 2 tokens, found {}; the first one has no prediction",
+                tokens.len()
+            )));
         }
         let unknown = |&token: &u32| token as usize >= vocab_size;
         if let Some(index) = tokens.iter().position(unknown) {
-            return Err(EvalError::Token {
-                text,
-                index,
-                token: tokens[index],
-                vocab_size,
-            });
+            return Err(EvalError::Refused(format!(
+                "text {text}, token {index}: expected 0 to {}, found {}",
+                vocab_size - 1,
+                tokens[index]
+            )));
         }
     }
     Ok(())

@@ -14,7 +14,6 @@
 //! | `drop` | `engine` | |
 
 use prost::Message;
-use ratplus_graphs::manifest::TensorInfo;
 use ratplus_graphs::model::{ReferenceGraph, Rounding, rounding_attributes};
 use ratplus_graphs::onnx::{AttributeType, LowCasts, ModelProto, NodeProto, OPSET, ValueInfoProto};
 use ratplus_graphs::ops::body::{BodyShape, function, inline};
@@ -23,6 +22,7 @@ use ratplus_graphs::ops::{
     ElementType, Inferred, Op, Operator, PLUGIN_ATTRIBUTES, Port, PortType, Ports, Schema,
     TensorType,
 };
+use ratplus_graphs::package::TensorInfo;
 use ratplus_graphs::with_operator;
 use ratplus_tract::{TensorRef, TractEngine, TractWeights};
 use serde_json::{Map, Value, json};

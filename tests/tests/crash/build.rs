@@ -2,7 +2,7 @@
 
 use crate::faults::preload;
 use crate::scene::{Scene, Tree, say, succeeded, tree};
-use ratplus_graphs::manifest::{MANIFEST_FILE, Manifest};
+use ratplus_graphs::package::{MANIFEST_FILE, Manifest};
 use ratplus_graphs::plans::plans_folder;
 use sha2::{Digest, Sha256};
 use std::fs;

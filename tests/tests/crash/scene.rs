@@ -1,6 +1,6 @@
 //! A folder with a checkpoint, a target beside it, and the packages that may be there.
 
-use ratplus_graphs::manifest::MANIFEST_FILE;
+use ratplus_graphs::package::MANIFEST_FILE;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_graphs::staging::{

@@ -42,21 +42,13 @@ pub fn findings(onnxruntime: Option<&Path>) -> [Finding; 3] {
         Err(error) => write!(detail, "\nfor other devices: {error}"),
     }
     .expect("a string takes all text");
-    let kernels = Finding {
-        name: "CUDA kernels",
-        found: embedded.is_some() || nvrtc.is_ok(),
-        detail,
-    };
+    let kernels = Finding::new("CUDA kernels", embedded.is_some() || nvrtc.is_ok(), detail);
 
     let folder = cuda::cache_folder();
-    let cache = Finding {
-        name: "kernel cache",
-        found: folder.is_some(),
-        detail: match folder {
-            Some(folder) => format!("{} (what NVRTC compiles)", folder.display()),
-            None => "NVRTC compiles anew in every process; set RATPLUS_CACHE_DIR or HOME".into(),
-        },
-    };
+    let none = "NVRTC compiles anew in every process; set RATPLUS_CACHE_DIR or HOME";
+    let cache = finding("kernel cache", &folder.ok_or(none), |folder| {
+        format!("{} (what NVRTC compiles)", folder.display())
+    });
     [driver, kernels, cache]
 }
 

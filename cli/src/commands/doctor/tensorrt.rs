@@ -8,20 +8,16 @@ use ratplus_runtime::nvinfer::{self, Product};
 pub fn findings() -> Vec<Finding> {
     let flavours = nvinfer::flavours();
     let names: Vec<_> = flavours.iter().map(ToString::to_string).collect();
-    let shim = Finding {
-        name: "TensorRT code",
-        found: !flavours.is_empty(),
-        detail: match flavours.is_empty() {
-            true => "none in this build: run `cargo xtask setup`, which installs headers, and \
-                     build again"
-                .into(),
-            false => format!("for {}", names.join(", ")),
-        },
+    let code = match flavours.is_empty() {
+        true => Err(
+            "none in this build: run `cargo xtask setup`, which installs headers, and build again",
+        ),
+        false => Ok(names.join(", ")),
     };
     let plugins = nvinfer::plugins(None);
     let gpu = Device::describe(0);
     let mut findings = vec![
-        shim,
+        finding("TensorRT code", &code, |names| format!("for {names}")),
         finding("RAT+ plugins", &plugins, |path| path.display().to_string()),
     ];
     for (product, name, backend) in [
@@ -55,18 +51,13 @@ pub fn findings() -> Vec<Finding> {
         if gpu.is_err() {
             missing.push("a CUDA device".into());
         }
-        findings.push(Finding {
-            name: backend,
-            found: missing.is_empty(),
-            detail: match (missing.is_empty(), can_build) {
-                (true, _) => "ready".into(),
-                (false, true) => format!(
-                    "`ratplus build` works here; to run plans it needs {}",
-                    missing.join("; ")
-                ),
-                (false, false) => format!("needs {}", missing.join("; ")),
-            },
-        });
+        let needs = missing.join("; ");
+        let detail = match (missing.is_empty(), can_build) {
+            (true, _) => "ready".into(),
+            (false, true) => format!("`ratplus build` works here; to run plans it needs {needs}"),
+            (false, false) => format!("needs {needs}"),
+        };
+        findings.push(Finding::new(backend, missing.is_empty(), detail));
     }
     findings
 }

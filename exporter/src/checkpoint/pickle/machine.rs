@@ -73,7 +73,7 @@ pub(in super::super) fn parse(bytes: &[u8]) -> Result<Pickle<'_>, Fail> {
         Ok(_) => Err(format!("{} bytes after STOP", bytes.len() - machine.at)),
         Err(problem) => Err(problem),
     }
-    .map_err(|problem| Fail::Malformed("pickle", at_byte(&problem, at)))
+    .map_err(|problem| Fail::malformed("pickle", at_byte(&problem, at)))
 }
 
 impl<'a> Machine<'a> {
@@ -172,12 +172,9 @@ impl<'a> Machine<'a> {
     }
 
     fn pop(&mut self) -> Outcome<Id> {
-        if self.stack.len() <= self.floor() {
-            return Err("an operation lacks its operand".into());
-        }
-        self.stack
-            .pop()
-            .ok_or_else(|| "an operation lacks its operand".into())
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
     }
 
     fn top(&self) -> Outcome<Id> {

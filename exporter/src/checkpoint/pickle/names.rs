@@ -3,6 +3,20 @@
 use super::super::tensor::StoredType;
 use super::{Global, Rebuild};
 
+/// What PyTorch calls a storage and the type of its elements.
+const TYPES: [(&str, &str, StoredType); 10] = [
+    ("Float", "float32", StoredType::F32),
+    ("Half", "float16", StoredType::F16),
+    ("BFloat16", "bfloat16", StoredType::BF16),
+    ("Double", "float64", StoredType::F64),
+    ("Long", "int64", StoredType::I64),
+    ("Int", "int32", StoredType::I32),
+    ("Short", "int16", StoredType::I16),
+    ("Char", "int8", StoredType::I8),
+    ("Byte", "uint8", StoredType::U8),
+    ("Bool", "bool", StoredType::Bool),
+];
+
 /// What a name that a state dict needs stands for.
 pub(super) fn global(module: &str, name: &str) -> Option<Global> {
     Some(match (module, name) {
@@ -23,32 +37,8 @@ pub(super) fn global(module: &str, name: &str) -> Option<Global> {
             Global::Storage(StoredType::U8)
         }
         ("torch", name) => match name.strip_suffix("Storage") {
-            Some(kind) => Global::Storage(match kind {
-                "Float" => StoredType::F32,
-                "Half" => StoredType::F16,
-                "BFloat16" => StoredType::BF16,
-                "Double" => StoredType::F64,
-                "Long" => StoredType::I64,
-                "Int" => StoredType::I32,
-                "Short" => StoredType::I16,
-                "Char" => StoredType::I8,
-                "Byte" => StoredType::U8,
-                "Bool" => StoredType::Bool,
-                _ => return None,
-            }),
-            None => Global::Dtype(match name {
-                "float32" => StoredType::F32,
-                "float16" => StoredType::F16,
-                "bfloat16" => StoredType::BF16,
-                "float64" => StoredType::F64,
-                "int64" => StoredType::I64,
-                "int32" => StoredType::I32,
-                "int16" => StoredType::I16,
-                "int8" => StoredType::I8,
-                "uint8" => StoredType::U8,
-                "bool" => StoredType::Bool,
-                _ => return None,
-            }),
+            Some(kind) => Global::Storage(TYPES.iter().find(|it| it.0 == kind)?.2),
+            None => Global::Dtype(TYPES.iter().find(|it| it.1 == name)?.2),
         },
         _ => return None,
     })
@@ -67,124 +57,23 @@ const LONGEST: usize = 1000;
 
 /// Modules that reach the system, the interpreter or other pickles; wherever they stand in a name:
 /// a module that imports `os` has an attribute `os`.
-const REACH: &[&str] = &[
-    "os",
-    "posix",
-    "nt",
-    "sys",
-    "subprocess",
-    "commands",
-    "builtins",
-    "__builtin__",
-    "ctypes",
-    "cffi",
-    "importlib",
-    "imp",
-    "runpy",
-    "pty",
-    "shutil",
-    "socket",
-    "ssl",
-    "marshal",
-    "pickle",
-    "cPickle",
-    "cloudpickle",
-    "dill",
-    "joblib",
-    "shelve",
-    "webbrowser",
-    "multiprocessing",
-    "tempfile",
-    "urllib",
-    "urllib2",
-    "httplib",
-    "requests",
-    "aiohttp",
-    "httpx",
-    "urllib3",
-    "paramiko",
-    "pip",
-    "setuptools",
-    "pkg_resources",
-    "distutils",
-    "cpp_extension",
-    "f2py",
-    "numexpr",
-];
+const REACH: &str = "os posix nt sys subprocess commands builtins __builtin__ ctypes cffi importlib imp \
+    runpy pty shutil socket ssl marshal pickle cPickle cloudpickle dill joblib shelve webbrowser \
+    multiprocessing tempfile urllib urllib2 httplib requests aiohttp httpx urllib3 paramiko pip \
+    setuptools pkg_resources distutils cpp_extension f2py numexpr";
 
 /// Words of functions that run code, load it, or read what others wrote.
-const VERBS: &[&str] = &[
-    "apply",
-    "attrgetter",
-    "call",
-    "compile",
-    "delattr",
-    "eval",
-    "evaluate",
-    "exec",
-    "execfile",
-    "execute",
-    "fork",
-    "getattr",
-    "import",
-    "input",
-    "invoke",
-    "kill",
-    "load",
-    "loads",
-    "main",
-    "methodcaller",
-    "open",
-    "partial",
-    "pickle",
-    "popen",
-    "remove",
-    "rmtree",
-    "run",
-    "save",
-    "setattr",
-    "shell",
-    "spawn",
-    "system",
-    "unlink",
-    "unpickle",
-    "write",
-];
+const VERBS: &str = "apply attrgetter call compile delattr eval evaluate exec execfile execute fork \
+    getattr import input invoke kill load loads main methodcaller open partial pickle popen remove \
+    rmtree run save setattr shell spawn system unlink unpickle write";
 
 /// Parts of PyTorch and NumPy that run, compile or load.
-const MACHINERY: &[&str] = &[
-    "torch.hub",
-    "torch.jit",
-    "torch.package",
-    "torch.serialization",
-    "torch.fx",
-    "torch.ops",
-    "torch.classes",
-    "torch.library",
-    "torch.export",
-    "torch.onnx",
-    "torch.testing",
-    "torch.compiler",
-    "torch.utils.bottleneck",
-    "torch.utils.collect_env",
-    "torch.utils.data.datapipes",
-    "torch.utils.model_zoo",
-    "torch.utils._config_module",
-    "torch.distributed.rpc",
-    "torch.distributed.run",
-    "torch.distributed.launcher",
-    "torch.distributed.elastic",
-    "torch._dynamo",
-    "torch._inductor",
-    "torch._functorch",
-    "torch._ops",
-    "torch._classes",
-    "torch._export",
-    "torch._lobpcg",
-    "numpy.testing",
-    "numpy.distutils",
-    "numpy.lib.npyio",
-];
+const MACHINERY: &str = "torch.hub torch.jit torch.package torch.serialization torch.fx torch.ops \
+    torch.classes torch.library torch.export torch.onnx torch.testing torch.compiler \
+    torch.utils.bottleneck torch.utils.collect_env torch.utils.data.datapipes torch.utils.model_zoo \
+    torch.utils._config_module torch.distributed.rpc torch.distributed.run torch.distributed.launcher \
+    torch.distributed.elastic torch._dynamo torch._inductor torch._functorch torch._ops torch._classes \
+    torch._export torch._lobpcg numpy.testing numpy.distutils numpy.lib.npyio";
 
 /// The standard library, whose few data types are listed below.
 const STANDARD: &str = "abc aifc antigravity argparse array ast asynchat asyncio asyncore atexit \
@@ -303,19 +192,19 @@ pub(in super::super) fn hostile(module: &str, name: &str) -> bool {
     }
     let own = parts().skip(usize::from(top == "__main__"));
     let reaches = own.clone().any(|part| {
-        REACH.contains(&part) || part.len() > 4 && part.starts_with("__") && part.ends_with("__")
+        listed(REACH, part) || part.len() > 4 && part.starts_with("__") && part.ends_with("__")
     });
     let whole = format!("{module}.{name}");
-    let within = |part: &&str| {
+    let within = |part: &str| {
         whole
-            .strip_prefix(*part)
+            .strip_prefix(part)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     let last = name.rsplit('.').next().unwrap_or_default();
     // Cython's, one for each type.
     let last = last.strip_prefix("__pyx_unpickle_").unwrap_or(last);
-    let verb = last.split('_').any(|word| VERBS.contains(&word));
-    reaches || verb || MACHINERY.iter().any(within)
+    let verb = last.split('_').any(|word| listed(VERBS, word));
+    reaches || verb || MACHINERY.split_ascii_whitespace().any(within)
 }
 
 #[cfg(test)]

@@ -250,7 +250,7 @@ fn values_that_are_not_finite_are_named() {
     for dtype in ElementType::ACTIVATIONS {
         assert_eq!(
             read(1..4, dtype, false).unwrap_err().to_string(),
-            "x.pth: tensor `layer.weight`: element [2, 1] is NaN, expected a finite number; give --allow-nonfinite to \
+            "x.pth: tensor `layer.weight`: element [2, 1] is NaN, expected a finite number; give `allow_nonfinite` to \
              export it as it is"
         );
         assert!(

@@ -47,7 +47,7 @@ model:
         ),
     ] {
         let options = ResolveOptions {
-            config: Some(path.clone()),
+            config_file: Some(path.clone()),
             ..ResolveOptions::default()
         };
         let found = resolve(&weights, &options).unwrap_or_else(|error| panic!("{error}"));
@@ -70,7 +70,7 @@ fn layers_beyond_the_checkpoints_are_refused_before_they_are_made() {
     let huge = run(set("/model/backbone/num_layers", json!(i64::MAX)));
     std::fs::write(&path, huge.to_string()).unwrap();
     let options = ResolveOptions {
-        config: Some(path),
+        config_file: Some(path),
         ..ResolveOptions::default()
     };
     let found = resolve(&checkpoint(true, &json!(null), distinct), &options);
@@ -93,7 +93,7 @@ fn what_is_given_wins_over_what_was_saved() {
     let path = directory.path().join("given.json");
     std::fs::write(&path, r#"{"activation": "silu", "rope": false, "d_ff": 3}"#).unwrap();
     let options = ResolveOptions {
-        config: Some(path),
+        config_file: Some(path),
         ..ResolveOptions::default()
     };
     let saved = run(|config| {
@@ -159,7 +159,7 @@ fn only_a_whole_configuration_replaces_what_cannot_be_read() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("whole.json");
     let options = ResolveOptions {
-        config: Some(path.clone()),
+        config_file: Some(path.clone()),
         ..ResolveOptions::default()
     };
     let unread = run(set("/model/backbone/hidden_cell", json!("<mylib.Cell>")));

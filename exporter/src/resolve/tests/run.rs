@@ -28,10 +28,7 @@ fn a_run_says_its_whole_model() {
 #[test]
 fn every_activation_rotation_and_base_is_kept() {
     for activation in Activation::ALL {
-        let config = run(set(
-            "/model/backbone/hidden_cell/act_fn",
-            json!(activation.name()),
-        ));
+        let config = run(set("/model/backbone/hidden_cell/act_fn", json!(activation)));
         assert_eq!(plain(&config).spec.activation, activation);
     }
     let empty = plain(&run(set("/model/embedding/pe", json!({"_name_": "empty"}))));
@@ -250,7 +247,7 @@ fn sequences_longer_than_those_of_training_are_noted() {
         let notes = resolved(&run(|_| {}), &options).unwrap().notes;
         notes
             .iter()
-            .any(|note| note.starts_with("--max-seq-len 65 is past the 64 tokens"))
+            .any(|note| note.starts_with("`max_seq_len: 65` is past the 64 tokens"))
     };
     assert_eq!([64, 65].map(asked), [false, true]);
 }

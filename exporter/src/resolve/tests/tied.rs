@@ -34,8 +34,9 @@ fn a_tied_matrix_has_either_name() {
             Weight::LmHead => EMBEDDING,
             _ => HEAD,
         };
-        let remedy =
-            format!("where it is tied to `{there}`, give a --config with \"tie_embedding\": true");
+        let remedy = format!(
+            "where it is tied to `{there}`, give a `config_file` with \"tie_embedding\": true"
+        );
         assert!(
             problems.iter().any(|problem| problem.ends_with(&remedy)),
             "{problems:?}"
@@ -45,7 +46,7 @@ fn a_tied_matrix_has_either_name() {
         let path = directory.path().join("tie.json");
         std::fs::write(&path, r#"{"tie_embedding": true}"#).unwrap();
         let options = ResolveOptions {
-            config: Some(path),
+            config_file: Some(path),
             ..options
         };
         let found = resolve(&checkpoint(true, &silent, without), &options).unwrap();

@@ -2,7 +2,9 @@
 //! visible, and the cache update (arXiv 2602.18196).
 
 mod body;
+mod rows;
 
+use crate::none_wrong;
 use super::body::Call;
 use super::schema::aliases;
 use super::{Attributes, Axis, Definition, Dims, Op, Ports, Schema};
@@ -92,14 +94,10 @@ impl Definition for DilatedAttention {
         name: "DilatedAttention",
         inputs: Inputs::<()>::PORTS,
         outputs: Outputs::<()>::PORTS,
-        aliases: &aliases(
-            Inputs::<()>::PORTS,
-            Outputs::<()>::PORTS,
-            [
-                ("past_key", "present_key"),
-                ("past_value", "present_value"),
-            ],
-        ),
+        aliases: &aliases::<Inputs<()>, Outputs<()>, _>([
+            ("past_key", "present_key"),
+            ("past_value", "present_value"),
+        ]),
         attributes: RawAttributes::SPECS,
     };
     type Inputs<P> = Inputs<P>;
@@ -132,11 +130,9 @@ impl Definition for DilatedAttention {
                 raw.scale
             ));
         }
-        if !errors.is_empty() {
-            return Err(errors);
-        }
+        none_wrong(errors)?;
         let at = |list: &[i64], head: usize| if list.len() == 1 { list[0] } else { list[head] };
-        let mut patterns = Vec::new();
+        let (mut patterns, mut errors) = (Vec::new(), Vec::new());
         for head in 0..heads as usize {
             let pattern = Pattern::new(
                 at(&raw.dilation, head),
@@ -148,14 +144,9 @@ impl Definition for DilatedAttention {
                 Err(error) => errors.push(format!("head {head}: attribute {error}")),
             }
         }
-        if errors.is_empty() {
-            Ok(Self {
-                patterns,
-                scale: raw.scale,
-            })
-        } else {
-            Err(errors)
-        }
+        none_wrong(errors)?;
+        let scale = raw.scale;
+        Ok(Self { patterns, scale })
     }
 
     /// One value per list where all heads agree, else one per head.

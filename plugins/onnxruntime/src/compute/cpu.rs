@@ -1,7 +1,7 @@
 //! Runs on ORT's threads.
 
-use super::Call;
 use super::workspace::{RunAllocator, Workspace};
+use super::{Call, gathered};
 use crate::api::{Api, Failure};
 use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 use crate::parallel::OrtThreads;
@@ -54,16 +54,8 @@ impl Cpu {
             unsafe { call.fault.race("race_in_task") };
         });
         let (mut inputs, mut outputs) = ([null(); MAX_INPUTS], [null_mut(); MAX_OUTPUTS]);
-        let (inputs, outputs) = (
-            &mut inputs[..call.inputs.len()],
-            &mut outputs[..call.outputs.len()],
-        );
-        for (to, tensor) in inputs.iter_mut().zip(call.inputs) {
-            *to = tensor.data.cast_const().cast();
-        }
-        for (to, tensor) in outputs.iter_mut().zip(call.outputs) {
-            *to = tensor.data.cast();
-        }
+        let inputs = gathered(call.inputs, &mut inputs, |it| it.data.cast_const().cast());
+        let outputs = gathered(call.outputs, &mut outputs, |it| it.data.cast());
         let run = |workspace| {
             let on = Processor {
                 isa: isa(),

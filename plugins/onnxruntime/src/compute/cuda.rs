@@ -1,7 +1,7 @@
 //! Runs on a GPU, in the stream of ORT's CUDA provider.
 
 use super::workspace::Workspace;
-use super::{Call, EMULATED};
+use super::{Call, EMULATED, gathered};
 use crate::api::{Api18, Failure, Tensor};
 use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 use crate::plan::Plan;
@@ -107,18 +107,8 @@ impl Cuda {
         let stream = Stream(stream);
         let address = |tensor: &Tensor| tensor.data.addr() as DevicePtr;
         let (mut inputs, mut outputs) = ([0; MAX_INPUTS], [0; MAX_OUTPUTS]);
-        let (inputs, outputs) = (
-            &mut inputs[..call.inputs.len()],
-            &mut outputs[..call.outputs.len()],
-        );
-        inputs
-            .iter_mut()
-            .zip(call.inputs)
-            .for_each(|(to, tensor)| *to = address(tensor));
-        outputs
-            .iter_mut()
-            .zip(call.outputs)
-            .for_each(|(to, tensor)| *to = address(tensor));
+        let inputs = gathered(call.inputs, &mut inputs, address);
+        let outputs = gathered(call.outputs, &mut outputs, address);
         // SAFETY: the caller's contract; the workspace has the plan's size, and its memory
         // belongs to this stream.
         let launched = unsafe { launch.launch(inputs, outputs, memory, node, stream) };

@@ -142,6 +142,15 @@ impl Call<'_> {
     }
 }
 
+/// What `address` makes of each tensor, in `to`.
+fn gathered<'a, T>(tensors: &[Tensor], to: &'a mut [T], address: fn(&Tensor) -> T) -> &'a mut [T] {
+    let to = &mut to[..tensors.len()];
+    for (to, tensor) in to.iter_mut().zip(tensors) {
+        *to = address(tensor);
+    }
+    to
+}
+
 /// Addresses a tensor takes up.
 fn span(tensor: &Tensor) -> Range<usize> {
     let start = tensor.data.addr();

@@ -6,15 +6,15 @@
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::manifest::{
-    INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, WEIGHTS_FILE,
-    state_tensors,
-};
 use ratplus_graphs::model::{
-    self, ROTARY_TABLES, ReferenceGraph, ReferenceOptions, Rounding, Weight, reference,
+    self, ROTARY_TABLES, ReferenceGraph, ReferenceOptions, Rounding, Sizes, Weight, reference,
     reference_weights,
 };
 use ratplus_graphs::ops::{ElementType, TensorType};
+use ratplus_graphs::package::{
+    INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, WEIGHTS_FILE,
+    state_tensors,
+};
 use ratplus_graphs::precision::Precision;
 use ratplus_graphs::spec::{Activation, ModelSpec};
 use ratplus_reference::full::{self, FullAttention};
@@ -120,10 +120,12 @@ impl Package {
     ) -> ReferenceGraph {
         let taps: Vec<_> = taps.iter().map(|&name| name.to_owned()).collect();
         reference(&ReferenceOptions {
-            spec: &self.spec,
-            shape: self.shape,
-            seq_len,
-            precision: &Precision::default(),
+            sizes: Sizes {
+                spec: &self.spec,
+                shape: self.shape,
+                seq_len,
+                precision: &Precision::default(),
+            },
             rounding,
             inline,
             taps: &taps,

@@ -1,9 +1,9 @@
 //! Models of one node in tract.
 
-use ratplus_graphs::manifest::TensorInfo;
 use ratplus_graphs::model::{ReferenceGraph, Rounding, rounding_attributes};
 use ratplus_graphs::ops::body::{BodyShape, inline, node};
 use ratplus_graphs::ops::{DOMAIN, Op, Operator, Port, Ports, TensorType};
+use ratplus_graphs::package::TensorInfo;
 use ratplus_graphs::with_operator;
 use ratplus_tract::{TensorRef, TractEngine, TractWeights};
 

@@ -1,16 +1,17 @@
 //! What ONNX Runtime on a GPU needs beside the CPU's.
 
+use crate::backend::error::{failed, run_error};
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{CudaError, Device, DeviceErrors, EMULATED, Weights, open_library};
+use crate::raw::{Device, DeviceErrors, EMULATED, Weights, open_library};
 use ort::environment::Environment;
 use ort::ep::{
     ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, CUDA, ExecutionProvider,
 };
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
-use ratplus_graphs::manifest::WEIGHTS_FILE;
+use ratplus_graphs::package::WEIGHTS_FILE;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -97,27 +98,22 @@ impl Gpu {
     /// Every stored tensor in the GPU's memory, in one copy that all engines use.
     pub fn upload_weights(&self, package: &Package) -> Result<Arc<Weights>, BackendError> {
         let bytes = package.weights();
-        let failed = |source| cuda_error(WEIGHTS_FILE, "copying the weights to the GPU", source);
-        let memory = self.device.allocate(bytes.len()).map_err(failed)?;
-        memory.upload(bytes).map_err(failed)?;
+        let copied = failed(WEIGHTS_FILE, "copying the weights to the GPU");
+        let memory = self.device.allocate(bytes.len()).map_err(&copied)?;
+        memory.upload(bytes).map_err(&copied)?;
         // A copy from memory that is not pinned returns early.
-        self.device.synchronize().map_err(failed)?;
+        self.device.synchronize().map_err(&copied)?;
         Weights::of_device(memory, self.ordinal, package.stored_tensors())
             .map(Arc::new)
-            .map_err(|error| super::ort_error(WEIGHTS_FILE, error))
+            .map_err(failed(WEIGHTS_FILE, super::ORT))
     }
 
     /// Waits for the GPU; an error if a kernel has left one.
     pub fn finish(&self, file: &str) -> Result<(), BackendError> {
         let waited = self.device.synchronize();
-        waited.map_err(|source| cuda_error(file, "waiting for the run", source))?;
-        match self.errors.take() {
-            None => Ok(()),
-            Some(message) => Err(BackendError::Device {
-                file: file.into(),
-                message,
-            }),
-        }
+        waited.map_err(failed(file, "waiting for the run"))?;
+        let left = self.errors.take().map_or(Ok(()), Err);
+        left.map_err(run_error::<String>(file))
     }
 }
 
@@ -148,14 +144,6 @@ fn provider(ordinal: i32, graph: bool) -> CUDA {
         .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
         // Copies wait for the work before them.
         .with_arbitrary_config("do_copy_in_default_stream", 1)
-}
-
-pub(super) fn cuda_error(file: &str, what: &'static str, source: CudaError) -> BackendError {
-    BackendError::Cuda {
-        file: file.into(),
-        what,
-        source: Box::new(source),
-    }
 }
 
 /// Libraries that ONNX Runtime's CUDA provider is linked with or loads, each after those it needs.

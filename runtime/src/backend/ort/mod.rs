@@ -2,24 +2,25 @@
 
 pub(super) mod cuda;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, SEQUENCES, UPLOAD};
 use super::builder::Opening;
 use super::driver::{Driver, StepInputs};
+use super::error::failed;
 use super::layout::{Bound, Layout};
 use super::profile::Profile;
 use super::profile_file::{ProfileFile, ProfileFolder};
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
-use crate::ort_library::{self, OnnxRuntime};
+use crate::ort_library::{self, LibraryError, OnnxRuntime};
 use crate::package::EngineGraph;
 use crate::raw::{
-    Binding, CudaError, EMULATED, KernelRun, KernelWatch, Memory, Model, OrtSession, Value, Weights,
+    Binding, EMULATED, KernelRun, KernelWatch, Memory, Model, OrtSession, Value, Weights,
 };
-use cuda::{Gpu, cuda_error};
+use cuda::Gpu;
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::session::builder::PrepackedWeights;
-use ratplus_graphs::manifest::{Fallback, Target, WEIGHTS_FILE};
 use ratplus_graphs::ops::{ElementType, check_gpu_cache};
+use ratplus_graphs::package::{Fallback, Target, WEIGHTS_FILE};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,10 +100,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
     check(opening)?;
     let (kind, options) = (opening.kind, opening.options);
     let package = options.package;
-    let library = |source| BackendError::Library {
-        backend: kind,
-        source,
-    };
+    let library = |error: LibraryError| opening.unavailable(error.to_string());
     let found = ort_library::load(options.ort.library.as_deref()).map_err(library)?;
     let (runtime, environment) = found;
     let manifest = opening.manifest();
@@ -119,21 +117,19 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         )?),
         _ => None,
     };
-    let failed = |error| ort_error(WEIGHTS_FILE, error);
     let layout = Layout::new(manifest, &opening.engines, kernels, gpu.is_some());
     let (memory, weights, prepacked) = match &gpu {
         None => (
             Memory::new(layout.buffers.iter().map(|(bytes, _)| *bytes)),
             Weights::of_map(package.weights_map(), package.stored_tensors())
                 .map(Arc::new)
-                .map_err(failed)?,
+                .map_err(failed(WEIGHTS_FILE, ORT))?,
             Some(PrepackedWeights::new()),
         ),
         Some(gpu) => {
             let buffers = layout.buffers.iter().copied();
             let memory = Memory::on_device(gpu.device, gpu.ordinal, buffers);
-            let failed = |error| cuda_error("the sequences", "allocating their state", error);
-            let memory = memory.map_err(failed)?;
+            let memory = memory.map_err(failed(SEQUENCES, "allocating their state"))?;
             (memory, gpu.upload_weights(package)?, None)
         }
     };
@@ -164,7 +160,6 @@ impl OrtDriver {
         let graph = opening.graph(position, target(opening))?;
         let file = graph.file;
         let _span = tracing::debug_span!("build", file).entered();
-        let failed = |error| ort_error(file, error);
         // On a GPU it also shows where standard nodes ran.
         let kept = opening.options.inspection.profile;
         let profiled = kept || self.gpu.is_some();
@@ -183,7 +178,7 @@ impl OrtDriver {
         let bindings = places
             .map(|(slot, side)| self.bind(&session, position, slot, side))
             .collect::<Result<_, _>>()
-            .map_err(failed)?;
+            .map_err(failed(file, ORT))?;
         let profile = folder.map(ProfileFolder::into_file).transpose();
         let profile = profile.unwrap_or_else(|error| {
             without = Some(error.to_string());
@@ -273,7 +268,7 @@ impl OrtDriver {
             // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
             OrtSession::new(builder, &shared.weights, model)
         };
-        build().map_err(|error| ort_error(file, error))
+        build().map_err(failed(file, ORT))
     }
 
     fn bind(
@@ -303,7 +298,7 @@ impl OrtDriver {
     /// A run that leaves every state as it is, whatever runs it.
     fn run_idle(&mut self, engine: usize) -> Result<(), BackendError> {
         let given = self.buffers.give_idle(engine);
-        given.map_err(|error| self.failed(engine, UPLOAD, error))?;
+        given.map_err(failed(&self.engines[engine].file, UPLOAD))?;
         self.run_binding(engine, 0)?;
         if let Some(threads) = &mut self.engines[engine].recorded {
             threads.push(thread::current().id());
@@ -320,16 +315,13 @@ impl OrtDriver {
         } = &mut self.engines[engine];
         let ran = session.run(&bindings[binding], &mut self.buffers.memory);
         let finished = self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.finish(file));
-        ran.map_err(|error| ort_error(file, error))?;
+        ran.map_err(failed(file, ORT))?;
         finished
-    }
-
-    fn failed(&self, engine: usize, what: &'static str, error: CudaError) -> BackendError {
-        cuda_error(&self.engines[engine].file, what, error)
     }
 }
 
-const UPLOAD: &str = "copying tokens to the GPU";
+/// Whose words an error has.
+const ORT: &str = "ONNX Runtime";
 
 impl Driver for OrtDriver {
     fn implementations(&self) -> &[EngineImplementations] {
@@ -356,11 +348,12 @@ impl Driver for OrtDriver {
             self.run_idle(engine)?;
         }
         let binding = self.buffers.begin(engine, slot, inputs);
-        let binding = binding.map_err(|error| self.failed(engine, UPLOAD, error))?;
+        let binding = binding.map_err(failed(&self.engines[engine].file, UPLOAD))?;
         self.run_binding(engine, binding)?;
         self.buffers.end(engine, slot);
         let fetched = self.buffers.fetch(engine, slot);
-        fetched.map_err(|error| self.failed(engine, "copying results from the GPU", error))
+        let file = &self.engines[engine].file;
+        fetched.map_err(failed(file, "copying results from the GPU"))
     }
 
     fn logits(&self, engine: usize) -> &[f32] {
@@ -377,13 +370,11 @@ impl Driver for OrtDriver {
         slot: usize,
         bytes: &mut [u8],
     ) -> Result<(), BackendError> {
-        let read = self.buffers.read_state(state, slot, bytes);
-        read.map_err(|error| cuda_error("the sequences", "reading a state", error))
+        self.buffers.read_state(state, slot, bytes)
     }
 
     fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
-        let written = self.buffers.write_state(state, slot, bytes);
-        written.map_err(|error| cuda_error("the sequences", "writing a state", error))
+        self.buffers.write_state(state, slot, bytes)
     }
 
     fn make_resident(&mut self) {
@@ -412,12 +403,5 @@ fn target(opening: &Opening<'_>) -> Target {
         // The CPU, where the emulator's products run, has none in bf16.
         BackendKind::OrtCuda if !(EMULATED && manifest.dtype == ElementType::BF16) => Target::Cuda,
         _ => Target::Portable,
-    }
-}
-
-fn ort_error(file: &str, source: ort::Error) -> BackendError {
-    BackendError::Ort {
-        file: file.into(),
-        source,
     }
 }

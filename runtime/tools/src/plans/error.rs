@@ -1,60 +1,31 @@
-use ratplus_runtime::nvinfer::NvinferError;
+use ratplus_runtime::backend::BackendKind;
+use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// Why no plans were built. The package is as it was.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// The backend cannot build here, or not from this package.
-    #[error("backend `{backend}`: {reason}")]
-    Refused {
-        /// Its name.
-        backend: String,
-        /// Why, and what to do.
-        reason: String,
-    },
-    /// TensorRT refused an engine.
-    #[error("{file}: {source}")]
-    Nvinfer {
-        /// The engine.
-        file: String,
-        /// Its words.
-        source: NvinferError,
-    },
-    /// TensorRT's inputs and outputs are not those of the manifest.
-    #[error("{file}: TensorRT's tensors are not the manifest's:\n  {}", .problems.join("\n  "))]
-    Tensors {
-        /// The engine.
-        file: String,
-        /// One per tensor.
-        problems: Vec<String>,
-    },
-    /// The package is not one that plans can be put into.
-    #[error("package `{}`: {reason}", .dir.display())]
-    Package {
-        /// Its folder.
-        dir: PathBuf,
-        /// Expected, found, and what to do.
-        reason: String,
-    },
-    /// A file could not be written.
-    #[error("{action} `{}`: {source}", .path.display())]
-    Io {
-        /// What failed.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: io::Error,
-    },
-}
+/// Why no plans were built, and what to do. The package is as it was.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BuildError(String);
 
 impl BuildError {
+    /// The backend cannot build here, or not from this package.
+    pub(super) fn refused(backend: BackendKind, reason: impl fmt::Display) -> Self {
+        Self(format!("backend `{backend}`: {reason}"))
+    }
+
+    /// TensorRT refused the engine of `file`.
+    pub(super) fn engine(file: &str, reason: impl fmt::Display) -> Self {
+        Self(format!("{file}: {reason}"))
+    }
+
+    /// The package is not one that plans can be put into.
+    pub(super) fn package(dir: &Path, reason: impl fmt::Display) -> Self {
+        Self(format!("package `{}`: {reason}", dir.display()))
+    }
+
+    /// A file could not be written.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.into(),
-            source,
-        }
+        move |error| Self(format!("{action} `{}`: {error}", path.display()))
     }
 }

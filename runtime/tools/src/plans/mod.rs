@@ -5,12 +5,12 @@ mod stage;
 
 pub use error::BuildError;
 
-use ratplus_graphs::manifest::{Fallback, Manifest, WEIGHTS_FILE};
+use ratplus_graphs::package::{Fallback, Manifest, WEIGHTS_FILE};
 use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
 use ratplus_kernels::cuda::{self, Device};
 use ratplus_nvinfer::{Library, Network, NetworkSource};
 use ratplus_runtime::backend::{BackendKind, PlanRequirements, check_tensors};
-use ratplus_runtime::nvinfer::{self, Product};
+use ratplus_runtime::nvinfer::{self, NvinferError, Product};
 use ratplus_runtime::package::{EngineGraph, Package};
 use serde::Serialize;
 use stage::Stage;
@@ -148,10 +148,7 @@ impl Tools {
                 targets,
                 timing_cache,
             }),
-            _ => Err(BuildError::Refused {
-                backend: backend.to_string(),
-                reason: problems.join("\n  "),
-            }),
+            _ => Err(BuildError::refused(backend, problems.join("\n  "))),
         }
     }
 
@@ -187,10 +184,7 @@ pub fn build(
     let start = Instant::now();
     let manifest = package.manifest();
     let needs = PlanRequirements::of(backend, manifest);
-    let needs = needs.map_err(|reason| BuildError::Refused {
-        backend: backend.to_string(),
-        reason,
-    })?;
+    let needs = needs.map_err(|reason| BuildError::refused(backend, reason))?;
     let mut tools = Tools::find(backend, needs, options)?;
     let mut stage = Stage::new(package, backend.name())?;
     let timing = tools.timing_cache.as_ref();
@@ -204,20 +198,14 @@ pub fn build(
             engine,
             file: onnx,
             model,
-        } = graph.map_err(|error| BuildError::Refused {
-            backend: backend.to_string(),
-            reason: error.to_string(),
-        })?;
+        } = graph.map_err(|error| BuildError::refused(backend, error))?;
         progress(BuildProgress {
             engine: onnx,
             index,
             count,
         });
         let began = Instant::now();
-        let failed = |source| BuildError::Nvinfer {
-            file: onnx.into(),
-            source,
-        };
+        let failed = |error: NvinferError| BuildError::engine(onnx, error);
         let weights = package.weights_path();
         let source = NetworkSource {
             model: &package.encode(model, &[]),
@@ -227,9 +215,10 @@ pub fn build(
             compute_capabilities: &options.compute_capabilities,
         };
         let mut network = Network::parse(&tools.library, &source).map_err(failed)?;
-        check_tensors(engine, &network.tensors()).map_err(|problems| BuildError::Tensors {
-            file: onnx.into(),
-            problems,
+        check_tensors(engine, &network.tensors()).map_err(|problems| {
+            let problems = problems.join("\n  ");
+            let reason = format!("TensorRT's tensors are not the manifest's:\n  {problems}");
+            BuildError::engine(onnx, reason)
         })?;
         tools.note_targets(&network);
         let plan = network.build().map_err(failed)?;

@@ -1,10 +1,9 @@
 //! Plans become a package's own with one rename, that of its manifest.
 
 use super::BuildError;
-use ratplus_graphs::manifest::{FileInfo, MANIFEST_FILE, Manifest};
+use ratplus_graphs::package::{FileInfo, MANIFEST_FILE, Manifest};
 use ratplus_graphs::plans::{BUILDING_PREFIX, PLANS_FOLDER, PlanSet, is_plan_file, plans_folder};
 use ratplus_runtime::package::Package;
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,20 +21,17 @@ pub(super) struct Stage<'a> {
 impl<'a> Stage<'a> {
     pub fn new(package: &'a Package, backend: &'static str) -> Result<Self, BuildError> {
         let root = package.dir();
-        let refused = |reason: String| BuildError::Package {
-            dir: root.into(),
-            reason,
-        };
         let manifest = root.join(MANIFEST_FILE);
         let plans = root.join(PLANS_FOLDER);
         let folder = root.join(plans_folder(backend));
         for path in [&manifest, &plans, &folder] {
             if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink()) {
-                return Err(refused(format!(
+                let reason = format!(
                     "expected no link at `{}`: its target is not the package's to change; copy \
                      the package (`cp -rL`) and build there",
                     path.display()
-                )));
+                );
+                return Err(BuildError::package(root, reason));
             }
         }
         fs::create_dir_all(&folder).map_err(BuildError::io("creating", &folder))?;
@@ -65,11 +61,7 @@ impl<'a> Stage<'a> {
         bytes: &[u8],
         name: impl FnOnce(&FileInfo) -> String,
     ) -> Result<FileInfo, BuildError> {
-        let digest = Sha256::digest(bytes);
-        let info = FileInfo {
-            bytes: bytes.len() as u64,
-            sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        };
+        let info = FileInfo::of(bytes);
         let name = name(&info);
         write_synced(&self.dir.join(&name), bytes)?;
         self.names.push(name);
@@ -88,13 +80,10 @@ impl<'a> Stage<'a> {
         write_synced(&staged, &manifest.to_json())?;
         let found = fs::read(&path).map_err(BuildError::io("reading", &path))?;
         if found != before {
-            return Err(BuildError::Package {
-                dir: root.into(),
-                reason: format!(
-                    "{MANIFEST_FILE} was changed while the plans were built; run `ratplus build` \
-                     again"
-                ),
-            });
+            let reason = format!(
+                "{MANIFEST_FILE} was changed while the plans were built; run `ratplus build` again"
+            );
+            return Err(BuildError::package(root, reason));
         }
         for name in &self.names {
             let to = self.folder.join(name);

@@ -20,12 +20,16 @@ pub struct Worst {
 /// Differences over many rows.
 #[derive(Clone, Debug, Default)]
 pub struct Differences {
-    rows: u64,
+    /// Rows compared.
+    pub rows: u64,
+    /// Rows whose largest element was at the same index.
+    pub argmax_agreed: u64,
+    /// Largest absolute difference; infinite where something was not a number.
+    pub max: f64,
+    /// Where it was.
+    pub worst: Option<Worst>,
     elements: u64,
     sum: f64,
-    max: f64,
-    worst: Option<Worst>,
-    argmax_agreed: u64,
 }
 
 impl Differences {
@@ -66,21 +70,6 @@ impl Differences {
         self.elements += expected.len() as u64;
     }
 
-    /// Rows compared.
-    pub fn rows(&self) -> u64 {
-        self.rows
-    }
-
-    /// Rows whose largest element was at the same index.
-    pub fn argmax_agreed(&self) -> u64 {
-        self.argmax_agreed
-    }
-
-    /// Largest absolute difference; infinite where something was not a number.
-    pub fn max(&self) -> f64 {
-        self.max
-    }
-
     /// Mean absolute difference.
     pub fn mean(&self) -> f64 {
         if self.elements == 0 {
@@ -88,11 +77,6 @@ impl Differences {
         } else {
             self.sum / self.elements as f64
         }
-    }
-
-    /// Where the largest difference was.
-    pub fn worst(&self) -> Option<Worst> {
-        self.worst
     }
 }
 
@@ -105,11 +89,11 @@ mod tests {
         let mut differences = Differences::default();
         differences.add(0, 3, &[1.0, 5.0, 2.0], &[1.0, 4.5, 2.0]);
         differences.add(1, 4, &[1.0, 2.0, 2.5], &[1.0, 2.75, 2.5]);
-        assert_eq!((differences.rows(), differences.argmax_agreed()), (2, 1));
-        assert_eq!(differences.max(), 0.75);
+        assert_eq!((differences.rows, differences.argmax_agreed), (2, 1));
+        assert_eq!(differences.max, 0.75);
         assert_eq!(
             differences
-                .worst()
+                .worst
                 .map(|worst| (worst.sequence, worst.position, worst.index)),
             Some((1, 4, 1))
         );
@@ -120,9 +104,9 @@ mod tests {
     fn not_a_number_is_never_equal() {
         let mut differences = Differences::default();
         differences.add(0, 0, &[0.0, 1.0], &[f32::NAN, 1.0]);
-        assert_eq!(differences.max(), f64::INFINITY);
+        assert_eq!(differences.max, f64::INFINITY);
         let mut differences = Differences::default();
         differences.add(0, 0, &[0.0, 1.0], &[0.0]);
-        assert_eq!(differences.max(), f64::INFINITY);
+        assert_eq!(differences.max, f64::INFINITY);
     }
 }

@@ -2,9 +2,9 @@
 
 use super::turn::turns;
 use super::{Golden, Route, Verifier, VerifyError};
-use ratplus_graphs::manifest::LogitsMode;
 use ratplus_graphs::model::{self, FINAL_NORM};
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::LogitsMode;
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::backend::inspection::Exactness;

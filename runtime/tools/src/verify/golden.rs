@@ -247,35 +247,29 @@ fn token_major(values: &[f32], batch: usize, heads: usize, seq_len: usize, dim: 
 }
 
 fn integers(file: &SafeTensors<'_>, name: &str) -> Result<(Vec<usize>, Vec<i64>), String> {
-    let view = file
-        .tensor(name)
-        .map_err(|_| format!("tensor `{name}` is missing"))?;
-    if view.dtype() != Dtype::I64 {
-        return Err(format!("{name}: expected I64, found {:?}", view.dtype()));
-    }
-    let (values, _) = view.data().as_chunks::<8>();
-    Ok((
-        view.shape().to_vec(),
-        values
-            .iter()
-            .map(|bytes| i64::from_le_bytes(*bytes))
-            .collect(),
-    ))
+    elements(file, name, Dtype::I64, i64::from_le_bytes)
 }
 
 fn floats(file: &SafeTensors<'_>, name: &str) -> Result<(Vec<usize>, Vec<f32>), String> {
-    let view = file
-        .tensor(name)
-        .map_err(|_| format!("tensor `{name}` is missing"))?;
-    if view.dtype() != Dtype::F32 {
-        return Err(format!("{name}: expected F32, found {:?}", view.dtype()));
+    elements(file, name, Dtype::F32, f32::from_le_bytes)
+}
+
+/// Shape and elements of a tensor.
+fn elements<T, const SIZE: usize>(
+    file: &SafeTensors<'_>,
+    name: &str,
+    dtype: Dtype,
+    read: fn([u8; SIZE]) -> T,
+) -> Result<(Vec<usize>, Vec<T>), String> {
+    let missing = |_| format!("tensor `{name}` is missing");
+    let view = file.tensor(name).map_err(missing)?;
+    if view.dtype() != dtype {
+        return Err(format!(
+            "{name}: expected {dtype:?}, found {:?}",
+            view.dtype()
+        ));
     }
-    let (values, _) = view.data().as_chunks::<4>();
-    Ok((
-        view.shape().to_vec(),
-        values
-            .iter()
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect(),
-    ))
+    let (values, _) = view.data().as_chunks();
+    let values = values.iter().copied().map(read).collect();
+    Ok((view.shape().to_vec(), values))
 }

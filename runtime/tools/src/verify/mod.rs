@@ -22,11 +22,12 @@ mod turn;
 
 pub use compare::{Differences, Worst};
 pub use golden::{Golden, GoldenError, GoldenTap};
+use ratplus_graphs::none_wrong;
 pub use report::{Implementations, Row, STORED_WEIGHTS, Skip, VerifyReport};
-pub use route::{Route, Step};
+pub use route::Route;
 use turn::{Seen, turns};
 
-use ratplus_graphs::manifest::Manifest;
+use ratplus_graphs::package::Manifest;
 use ratplus_graphs::tolerance::{F32_LOGIT, NAIVE_ROUNDING_FACTOR};
 use ratplus_runtime::backend::inspection::{Exactness, Inspection};
 use ratplus_runtime::backend::{BackendError, BackendKind, Session, SessionBuilder};
@@ -130,7 +131,7 @@ pub fn verify(
                 verifier.verify_backend(session, golden, &routes, &mut rows)?;
             }
             Err(VerifyError::Backend {
-                source: source @ (BackendError::Unavailable { .. } | BackendError::Library { .. }),
+                source: source @ BackendError::Unavailable { .. },
                 ..
             }) if !explicit => skipped.push(Skip::new(backend, &source)),
             Err(error) => return Err(error),
@@ -226,9 +227,7 @@ fn check(
             }
         }
     }
-    if !errors.is_empty() {
-        return Err(VerifyError::Mismatch(errors));
-    }
+    none_wrong(errors).map_err(VerifyError::Mismatch)?;
     let chunks = if options.chunks.is_empty() {
         &lengths
     } else {
@@ -415,7 +414,7 @@ impl Verifier<'_> {
         } else if backend == BackendKind::Tract {
             // Over all routes: few rows on one of them are a small sample of rounding errors.
             let naive = self.naive.entry(tensor.to_owned()).or_default();
-            *naive = naive.max(differences.max());
+            *naive = naive.max(differences.max);
             (
                 f64::INFINITY,
                 format!("set by tract: its error with the package's roundings ({types})"),
@@ -438,16 +437,16 @@ impl Verifier<'_> {
             backend,
             route: route.to_owned(),
             tensor: tensor.to_owned(),
-            rows: differences.rows(),
-            max_error: differences.max(),
+            rows: differences.rows,
+            max_error: differences.max,
             mean_error: differences.mean(),
             tolerance,
             mean_tolerance: None,
             tolerance_source: source,
-            argmax_agreed: (tensor == "logits").then(|| differences.argmax_agreed()),
-            worst: differences.worst(),
+            argmax_agreed: (tensor == "logits").then_some(differences.argmax_agreed),
+            worst: differences.worst,
             seconds,
-            passed: differences.max().is_finite() && differences.max() <= tolerance,
+            passed: differences.max.is_finite() && differences.max <= tolerance,
             divergence: None,
         })
     }

@@ -52,21 +52,21 @@ impl Verifier<'_> {
         for seed in NOISE_SEEDS {
             let noisy = self.exact(file, Exactness::NoisyWeights(seed))?;
             let differences = exact.differences(&noisy);
-            noise = noise.max(differences.max());
+            noise = noise.max(differences.max);
             mean_noise = mean_noise.max(differences.mean());
         }
         let differences = file.differences(&exact);
         let floor = F32_LOGIT * file.largest_logit();
         let tolerance = (NAIVE_ROUNDING_FACTOR * noise).max(floor);
-        let mean_tolerance = (differences.rows() >= STORED_WEIGHTS_MEAN_ROWS)
+        let mean_tolerance = (differences.rows >= STORED_WEIGHTS_MEAN_ROWS)
             .then(|| (STORED_WEIGHTS_MEAN_FACTOR * mean_noise).max(floor));
         let mean_passed = mean_tolerance.is_none_or(|most| differences.mean() <= most);
         rows.push(Row {
             backend: BackendKind::Tract,
             route: Route::Decode.to_string(),
             tensor: STORED_WEIGHTS.into(),
-            rows: differences.rows(),
-            max_error: differences.max(),
+            rows: differences.rows,
+            max_error: differences.max,
             mean_error: differences.mean(),
             tolerance,
             mean_tolerance,
@@ -74,12 +74,12 @@ impl Verifier<'_> {
                 "{STORED_WEIGHTS}: {NAIVE_ROUNDING_FACTOR} x what noise of up to half a step in every \
                  rounded weight makes of tract in f32, {STORED_WEIGHTS_MEAN_FACTOR} x in the mean"
             ),
-            argmax_agreed: Some(differences.argmax_agreed()),
-            worst: differences.worst(),
+            argmax_agreed: Some(differences.argmax_agreed),
+            worst: differences.worst,
             seconds: started.elapsed().as_secs_f64(),
             // Noise that overflows shows nothing.
             passed: tolerance.is_finite()
-                && differences.max() <= tolerance
+                && differences.max <= tolerance
                 && mean_passed,
             divergence: None,
         });

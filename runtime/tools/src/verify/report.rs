@@ -1,8 +1,8 @@
 //! What `verify` found.
 
 use super::Worst;
-use ratplus_graphs::manifest::Fallback;
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::Fallback;
 use ratplus_runtime::backend::{BackendError, BackendKind, Session};
 use serde::Serialize;
 
@@ -47,7 +47,6 @@ pub const STORED_WEIGHTS: &str = "stored weights";
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// The backend.
-    #[serde(serialize_with = "as_text")]
     pub backend: BackendKind,
     /// The way through the sequence.
     pub route: String,
@@ -91,15 +90,10 @@ fn finite_or_text<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S:
     }
 }
 
-fn as_text<S: serde::Serializer>(value: &BackendKind, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
 /// Which implementation ran the custom nodes of a backend.
 #[derive(Clone, Debug, Serialize)]
 pub struct Implementations {
     /// The backend.
-    #[serde(serialize_with = "as_text")]
     pub backend: BackendKind,
     /// One line per engine, or one for all where they agree.
     pub engines: Vec<String>,
@@ -126,7 +120,6 @@ impl Implementations {
 #[derive(Clone, Debug, Serialize)]
 pub struct Skip {
     /// The backend.
-    #[serde(serialize_with = "as_text")]
     pub backend: BackendKind,
     /// Why.
     pub reason: String,

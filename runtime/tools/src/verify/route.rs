@@ -1,6 +1,6 @@
 //! The ways a sequence is put through a package's engines.
 
-use ratplus_runtime::planner::{self, PlanError};
+use ratplus_runtime::planner::{Chunk, PlanError, chunks_of, plan};
 use std::fmt;
 
 /// A way through a sequence.
@@ -16,15 +16,6 @@ pub enum Route {
     DecodeApart,
     /// As the planner would prefill it.
     Planned,
-}
-
-/// One run of an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
-    /// Static length of the engine.
-    pub engine_len: usize,
-    /// Tokens of each sequence in this run.
-    pub tokens: usize,
 }
 
 /// Most tokens that [`Route::PrefillThenDecode`] decodes.
@@ -43,40 +34,27 @@ impl Route {
     /// The runs that take `total` tokens through engines of `lengths`.
     ///
     /// # Errors
-    /// [`Route::Planned`] has no plan.
+    /// There are no tokens, or [`Route::Planned`] has no plan.
     pub fn steps(
         &self,
         total: usize,
         lengths: &[usize],
         limit: usize,
-    ) -> Result<Vec<Step>, PlanError> {
+    ) -> Result<Vec<Chunk>, PlanError> {
         Ok(match *self {
-            Self::Prefill(chunk) => chunks(total, chunk),
+            Self::Prefill(chunk) => chunks_of(total, chunk)?,
             Self::PrefillThenDecode(chunk) => {
                 let tail = DECODED_TAIL.min(total / 2);
-                let mut steps = chunks(total - tail, chunk);
-                steps.extend(chunks(tail, 1));
+                let mut steps = chunks_of(total - tail, chunk)?;
+                if tail > 0 {
+                    steps.extend(chunks_of(tail, 1)?);
+                }
                 steps
             }
-            Self::Decode | Self::DecodeApart => chunks(total, 1),
-            Self::Planned => planner::plan(total, lengths, limit)?
-                .into_iter()
-                .map(|chunk| Step {
-                    engine_len: chunk.engine_len,
-                    tokens: chunk.tokens,
-                })
-                .collect(),
+            Self::Decode | Self::DecodeApart => chunks_of(total, 1)?,
+            Self::Planned => plan(total, lengths, limit)?,
         })
     }
-}
-
-fn chunks(total: usize, chunk: usize) -> Vec<Step> {
-    (0..total.div_ceil(chunk))
-        .map(|index| Step {
-            engine_len: chunk,
-            tokens: chunk.min(total - index * chunk),
-        })
-        .collect()
 }
 
 impl fmt::Display for Route {

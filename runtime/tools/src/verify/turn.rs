@@ -1,7 +1,8 @@
 //! Runs of engines along a route, and what they leave behind.
 
-use super::{Golden, Route, Step, VerifyError};
-use ratplus_runtime::backend::{Session, Step as Output, inspection};
+use super::{Golden, Route, VerifyError};
+use ratplus_runtime::backend::{Session, Step, inspection};
+use ratplus_runtime::planner::Chunk;
 
 /// One run of an engine on a route.
 #[derive(Clone)]
@@ -14,7 +15,7 @@ pub(super) struct Turn {
     sequences: std::ops::Range<usize>,
     /// Position of the run's first token.
     position: usize,
-    step: Step,
+    step: Chunk,
 }
 
 /// Every run that takes all sequences along `route`.
@@ -67,7 +68,7 @@ impl Turn {
             let slots = self.slot..self.slot + if self.apart { 1 } else { batch };
             slots.for_each(|slot| session.reset(slot));
         }
-        let Step { engine_len, tokens } = self.step;
+        let Chunk { engine_len, tokens } = self.step;
         if self.apart {
             let source = &golden.tokens[self.sequences.start][position..position + tokens];
             let ids: Vec<_> = source.iter().map(|&token| token as u32).collect();
@@ -88,7 +89,7 @@ impl Turn {
 
 /// What one run of an engine left behind.
 pub(super) struct Seen<'a> {
-    output: Output<'a>,
+    output: Step<'a>,
     turn: Turn,
 }
 
@@ -106,7 +107,7 @@ impl Seen<'_> {
 
     /// (sequence, position, row) of a tap that has a row for every token.
     pub fn tap(&self, name: &str, width: usize) -> Vec<(usize, usize, Vec<f32>)> {
-        let Step { engine_len, tokens } = self.turn.step;
+        let Chunk { engine_len, tokens } = self.turn.step;
         let output = inspection::extra_output(&self.output, name);
         let values = output.as_ref().map_or(&[][..], |(_, values)| values);
         let mut rows = Vec::new();

@@ -1,7 +1,7 @@
 //! Manifests of small packages.
 
 use super::package::package;
-use ratplus_graphs::manifest::{Fallback, Manifest};
+use ratplus_graphs::package::{Fallback, Manifest};
 use ratplus_graphs::precision::Quantization;
 use serde_json::json;
 

@@ -2,7 +2,7 @@
 
 pub use super::package::Package;
 use super::package::package;
-use ratplus_graphs::manifest::Fallback;
+use ratplus_graphs::package::Fallback;
 use ratplus_graphs::precision::Quantization;
 use std::sync::LazyLock;
 

@@ -1,12 +1,12 @@
 //! The manifest and graphs of a package of one layer.
 
 use prost::Message;
-use ratplus_graphs::manifest::{
-    Fallback, FileInfo, LogitsMode, Manifest, PackageShape, Target, WEIGHTS_FILE,
-};
 use ratplus_graphs::model::{StoredTensor, build, storage};
 use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{
+    Fallback, FileInfo, LogitsMode, Manifest, PackageShape, Target, WEIGHTS_FILE,
+};
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};

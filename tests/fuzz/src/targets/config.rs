@@ -27,7 +27,7 @@ pub fn run(data: &[u8]) {
         let path = folder.join("config.json");
         fs::write(&path, data).expect("a configuration");
         let options = ResolveOptions {
-            config: Some(path),
+            config_file: Some(path),
             ..ResolveOptions::default()
         };
         for local_window in [vec![], vec![7]] {

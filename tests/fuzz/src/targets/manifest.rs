@@ -1,7 +1,7 @@
 //! `manifest.json`, as it is and with its checksum made right.
 
-use ratplus_graphs::manifest::Manifest;
 use ratplus_graphs::model::storage;
+use ratplus_graphs::package::Manifest;
 
 pub fn run(data: &[u8]) {
     if let Ok(manifest) = Manifest::parse(data) {

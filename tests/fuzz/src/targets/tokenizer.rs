@@ -1,6 +1,6 @@
 //! `tokenizer.json`, a byte 0xff, and a prompt, which is also a list of tokens.
 
-use ratplus_graphs::manifest::SpecialTokens;
+use ratplus_graphs::package::SpecialTokens;
 use ratplus_runtime::text::Tokenizer;
 
 /// Bytes of the prompt that are used.

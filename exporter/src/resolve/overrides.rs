@@ -1,39 +1,40 @@
-//! Flags that change a pattern.
+//! Options that change a pattern.
 
 use super::ResolveOptions;
 use super::patterns::join;
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 
 impl ResolveOptions {
-    fn flags(&self) -> [(&'static str, &[i64]); 3] {
+    fn fields(&self) -> [(&'static str, &[i64]); 3] {
         [
-            ("--dilation", &self.dilation),
-            ("--local-window", &self.local_window),
-            ("--initial", &self.initial),
+            ("dilation", &self.dilation),
+            ("local_window", &self.local_window),
+            ("initial", &self.initial),
         ]
     }
 
-    /// The pattern flags that were given.
-    pub(super) fn pattern_flags(&self) -> Vec<String> {
-        self.flags()
+    /// The fields of patterns that are given.
+    pub(super) fn given_fields(&self) -> Vec<String> {
+        self.fields()
             .into_iter()
             .filter(|(_, values)| !values.is_empty())
-            .map(|(flag, values)| format!("{flag} {}", join(values)))
+            .map(|(field, values)| format!("`{field}: {}`", join(values)))
             .collect()
     }
 
-    /// Flags win, field by field, in every head of their layers. Every problem else.
+    /// Options win, field by field, in every head of their layers. Every problem else.
     pub(super) fn override_patterns(&self, spec: &mut ModelSpec) -> Result<(), Vec<String>> {
         let mut problems = Vec::new();
         let layers = spec.patterns.len();
-        for (flag, values) in self.flags() {
+        for (field, values) in self.fields() {
             if values.is_empty() {
                 continue;
             }
             if values.len() != 1 && values.len() != layers {
                 problems.push(format!(
-                    "{flag}: expected one value or one per layer ({layers}), found {}",
+                    "`{field}`: expected one value or one per layer ({layers}), found {}",
                     values.len()
                 ));
                 continue;
@@ -50,15 +51,15 @@ impl ResolveOptions {
                         pattern.local_window.into(),
                         pattern.initial.into(),
                     );
-                    let changed = match flag {
-                        "--dilation" => Pattern::new(value, window, initial),
-                        "--local-window" => Pattern::new(dilation, value, initial),
+                    let changed = match field {
+                        "dilation" => Pattern::new(value, window, initial),
+                        "local_window" => Pattern::new(dilation, value, initial),
                         _ => Pattern::new(dilation, window, value),
                     };
                     match changed {
                         Ok(changed) => *pattern = changed,
                         Err(error) => {
-                            let problem = format!("{flag}: {error}");
+                            let problem = format!("`{field}`: {error}");
                             if !problems.contains(&problem) {
                                 problems.push(problem);
                             }
@@ -67,10 +68,6 @@ impl ResolveOptions {
                 }
             }
         }
-        if problems.is_empty() {
-            Ok(())
-        } else {
-            Err(problems)
-        }
+        none_wrong(problems)
     }
 }
