@@ -170,6 +170,12 @@ int32_t networkNew(RatplusSymbols const* symbols, void* logger, RatplusNetworkRe
         expect(made->network.get(), "IBuilder::createNetworkV2");
         made->config.reset(builder.createBuilderConfig());
         trt::IBuilderConfig& config = expect(made->config.get(), "IBuilder::createBuilderConfig");
+        // On by default: products of f32 would keep 10 bits of each operand.
+        config.clearFlag(trt::BuilderFlag::kTF32);
+        if (config.getFlag(trt::BuilderFlag::kTF32))
+        {
+            throw std::runtime_error("IBuilderConfig::clearFlag left kTF32 on");
+        }
         made->parser.reset(static_cast<onnx::IParser*>(createParser(made->network.get(), &log, NV_ONNX_PARSER_VERSION)));
         onnx::IParser& parser = expect(made->parser.get(), "createNvOnnxParser");
 #if !RATPLUS_RTX
