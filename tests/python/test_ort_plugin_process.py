@@ -111,12 +111,12 @@ def assert_same_bytes(library, newest, directory, version):
             assert array.tobytes() == newest[case][name].tobytes(), f"{case}: {name}"
 
 
-@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24", "1.32"])
 def test_older_runtimes_compute_the_same_bytes(ort_library, newest, tmp_path, version):
     assert_same_bytes(ort_library, newest, tmp_path / "cases", version)
 
 
-@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24", "1.32"])
 def test_older_runtimes_choose_by_the_type_of_the_cache(ort_library, tmp_path, version):
     packages = other_version(version)
     newest, older = (write_cache_cases(tmp_path / name) for name in ("newest", "older"))
@@ -130,7 +130,7 @@ def test_older_runtimes_choose_by_the_type_of_the_cache(ort_library, tmp_path, v
     assert len({b"".join(outputs[name].tobytes() for name in sorted(outputs)) for outputs in newest.values()}) == 6
 
 
-@pytest.mark.parametrize("version", ["1.20", "1.24"])
+@pytest.mark.parametrize("version", ["1.20", "1.24", "1.32"])
 def test_older_runtimes_run_the_operators_for_cuda(emulated_library, tmp_path, version):
     newest = write_cases(tmp_path / "newest")
     child(emulated_library, "run", newest)
@@ -152,7 +152,7 @@ def test_the_cpu_loads_nothing_of_cuda(ort_library, emulated_library, tmp_path):
         assert [name for name in found["cuda"] if name != "libcuda.so"] == loaded
 
 
-@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24"])
+@pytest.mark.parametrize("version", ["1.17", "1.20", "1.24", "1.32"])
 def test_older_runtimes_report_wrong_shapes(ort_library, tmp_path, version):
     packages = other_version(version)
     shapes = {"past_key": (2, 3, 16)}

@@ -76,11 +76,12 @@ pub fn environment(
 
 /// Releases that the custom-op library is tried in besides the environment's own: the first two
 /// need an older numpy.
-const OTHER_RUNTIMES: [(&str, &[&str]); 4] = [
+const OTHER_RUNTIMES: [(&str, &[&str]); 5] = [
     ("1.16", &["onnxruntime==1.16.3", "numpy==1.26.4"]),
     ("1.17", &["onnxruntime==1.17.3", "numpy==1.26.4"]),
     ("1.20", &["onnxruntime==1.20.1", "numpy==1.26.4"]),
     ("1.24", &["onnxruntime==1.24.4", "numpy==2.4.6"]),
+    ("1.32", &["onnxruntime==1.32.0", "numpy==2.4.6"]),
 ];
 
 /// Installs other releases of ONNX Runtime, each in a folder of its own. A release that cannot be
