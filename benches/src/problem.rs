@@ -248,6 +248,7 @@ impl Scan {
         let params = ScanParams {
             batch: 1,
             seq_len: self.seq_len,
+            max_seq_len: None,
             channels: self.channels,
             key: key.as_ptr(),
             value: value.as_ptr(),
@@ -282,7 +283,7 @@ impl Scan {
             seq_length: Input::i64s([1], &seq),
         };
         let rounding = Rounding::uniform(exact);
-        let expected = ratplus_reference::run(&RecurrenceScan, inputs, rounding)
+        let expected = ratplus_reference::run(&RecurrenceScan::default(), inputs, rounding)
             .map_err(|error| error.to_string())?;
         self.run();
         let pairs = [

@@ -28,6 +28,7 @@ mod scratch;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod told;
 
 pub use attention::{
     AttentionParams, attention_workspace_bytes, dilated_attention, dilated_attention_on,
@@ -38,3 +39,4 @@ pub use operator::{CpuError, CpuKernel, CpuPlan, Processor};
 pub use panics::panic_words;
 pub use parallel::{ParallelFor, Serial};
 pub use scan::{ScanParams, recurrence_scan, recurrence_scan_on};
+pub use told::write_message;

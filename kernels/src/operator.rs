@@ -2,9 +2,11 @@
 
 use crate::isa::Isa;
 use crate::parallel::ParallelFor;
-use ratplus_graphs::ops::{Definition, Inferred, LengthError, Op, Operator, Ports};
+use ratplus_graphs::ops::{
+    Axis, Definition, Inferred, LengthError, Op, Operator, Ports, TensorType, check_lengths,
+};
 use ratplus_graphs::with_operator;
-use std::fmt;
+use std::{fmt, slice};
 
 /// Where an operator runs.
 #[derive(Clone, Copy)]
@@ -49,6 +51,7 @@ pub trait CpuKernel: Definition {
 #[derive(Debug)]
 pub struct CpuPlan {
     op: Op,
+    node: Inferred,
     plan: Box<dyn Run>,
 }
 
@@ -79,6 +82,7 @@ impl CpuPlan {
         }
         Self {
             op: operator.op(),
+            node: node.clone(),
             plan: with_operator!(operator, operator => planned(operator, node)),
         }
     }
@@ -89,6 +93,9 @@ impl CpuPlan {
     }
 
     /// Computes the outputs. Tensors are in the order of the schema.
+    ///
+    /// A slot whose lengths do not fit is idle: it keeps its state, and the others run. Its rows of
+    /// the other outputs are NaN, and the first such slot is what is returned.
     ///
     /// # Errors
     /// Nothing was written.
@@ -101,23 +108,67 @@ impl CpuPlan {
         outputs: &[*mut u8],
         workspace: *mut u8,
         on: Processor<'_>,
-    ) -> Result<(), CpuError> {
+    ) -> Result<Option<LengthError>, CpuError> {
+        let schema = self.op.schema();
+        if (inputs.len(), outputs.len()) != (schema.inputs.len(), schema.outputs.len()) {
+            return Err(CpuError::Ports {
+                op: self.op,
+                inputs: inputs.len(),
+                outputs: outputs.len(),
+            });
+        }
         // SAFETY: forwarded.
         let ran = unsafe { self.plan.run(inputs, outputs, workspace, on) };
-        let ports = CpuError::Ports {
-            op: self.op,
-            inputs: inputs.len(),
-            outputs: outputs.len(),
+        let Err(error) = ran else { return Ok(None) };
+        let places = schema.input("past_length").zip(schema.input("seq_length"));
+        let Some((past_at, seq_at)) = places else {
+            return Err(error.into());
         };
-        Ok(ran.ok_or(ports)??)
+        let dims = &self.node.dims;
+        // SAFETY: i64 [B].
+        let [mut past, mut seq] = [past_at, seq_at].map(|place| unsafe {
+            slice::from_raw_parts(inputs[place].cast::<i64>(), dims[Axis::Batch]).to_vec()
+        });
+        let mut idle = Vec::new();
+        while let Err(LengthError { slot, .. }) =
+            check_lengths(&past, &seq, dims[Axis::SeqLen], dims.get(Axis::MaxSeqLen))
+        {
+            (past[slot], seq[slot]) = (0, 0);
+            idle.push(slot);
+        }
+        let mut inputs = inputs.to_vec();
+        (inputs[past_at], inputs[seq_at]) = (past.as_ptr().cast(), seq.as_ptr().cast());
+        // SAFETY: forwarded; the lengths live until it is done.
+        unsafe { self.plan.run(&inputs, outputs, workspace, on) }?;
+        for (place, tensor) in self.node.outputs.iter().enumerate() {
+            if schema.aliases.iter().all(|&(_, output)| output != place) {
+                for &slot in &idle {
+                    // SAFETY: the tensor is of this type.
+                    unsafe { fill_with_nan(outputs[place], tensor, slot) };
+                }
+            }
+        }
+        Ok(Some(error))
     }
+}
+
+/// Makes a slot of a tensor NaN.
+///
+/// # Safety
+/// `data` points to a tensor of this type that may be written.
+unsafe fn fill_with_nan(data: *mut u8, tensor: &TensorType, slot: usize) {
+    let bytes = tensor.slots(slot..slot + 1);
+    // SAFETY: the caller's contract.
+    let bytes = unsafe { slice::from_raw_parts_mut(data.add(bytes.start), bytes.len()) };
+    // All bits set are a NaN in f32, f16 and bf16.
+    bytes.fill(0xff);
 }
 
 /// A plan whose operator is not told by its type.
 trait Run: fmt::Debug + Send + Sync {
     fn workspace_bytes(&self) -> usize;
 
-    /// `None` where there are more or fewer tensors than ports.
+    /// Nothing where there are more or fewer tensors than ports.
     ///
     /// # Safety
     /// As [`CpuKernel::run`].
@@ -127,7 +178,7 @@ trait Run: fmt::Debug + Send + Sync {
         outputs: &[*mut u8],
         workspace: *mut u8,
         on: Processor<'_>,
-    ) -> Option<Result<(), LengthError>>;
+    ) -> Result<(), LengthError>;
 }
 
 /// The plan of an operator.
@@ -150,10 +201,13 @@ impl<O: CpuKernel> Run for Planned<O> {
         outputs: &[*mut u8],
         workspace: *mut u8,
         on: Processor<'_>,
-    ) -> Option<Result<(), LengthError>> {
-        let inputs = Ports::from_list(inputs.iter().copied())?;
-        let outputs = Ports::from_list(outputs.iter().copied())?;
+    ) -> Result<(), LengthError> {
+        let inputs = Ports::from_list(inputs.iter().copied());
+        let outputs = Ports::from_list(outputs.iter().copied());
+        let (Some(inputs), Some(outputs)) = (inputs, outputs) else {
+            return Ok(());
+        };
         // SAFETY: forwarded.
-        Some(unsafe { O::run(&self.0, &inputs, &outputs, workspace, on) })
+        unsafe { O::run(&self.0, &inputs, &outputs, workspace, on) }
     }
 }

@@ -20,6 +20,8 @@ pub struct ScanParams<T> {
     pub batch: usize,
     /// Tokens of this chunk.
     pub seq_len: usize,
+    /// `M`, where there is a bound.
+    pub max_seq_len: Option<usize>,
     /// Channels.
     pub channels: usize,
     /// `[B, L, N]`
@@ -88,7 +90,7 @@ pub unsafe fn recurrence_scan_on<T: Element>(
             slice::from_raw_parts(params.seq_length, batch),
         )
     };
-    check_lengths(past, seq, params.seq_len, None)?;
+    check_lengths(past, seq, params.seq_len, params.max_seq_len)?;
     let width = block_width(params, pool.threads());
     let streamed = is_streamed(params);
     let blocks = params.channels.div_ceil(width);
@@ -114,6 +116,7 @@ pub struct ScanPlan {
     element: ElementType,
     batch: usize,
     seq_len: usize,
+    max_seq_len: Option<usize>,
     channels: usize,
 }
 
@@ -125,6 +128,7 @@ impl CpuKernel for RecurrenceScan {
             element: node.element,
             batch: node.dims[Axis::Batch],
             seq_len: node.dims[Axis::SeqLen],
+            max_seq_len: node.dims.get(Axis::MaxSeqLen),
             channels: node.dims[Axis::Channels],
         }
     }
@@ -144,6 +148,7 @@ impl CpuKernel for RecurrenceScan {
             let params = ScanParams::<T> {
                 batch: plan.batch,
                 seq_len: plan.seq_len,
+                max_seq_len: plan.max_seq_len,
                 channels: plan.channels,
                 key: inputs.key.cast(),
                 value: inputs.value.cast(),
@@ -422,6 +427,7 @@ mod tests {
             let params = ScanParams {
                 batch: 1,
                 seq_len: tokens,
+                max_seq_len: None,
                 channels: CHANNELS,
                 key: key[at..].as_ptr(),
                 value: value[at..].as_ptr(),

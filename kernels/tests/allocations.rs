@@ -71,6 +71,7 @@ fn steps(pool: &dyn ParallelFor) {
         let scan = ScanParams {
             batch,
             seq_len: 1,
+            max_seq_len: None,
             channels,
             key: x.as_ptr(),
             value: x.as_ptr(),

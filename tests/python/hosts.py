@@ -31,9 +31,11 @@ class Host:
     # It looks at attributes and shapes; and at types.
     refuses = True
     sees_types = True
-    # What becomes of lengths that do not fit: `error` before anything ran; `report`: an error, all other slots
-    # ran; `nan`: all other slots ran, and this one's results are NaN.
+    # What becomes of lengths that do not fit: `error` before anything ran; `report`: all other slots ran, and
+    # the library tells; `nan`: all other slots ran, and this one's results are NaN.
     unfit = "error"
+    # Whether the library tells of them beside NaN.
+    tells = False
     # Where it can be made to panic, and which of these places are told.
     fault_places = ()
     # Plans and seeds of each test of numbers.
@@ -77,9 +79,18 @@ def close(session):
         session.close()
 
 
+def told_by(library):
+    """What a library has left to tell of lengths, once."""
+    take = ctypes.CDLL(str(library)).RatplusTakeDeviceError
+    take.restype, take.argtypes = ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]
+    text = ctypes.create_string_buffer(1000)
+    return text.value.decode() if take(text, len(text)) else ""
+
+
 class OrtCpu(Host):
     """The custom-op library in ONNX Runtime."""
 
+    unfit, tells = "nan", True
     fault_places = ("create", "compute", "task", "infer", "destroy")
     seeds = 6
 
@@ -96,6 +107,10 @@ class OrtCpu(Host):
 
     def session(self, node, t, options=None, threads=1, **config):
         return make_session(self.library, build_model(node, t, options), threads, **config)
+
+    def run_unfit(self, session, inputs, outputs):
+        run_bound(session, inputs, outputs)
+        return told_by(self.library)
 
     def fault(self, node, place):
         """What a whole life says with a panic in one place."""
@@ -116,7 +131,7 @@ class OrtCuda(OrtCpu):
     """The same with its operators for CUDA, on the emulator."""
 
     gpu = True
-    unfit = "report"
+    unfit, tells = "report", True
     fault_places = (*OrtCpu.fault_places, "launched")
 
     @classmethod
@@ -132,7 +147,7 @@ class TensorRT(Host):
     """The plugin library on the emulator, with a harness that plays TensorRT."""
 
     gpu = True
-    unfit = "report"
+    unfit, tells = "report", True
     seeds = 3
 
     def __init__(self, harness, creators, library):
@@ -164,21 +179,15 @@ class TensorRT(Host):
     def run_unfit(self, session, inputs, outputs):
         ordered = {name: inputs[name] for name in session.node.inputs(session.t)}
         outputs = {name: outputs[name] for name in session.node.outputs(session.t)}
-        # Kernels find it: this call tells, or the next.
-        found = [session.enqueue(ordered, outputs) for _ in range(2)]
-        take = ctypes.CDLL(str(self.library)).RatplusTakeDeviceError
-        take.restype, take.argtypes = ctypes.c_size_t, [ctypes.c_char_p, ctypes.c_size_t]
-        while take(None, 0):
-            pass
-        return "".join(messages for code, messages in found if code != 0)
+        code, messages = session.enqueue(ordered, outputs)
+        assert code == 0, messages
+        return told_by(self.library)
 
 
 class Function(Host):
     """The function body in ONNX Runtime, without the library."""
 
     form = "function"
-    # Inputs are still read when outputs are written.
-    in_place = False
     refuses = False
     unfit = "nan"
 

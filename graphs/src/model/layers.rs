@@ -212,7 +212,10 @@ impl Model<'_> {
                 new_state_key: &StateKind::RecurrentKey.present_name(layer),
                 new_state_value: &StateKind::RecurrentValue.present_name(layer),
             };
-            let made = self.custom(&RecurrenceScan, layer, inputs, outputs);
+            let scan = RecurrenceScan {
+                max_seq_len: Some(self.sizes.shape.max_seq_len),
+            };
+            let made = self.custom(&scan, layer, inputs, outputs);
             [made.gated_key, made.gated_value]
         } else {
             [(2, gated_key), (3, gated_value)]

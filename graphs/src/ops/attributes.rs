@@ -27,13 +27,15 @@ impl fmt::Display for AttributeKind {
     }
 }
 
-/// One attribute; all are required.
+/// One attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttributeSpec {
     /// Name.
     pub name: &'static str,
     /// Kind.
     pub kind: AttributeKind,
+    /// Whether a node may be without it.
+    pub optional: bool,
 }
 
 /// Value of an attribute.
@@ -54,7 +56,7 @@ pub trait AttributeReader {
     /// The value of `attribute`, of its kind.
     ///
     /// # Errors
-    /// What there is in its place, in words that follow "found".
+    /// What there is in its place, in words that follow "found": first `none` where there may be nothing.
     fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String>;
 }
 
@@ -69,17 +71,31 @@ pub trait Attributes: Sized {
     /// Every attribute that is not there or of another kind.
     fn read(reader: &mut dyn AttributeReader) -> Result<Self, Vec<String>>;
 
-    /// Their values in the order of [`SPECS`](Self::SPECS).
-    fn values(self) -> Vec<AttributeValue>;
+    /// Their values in the order of [`SPECS`](Self::SPECS), `None` for what the node is without.
+    fn values(self) -> Vec<Option<AttributeValue>>;
 }
 
 /// A Rust type that an attribute of one kind is read into.
 pub(super) trait Typed: Default {
     const KIND: AttributeKind;
+    const OPTIONAL: bool = false;
 
     fn from_value(value: AttributeValue) -> Option<Self>;
 
-    fn into_value(self) -> AttributeValue;
+    fn into_value(self) -> Option<AttributeValue>;
+}
+
+impl<T: Typed> Typed for Option<T> {
+    const KIND: AttributeKind = T::KIND;
+    const OPTIONAL: bool = true;
+
+    fn from_value(value: AttributeValue) -> Option<Self> {
+        T::from_value(value).map(Some)
+    }
+
+    fn into_value(self) -> Option<AttributeValue> {
+        self.and_then(T::into_value)
+    }
 }
 
 macro_rules! typed {
@@ -94,8 +110,8 @@ macro_rules! typed {
                 }
             }
 
-            fn into_value(self) -> AttributeValue {
-                AttributeValue::$kind(self)
+            fn into_value(self) -> Option<AttributeValue> {
+                Some(AttributeValue::$kind(self))
             }
         }
     )*};
@@ -123,13 +139,20 @@ impl<'a> Read<'a> {
     }
 
     pub fn typed<T: Typed>(&mut self, name: &'static str) -> T {
-        let kind = T::KIND;
-        let value = self.reader.read(&AttributeSpec { name, kind });
+        let (kind, optional) = (T::KIND, T::OPTIONAL);
+        let value = self.reader.read(&AttributeSpec {
+            name,
+            kind,
+            optional,
+        });
         let typed = value.and_then(|value| {
             let found = format!("{value:?}");
             T::from_value(value).ok_or(found)
         });
         typed.unwrap_or_else(|found| {
+            if optional && found.starts_with("none") {
+                return T::default();
+            }
             let error = format!("attribute {name}: expected {kind}, found {found}");
             self.errors.push(error);
             T::default()
@@ -158,6 +181,7 @@ macro_rules! attributes {
             const SPECS: &'static [$crate::ops::AttributeSpec] = &[$($crate::ops::AttributeSpec {
                 name: stringify!($field),
                 kind: <$type as $crate::ops::attributes::Typed>::KIND,
+                optional: <$type as $crate::ops::attributes::Typed>::OPTIONAL,
             }),*];
 
             fn read(
@@ -169,7 +193,7 @@ macro_rules! attributes {
                 read.finish(found)
             }
 
-            fn values(self) -> Vec<$crate::ops::AttributeValue> {
+            fn values(self) -> Vec<Option<$crate::ops::AttributeValue>> {
                 vec![$($crate::ops::attributes::Typed::into_value(self.$field)),*]
             }
         }

@@ -41,17 +41,21 @@ pub struct Inferred {
     pub outputs: Vec<TensorType>,
 }
 
-/// Types of the outputs of an operator, with all that its inputs say on the way; `check` adds what
-/// `dims` contradict beside the ports.
+/// Types of the outputs of an operator, with all that its inputs say on the way; an attribute may tell
+/// `max_seq_len`, and `check` adds what `dims` contradict beside the ports.
 ///
 /// # Errors
 /// The inputs' number, types or shapes contradict the schema or one another: all of it.
 pub(super) fn infer(
     op: Op,
     inputs: &[TensorType],
+    max_seq_len: Option<usize>,
     check: impl FnOnce(&Dims, &mut Vec<String>),
 ) -> Result<Inferred, SchemaErrors> {
     let mut bound = Bound::match_inputs(op, inputs);
+    if max_seq_len.is_some() {
+        bound.dims.0[Axis::MaxSeqLen as usize] = max_seq_len;
+    }
     check(&bound.dims, &mut bound.errors);
     bound.finish()
 }

@@ -55,6 +55,11 @@ pub trait Definition: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What a node carries.
     fn attributes(&self) -> Self::Attributes;
 
+    /// `M`, where an attribute tells and no port.
+    fn max_seq_len(&self) -> Option<usize> {
+        None
+    }
+
     /// Adds what is wrong with `dims`, as far as they are known, beside what the ports say.
     fn check(&self, dims: &Dims, errors: &mut Vec<String>);
 
@@ -63,7 +68,8 @@ pub trait Definition: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// # Errors
     /// The inputs contradict the schema, the attributes or one another: everything that is wrong.
     fn infer(&self, inputs: &[TensorType]) -> Result<Inferred, SchemaErrors> {
-        inference::infer(Self::OP, inputs, |dims, errors| self.check(dims, errors))
+        let check = |dims: &Dims, errors: &mut _| self.check(dims, errors);
+        inference::infer(Self::OP, inputs, self.max_seq_len(), check)
     }
 
     /// Writes the operator in standard ONNX operators.
@@ -202,10 +208,13 @@ impl Operator {
         with_operator!(self, operator => op_of(operator))
     }
 
-    /// What its node carries, [`PLUGIN_ATTRIBUTES`] not included.
+    /// What its node has, [`PLUGIN_ATTRIBUTES`] not included.
     pub fn attributes(&self) -> impl Iterator<Item = (&'static AttributeSpec, AttributeValue)> {
         let values = with_operator!(self, operator => operator.attributes().values());
-        self.op().schema().attributes.iter().zip(values)
+        let specs = self.op().schema().attributes.iter();
+        specs
+            .zip(values)
+            .filter_map(|(spec, value)| Some((spec, value?)))
     }
 
     /// [`Definition::infer`].

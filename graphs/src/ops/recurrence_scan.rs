@@ -42,13 +42,19 @@ super::schema::ports! {
 }
 
 super::attributes::attributes! {
-    /// It has none.
-    RawAttributes {}
+    /// As nodes have them.
+    RawAttributes {
+        /// `M`: the tokens of a sequence at most.
+        max_seq_len: Option<i64>,
+    }
 }
 
 /// The operator; see the [module](self).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecurrenceScan;
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecurrenceScan {
+    /// `M`: a slot whose sequence would be longer is idle, as it is in attention. No bound without it.
+    pub max_seq_len: Option<usize>,
+}
 
 impl Definition for RecurrenceScan {
     const OP: Op = Op::RecurrenceScan;
@@ -66,12 +72,26 @@ impl Definition for RecurrenceScan {
     type Outputs<P> = Outputs<P>;
     type Attributes = RawAttributes;
 
-    fn new(_: RawAttributes) -> Result<Self, Vec<String>> {
-        Ok(Self)
+    fn new(raw: RawAttributes) -> Result<Self, Vec<String>> {
+        let found = raw.max_seq_len.map(|found| match usize::try_from(found) {
+            Ok(tokens) if tokens > 0 => Ok(tokens),
+            _ => Err(vec![format!(
+                "attribute max_seq_len: expected 1 or more, found {found}"
+            )]),
+        });
+        Ok(Self {
+            max_seq_len: found.transpose()?,
+        })
     }
 
     fn attributes(&self) -> RawAttributes {
-        RawAttributes {}
+        RawAttributes {
+            max_seq_len: self.max_seq_len.map(|tokens| tokens as i64),
+        }
+    }
+
+    fn max_seq_len(&self) -> Option<usize> {
+        self.max_seq_len
     }
 
     fn check(&self, _: &Dims, _: &mut Vec<String>) {}

@@ -94,7 +94,11 @@ fn attributes_survive_a_round_trip() {
         scale: 1.0,
     };
     assert_eq!(uniform.attributes().dilation, [1]);
-    for operator in [attention().into(), uniform.into(), RecurrenceScan.into()] {
+    for operator in [
+        attention().into(),
+        uniform.into(),
+        RecurrenceScan::default().into(),
+    ] {
         let operator: Operator = operator;
         let read = operator.op().read(&mut Given::of(&operator)).unwrap();
         assert_eq!(read, operator);
@@ -189,7 +193,7 @@ fn scan_infers_its_outputs() {
         length.clone(),
         length,
     ];
-    let outputs = Operator::from(RecurrenceScan)
+    let outputs = Operator::from(RecurrenceScan::default())
         .infer(&inputs)
         .unwrap()
         .outputs;

@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::driver::Driver;
 use super::error::CudaError;
-use super::{DevicePtr, Stream};
+use super::{DevicePtr, OwnedStream, Stream};
 use std::ffi::c_void;
 
 /// Memory of a device, freed when dropped.
@@ -53,12 +53,7 @@ impl DeviceMemory {
 
     /// Writes its first bytes and waits for that. Does not wait for streams of the caller's.
     pub fn upload(&self, from: &[u8]) -> Result<(), CudaError> {
-        self.upload_at(0, from)
-    }
-
-    /// Writes its bytes from `offset` on, in the same way.
-    pub fn upload_at(&self, offset: usize, from: &[u8]) -> Result<(), CudaError> {
-        let to = self.at("upload to device memory", offset, from.len())?;
+        let to = self.at("upload to device memory", 0, from.len())?;
         let _entered = self.device.enter()?;
         let call = self.device.driver.call.cuMemcpyHtoD_v2;
         // SAFETY: `from` is readable, and the device memory holds as many bytes from `to` on.
@@ -71,12 +66,7 @@ impl DeviceMemory {
 
     /// Reads its first bytes and waits for that. Does not wait for streams of the caller's.
     pub fn download(&self, to: &mut [u8]) -> Result<(), CudaError> {
-        self.download_at(0, to)
-    }
-
-    /// Reads its bytes from `offset` on, in the same way.
-    pub fn download_at(&self, offset: usize, to: &mut [u8]) -> Result<(), CudaError> {
-        let from = self.at("download from device memory", offset, to.len())?;
+        let from = self.at("download from device memory", 0, to.len())?;
         let _entered = self.device.enter()?;
         let call = self.device.driver.call.cuMemcpyDtoH_v2;
         // SAFETY: `to` is writable, and the device memory holds as many bytes from `from` on.
@@ -84,10 +74,47 @@ impl DeviceMemory {
         self.device.driver.check("cuMemcpyDtoH", code)
     }
 
-    /// Writes `bytes` bytes from `offset` on with those of `from` at `from_offset`, other memory, and
-    /// waits for that. Does not wait for streams of the caller's.
-    pub fn copy_at(
+    /// Enqueues a write of its `bytes` bytes from `offset` on.
+    ///
+    /// # Safety
+    /// `from` is readable and does not change until the stream has done it, as long as this lives.
+    pub unsafe fn upload_in(
         &self,
+        stream: &OwnedStream,
+        offset: usize,
+        from: *const u8,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let to = self.at("upload to device memory", offset, bytes)?;
+        let _entered = self.device.enter()?;
+        // SAFETY: in bounds; the rest is the caller's contract.
+        unsafe { self.device.upload_async(to, from, bytes, stream.stream()) }
+    }
+
+    /// Enqueues a read of its `bytes` bytes from `offset` on.
+    ///
+    /// # Safety
+    /// `to` is writable and nobody looks at it until the stream has done it, as long as this lives.
+    pub unsafe fn download_in(
+        &self,
+        stream: &OwnedStream,
+        offset: usize,
+        to: *mut u8,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let from = self.at("download from device memory", offset, bytes)?;
+        let _entered = self.device.enter()?;
+        // SAFETY: in bounds; the rest is the caller's contract.
+        unsafe { self.device.download_async(to, from, bytes, stream.stream()) }
+    }
+
+    /// Enqueues a write of its `bytes` bytes from `offset` on with those of `from` at `from_offset`.
+    ///
+    /// # Safety
+    /// `from` is other memory; both live until the stream has done it.
+    pub unsafe fn copy_in(
+        &self,
+        stream: &OwnedStream,
         offset: usize,
         from: &Self,
         from_offset: usize,
@@ -97,11 +124,9 @@ impl DeviceMemory {
         let to = self.at(WHAT, offset, bytes)?;
         let from = from.at(WHAT, from_offset, bytes)?;
         let _entered = self.device.enter()?;
-        let null = Stream(std::ptr::null_mut());
-        // SAFETY: both are in bounds of allocations that live until the wait below is over, and this
-        // device's context is current.
-        unsafe { self.device.copy_device_async(to, from, bytes, null)? };
-        self.wait_for_null_stream()
+        let stream = stream.stream();
+        // SAFETY: both are in bounds; the rest is the caller's contract.
+        unsafe { self.device.copy_device_async(to, from, bytes, stream) }
     }
 
     fn wait_for_null_stream(&self) -> Result<(), CudaError> {

@@ -36,9 +36,7 @@ pub use dilated_attention::{AttentionMethod, AttentionPlan, AttentionShape};
 pub use error::CudaError;
 pub use flag::{DeviceError, ErrorFlag};
 pub use memory::{DeviceMemory, PinnedMemory};
-pub use nodes::{
-    NodeNumber, describe_device_error, register_node, take_device_error, take_device_error_into,
-};
+pub use nodes::{NodeNumber, register_node, take_device_error};
 pub use nvrtc::{NvrtcLibrary, add_search_folder, add_search_folders_around, nvrtc};
 pub use operator::{CudaKernel, CudaPlan, LaunchBlock, OperatorPlan, PlanError, launch_blocks};
 pub use recurrence_scan::{ScanMethod, ScanPlan, ScanShape};

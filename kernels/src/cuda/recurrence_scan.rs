@@ -368,7 +368,11 @@ impl CudaKernel for RecurrenceScan {
             seq_len: node.dims[Axis::SeqLen],
             channels: node.dims[Axis::Channels],
         };
-        ScanPlan::new(device, shape)
+        let mut plan = ScanPlan::new(device, shape)?;
+        if let Some(tokens) = node.dims.get(Axis::MaxSeqLen) {
+            plan.params.lengths.max_seq_len = fit_i32("max_seq_len", tokens)?.into();
+        }
+        Ok(plan)
     }
 
     /// Of the tiled kernels.

@@ -49,6 +49,7 @@ impl<T: Real> Call<T> {
         let params = ScanParams {
             batch: self.batch,
             seq_len: self.seq_len,
+            max_seq_len: None,
             channels: self.channels,
             key: self.key.as_ptr(),
             value: self.value.as_ptr(),
@@ -320,6 +321,7 @@ fn impossible_lengths_are_refused_before_anything_is_written() {
         let params = ScanParams {
             batch: 2,
             seq_len: 2,
+            max_seq_len: None,
             channels: 2,
             key: x.as_ptr(),
             value: x.as_ptr(),

@@ -155,6 +155,7 @@ fn scan<T: Real>(isa: Isa) {
         let params = ScanParams {
             batch: 1,
             seq_len,
+            max_seq_len: None,
             channels,
             key: key.as_ptr(),
             value: value.as_ptr(),

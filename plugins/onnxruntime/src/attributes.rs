@@ -3,7 +3,7 @@
 use crate::api::{Api, Failure};
 use ort_sys::{OrtKernelInfo, OrtOpAttrType, OrtShapeInferContext};
 use ratplus_graphs::ops::{AttributeKind, AttributeReader, AttributeSpec, AttributeValue};
-use std::ffi::{CStr, CString, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr::{null, null_mut};
 
 /// Of a kernel that is being made.
@@ -43,6 +43,24 @@ fn missing(failure: Failure) -> String {
     format!("none or another kind ({failure})")
 }
 
+impl KernelAttributes {
+    /// Whether the node has an attribute of this name, of another kind than an integer.
+    ///
+    /// # Safety
+    /// As [`new`](Self::new), and `name` is a C string.
+    unsafe fn has_another_kind(&self, name: *const c_char) -> bool {
+        let (api, info, mut size) = (self.api, self.info, 0);
+        // SAFETY: the caller's contract; without room only the size is told.
+        unsafe {
+            api.attribute_float(info, name, &mut 0.0).is_ok()
+                || api.attribute_string(info, CStr::from_ptr(name)).is_ok()
+                || api
+                    .attribute_ints(info, name, null_mut(), &mut size)
+                    .is_ok()
+        }
+    }
+}
+
 impl AttributeReader for KernelAttributes {
     fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
         let &mut Self { api, info } = self;
@@ -54,6 +72,9 @@ impl AttributeReader for KernelAttributes {
                 AttributeKind::Int => {
                     let mut value = 0;
                     let found = api.attribute_int(info, name, &mut value);
+                    if found.is_err() && attribute.optional && self.has_another_kind(name) {
+                        return Err("another kind".into());
+                    }
                     found.map(|()| AttributeValue::Int(value))
                 }
                 AttributeKind::Float => {

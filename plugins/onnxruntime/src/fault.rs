@@ -20,6 +20,7 @@ impl Fault {
         let wish = attributes.read(&AttributeSpec {
             name: "ratplus_fault",
             kind: AttributeKind::String,
+            optional: true,
         });
         match wish {
             Ok(AttributeValue::String(place)) => Self(place),

@@ -88,7 +88,7 @@ impl Kernel {
             #[cfg(feature = "cuda")]
             Provider::Cuda(api) => {
                 // SAFETY: `info` is live.
-                let made = unsafe { crate::compute::Cuda::new(api, op, name.clone(), info)? };
+                let made = unsafe { crate::compute::Cuda::new(api, name.clone(), info)? };
                 Processor::Cuda(made)
             }
             #[cfg(not(feature = "cuda"))]
@@ -116,8 +116,8 @@ impl Kernel {
     /// Runs the node.
     ///
     /// # Errors
-    /// Shapes that contradict the schema, lengths that do not fit, buffers that overlap, and what
-    /// ORT reports; with the node's name.
+    /// Shapes that contradict the schema, buffers that overlap, and what ORT reports; with the node's
+    /// name.
     ///
     /// # Safety
     /// `context` is the one ORT passes to `KernelComputeV2`.
@@ -165,8 +165,6 @@ impl Kernel {
             }
         };
         let plan = &prepared.plan;
-        // SAFETY: the plan was made for these shapes.
-        unsafe { self.processor.check(plan, inputs)? };
         let mut outputs = [Tensor::NONE; MAX_OUTPUTS];
         let outputs = &mut outputs[..plan.outputs.len()];
         for (index, (output, shape)) in outputs.iter_mut().zip(&plan.outputs).enumerate() {
@@ -187,6 +185,7 @@ impl Kernel {
         }
         let call = Call {
             api: self.api,
+            name: &self.name,
             op,
             context,
             inputs,

@@ -7,11 +7,12 @@
 //! tell ORT's memory planner that the new cache and state may take the place of the old. A caller
 //! that binds one buffer to `past_*` and `present_*` gets an update in place in every version.
 //!
-//! On a GPU, lengths are in device memory, and a slot whose lengths do not fit counts as idle.
-//! The run that comes after the work fails then; where it is the last run or a replay of a CUDA
-//! graph, [`RatplusTakeDeviceError`] tells. The provider captures a graph by running the model
-//! more than once: where states are updated in place, every slot has to be idle (`seq_length` 0)
-//! in the first run on each thread.
+//! A slot whose lengths do not fit is idle in every node, and the others run; no run fails of it. On
+//! a CPU its rows are NaN, as they are in the function bodies; [`RatplusTakeDeviceError`] tells which
+//! node and slot it was.
+//!
+//! The CUDA provider captures a graph by running the model more than once: where states are updated
+//! in place, every slot has to be idle (`seq_length` 0) in the first run on each thread.
 //!
 //! Load it with `SessionOptions.register_custom_ops_library(path)` in Python,
 //! `SessionOptions::RegisterCustomOpsLibrary` in C++.
@@ -34,6 +35,7 @@ mod kernel;
 mod parallel;
 mod plan;
 mod registry;
+mod told;
 mod version;
 mod watch;
 
@@ -61,9 +63,9 @@ pub unsafe extern "C" fn RegisterCustomOps(
     unsafe { registry::register(options, base) }
 }
 
-/// Takes an error that a kernel has left on a GPU: lengths of a slot that do not fit, with the
-/// names of node and slot. To be asked once a run is complete on the GPU, as it is when ORT's
-/// `Run` returns; needed where nothing else tells, as after a replay of a CUDA graph.
+/// Takes what a node has left: lengths of a slot that do not fit, with the names of node and slot, of
+/// any session of the process. To be asked once a run is complete, on a GPU too, as it is when ORT's
+/// `Run` returns.
 ///
 /// Returns 0 where there is none. Otherwise returns the length of the message in bytes, writes
 /// as much of it to `text` as `capacity` has room for, ends it with a null byte, and forgets the
@@ -75,18 +77,12 @@ pub unsafe extern "C" fn RegisterCustomOps(
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)] // As ORT's.
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
-    #[cfg(feature = "cuda")]
-    return guard::outcome(|| {
+    guard::outcome(|| {
+        let message = told::take();
         // SAFETY: the caller's contract.
-        Ok(unsafe { ratplus_kernels::cuda::take_device_error_into(text, capacity) })
+        Ok(unsafe { ratplus_kernels::write_message(message.as_deref(), text, capacity) })
     })
-    .unwrap_or(0);
-    // No kernel of this build runs on a GPU.
-    #[cfg(not(feature = "cuda"))]
-    {
-        let (_, _) = (text, capacity);
-        0
-    }
+    .unwrap_or(0)
 }
 
 /// Has `watcher` called after every run of a node of this library that is made on the calling

@@ -1,8 +1,7 @@
 //! What a node's input shapes decide.
 
 use crate::api::{Failure, TensorShape};
-use ratplus_graphs::ops::{Axis, ElementType, Inferred, Op, Operator, TensorType, check_lengths};
-use std::slice;
+use ratplus_graphs::ops::{ElementType, Inferred, Op, Operator, TensorType};
 
 /// What is known once the shapes of all inputs are.
 #[derive(Debug)]
@@ -15,8 +14,6 @@ pub struct Plan {
     pub node: Inferred,
     /// The outputs they make.
     pub outputs: Vec<TensorShape>,
-    /// Places of `past_length` and `seq_length` among the inputs.
-    lengths: Option<[usize; 2]>,
 }
 
 impl Plan {
@@ -29,8 +26,6 @@ impl Plan {
         let node = operator
             .infer(&types)
             .map_err(|errors| Failure::invalid(errors.to_string()))?;
-        let schema = operator.op().schema();
-        let lengths = schema.input("past_length").zip(schema.input("seq_length"));
         Ok(Self {
             inputs: inputs.to_vec(),
             outputs: node
@@ -38,31 +33,9 @@ impl Plan {
                 .iter()
                 .map(|output| TensorShape::new(output.dtype, &output.shape))
                 .collect(),
-            lengths: lengths.map(|(past, seq)| [past, seq]),
             types,
             node,
         })
-    }
-
-    /// Checks the lengths of every slot, before anything is allocated.
-    ///
-    /// # Errors
-    /// The first slot whose lengths do not fit.
-    ///
-    /// # Safety
-    /// `inputs` have the shapes and types of this plan and are in host memory.
-    pub unsafe fn check_lengths(&self, inputs: &[crate::api::Tensor]) -> Result<(), Failure> {
-        let Some(places) = self.lengths else {
-            return Ok(());
-        };
-        let dims = &self.node.dims;
-        let batch = dims[Axis::Batch];
-        let [past, seq] = places.map(|place| {
-            // SAFETY: i64 [B], which the plan found; B is not 0.
-            unsafe { slice::from_raw_parts(inputs[place].data.cast_const().cast(), batch) }
-        });
-        check_lengths(past, seq, dims[Axis::SeqLen], dims.get(Axis::MaxSeqLen))
-            .map_err(|error| Failure::invalid(error.to_string()))
     }
 }
 

@@ -276,7 +276,7 @@ proptest! {
                 gated_value,
                 new_state_key: new_key,
                 new_state_value: new_value,
-            } = run(&RecurrenceScan, inputs, Rounding::uniform(exact)).unwrap();
+            } = run(&RecurrenceScan::default(), inputs, Rounding::uniform(exact)).unwrap();
             for slot in 0..batch {
                 for (list, rows) in found[slot].iter_mut().zip([&gated_key, &gated_value]) {
                     let rows = &rows[slot * seq_len * channels..][..seq_len * channels];
@@ -388,7 +388,7 @@ fn a_long_memory_does_not_stall() {
             };
             // The stored rows are bf16, the state is not.
             let bf16: Round = |x| half::bf16::from_f32(x).to_f32();
-            let outputs = run(&RecurrenceScan, inputs, Rounding::uniform(bf16)).unwrap();
+            let outputs = run(&RecurrenceScan::default(), inputs, Rounding::uniform(bf16)).unwrap();
             let new_key = outputs.new_state_key[0];
             assert_eq!(outputs.gated_key[0], bf16(new_key));
             (key, value) = (new_key, outputs.new_state_value[0]);

@@ -7,7 +7,8 @@ use crate::host;
 use crate::node::{MAX_TENSORS, Node, describe};
 use crate::operator::operator;
 use ratplus_graphs::ops::Op;
-use ratplus_kernels::cuda::take_device_error_into;
+use ratplus_kernels::cuda::take_device_error;
+use ratplus_kernels::write_message;
 use std::ffi::{CStr, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::slice;
@@ -72,8 +73,11 @@ pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usi
     guarded(
         "RatplusTakeDeviceError",
         0,
-        // SAFETY: the caller's contract.
-        || Ok(unsafe { take_device_error_into(text, capacity) }),
+        || {
+            let message = take_device_error();
+            // SAFETY: the caller's contract.
+            Ok(unsafe { write_message(message.as_deref(), text, capacity) })
+        },
     )
 }
 

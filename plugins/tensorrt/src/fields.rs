@@ -267,7 +267,7 @@ mod tests {
             );
         }
         let scan = Settings {
-            operator: RecurrenceScan.into(),
+            operator: RecurrenceScan::default().into(),
             workspace: 7,
         };
         let stored = Stored::new(&scan);

@@ -5,8 +5,7 @@ use crate::fields::{self, Settings, Stored};
 use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{DOMAIN, ElementType, Op, PortType, TensorType};
 use ratplus_kernels::cuda::{
-    CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream,
-    describe_device_error, register_node,
+    CudaError, Device, DeviceMemory, DevicePtr, NodeNumber, OperatorPlan, Stream, register_node,
 };
 use std::ffi::{CString, c_void};
 use std::fmt;
@@ -275,7 +274,7 @@ impl Node {
         };
         self.run = Some(Run {
             device,
-            number: register_node(device, self.op, self.to_string()),
+            number: register_node(device, self.to_string()),
             inputs: inputs.to_vec(),
             plan,
             own_workspace,
@@ -291,11 +290,11 @@ impl Node {
         })
     }
 
-    /// Puts the work into the stream.
+    /// Puts the work into the stream. Lengths are in device memory: a slot whose lengths do not fit
+    /// is idle, which [`RatplusTakeDeviceError`](crate::exports::RatplusTakeDeviceError) tells.
     ///
     /// # Errors
-    /// As [`prepare`](Self::prepare), what the driver reports, and lengths that a kernel has found
-    /// by now not to fit.
+    /// As [`prepare`](Self::prepare), and what the driver reports.
     ///
     /// # Safety
     /// `inputs` and `outputs` are device addresses of tensors of the operator with these
@@ -319,11 +318,6 @@ impl Node {
         let text = |error: CudaError| error.to_string();
         #[cfg(feature = "cuda-emulation")]
         run.device.make_current().map_err(text)?;
-        let earlier = || match run.device.error_flag().take() {
-            None => Ok(()),
-            Some(error) => Err(format!("the GPU reports: {}", describe_device_error(error))),
-        };
-        earlier()?;
         let (mut from, mut to) = ([0; MAX_TENSORS], [0; MAX_TENSORS]);
         let (from, to) = (&mut from[..inputs.len()], &mut to[..outputs.len()]);
         let addresses = inputs.iter().map(|pointer| pointer.addr());
@@ -340,8 +334,7 @@ impl Node {
         };
         let number = run.number.get();
         // SAFETY: the caller's contract; the plan is for these descriptions.
-        unsafe { run.plan.launch(from, to, memory, number, Stream(stream)) }.map_err(text)?;
-        earlier()
+        unsafe { run.plan.launch(from, to, memory, number, Stream(stream)) }.map_err(text)
     }
 
     /// Numbers of inputs and outputs.

@@ -101,7 +101,7 @@ fn the_scan_answers_nan() {
     let chunk = tensor(ElementType::F32, &[2, 3, 8]);
     let state = tensor(ElementType::F32, &[2, 8]);
     let floats = [chunk.clone(), chunk.clone(), chunk, state.clone(), state];
-    check(&RecurrenceScan.into(), &floats, &[]);
+    check(&RecurrenceScan::default().into(), &floats, &[]);
 }
 
 #[test]

@@ -153,7 +153,8 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
                 past_length: Input::i64s([2], &past),
                 seq_length: Input::i64s([2], &seq),
             };
-            let outputs = ratplus_reference::run(&RecurrenceScan, inputs, rounding(dtype));
+            let outputs =
+                ratplus_reference::run(&RecurrenceScan::default(), inputs, rounding(dtype));
             outputs.expect("a scan").into_list()
         }
         Runner::Tract(way) => {
@@ -178,7 +179,7 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
                 &lengths,
                 &lengths,
             ];
-            let operator = RecurrenceScan.into();
+            let operator = RecurrenceScan::default().into();
             let mut engine = engine(&operator, &shape, &inputs.map(Clone::clone), way);
             let values = [&key, &key, &gate, &state, &state].map(|values| TensorRef::F32(values));
             let lengths = [&past, &seq].map(|values| TensorRef::I64(values));

@@ -96,7 +96,7 @@ impl Buffers {
             let own = if layout.on_device { 0 } else { offset };
             self.memory.download(field.buffer, own, offset, count)?;
         }
-        Ok(())
+        self.memory.wait()
     }
 
     /// Gives an engine a step that leaves every state as it is, whichever binding runs.

@@ -8,7 +8,7 @@ use super::layout::{ALIGNMENT, Layout};
 use super::{BackendError, BackendKind, EngineImplementations, Implementation};
 use crate::nvinfer::{self, Library, Product};
 use crate::package::{OpenedPlan, PlanTarget};
-use crate::raw::{Device, DeviceErrors, Memory, Place, PlanRun};
+use crate::raw::{Device, Memory, Place, PlanRun};
 use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{ElementType, check_gpu_cache};
 use ratplus_graphs::package::{Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo};
@@ -120,14 +120,13 @@ struct Engine {
 struct TensorRtDriver {
     engines: Vec<Engine>,
     buffers: Buffers,
-    errors: Option<DeviceErrors>,
     implementations: Vec<EngineImplementations>,
 }
 
 /// What this machine has to have.
 struct Machine {
     library: Library,
-    plugins: Option<(PathBuf, DeviceErrors)>,
+    plugins: Option<PathBuf>,
     device: &'static Device,
     /// What the graphs were built for.
     graphs: Target,
@@ -145,15 +144,7 @@ impl Machine {
         let library = library.map_err(|error| problems.push(error.to_string()));
         let plugins = needs.plugins.then(|| {
             let path = nvinfer::plugins(options.tensorrt.plugins.as_deref());
-            let path = path.map_err(|error| problems.push(error.to_string()))?;
-            let errors = DeviceErrors::of(&path).map_err(|reason| {
-                problems.push(format!(
-                    "the RAT+ plugin library `{}`: {reason}; build it again (`cargo build \
-                     --release -p ratplus-tensorrt`)",
-                    path.display()
-                ));
-            })?;
-            Ok::<_, ()>((path, errors))
+            path.map_err(|error| problems.push(error.to_string()))
         });
         let device =
             Device::open(options.cuda.device).map_err(|error| problems.push(error.to_string()));
@@ -202,20 +193,18 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
     let in_place = machine.plugins.is_some();
     let layout = Layout::new(opening.manifest(), &opening.engines, in_place, true);
     let buffers = layout.buffers.iter().copied();
-    let memory = Memory::on_device(machine.device, opening.options.cuda.device, buffers);
-    let memory = memory.map_err(failed(SEQUENCES, "allocating their state"))?;
     let stream = machine.device.stream();
-    let stream = stream.map_err(failed(SEQUENCES, "making a stream"))?;
-    let plugins = machine.plugins.as_ref().map(|(path, _)| path.as_path());
-    let runtime = Runtime::new(&machine.library, plugins);
+    let stream = Arc::new(stream.map_err(failed(SEQUENCES, "making a stream"))?);
+    let ordinal = opening.options.cuda.device;
+    let memory = Memory::on_device(machine.device, ordinal, &stream, buffers);
+    let memory = memory.map_err(failed(SEQUENCES, "allocating their state"))?;
+    let runtime = Runtime::new(&machine.library, machine.plugins.as_deref());
     let runtime = runtime.map_err(run_error(opening.kind.name()))?;
     let mut driver = TensorRtDriver {
         engines: Vec::new(),
         buffers: Buffers::new(layout, memory, in_place),
-        errors: machine.plugins.map(|(_, errors)| errors),
         implementations: Vec::new(),
     };
-    let stream = Arc::new(stream);
     for (position, engine) in opening.engines.iter().enumerate() {
         let plan = &plans[engine.index];
         let graph = opening.graph(position, machine.graphs)?;
@@ -321,11 +310,7 @@ impl TensorRtDriver {
             _ => (binding, 0),
         };
         let ran = runs[run].run(place, &mut self.buffers.memory);
-        // Also after a failed run: the next one's errors are its own.
-        let message = self.errors.and_then(DeviceErrors::take);
-        ran.map_err(run_error(file))?;
-        let left = message.map_or(Ok(()), Err);
-        left.map_err(run_error::<String>(file))
+        ran.map_err(run_error(file))
     }
 }
 

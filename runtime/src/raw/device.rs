@@ -1,3 +1,5 @@
 //! Memory of NVIDIA GPUs.
 
-pub use ratplus_kernels::cuda::{CudaError, Device, DeviceMemory, PinnedMemory};
+pub use ratplus_kernels::cuda::{
+    CudaError, Device, DeviceMemory, OwnedStream, PinnedMemory, Stream,
+};

@@ -1,6 +1,6 @@
 //! Memory that Rust and an engine both see.
 
-use super::device::{CudaError, Device, DeviceMemory, PinnedMemory};
+use super::device::{CudaError, Device, DeviceMemory, OwnedStream, PinnedMemory};
 use memmap2::Mmap;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fs::File;
@@ -130,8 +130,8 @@ impl Buffer {
 /// [`OrtSession::run`](super::OrtSession::run), which borrows the set mutably.
 pub(crate) struct Memory {
     buffers: Arc<[Buffer]>,
-    /// Number of the GPU that has them.
-    device: Option<i32>,
+    /// Number of the GPU that has them, and the stream of all work on them.
+    gpu: Option<(i32, Arc<OwnedStream>)>,
 }
 
 impl Memory {
@@ -140,14 +140,15 @@ impl Memory {
         let buffer = |bytes| Buffer::Host(HostMemory::new(bytes));
         Self {
             buffers: sizes.into_iter().map(buffer).collect(),
-            device: None,
+            gpu: None,
         }
     }
 
-    /// Buffers of these sizes in bytes on GPU number `ordinal`, which is `device`.
+    /// Buffers of these sizes in bytes on GPU number `ordinal`, which is `device`; engines run on `stream`.
     pub fn on_device(
         device: &'static Device,
         ordinal: i32,
+        stream: &Arc<OwnedStream>,
         sizes: impl IntoIterator<Item = (usize, Visible)>,
     ) -> Result<Self, CudaError> {
         let buffer = |(bytes, visible)| {
@@ -161,7 +162,7 @@ impl Memory {
         let buffers = sizes.into_iter().map(buffer);
         Ok(Self {
             buffers: buffers.collect::<Result<_, CudaError>>()?,
-            device: Some(ordinal),
+            gpu: Some((ordinal, stream.clone())),
         })
     }
 
@@ -187,19 +188,37 @@ impl Memory {
     }
 
     pub(super) fn device(&self) -> Option<i32> {
-        self.device
+        self.gpu.as_ref().map(|&(ordinal, _)| ordinal)
     }
 
-    /// Gives the engine what the host has written to a buffer.
+    fn stream(&self) -> &OwnedStream {
+        match &self.gpu {
+            Some((_, stream)) => stream,
+            None => unreachable!("memory of a GPU has its stream"),
+        }
+    }
+
+    /// Waits for all that is enqueued.
+    pub fn wait(&mut self) -> Result<(), CudaError> {
+        self.gpu
+            .as_ref()
+            .map_or(Ok(()), |(_, stream)| stream.synchronize())
+    }
+
+    /// Gives the engine's next run what the host has written to a buffer, which it has to leave alone until
+    /// [`wait`](Self::wait) is over.
     pub fn upload(&mut self, index: usize) -> Result<(), CudaError> {
         match &self.buffers[index] {
-            Buffer::Device(memory, Some(copy)) => memory.upload(copy.as_slice()),
+            Buffer::Device(memory, Some(copy)) => {
+                // SAFETY: both live as long as the stream's work, and the host waits before it writes again.
+                unsafe { memory.upload_in(self.stream(), 0, copy.as_ptr(), copy.bytes()) }
+            }
             _ => Ok(()),
         }
     }
 
     /// Gives the host, from `offset` of its copy on, what the engine has written from `own` of its buffer
-    /// on. The engine's run is complete.
+    /// on, once [`wait`](Self::wait) is over.
     pub fn download(
         &mut self,
         index: usize,
@@ -210,15 +229,24 @@ impl Memory {
         let Buffer::Device(memory, Some(copy)) = &self.buffers[index] else {
             return Ok(());
         };
-        // SAFETY: the copy's bytes are the host's; `&mut self` is the only access to them.
-        let copy = unsafe { std::slice::from_raw_parts_mut(copy.as_ptr(), copy.bytes()) };
-        memory.download_at(own, &mut copy[offset..offset + count])
+        let end = offset.checked_add(count);
+        assert!(
+            end.is_some_and(|end| end <= copy.bytes()),
+            "bytes lie in the copy"
+        );
+        // SAFETY: in bounds; both live as long as the stream's work, and the host waits before it looks.
+        unsafe { memory.download_in(self.stream(), own, copy.as_ptr().add(offset), count) }
     }
 
     /// Copies bytes from `offset` of buffer `index` on, wherever it lies. No run is under way.
     pub fn read(&self, index: usize, offset: usize, to: &mut [u8]) -> Result<(), CudaError> {
         match &self.buffers[index] {
-            Buffer::Device(memory, _) => memory.download_at(offset, to),
+            Buffer::Device(memory, _) => {
+                let stream = self.stream();
+                // SAFETY: `to` is borrowed until the wait is over.
+                unsafe { memory.download_in(stream, offset, to.as_mut_ptr(), to.len())? };
+                stream.synchronize()
+            }
             Buffer::Host(memory) => {
                 let from = memory.bytes(offset, to.len());
                 // SAFETY: in bounds, initialized; writes need `&mut self`, and `to` is elsewhere.
@@ -231,7 +259,12 @@ impl Memory {
     /// Copies bytes to `offset` of buffer `index`, wherever it lies. No run is under way.
     pub fn write(&mut self, index: usize, offset: usize, from: &[u8]) -> Result<(), CudaError> {
         match &self.buffers[index] {
-            Buffer::Device(memory, _) => memory.upload_at(offset, from),
+            Buffer::Device(memory, _) => {
+                let stream = self.stream();
+                // SAFETY: `from` is borrowed until the wait is over.
+                unsafe { memory.upload_in(stream, offset, from.as_ptr(), from.len())? };
+                stream.synchronize()
+            }
             Buffer::Host(memory) => {
                 let to = memory.bytes(offset, from.len());
                 // SAFETY: in bounds; `&mut self` is the only access to the bytes, and `from` is
@@ -252,7 +285,8 @@ impl Memory {
     ) -> Result<(), CudaError> {
         match (&self.buffers[from.0], &self.buffers[to.0]) {
             (Buffer::Device(source, _), Buffer::Device(target, _)) => {
-                target.copy_at(to.1, source, from.1, count)
+                // SAFETY: two allocations, which live as long as the stream's work.
+                unsafe { target.copy_in(self.stream(), to.1, source, from.1, count) }
             }
             (Buffer::Host(source), Buffer::Host(target)) => {
                 let (source, target) = (source.bytes(from.1, count), target.bytes(to.1, count));

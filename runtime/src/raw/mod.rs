@@ -3,7 +3,6 @@
 
 #[cfg_attr(not(feature = "cuda"), path = "without_cuda.rs")]
 mod device;
-mod device_errors;
 mod dylib;
 mod environment;
 mod kernel_watch;
@@ -13,8 +12,7 @@ mod session;
 mod tensorrt;
 mod value;
 
-pub(crate) use device::{CudaError, Device};
-pub(crate) use device_errors::DeviceErrors;
+pub(crate) use device::{CudaError, Device, OwnedStream, Stream};
 pub(crate) use dylib::open as open_library;
 pub(crate) use environment::{environment, providers, version_of};
 pub(crate) use kernel_watch::{KernelRun, KernelWatch};

@@ -3,6 +3,7 @@
 use crate::common::{Fixture, Options, fixture, tokens, verified};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::LogitsMode;
+use ratplus_kernels::cuda::Device;
 use ratplus_runtime::backend::{BackendKind, Session};
 
 /// Logits of every step of a prompt, the last token's, decoded in slot 1.
@@ -58,4 +59,18 @@ fn products_in_the_package_type_are_within_the_tolerance() {
         }
         assert!(report.passed, "{dtype}");
     }
+}
+
+#[test]
+fn a_run_disturbs_no_capture_of_others() {
+    let fixture = fixture(Options::default());
+    let mut session = open(&fixture, true);
+    // The driver forbids a capturing thread what waits for the whole context or the default stream.
+    let device = Device::open(0).unwrap();
+    let other = device.stream().unwrap();
+    let capture = other.capture().unwrap();
+    decode(&mut session, &tokens(3, 4));
+    let state = session.read_state(1).unwrap();
+    session.write_state(0, &state).unwrap();
+    capture.end().unwrap();
 }

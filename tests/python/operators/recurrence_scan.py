@@ -28,7 +28,12 @@ class RecurrenceScan(Node):
     batch: int
     seq_len: int
     channels: int
-    max_seq_len = 50
+    max_seq_len: int = 50
+
+    bad_attributes = (
+        ({"max_seq_len": 0}, ["attribute max_seq_len: expected 1 or more, found 0"]),
+        ({"max_seq_len": -7}, ["attribute max_seq_len: expected 1 or more, found -7"]),
+    )
 
     @classmethod
     def random(cls, rng):
@@ -42,7 +47,7 @@ class RecurrenceScan(Node):
         return {"B": self.batch, "L": self.seq_len, "N": self.channels}
 
     def attributes(self):
-        return {}
+        return {"max_seq_len": self.max_seq_len}
 
     def model(self, tokens, rounding=EXACT):
         return dict(zip(("gated_key", "gated_value"), recurrence(tokens["key"], tokens["value"], tokens["gate"])))

@@ -109,7 +109,7 @@ fn schema(op: Op) -> Value {
             AttributeKind::Float => "float",
             AttributeKind::String => "string",
         };
-        json!({ "name": attribute.name, "kind": kind, "kind_text": attribute.kind.to_string() })
+        json!({ "name": attribute.name, "kind": kind, "kind_text": attribute.kind.to_string(), "optional": attribute.optional })
     };
     let schema: &Schema = op.schema();
     let names = |&(input, output): &(usize, usize)| {

@@ -105,6 +105,7 @@ fn kernel_step(past: i64, gate: &[f32], value: &[f32], state: &mut [Vec<f32>; 2]
     let params = ScanParams {
         batch: 1,
         seq_len: 1,
+        max_seq_len: None,
         channels: gate.len(),
         key: value.as_ptr(),
         value: value.as_ptr(),

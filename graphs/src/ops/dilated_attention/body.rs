@@ -91,6 +91,7 @@ impl Attention<'_> {
         select(self.w, dtype, finished, outputs.output);
 
         let (written, index) = self.written(&rows, &past, &seq);
+        let written = self.after(&mixed, written);
         self.update(&written, &index, &key, past_key, outputs.present_key);
         self.update(&written, &index, &value, past_value, outputs.present_value);
     }

@@ -181,6 +181,16 @@ impl Attention<'_> {
         (written, index)
     }
 
+    /// `written`, known once `result` `[B, L, N]` is: past and present may be one buffer, and every row
+    /// is read for it.
+    pub(super) fn after(&mut self, result: &str, written: String) -> String {
+        let first = self.w.slice(result, 1, 0, 1);
+        let first = self.w.slice(&first, 2, 0, 1);
+        // Never, of NaN neither.
+        let never = self.w.call("Less", &[&first, &first]);
+        self.w.call("Or", &[&written, &never])
+    }
+
     /// `present`: rows of `tokens` `[B, L, H, dh]` f32 where written, else `past`.
     pub(super) fn update(&mut self, written: &str, index: &str, tokens: &str, past: &str, present: &str) {
         let [batch, seq_len, heads, head_dim] = self.by_head();

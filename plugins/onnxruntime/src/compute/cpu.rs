@@ -40,7 +40,7 @@ impl Cpu {
     /// Computes the outputs.
     ///
     /// # Errors
-    /// Lengths that do not fit, or what ORT reports.
+    /// What ORT reports.
     ///
     /// # Safety
     /// As [`Processor::run`](super::Processor::run), with `plan` made for the call's shapes.
@@ -63,7 +63,14 @@ impl Cpu {
             };
             // SAFETY: the caller's contract; ORT aligns what it allocates to 64 bytes.
             let ran = unsafe { plan.run(inputs, outputs, workspace, on) };
-            ran.map_err(|error| Failure::invalid(error.to_string()))
+            let idle = ran.map_err(|error| Failure::invalid(error.to_string()))?;
+            if let Some(error) = idle {
+                crate::told::tell(format!(
+                    "{}: {error}; the slot counted as idle: its state stayed as it was, and its rows are NaN",
+                    call.name
+                ));
+            }
+            Ok(())
         };
         let bytes = plan.workspace_bytes();
         if bytes == 0 {

@@ -6,10 +6,9 @@ use crate::api::{Api18, Failure, Tensor};
 use crate::kernel::{MAX_INPUTS, MAX_OUTPUTS};
 use crate::plan::Plan;
 use ort_sys::{OrtAllocator, OrtErrorCode, OrtKernelInfo, OrtMemoryInfo};
-use ratplus_graphs::ops::{Op, Operator};
+use ratplus_graphs::ops::Operator;
 use ratplus_kernels::cuda::{
-    CudaError, Device, DevicePtr, NodeNumber, OperatorPlan, PlanError, Stream,
-    describe_device_error, register_node,
+    CudaError, Device, DevicePtr, NodeNumber, OperatorPlan, PlanError, Stream, register_node,
 };
 use std::ptr::{null, null_mut};
 
@@ -31,7 +30,6 @@ impl Cuda {
     /// `info` is the one ORT passes to `CreateKernelV2`.
     pub unsafe fn new(
         api: Api18,
-        op: Op,
         name: String,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
@@ -45,7 +43,7 @@ impl Cuda {
         Ok(Self {
             arena,
             device,
-            node: register_node(device, op, name),
+            node: register_node(device, name),
         })
     }
 
@@ -60,26 +58,11 @@ impl Cuda {
         })
     }
 
-    /// Stops a run where an earlier one left an error.
+    /// Puts the node's work into the stream. Lengths are in device memory: kernels check them, and
+    /// [`RatplusTakeDeviceError`](crate::RatplusTakeDeviceError) tells what they found.
     ///
     /// # Errors
-    /// What that one found.
-    pub fn check_earlier(&self) -> Result<(), Failure> {
-        let Some(error) = self.device.error_flag().take() else {
-            return Ok(());
-        };
-        Err(Failure::invalid(format!(
-            "stopped: the GPU reports an error of an earlier run: {}",
-            describe_device_error(error)
-        )))
-    }
-
-    /// Puts the node's work into the stream. Lengths are in device memory: kernels check them,
-    /// and what they find is reported by this run, by a later one or by
-    /// [`RatplusTakeDeviceError`](crate::RatplusTakeDeviceError), whichever comes after the work.
-    ///
-    /// # Errors
-    /// What ORT or the driver reports, and what kernels have found by now.
+    /// What ORT or the driver reports.
     ///
     /// # Safety
     /// As [`Processor::run`](super::Processor::run), with `launch` made for the call's shapes.
@@ -115,13 +98,7 @@ impl Cuda {
         launched.map_err(cuda_failure)?;
         #[cfg(feature = "fault-injection")]
         call.fault.trip("launched");
-        match self.device.error_flag().take() {
-            None => Ok(()),
-            Some(error) => Err(Failure::invalid(format!(
-                "the GPU reports an error of this or an earlier run: {}",
-                describe_device_error(error)
-            ))),
-        }
+        Ok(())
     }
 }
 

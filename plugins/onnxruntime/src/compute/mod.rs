@@ -62,27 +62,13 @@ impl Processor {
         Ok(Prepared { plan, kernels })
     }
 
-    /// What can be known before any output is had: on the CPU, lengths that do not fit; on a GPU,
-    /// those that an earlier run has found.
-    ///
-    /// # Errors
-    /// The first slot whose lengths do not fit.
-    ///
-    /// # Safety
-    /// `inputs` have the shapes and types of `plan`.
-    pub unsafe fn check(&self, plan: &Plan, inputs: &[Tensor]) -> Result<(), Failure> {
-        match self {
-            // SAFETY: the caller's contract.
-            Self::Cpu(_) => unsafe { plan.check_lengths(inputs) },
-            #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.check_earlier(),
-        }
-    }
-
     /// Computes the outputs. A GPU may still be at it afterwards.
     ///
+    /// Slots whose lengths do not fit are idle and told of by
+    /// [`RatplusTakeDeviceError`](crate::RatplusTakeDeviceError).
+    ///
     /// # Errors
-    /// What ORT or the driver reports, and lengths that do not fit.
+    /// What ORT or the driver reports.
     ///
     /// # Safety
     /// Inputs and outputs are live on this processor, with the shapes of `prepared`, made for
@@ -104,6 +90,8 @@ impl Processor {
 pub struct Call<'a> {
     /// The runtime.
     pub api: Api,
+    /// What messages call the node.
+    pub name: &'a str,
     /// The operator.
     pub op: Op,
     /// The running node.

@@ -4,7 +4,7 @@ use crate::backend::error::{failed, run_error};
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{Device, DeviceErrors, EMULATED, Weights, open_library};
+use crate::raw::{Device, EMULATED, OwnedStream, Stream, Weights, open_library};
 use ort::environment::Environment;
 use ort::ep::{
     ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, CUDA, ExecutionProvider,
@@ -22,11 +22,11 @@ pub(in crate::backend) const PROVIDER: &str = if EMULATED {
     "CUDAExecutionProvider"
 };
 
-/// A GPU, and how its kernels report errors.
+/// A GPU and the stream that sessions run on.
 pub(super) struct Gpu {
     pub device: &'static Device,
     pub ordinal: i32,
-    pub errors: DeviceErrors,
+    pub stream: Arc<OwnedStream>,
 }
 
 impl Gpu {
@@ -38,7 +38,6 @@ impl Gpu {
         ordinal: i32,
         runtime: &OnnxRuntime,
         environment: &Environment,
-        operators: &Path,
     ) -> Result<Self, BackendError> {
         let unavailable = |reason| BackendError::Unavailable {
             backend: BackendKind::OrtCuda.to_string(),
@@ -64,23 +63,22 @@ impl Gpu {
                  it (`pip install --upgrade onnxruntime-gpu`)"
             ));
         }
-        let device = Device::open(ordinal).map_err(|error| problems.push(error.to_string()));
-        let errors = DeviceErrors::of(operators).map_err(|reason| {
-            problems.push(format!(
-                "the RAT+ operator library `{}`: {reason}; build it again (`cargo build --release \
-                 -p ratplus-onnxruntime`)",
-                operators.display()
-            ));
-        });
-        let (Ok(device), Ok(errors), true) = (device, errors, problems.is_empty()) else {
+        let opened = Device::open(ordinal).and_then(|device| Ok((device, device.stream()?)));
+        let opened = opened.map_err(|error| problems.push(error.to_string()));
+        let (Ok((device, stream)), true) = (opened, problems.is_empty()) else {
             return Err(unavailable(problems.join("\n  ")));
         };
         if !EMULATED {
             load_cuda_libraries(&runtime.path);
         }
         // Loads the provider, and the libraries that it is linked with.
+        let gpu = Self {
+            device,
+            ordinal,
+            stream: Arc::new(stream),
+        };
         let used =
-            Session::builder(environment).and_then(|builder| on_gpu(builder, ordinal, false));
+            Session::builder(environment).and_then(|builder| gpu.run_sessions(builder, false));
         if let Err(error) = used {
             return Err(unavailable(format!(
                 "ONNX Runtime {version} at `{path}` has the provider {PROVIDER} but cannot use it: \
@@ -88,11 +86,7 @@ impl Gpu {
                  \"onnxruntime-gpu[cuda,cudnn]\"`)"
             )));
         }
-        Ok(Self {
-            device,
-            ordinal,
-            errors,
-        })
+        Ok(gpu)
     }
 
     /// Every stored tensor in the GPU's memory, in one copy that all engines use.
@@ -101,42 +95,42 @@ impl Gpu {
         let copied = failed(WEIGHTS_FILE, "copying the weights to the GPU");
         let memory = self.device.allocate(bytes.len()).map_err(&copied)?;
         memory.upload(bytes).map_err(&copied)?;
-        // A copy from memory that is not pinned returns early.
-        self.device.synchronize().map_err(&copied)?;
         Weights::of_device(memory, self.ordinal, package.stored_tensors())
             .map(Arc::new)
             .map_err(failed(WEIGHTS_FILE, super::ORT))
     }
 
-    /// Waits for the GPU; an error if a kernel has left one.
+    /// Waits for the run, and for no work of others.
     pub fn finish(&self, file: &str) -> Result<(), BackendError> {
-        let waited = self.device.synchronize();
-        waited.map_err(failed(file, "waiting for the run"))?;
-        let left = self.errors.take().map_or(Ok(()), Err);
-        left.map_err(run_error::<String>(file))
+        let waited = self.stream.synchronize();
+        waited.map_err(failed(file, "waiting for the run"))
     }
-}
 
-/// Runs every node on GPU number `ordinal`: what that cannot run is an error, not the CPU's. With
-/// `graph`, a run is recorded and replayed from then on; until then, and in the first run of every other
-/// thread, the model runs more than once.
-pub(super) fn on_gpu(
-    mut builder: SessionBuilder,
-    ordinal: i32,
-    graph: bool,
-) -> ort::Result<SessionBuilder> {
-    if EMULATED {
-        return Ok(builder);
+    /// Runs every node on this GPU: what that cannot run is an error, not the CPU's. With `graph`, a run
+    /// is recorded and replayed from then on; until then, and in the first run of every other thread, the
+    /// model runs more than once.
+    pub fn run_sessions(
+        &self,
+        mut builder: SessionBuilder,
+        graph: bool,
+    ) -> ort::Result<SessionBuilder> {
+        if EMULATED {
+            return Ok(builder);
+        }
+        let stream = self.stream.stream();
+        provider(self.ordinal, stream, graph).register(&mut builder)?;
+        let builder = builder.with_disable_cpu_fallback()?;
+        Ok(builder.with_device_allocated_initializers()?)
     }
-    provider(ordinal, graph).register(&mut builder)?;
-    let builder = builder.with_disable_cpu_fallback()?;
-    Ok(builder.with_device_allocated_initializers()?)
 }
 
 /// Flags are numbers, as ONNX Runtime documents them; `ort`'s own setters write `true`.
-fn provider(ordinal: i32, graph: bool) -> CUDA {
+fn provider(ordinal: i32, stream: Stream, graph: bool) -> CUDA {
     CUDA::default()
         .with_device_id(ordinal)
+        // Sessions are dropped before it.
+        .with_arbitrary_config("has_user_compute_stream", 1)
+        .with_arbitrary_config("user_compute_stream", stream.0.addr())
         .with_arbitrary_config("enable_cuda_graph", u8::from(graph))
         // Products of f32 values keep f32's precision.
         .with_arbitrary_config("use_tf32", 0)
@@ -206,12 +200,16 @@ mod tests {
     #[test]
     fn options_of_the_cuda_provider() {
         assert_eq!(
-            format!("{:?}", provider(3, true)),
-            "CUDA(ExecutionProviderOptions({\"device_id\": \"3\", \"enable_cuda_graph\": \"1\", \
+            format!(
+                "{:?}",
+                provider(3, Stream(std::ptr::without_provenance_mut(77)), true)
+            ),
+            "CUDA(ExecutionProviderOptions({\"device_id\": \"3\", \"has_user_compute_stream\": \"1\", \
+             \"user_compute_stream\": \"77\", \"enable_cuda_graph\": \"1\", \
              \"use_tf32\": \"0\", \"arena_extend_strategy\": \"kSameAsRequested\", \
              \"do_copy_in_default_stream\": \"1\"}))"
         );
-        let without = format!("{:?}", provider(0, false));
+        let without = format!("{:?}", provider(0, Stream::DEFAULT, false));
         assert!(
             without.contains("\"enable_cuda_graph\": \"0\""),
             "{without}"

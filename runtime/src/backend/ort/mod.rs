@@ -31,8 +31,8 @@ struct Engine {
     /// Those of [`Buffers::bindings`]. Dropped before the session.
     bindings: Vec<Binding>,
     session: OrtSession,
-    /// Threads that have recorded their CUDA graph; `None` where there is none to record.
-    recorded: Option<Vec<ThreadId>>,
+    /// The thread that ran last, which has recorded its CUDA graph; `None` where there is none to record.
+    recorded: Option<ThreadId>,
     /// Written by the session since it was made.
     profile: Option<ProfileFile>,
 }
@@ -109,12 +109,9 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         .then(|| ort_library::operators(options.ort.operators.as_deref()).map_err(library))
         .transpose()?;
     let gpu = match &operators {
-        Some(operators) if kind == BackendKind::OrtCuda => Some(Gpu::open(
-            options.cuda.device,
-            &runtime,
-            &environment,
-            operators,
-        )?),
+        Some(_) if kind == BackendKind::OrtCuda => {
+            Some(Gpu::open(options.cuda.device, &runtime, &environment)?)
+        }
         _ => None,
     };
     let layout = Layout::new(manifest, &opening.engines, kernels, gpu.is_some());
@@ -128,7 +125,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         ),
         Some(gpu) => {
             let buffers = layout.buffers.iter().copied();
-            let memory = Memory::on_device(gpu.device, gpu.ordinal, buffers);
+            let memory = Memory::on_device(gpu.device, gpu.ordinal, &gpu.stream, buffers);
             let memory = memory.map_err(failed(SEQUENCES, "allocating their state"))?;
             (memory, gpu.upload_weights(package)?, None)
         }
@@ -192,7 +189,7 @@ impl OrtDriver {
             file: file.into(),
             bindings,
             session,
-            recorded: recorded.then(Vec::new),
+            recorded: recorded.then(|| thread::current().id()),
             profile,
         });
         let kernels = self.run_watched(position, shared.operators.as_deref())?;
@@ -259,7 +256,7 @@ impl OrtDriver {
                 builder = builder.with_prepacked_weights(prepacked)?;
             }
             if let Some(gpu) = &self.gpu {
-                builder = cuda::on_gpu(builder, gpu.ordinal, recorded)?;
+                builder = gpu.run_sessions(builder, recorded)?;
             }
             if let Some(operators) = &shared.operators {
                 builder = builder.with_operator_library(operators)?;
@@ -300,8 +297,8 @@ impl OrtDriver {
         let given = self.buffers.give_idle(engine);
         given.map_err(failed(&self.engines[engine].file, UPLOAD))?;
         self.run_binding(engine, 0)?;
-        if let Some(threads) = &mut self.engines[engine].recorded {
-            threads.push(thread::current().id());
+        if let Some(last) = &mut self.engines[engine].recorded {
+            *last = thread::current().id();
         }
         Ok(())
     }
@@ -343,8 +340,8 @@ impl Driver for OrtDriver {
         inputs: StepInputs<'_>,
     ) -> Result<(), BackendError> {
         // A graph is recorded by running the model more than once, which only idle slots bear.
-        let recorded = self.engines[engine].recorded.as_ref();
-        if recorded.is_some_and(|threads| !threads.contains(&thread::current().id())) {
+        let recorded = self.engines[engine].recorded;
+        if recorded.is_some_and(|last| last != thread::current().id()) {
             self.run_idle(engine)?;
         }
         let binding = self.buffers.begin(engine, slot, inputs);

@@ -137,6 +137,7 @@ fn scan(context: &Context, shape: ScanShape, method: ScanMethod) -> Result<Worst
     let params = ScanParams {
         batch,
         seq_len,
+        max_seq_len: None,
         channels,
         key: key.as_ptr(),
         value: value.as_ptr(),

@@ -200,8 +200,12 @@ fn compare(
         past_length: Input::i64s([batch], &past),
         seq_length: Input::i64s([batch], &seq),
     };
-    let wants = ratplus_reference::run(&RecurrenceScan, operands, Rounding::uniform(exact))
-        .map_err(Failure::wrong)?;
+    let wants = ratplus_reference::run(
+        &RecurrenceScan::default(),
+        operands,
+        Rounding::uniform(exact),
+    )
+    .map_err(Failure::wrong)?;
     let gated = [wants.gated_key, wants.gated_value];
     let states = [wants.new_state_key, wants.new_state_value];
     let mut worst = Worst::default();
