@@ -117,6 +117,23 @@ impl Api {
         )
     }
 
+    /// Writes a warning to the log of a node's session.
+    ///
+    /// # Safety
+    /// `info` is live.
+    pub unsafe fn warn(self, info: *const OrtKernelInfo, message: &str) -> Result<(), Failure> {
+        let mut logger = null();
+        let text = CString::new(message).unwrap_or_default();
+        let place = c"ratplus".as_ptr();
+        let level = OrtLoggingLevel::ORT_LOGGING_LEVEL_WARNING;
+        // SAFETY: the caller's contract; the logger is the session's, the strings live as long as the call.
+        unsafe {
+            self.check(function!(self, KernelInfo_GetLogger)(info, &mut logger))?;
+            let log = function!(self, Logger_LogMessage);
+            self.check(log(logger, level, text.as_ptr(), place.cast(), 0, place))
+        }
+    }
+
     /// Turns a status into a result and releases it.
     fn check(self, status: OrtStatusPtr) -> Result<(), Failure> {
         let Some(status) = NonNull::new(status.0) else {

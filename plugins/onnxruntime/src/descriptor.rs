@@ -17,8 +17,21 @@ use std::ptr::{null, null_mut};
 pub enum Provider {
     /// ORT's threads.
     Cpu,
-    /// `CUDAExecutionProvider`; what its kernels need of ORT came with API 18.
-    Cuda(Api18),
+    /// A provider of CUDA, by its name; what its kernels need of ORT came with API 18.
+    Cuda(Api18, &'static CStr),
+}
+
+/// ONNX Runtime's providers for CUDA: the one in its GPU packages, and the one that is a plugin.
+pub const CUDA_PROVIDERS: [&CStr; 2] = [c"CUDAExecutionProvider", c"CudaPluginExecutionProvider"];
+
+impl Provider {
+    /// ORT's name for it.
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Self::Cuda(_, name) if !EMULATED => name,
+            _ => c"CPUExecutionProvider",
+        }
+    }
 }
 
 /// An operator as ORT knows it. ORT passes the address of `raw`, the first field, to callbacks.
@@ -151,7 +164,7 @@ unsafe extern "system" fn get_name(op: *const OrtCustomOp) -> *const c_char {
 unsafe extern "system" fn get_execution_provider_type(op: *const OrtCustomOp) -> *const c_char {
     // SAFETY: ORT passes back what it was given.
     match unsafe { descriptor(op) }.provider {
-        Provider::Cuda(_) if !EMULATED => c"CUDAExecutionProvider".as_ptr(),
+        provider @ Provider::Cuda(..) if !EMULATED => provider.name().as_ptr(),
         _ => null(),
     }
 }

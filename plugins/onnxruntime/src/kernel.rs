@@ -74,7 +74,7 @@ impl Kernel {
         let fault = crate::fault::Fault::read(&mut attributes);
         #[cfg(feature = "fault-injection")]
         fault.trip("create");
-        if let Provider::Cuda(_) = descriptor.provider {
+        if let Provider::Cuda(..) = descriptor.provider {
             let fits = op.schema().check_gpu_types(types.element, types.cache);
             fits.map_err(Failure::invalid)?;
         }
@@ -84,15 +84,19 @@ impl Kernel {
         // SAFETY: `info` is live, as the caller promises.
         let plan = unsafe { declared_plan(api, &operator, info)? };
         let processor = match descriptor.provider {
-            Provider::Cpu => Processor::Cpu(Cpu::new(api)?),
+            Provider::Cpu => {
+                // SAFETY: `info` is live.
+                unsafe { crate::elsewhere::warn_once(api, &name, info) };
+                Processor::Cpu(Cpu::new(api)?)
+            }
             #[cfg(feature = "cuda")]
-            Provider::Cuda(api) => {
+            Provider::Cuda(api, _) => {
                 // SAFETY: `info` is live.
                 let made = unsafe { crate::compute::Cuda::new(api, name.clone(), info)? };
                 Processor::Cuda(made)
             }
             #[cfg(not(feature = "cuda"))]
-            Provider::Cuda(_) => return Err(Failure::invalid("this build has no CUDA kernels")),
+            Provider::Cuda(..) => return Err(Failure::invalid("this build has no CUDA kernels")),
         };
         let mut plans: [OnceLock<Prepared>; PLANS] = Default::default();
         if let Some(plan) = plan {

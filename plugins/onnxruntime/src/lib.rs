@@ -27,6 +27,7 @@ mod api;
 mod attributes;
 mod compute;
 mod descriptor;
+mod elsewhere;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod guard;

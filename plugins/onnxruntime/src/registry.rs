@@ -1,8 +1,8 @@
 //! The domain, once per runtime of the process.
 
-use crate::api::{Api, Failure, create_status};
+use crate::api::{Api, Api18, Failure, create_status};
 use crate::compute::EMULATED;
-use crate::descriptor::{Descriptor, Provider, Types};
+use crate::descriptor::{CUDA_PROVIDERS, Descriptor, Provider, Types};
 use crate::guard;
 use crate::version::{OLDEST_API, api_level};
 use ort_sys::{
@@ -89,9 +89,8 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
     let mut domain = null_mut();
     // SAFETY: the name is copied.
     unsafe { api.create_domain(name.as_ptr(), &mut domain)? };
-    let cpu = (!EMULATED).then_some(Provider::Cpu);
     let cuda = api.api_18(level).filter(|_| cfg!(feature = "cuda"));
-    for provider in cpu.into_iter().chain(cuda.map(Provider::Cuda)) {
+    for provider in providers(cuda) {
         for op in Op::ALL {
             for types in Types::of(op) {
                 let descriptor = Descriptor::new(api, level, provider, op, types);
@@ -107,6 +106,21 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
         }
     }
     Ok(domain)
+}
+
+/// Those that the operators are registered for; `cuda` is what CUDA's need. In the emulator CUDA's
+/// stands for the CPU's.
+fn providers(cuda: Option<Api18>) -> impl Iterator<Item = Provider> {
+    let cpu = (!EMULATED).then_some(Provider::Cpu);
+    let names = if EMULATED {
+        &CUDA_PROVIDERS[..1]
+    } else {
+        &CUDA_PROVIDERS
+    };
+    let cuda = cuda
+        .into_iter()
+        .flat_map(|api| names.iter().map(move |name| Provider::Cuda(api, name)));
+    cpu.into_iter().chain(cuda)
 }
 
 /// A status from a runtime too old to be worked with. Its table starts with `CreateStatus`, as
@@ -203,6 +217,21 @@ mod tests {
             GetVersionString: old,
         };
         assert_eq!(message(&base), None);
+    }
+
+    #[test]
+    fn both_providers_of_cuda_have_the_operators() {
+        // SAFETY: the stub's table has every function.
+        let api = unsafe { Api::new(table()) }.unwrap();
+        let names =
+            |level| -> Vec<_> { providers(api.api_18(level)).map(Provider::name).collect() };
+        if EMULATED {
+            assert_eq!(names(18), [c"CPUExecutionProvider"]);
+            return;
+        }
+        let cuda = [c"CUDAExecutionProvider", c"CudaPluginExecutionProvider"];
+        assert_eq!(names(18), [c"CPUExecutionProvider", cuda[0], cuda[1]]);
+        assert_eq!(names(17), [c"CPUExecutionProvider"]);
     }
 
     #[test]

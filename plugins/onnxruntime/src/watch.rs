@@ -1,6 +1,5 @@
 //! Tells whoever asks which nodes the kernels of this library run.
 
-use crate::compute::EMULATED;
 use crate::descriptor::Provider;
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -29,15 +28,11 @@ pub struct Told {
 impl Told {
     /// Of a node that ORT made.
     pub fn new(node: &str, op_type: &'static CStr, provider: Provider) -> Self {
-        let provider = match provider {
-            Provider::Cuda(_) if !EMULATED => c"CUDAExecutionProvider",
-            _ => c"CPUExecutionProvider",
-        };
         Self {
             // It came as a C string.
             node: CString::new(node).unwrap_or_default(),
             op_type,
-            provider,
+            provider: provider.name(),
         }
     }
 
