@@ -4,7 +4,7 @@ use crate::backend::error::{failed, run_error};
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
-use crate::raw::{Device, EMULATED, OwnedStream, Stream, Weights, open_library};
+use crate::raw::{Device, EMULATED, KernelWatch, OwnedStream, Stream, Weights, open_library};
 use ort::environment::Environment;
 use ort::ep::{
     ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, CUDA, ExecutionProvider,
@@ -38,6 +38,7 @@ impl Gpu {
         ordinal: i32,
         runtime: &OnnxRuntime,
         environment: &Environment,
+        operators: &Path,
     ) -> Result<Self, BackendError> {
         let unavailable = |reason| BackendError::Unavailable {
             backend: BackendKind::OrtCuda.to_string(),
@@ -62,6 +63,10 @@ impl Gpu {
                 "ONNX Runtime at `{path}`: expected version 1.21 or later, found {version}; upgrade \
                  it (`pip install --upgrade onnxruntime-gpu`)"
             ));
+        }
+        if let Err(reason) = KernelWatch::of(operators) {
+            let operators = operators.display();
+            problems.push(format!("the RAT+ operator library `{operators}`: {reason}"));
         }
         let opened = Device::open(ordinal).and_then(|device| Ok((device, device.stream()?)));
         let opened = opened.map_err(|error| problems.push(error.to_string()));

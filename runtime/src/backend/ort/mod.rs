@@ -109,8 +109,9 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         .then(|| ort_library::operators(options.ort.operators.as_deref()).map_err(library))
         .transpose()?;
     let gpu = match &operators {
-        Some(_) if kind == BackendKind::OrtCuda => {
-            Some(Gpu::open(options.cuda.device, &runtime, &environment)?)
+        Some(operators) if kind == BackendKind::OrtCuda => {
+            let ordinal = options.cuda.device;
+            Some(Gpu::open(ordinal, &runtime, &environment, operators)?)
         }
         _ => None,
     };
