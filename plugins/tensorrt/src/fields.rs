@@ -7,12 +7,12 @@ use ratplus_graphs::ops::{
 use std::ffi::{CStr, CString, c_void};
 use std::slice;
 
-/// Of what a plan stores beside the operator's attributes: this library's version.
-const LIBRARY_VERSION: &str = "ratplus_version";
+/// Of what a plan stores beside the operator's attributes: [`FORMAT`].
+const PLAN_FORMAT: &str = "ratplus_format";
 /// Beside it: bytes of workspace that the plan sets aside.
 const WORKSPACE: &str = "ratplus_workspace_bytes";
-/// This library's version.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Version of what a plan stores; goes up when an older library could not read it.
+pub const FORMAT: &str = "1";
 
 /// What a plugin is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -131,12 +131,12 @@ pub unsafe fn parse(op: Op, fields: &[Field]) -> Result<Settings, String> {
     let mut fields = Fields(fields);
     let mut errors = Vec::new();
     // SAFETY: the caller's contract.
-    let (version, workspace) = unsafe { (fields.named(LIBRARY_VERSION), fields.named(WORKSPACE)) };
+    let (version, workspace) = unsafe { (fields.named(PLAN_FORMAT), fields.named(WORKSPACE)) };
     match version {
         None => (),
-        Some(Values::Text(version)) if version == VERSION => (),
+        Some(Values::Text(version)) if version == FORMAT => (),
         Some(other) => errors.push(format!(
-            "field {LIBRARY_VERSION}: expected `{VERSION}`, this library's (a plan of another has to be \
+            "field {PLAN_FORMAT}: expected `{FORMAT}`, this library's (a plan of another has to be \
              built again), found {}",
             other.describe()
         )),
@@ -209,7 +209,7 @@ impl Stored {
         let own = attributes.map(|(spec, value)| (spec.name, Data::of(value)));
         let data: Vec<_> = own
             .chain([
-                (LIBRARY_VERSION, Data::Text(VERSION.into())),
+                (PLAN_FORMAT, Data::Text(FORMAT.into())),
                 (WORKSPACE, Data::Int64(vec![settings.workspace as i64])),
             ])
             .map(|(name, data)| (CString::new(name).unwrap_or_default(), data))
@@ -311,7 +311,7 @@ mod tests {
             text.contains("initial: expected a list of integers, found a field of type 99"),
             "{text}"
         );
-        let text = read(Op::RecurrenceScan, &[field(c"ratplus_version", INT32, 1)]).unwrap_err();
+        let text = read(Op::RecurrenceScan, &[field(c"ratplus_format", INT32, 1)]).unwrap_err();
         assert!(text.contains("built again"), "{text}");
     }
 

@@ -52,7 +52,7 @@ impl Node {
 
     fn of(name: String, settings: Settings) -> Self {
         let op = settings.operator.op();
-        let mut identity = format!("ratplus {} {op}", fields::VERSION);
+        let mut identity = format!("ratplus {} {op}", fields::FORMAT);
         for (spec, value) in settings.operator.attributes() {
             identity.push_str(&format!(" {}={value:?}", spec.name));
         }
@@ -137,6 +137,11 @@ impl Node {
         outputs: Option<&[Tensor]>,
         typed: bool,
     ) -> Result<(), String> {
+        // TensorRT asks again whenever an address changes.
+        let all = || inputs.iter().chain(outputs.unwrap_or_default());
+        if typed && self.is_planned(inputs) && all().all(|tensor| tensor.format == LINEAR) {
+            return Ok(());
+        }
         self.check_counts(
             inputs.len(),
             outputs.map_or(self.op.outputs().len(), <[Tensor]>::len),
@@ -259,11 +264,11 @@ impl Node {
     /// # Errors
     /// As [`workspace`](Self::workspace).
     pub fn prepare(&mut self, inputs: &[Tensor]) -> Result<(), String> {
-        let device = device()?;
-        let here = |run: &Run| std::ptr::eq(run.device, device);
-        if self.is_planned(inputs) && self.run.as_ref().is_some_and(here) {
+        // An execution context stays on its device.
+        if self.is_planned(inputs) {
             return Ok(());
         }
+        let device = device()?;
         let types = self.types(inputs, true)?;
         let plan = self.plan(device, &types)?;
         let bytes = plan.workspace_bytes();
@@ -308,10 +313,7 @@ impl Node {
         workspace: *mut c_void,
         stream: *mut c_void,
     ) -> Result<(), String> {
-        // An execution context stays on its device: what it was prepared for is not asked again.
-        if !self.is_planned(descriptions) {
-            self.prepare(descriptions)?;
-        }
+        self.prepare(descriptions)?;
         let Some(run) = &self.run else {
             return Err("not prepared".into());
         };
