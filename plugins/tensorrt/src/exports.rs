@@ -70,15 +70,11 @@ pub unsafe extern "C" fn setLoggerFinder(finder: *mut c_void) {
 /// the message.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usize) -> usize {
-    guarded(
-        "RatplusTakeDeviceError",
-        0,
-        || {
-            let message = take_device_error();
-            // SAFETY: the caller's contract.
-            Ok(unsafe { write_message(message.as_deref(), text, capacity) })
-        },
-    )
+    guarded("RatplusTakeDeviceError", 0, || {
+        let message = take_device_error();
+        // SAFETY: the caller's contract.
+        Ok(unsafe { write_message(message.as_deref(), text, capacity) })
+    })
 }
 
 /// Runs when the library is loaded.

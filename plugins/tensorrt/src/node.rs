@@ -28,6 +28,7 @@ pub struct Node {
 
 /// What runs one set of shapes on one device.
 struct Run {
+    #[cfg(feature = "cuda-emulation")]
     device: &'static Device,
     number: NodeNumber,
     inputs: Vec<Tensor>,
@@ -278,6 +279,7 @@ impl Node {
             None
         };
         self.run = Some(Run {
+            #[cfg(feature = "cuda-emulation")]
             device,
             number: register_node(device, self.to_string()),
             inputs: inputs.to_vec(),

@@ -1,6 +1,6 @@
 //! What ONNX Runtime on a GPU needs beside the CPU's.
 
-use crate::backend::error::{failed, run_error};
+use crate::backend::error::failed;
 use crate::backend::{BackendError, BackendKind};
 use crate::ort_library::OnnxRuntime;
 use crate::package::Package;
