@@ -5,9 +5,7 @@
 //! row and the length of its key.
 
 use ratplus_graphs::CacheLayout;
-use ratplus_runtime::backend::{BackendKind, Session};
-use ratplus_runtime::engine::{Engine, Ran};
-use ratplus_runtime::package::Package;
+use ratplus_runtime::{BackendKind, Engine, Package, Ran, Session};
 use std::error::Error;
 
 const KEYS: &str = "past_key_values.0.key";

@@ -3,11 +3,7 @@
 //! The loop is the one of a server: sequences are added to slots, a step runs what waits, a sampler
 //! picks from the logits, and the token is fed back.
 
-use ratplus_runtime::backend::{BackendKind, Session};
-use ratplus_runtime::engine::{Engine, Ran};
-use ratplus_runtime::package::Package;
-use ratplus_runtime::sampler::{Sampler, Sampling};
-use ratplus_runtime::text::Tokenizer;
+use ratplus_runtime::{BackendKind, Engine, Package, Ran, Sampler, Sampling, Session, Tokenizer};
 use std::error::Error;
 use std::io::Write;
 

@@ -1,8 +1,7 @@
 //! Compares a backend with a golden file along every route: `example-verify DIR BACKEND GOLDEN`.
 
-use ratplus_runtime::backend::Session;
-use ratplus_runtime::package::Package;
-use ratplus_tools::verify::{Golden, VerifyOptions, verify};
+use ratplus_runtime::{Package, Session};
+use ratplus_tools::{Golden, VerifyOptions, verify};
 use std::error::Error;
 use std::path::Path;
 
@@ -13,10 +12,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let package = Package::open(dir)?;
     let golden = Golden::read(Path::new(golden))?;
-    let options = VerifyOptions {
-        backends: vec![backend.parse()?],
-        ..VerifyOptions::default()
-    };
+    let mut options = VerifyOptions::default();
+    options.backends.push(backend.parse()?);
     let sessions = Session::builder(&package);
     let report = verify(&sessions, Some(&golden), &options, &mut |_| ())?;
     for row in &report.rows {

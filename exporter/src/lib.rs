@@ -33,10 +33,15 @@ pub mod resolve;
 pub mod synthetic;
 mod weights_file;
 
-pub use checkpoint::{Checkpoint, CheckpointError};
-pub use package::{CheckpointWeights, PackageOptions, WeightSource, Written};
+pub use checkpoint::{Checkpoint, CheckpointError, ReadOptions};
+pub use package::{CheckpointWeights, PackageOptions, Progress, WeightSource, Written};
 pub use plan::ExportPlan;
+// What options are made of.
+pub use ratplus_graphs::{
+    ElementType, Fallback, LogitsMode, ModelSpec, Precision, Quantization, SpecialTokens,
+};
 pub use resolve::{ResolveError, ResolveOptions, Resolved};
+pub use synthetic::SyntheticWeights;
 
 use std::path::{Path, PathBuf};
 

@@ -277,6 +277,7 @@ fn check_tokenizer(path: &Path) -> Result<(), String> {
 
 /// A package that was written.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Written {
     /// What it is.
     pub manifest: Manifest,

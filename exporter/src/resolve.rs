@@ -39,6 +39,7 @@ pub struct ResolveOptions {
 
 /// A model whose every size, pattern and weight is known and consistent.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Resolved {
     /// Sizes and patterns, as given: not normalized to a sequence length.
     pub spec: ModelSpec,

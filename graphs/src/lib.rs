@@ -45,11 +45,11 @@ mod tensor;
 pub mod tolerance;
 
 pub use cache::{CacheLayout, HeadCache};
-pub use package::Manifest;
 pub use package::plans;
+pub use package::{Fallback, LogitsMode, Manifest, PackageShape, SpecialTokens, Target};
 pub use pattern::Pattern;
-pub use precision::{Precision, Quantization};
-pub use spec::ModelSpec;
+pub use precision::{KeepF32, Precision, Quantization};
+pub use spec::{LayerPatterns, ModelSpec};
 pub use tensor::{ElementType, TensorType};
 
 /// Nothing, where nothing is wrong; everything that is otherwise.

@@ -1,7 +1,7 @@
 //! Sequences in the slots of a session, step by step.
 //!
 //! What calls it decides who runs: it puts sequences into free slots, steps, takes logits, and says which
-//! token comes next. [`generate`](crate::generate) is one such caller, a server another.
+//! token comes next. [`generate`](crate::generate()) is one such caller, a server another.
 //!
 //! ```
 //! use ratplus_runtime::engine::{Engine, EngineError, Ran};
@@ -107,6 +107,7 @@ impl Limits {
 
 /// What an engine was asked for and cannot do; nothing has changed but after [`Backend`](Self::Backend).
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EngineError {
     /// Tokens that do not fit.
     #[error(transparent)]
@@ -122,6 +123,7 @@ pub enum EngineError {
 
 /// What a step ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ran {
     /// Nothing: no sequence has a token that has not run.
     Nothing,

@@ -64,6 +64,7 @@ pub fn check_stop_tokens(tokens: &BTreeSet<u32>, limits: &Limits) -> Result<(), 
 
 /// Why a sequence ended.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum StopReason {
     /// It has `max_new_tokens` tokens.
     MaxNewTokens,
@@ -75,6 +76,19 @@ pub enum StopReason {
     Cancelled,
     /// The model returned logits that are no numbers; other sequences went on.
     Failed(NonFiniteLogits),
+}
+
+impl StopReason {
+    /// Its name, as reports have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::StopToken => "end",
+            Self::MaxNewTokens => "max_new_tokens",
+            Self::MaxSeqLen => "max_seq_len",
+            Self::Cancelled => "cancelled",
+            Self::Failed(_) => "failed",
+        }
+    }
 }
 
 /// One finished sequence.
@@ -97,6 +111,7 @@ pub struct Event {
 
 /// How long it took.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Tokens of all prompts.
     pub prefill_tokens: usize,
@@ -141,6 +156,7 @@ pub struct Generation {
 
 /// What is wrong with a request.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// A prompt that the package has no room for, or tokens that it does not have.
     #[error(transparent)]
@@ -160,6 +176,7 @@ pub enum RequestError {
 
 /// Why nothing was generated, or no more.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum GenerateError {
     /// There are no requests.
     #[error("expected at least 1 prompt, found none")]

@@ -1,21 +1,17 @@
 //! Opens a RAT+ package, drives its engines and generates text.
 //!
-//! - [`package`]: [`Package::open`](package::Package::open) checks every file before anything runs.
+//! - [`package`]: [`Package::open`] checks every file before anything runs.
 //! - [`ort_library`]: finds ONNX Runtime and the library of RAT+ operators.
-//! - [`backend`]: [`Session`](backend::Session) runs chunks of tokens; it owns the state that
+//! - [`backend`]: [`Session`] runs chunks of tokens; it owns the state that
 //!   crosses steps.
 //! - [`planner`]: cuts a prompt of any length into chunks for engines of static lengths.
 //! - `nvinfer`: finds TensorRT; with the feature `tensorrt`.
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
 //! - [`engine`]: sequences in slots, step by step; what a server is built on.
-//! - [`generate`]: all of it: prompts in, tokens out.
+//! - [`generate`](mod@generate): all of it: prompts in, tokens out.
 //!
 //! ```no_run
-//! use ratplus_runtime::backend::{BackendKind, Session};
-//! use ratplus_runtime::engine::Engine;
-//! use ratplus_runtime::generate::{Request, generate};
-//! use ratplus_runtime::package::Package;
-//! use ratplus_runtime::text::Tokenizer;
+//! use ratplus_runtime::{BackendKind, Engine, Package, Request, Session, Tokenizer, generate};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let package = Package::open("model")?;
@@ -52,3 +48,15 @@ pub mod planner;
 mod raw;
 pub mod sampler;
 pub mod text;
+
+pub use backend::{
+    BackendError, BackendKind, CudaOptions, OrtOptions, Session, SessionBuilder, TensorRtOptions,
+};
+pub use engine::{Engine, EngineError, Limits, Ran};
+pub use generate::{
+    Completion, Event, GenerateError, Generation, Observer, Request, StopReason, generate,
+};
+pub use package::{OpenOptions, Package, PackageError};
+pub use ratplus_graphs::{Manifest, SpecialTokens};
+pub use sampler::{Sampler, Sampling};
+pub use text::{StreamDecoder, TextError, Tokenizer};

@@ -63,6 +63,7 @@ impl Wanted {
 
 /// ONNX Runtime as this process has loaded it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OnnxRuntime {
     /// The file.
     pub path: PathBuf,

@@ -51,6 +51,14 @@ pub fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), P
 ///
 /// # Errors
 /// An empty prompt, one longer than `limit`, no lengths.
+///
+/// ```
+/// use ratplus_runtime::planner::{Chunk, plan};
+/// let chunks = plan(600, &[1, 64, 512], 4096)?;
+/// let expected = [(512, 512), (64, 64), (64, 24)];
+/// assert_eq!(chunks, expected.map(|(engine_len, tokens)| Chunk { engine_len, tokens }));
+/// # Ok::<(), ratplus_runtime::planner::PlanError>(())
+/// ```
 pub fn plan(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<Vec<Chunk>, PlanError> {
     check(prompt_len, lengths, limit)?;
     let usable: Vec<_> = lengths

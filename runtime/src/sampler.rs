@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 /// How tokens are picked.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// 0 picks the most likely token; larger values flatten the distribution.
     pub temperature: f32,
@@ -83,6 +84,18 @@ pub struct SampleError {
 
 /// Picks tokens for one sequence. The same seed and logits give the same tokens; equal logits
 /// are ordered by token id.
+///
+/// ```
+/// use ratplus_runtime::{Sampler, Sampling};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let logits = [0.5, 2.0, -1.0, 1.9];
+/// assert_eq!(Sampler::new(Sampling::GREEDY)?.sample(&logits)?, 1);
+/// let mut sampling = Sampling::default();
+/// (sampling.temperature, sampling.top_k) = (0.8, Some(2));
+/// assert!([1, 3].contains(&Sampler::new(sampling)?.sample(&logits)?));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,

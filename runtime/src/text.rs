@@ -26,6 +26,17 @@ const END_TOKENS: [&str; 6] = [
 pub struct TextError(String);
 
 /// A `tokenizer.json`.
+///
+/// ```
+/// use ratplus_runtime::{SpecialTokens, Tokenizer};
+/// let json = br#"{"added_tokens": [], "pre_tokenizer": {"type": "Whitespace"},
+///     "model": {"type": "WordLevel", "vocab": {"?": 0, "in": 1, "the": 2}, "unk_token": "?"}}"#;
+/// let tokenizer = Tokenizer::from_json(json)?;
+/// let encoded = tokenizer.encode("in the beginning", SpecialTokens::None)?;
+/// assert_eq!((encoded.ids, encoded.starts), (vec![1, 2, 0], vec![0, 3, 7]));
+/// assert_eq!(tokenizer.decode(&[1, 2])?, "in the");
+/// # Ok::<(), ratplus_runtime::TextError>(())
+/// ```
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     form: stream::Form,

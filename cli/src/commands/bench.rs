@@ -14,10 +14,6 @@ use ratplus_tools::bench::{
 use serde::Serialize;
 use std::path::Path;
 
-/// Tokens of a prompt and tokens decoded, where none are asked for and the package has room.
-const PROMPT: usize = 512;
-const NEW_TOKENS: usize = 128;
-
 /// Everything about one package.
 #[derive(Serialize)]
 struct Report {
@@ -96,23 +92,11 @@ fn measure(
 ) -> Result<Report, Failure> {
     reset_peak();
     let manifest = package.manifest();
-    let longest = manifest.max_seq_len;
-    let new_tokens = args.new_tokens.unwrap_or(NEW_TOKENS.min(longest));
-    // From the start, and as late as there is room.
-    let mut contexts = vec![0, longest.saturating_sub(new_tokens)];
-    contexts.dedup();
-    let options = BenchOptions {
-        prompts: match &args.prompt {
-            Some(prompts) => prompts.clone(),
-            None => vec![PROMPT.min(longest)],
-        },
-        new_tokens,
-        contexts: match &args.context {
-            Some(contexts) => contexts.clone(),
-            None => contexts,
-        },
-        repeats: args.repeat.get(),
-    };
+    let mut options = BenchOptions::default();
+    options.prompts.clone_from(&args.prompt);
+    options.new_tokens = args.new_tokens;
+    options.contexts.clone_from(&args.context);
+    options.repeats = args.repeat.get();
     let sessions = session_builder(package, &args.libraries);
     let mut session = sessions.open(backend).or_input()?;
     let bar = spinner();
@@ -146,7 +130,7 @@ fn measure(
         cache_dtype: manifest.shape().cache_dtype.to_string(),
         types: manifest.types(),
         batch: manifest.batch,
-        max_seq_len: longest,
+        max_seq_len: manifest.max_seq_len,
         patterns: super::inspect::pattern_summary(&manifest.model),
         implementations,
         weights_bytes: package.weights().len() as u64,

@@ -12,11 +12,9 @@ use ratplus_tools::plans::{self, BuildOptions, BuildReport};
 pub fn run(args: BuildArgs) -> Outcome {
     let backend: BackendKind = args.backend.parse().or_input()?;
     let package = Package::open(&args.dir).or_input()?;
-    let options = BuildOptions {
-        device: args.device,
-        compute_capabilities: args.compute_capability,
-        ..BuildOptions::default()
-    };
+    let mut options = BuildOptions::default();
+    options.device = args.device;
+    options.compute_capabilities = args.compute_capability;
     let bar = spinner();
     let report = plans::build(&package, backend, &options, &mut |progress| {
         let plans::BuildProgress {

@@ -36,9 +36,8 @@ pub fn run(args: ExportArgs) -> Outcome {
     for note in &resolved.notes {
         errln!("note: {}", in_flags(note));
     }
-    let read = ReadOptions {
-        allow_nonfinite: args.allow_nonfinite,
-    };
+    let mut read = ReadOptions::default();
+    read.allow_nonfinite = args.allow_nonfinite;
     let mut weights = CheckpointWeights::new(&checkpoint, &resolved.sources, read);
     write(&args, &resolved.spec, &mut weights)
 }

@@ -29,12 +29,10 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let package = Package::open(&args.dir).or_input()?;
     let (tokenizer, special_tokens) = super::tokenizer(&package, &args.dir, args.special_tokens)?;
     let manifest = package.manifest();
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed.unwrap_or(0),
-    };
+    let mut sampling = Sampling::default();
+    sampling.temperature = args.temperature;
+    (sampling.top_k, sampling.top_p) = (args.top_k, args.top_p);
+    sampling.seed = args.seed.unwrap_or(sampling.seed);
     // Everything that can be refused is, before an engine is opened.
     let limits = Limits::from(manifest);
     let tokens = prompts.encode(&tokenizer, special_tokens, &limits);
@@ -250,18 +248,15 @@ fn print_lines(
         fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {
             let mut text = self.parts.remove(&request).unwrap_or_default();
             text += &self.texts.finish(request);
-            let (stop, error) = match &completion.stop {
-                StopReason::StopToken => ("end", None),
-                StopReason::MaxNewTokens => ("max_new_tokens", None),
-                StopReason::MaxSeqLen => ("max_seq_len", None),
-                StopReason::Cancelled => ("cancelled", None),
-                StopReason::Failed(error) => ("failed", Some(error.to_string())),
+            let error = match &completion.stop {
+                StopReason::Failed(error) => Some(error.to_string()),
+                _ => None,
             };
             let line = Line {
                 prompt: &self.prompts[request].text,
                 completion: &text,
                 tokens: completion.tokens.len(),
-                stop,
+                stop: completion.stop.name(),
                 error,
             };
             let line = serde_json::to_string(&line).unwrap_or_default();

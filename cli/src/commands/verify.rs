@@ -22,12 +22,9 @@ pub fn run(args: VerifyArgs) -> Outcome {
     let package = Package::open(&args.dir).or_input()?;
     let golden = args.golden.as_deref().map(Golden::read);
     let golden = golden.transpose().or_input()?;
-    let options = VerifyOptions {
-        backends,
-        chunks: args.chunks,
-        tokens: args.tokens,
-        seed: args.seed,
-    };
+    let mut options = VerifyOptions::default();
+    (options.backends, options.chunks) = (backends, args.chunks);
+    (options.tokens, options.seed) = (args.tokens, args.seed);
     let sessions = session_builder(&package, &args.libraries);
     let bar = spinner();
     let report = verify::verify(&sessions, golden.as_ref(), &options, &mut |what| {

@@ -48,6 +48,7 @@ use std::sync::atomic::AtomicBool;
 
 /// How a checkpoint is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Format {
     /// `torch.save`'s zip archive.
     Torch,

@@ -17,6 +17,7 @@ const SPARSE: u64 = 4096;
 
 /// How weights are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ReadOptions {
     /// Hand out NaNs and infinities as they are stored instead of refusing them.
     pub allow_nonfinite: bool,

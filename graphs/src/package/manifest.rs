@@ -65,6 +65,38 @@ impl From<&CacheLayout> for LayerCache {
 }
 
 /// A package, described.
+///
+/// ```
+/// use ratplus_graphs::onnx::OPSET;
+/// use ratplus_graphs::{
+///     ElementType, Fallback, LayerPatterns, LogitsMode, Manifest, ModelSpec, PackageShape, Pattern,
+/// };
+/// let model = ModelSpec {
+///     vocab_size: 1000,
+///     d_model: 256,
+///     num_layers: 1,
+///     d_head: 64,
+///     d_ffn: 1024,
+///     patterns: vec![LayerPatterns::Uniform(Pattern::DENSE)],
+///     ..ModelSpec::default()
+/// };
+/// let dtype = ElementType::F16;
+/// let shape = PackageShape {
+///     batch: 1,
+///     max_seq_len: 128,
+///     dtype,
+///     cache_dtype: dtype,
+///     logits: LogitsMode::Last,
+/// };
+/// let (precision, fallback) = (Default::default(), Fallback::Function);
+/// let manifest = Manifest::new(model, shape, precision, fallback, OPSET, &[1, 64]);
+/// // Keys and values of four heads in f16, and the recurrence's two states in f32.
+/// assert_eq!(manifest.state_bytes, 2 * 4 * 128 * 64 * 2 + 2 * 256 * 4);
+/// // Its files are not named yet, and all are missed at once.
+/// let errors = Manifest::parse(&manifest.to_json()).unwrap_err();
+/// assert!(errors.0.contains(&"files: `weights.bin` is missing".to_owned()), "{errors}");
+/// assert!(errors.0.contains(&"files: `prefill_64.onnx` is missing".to_owned()), "{errors}");
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// [`FORMAT`].

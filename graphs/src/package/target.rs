@@ -10,6 +10,7 @@ use std::fmt;
 /// same tensors over the same weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Target {
     /// Any ONNX runtime: f32 arithmetic between roundings, which CPUs without f16 and bf16 have.
     Portable,
@@ -60,6 +61,7 @@ impl fmt::Display for Target {
 
 /// How a graph writes custom nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum CustomNodes {
     /// As nodes, with a model-local function of standard operators for each operator.
     WithFunctions,
@@ -86,6 +88,7 @@ impl CustomNodes {
 /// without the RAT+ operators.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Fallback {
     /// Every target; with the custom nodes, a model-local function of standard operators for each
     /// operator.

@@ -11,6 +11,18 @@ use ratplus_graphs::ops::TensorType;
 use ratplus_graphs::package::{Engine, Manifest, Target};
 
 /// How a session of a package is opened; see [`Session::builder`].
+///
+/// ```no_run
+/// use ratplus_runtime::{BackendKind, Package, Session};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let package = Package::open("model")?;
+/// // Engines of other lengths would take memory for nothing where only single tokens run.
+/// let mut sessions = Session::builder(&package).threads(4).engines([1]);
+/// sessions.ort.passive_wait = true;
+/// let session = sessions.open(BackendKind::OrtCpu)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct SessionBuilder<'a> {
     pub(super) package: &'a Package,

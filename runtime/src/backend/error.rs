@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// Why a session was not opened, or a step not run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BackendError {
     /// The backend cannot be used here, for want of a library among other reasons.
     #[error("backend `{backend}`: {reason}")]

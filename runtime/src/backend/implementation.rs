@@ -12,6 +12,7 @@ use std::fmt;
 
 /// What ran a custom node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Implementation {
     /// A kernel of the RAT+ operator library, on this execution provider.
     Kernel {

@@ -39,7 +39,16 @@ use std::fmt;
 use std::str::FromStr;
 
 /// What runs a package.
+///
+/// ```
+/// use ratplus_runtime::BackendKind;
+/// assert_eq!("ort-cpu".parse::<BackendKind>()?, BackendKind::OrtCpu);
+/// // The error lists those there are.
+/// assert!("gpu".parse::<BackendKind>().is_err());
+/// # Ok::<(), ratplus_runtime::BackendError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum BackendKind {
     /// `ort-cpu`: ONNX Runtime with the library of RAT+ operators.
     OrtCpu,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// ort-cpu, ort-cuda and ort-fallback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OrtOptions {
     /// Where ONNX Runtime is; see [`crate::ort_library`].
     pub library: Option<PathBuf>,
@@ -16,6 +17,7 @@ pub struct OrtOptions {
 
 /// ort-cuda, tensorrt and tensorrt-rtx.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CudaOptions {
     /// Number of the GPU.
     pub device: i32,
@@ -26,6 +28,7 @@ pub struct CudaOptions {
 
 /// tensorrt and tensorrt-rtx.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TensorRtOptions {
     /// Folder with the library, and where else it is looked for: [`crate::nvinfer`].
     pub library: Option<PathBuf>,

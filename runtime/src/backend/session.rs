@@ -30,6 +30,23 @@ pub struct StateBuffer {
 /// Every buffer that crosses a step is allocated once, here. With the RAT+ operators of ONNX
 /// Runtime the caches are updated in place and shared by all engines; other implementations
 /// write beside them and the two sides are swapped.
+///
+/// ```no_run
+/// use ratplus_runtime::{BackendKind, Package, Session};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // A package of one slot.
+/// let package = Package::open("model")?;
+/// let mut session = Session::builder(&package).open(BackendKind::OrtCpu)?;
+/// // Three tokens and padding through the engine of length 64, then one more token.
+/// let mut chunk = [0; 64];
+/// chunk[..3].copy_from_slice(&[17, 4, 9]);
+/// session.run(64, &chunk, &[3])?;
+/// let step = session.run(1, &[23], &[1])?;
+/// println!("{:?}", step.last_logits(0));
+/// assert_eq!(session.past_length(0), 4);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Session {
     manifest: Arc<Manifest>,
     kind: BackendKind,

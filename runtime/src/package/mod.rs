@@ -50,6 +50,7 @@ impl std::error::Error for PackageError {}
 
 /// How a package is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Compares sizes only. For a package that was checked before: weights of many gigabytes take
     /// seconds to hash.
@@ -57,6 +58,12 @@ pub struct OpenOptions {
 }
 
 /// An opened and checked package.
+///
+/// ```
+/// use ratplus_runtime::Package;
+/// let error = Package::open("no/such/folder").unwrap_err();
+/// assert_eq!(error.problems.len(), 1, "{error}");
+/// ```
 #[derive(Debug)]
 pub struct Package {
     dir: PathBuf,

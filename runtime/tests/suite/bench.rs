@@ -6,17 +6,21 @@ use ratplus_runtime::backend::Session;
 use ratplus_runtime::backend::inspection::Inspection;
 use ratplus_tools::bench::{BenchOptions, bench, operator_times};
 
+fn wanted() -> BenchOptions {
+    let mut wanted = BenchOptions::default();
+    wanted.prompts = Some(vec![1, 21]);
+    // The contexts are 0 and as many as there is room for.
+    wanted.new_tokens = Some(3);
+    wanted.repeats = 2;
+    wanted
+}
+
 #[test]
 fn every_backend_is_measured() {
     for kind in backends(Fallback::Function) {
         let fixture = fixture(Options::default());
         let mut session = Session::builder(&fixture.package).open(kind).unwrap();
-        let wanted = BenchOptions {
-            prompts: vec![1, 21],
-            new_tokens: 3,
-            contexts: vec![0, MAX_SEQ_LEN - 3],
-            repeats: 2,
-        };
+        let wanted = wanted();
         let mut heard = Vec::new();
         let measured = bench(&mut session, &wanted, &mut |name| {
             heard.push(name.to_owned())
@@ -42,12 +46,7 @@ fn every_backend_is_measured() {
 fn operators_are_timed_where_the_backend_tells() {
     for kind in backends(Fallback::Function) {
         let fixture = fixture(Options::default());
-        let wanted = BenchOptions {
-            prompts: vec![1, 21],
-            new_tokens: 3,
-            contexts: vec![0, MAX_SEQ_LEN - 3],
-            repeats: 2,
-        };
+        let wanted = wanted();
         let sessions = Session::builder(&fixture.package);
         let times = operator_times(&sessions, kind, &wanted).unwrap();
         if !kind.has_profiles() {
@@ -83,12 +82,9 @@ fn what_does_not_fit_is_refused_before_anything_runs() {
         (vec![0], vec![], "pp0"),
         (vec![1], vec![0, MAX_SEQ_LEN], "tg1 @ d"),
     ] {
-        let options = BenchOptions {
-            prompts,
-            new_tokens: 1,
-            contexts,
-            repeats: 1,
-        };
+        let mut options = BenchOptions::default();
+        (options.prompts, options.contexts) = (Some(prompts), Some(contexts));
+        options.new_tokens = Some(1);
         let mut heard = 0;
         let error = bench(&mut session, &options, &mut |_| heard += 1).unwrap_err();
         assert!(error.to_string().starts_with(name), "{error}");

@@ -241,12 +241,9 @@ pub fn tokens(seed: u64, count: usize) -> Vec<u32> {
 
 /// What `verify` finds on random tokens, along every route.
 pub fn verified(fixture: &Fixture, backends: Vec<BackendKind>) -> VerifyReport {
-    let options = VerifyOptions {
-        backends,
-        chunks: Vec::new(),
-        tokens: MAX_SEQ_LEN,
-        seed: 5,
-    };
+    let mut options = VerifyOptions::default();
+    options.backends = backends;
+    (options.tokens, options.seed) = (MAX_SEQ_LEN, 5);
     verify(
         &Session::builder(&fixture.package),
         None,

@@ -66,10 +66,8 @@ fn another_library_in_place_of_the_operators_is_refused() {
         return;
     };
     // A library that loads, but another one.
-    let options = OrtOptions {
-        operators: Some(runtime.path.clone()),
-        ..OrtOptions::default()
-    };
+    let mut options = OrtOptions::default();
+    options.operators = Some(runtime.path.clone());
     let found = refusal(&fixture(Options::default()), options).unwrap();
     assert!(found.contains("RatplusWatchKernels"), "{found}");
     assert!(

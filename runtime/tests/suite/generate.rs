@@ -20,6 +20,12 @@ fn request(seed: u64, length: usize, max_new_tokens: usize) -> Request {
     }
 }
 
+fn sampling(temperature: f32, seed: u64) -> Sampling {
+    let mut sampling = Sampling::default();
+    (sampling.temperature, sampling.seed) = (temperature, seed);
+    sampling
+}
+
 fn quiet(_: Event) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
@@ -54,12 +60,8 @@ fn prompts_of_any_length_run_together_as_alone() {
     });
     for kind in backends(Fallback::Function) {
         let mut engine = Engine::new(open(&fixture, kind));
-        let sampling = Sampling {
-            temperature: 0.8,
-            top_k: Some(20),
-            top_p: Some(0.95),
-            seed: 5,
-        };
+        let mut sampling = sampling(0.8, 5);
+        (sampling.top_k, sampling.top_p) = (Some(20), Some(0.95));
         let requests = [
             request(1, 1, 9),
             Request {
@@ -110,11 +112,7 @@ fn requests_without_a_slot_wait_for_one() {
             .into_iter()
             .zip(20..)
             .map(|((length, count), seed)| Request {
-                sampling: Sampling {
-                    temperature: if seed % 2 == 0 { 0.0 } else { 0.9 },
-                    seed: 3,
-                    ..Sampling::GREEDY
-                },
+                sampling: sampling(if seed % 2 == 0 { 0.0 } else { 0.9 }, 3),
                 ..request(seed, length, count)
             })
             .collect();
@@ -212,12 +210,8 @@ fn requests_are_checked_first() {
         error.contains("49 tokens") && error.contains("48"),
         "{error}"
     );
-    let sampling = Sampling {
-        temperature: -1.0,
-        ..Sampling::GREEDY
-    };
     let error = refuse(&[Request {
-        sampling,
+        sampling: sampling(-1.0, 0),
         ..request(1, 3, 1)
     }]);
     assert!(
@@ -258,13 +252,9 @@ fn not_a_number_stops_one_slot() {
     let row = manifest.model.d_model * 4;
     weights[poison as usize * row..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(dir.path().join(WEIGHTS_FILE), weights).unwrap();
-    let package = Package::open_with(
-        dir.path(),
-        &OpenOptions {
-            skip_checksum: true,
-        },
-    )
-    .unwrap();
+    let mut options = OpenOptions::default();
+    options.skip_checksum = true;
+    let package = Package::open_with(dir.path(), &options).unwrap();
     let clean = |seed, length| {
         let prompt = tokens(seed, length)
             .into_iter()

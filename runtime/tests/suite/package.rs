@@ -115,9 +115,8 @@ fn foreign_folders_are_refused() {
     write_manifest(other.path(), &manifest);
     assert!(refused(other.path()).to_string().contains(WEIGHTS_FILE));
     // Sizes alone do not show it.
-    let options = OpenOptions {
-        skip_checksum: true,
-    };
+    let mut options = OpenOptions::default();
+    options.skip_checksum = true;
     Package::open_with(other.path(), &options).unwrap();
 }
 

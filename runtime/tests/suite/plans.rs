@@ -211,10 +211,8 @@ fn a_manifest_with_strange_plans_is_refused() {
 fn a_build_that_cannot_start_changes_nothing() {
     let (dir, manifest) = package();
     let package = Package::open(dir.path()).unwrap();
-    let options = BuildOptions {
-        tensorrt: Some(dir.path().join("nowhere")),
-        ..BuildOptions::default()
-    };
+    let mut options = BuildOptions::default();
+    options.tensorrt = Some(dir.path().join("nowhere"));
     for (backend, part) in [
         (BackendKind::TensorRtRtx, "libtensorrt_rtx.so.1"),
         (BackendKind::TensorRt, "libnvinfer.so.11"),

@@ -377,6 +377,7 @@ fn what_ran_is_what_was_asked_for() {
                             Implementation::FunctionBody
                         }
                         BackendKind::Tract => Implementation::Reference,
+                        other => panic!("{other}: which implementation runs there?"),
                     };
                     assert_eq!(node.implementation, expected, "{engine}");
                 }

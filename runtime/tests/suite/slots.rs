@@ -43,9 +43,8 @@ fn package() -> Fixture {
         weights[token as usize * row..][..row].copy_from_slice(&bytes);
     }
     std::fs::write(path, weights).unwrap();
-    let unchecked = OpenOptions {
-        skip_checksum: true,
-    };
+    let mut unchecked = OpenOptions::default();
+    unchecked.skip_checksum = true;
     let package = Package::open_with(dir.path(), &unchecked).unwrap();
     Fixture::new(dir, package)
 }

@@ -10,19 +10,33 @@ use std::time::Instant;
 
 /// What is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BenchOptions {
-    /// Lengths of prompts.
-    pub prompts: Vec<usize>,
-    /// Tokens that are decoded one by one; 0 measures no decoding.
-    pub new_tokens: usize,
-    /// Tokens that sequences have before those.
-    pub contexts: Vec<usize>,
+    /// Lengths of prompts; `None` is one of 512, or as long as there is room for.
+    pub prompts: Option<Vec<usize>>,
+    /// Tokens that are decoded one by one; 0 measures no decoding. `None` is 128, or as many as there
+    /// is room for.
+    pub new_tokens: Option<usize>,
+    /// Tokens that sequences have before those; `None` is none, and as many as there is room for.
+    pub contexts: Option<Vec<usize>>,
     /// How often, at least once, after one run that is not counted.
     pub repeats: usize,
 }
 
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            prompts: None,
+            new_tokens: None,
+            contexts: None,
+            repeats: 3,
+        }
+    }
+}
+
 /// What cannot be measured.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BenchError {
     /// A prompt or context that the package has no room for.
     #[error("{name}: {source}")]
@@ -38,6 +52,11 @@ pub enum BenchError {
 }
 
 /// Of a number of measurements, ascending.
+///
+/// ```
+/// let spread = ratplus_tools::bench::Spread::of(vec![9.0, 1.0, 3.0, 2.0]);
+/// assert_eq!((spread.min, spread.p50, spread.max), (1.0, 2.0, 9.0));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The least.
@@ -72,6 +91,7 @@ impl Spread {
 
 /// One measurement.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Measured {
     /// `pp512`: a prompt of 512 tokens; `tg128 @ d4096`: 128 tokens one by one after 4096.
     pub name: String,
@@ -89,17 +109,27 @@ pub struct Measured {
 }
 
 impl BenchOptions {
-    /// Every measurement: name, context, tokens, whether decoded.
-    fn cases(&self) -> Vec<(String, usize, usize, bool)> {
-        let prompts = self.prompts.iter();
+    /// Every measurement on sequences of up to `longest` tokens: name, context, tokens, whether
+    /// decoded.
+    fn cases(&self, longest: usize) -> Vec<(String, usize, usize, bool)> {
+        let prompts = self.prompts.clone();
+        let prompts = prompts.unwrap_or_else(|| vec![longest.min(512)]);
         let mut cases: Vec<_> = prompts
-            .map(|&tokens| (format!("pp{tokens}"), 0, tokens, false))
+            .into_iter()
+            .map(|tokens| (format!("pp{tokens}"), 0, tokens, false))
             .collect();
-        if self.new_tokens > 0 {
-            cases.extend(self.contexts.iter().map(|&context| {
-                let tokens = self.new_tokens;
-                (format!("tg{tokens} @ d{context}"), context, tokens, true)
-            }));
+        let tokens = self.new_tokens.unwrap_or(longest.min(128));
+        if tokens > 0 {
+            let contexts = self.contexts.clone().unwrap_or_else(|| {
+                let mut contexts = vec![0, longest.saturating_sub(tokens)];
+                contexts.dedup();
+                contexts
+            });
+            cases.extend(
+                contexts
+                    .into_iter()
+                    .map(|context| (format!("tg{tokens} @ d{context}"), context, tokens, true)),
+            );
         }
         cases
     }
@@ -117,7 +147,7 @@ pub fn bench(
     options: &BenchOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Vec<Measured>, BenchError> {
-    let cases = options.cases();
+    let cases = options.cases(session.max_seq_len());
     for (name, context, tokens, decode) in &cases {
         let lengths = if *decode { &[1][..] } else { session.lengths() };
         plan(context + tokens, lengths, session.max_seq_len()).map_err(|source| {
@@ -184,7 +214,7 @@ pub fn operator_times(
         return Ok(times);
     }
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let cases = options.cases();
+    let cases = options.cases(sessions.package().manifest().max_seq_len);
     for decoded in [false, true] {
         let case = cases.iter().rfind(|case| case.3 == decoded);
         let Some((name, context, tokens, decode)) = case else {
@@ -289,12 +319,14 @@ mod tests {
     #[test]
     fn cases_have_the_names_of_the_field() {
         let options = BenchOptions {
-            prompts: vec![512],
-            new_tokens: 128,
-            contexts: vec![0, 4096],
-            repeats: 3,
+            contexts: Some(vec![0, 4096]),
+            ..BenchOptions::default()
         };
-        let names: Vec<_> = options.cases().into_iter().map(|case| case.0).collect();
+        let names: Vec<_> = options
+            .cases(32768)
+            .into_iter()
+            .map(|case| case.0)
+            .collect();
         assert_eq!(names, ["pp512", "tg128 @ d0", "tg128 @ d4096"]);
     }
 }

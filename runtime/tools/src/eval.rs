@@ -59,7 +59,17 @@ impl Text<'_> {
 }
 
 /// What was scored.
+///
+/// ```
+/// use ratplus_tools::Evaluation;
+/// let mut scored = Evaluation::default();
+/// // Four tokens, equally likely; the first of equals counts as the prediction.
+/// assert!(scored.score(&[0.0; 4], 0) && scored.score(&[0.0; 4], 3));
+/// assert!((scored.perplexity() - 4.0).abs() < 1e-9);
+/// assert_eq!(scored.accuracy(), 0.5);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Tokens with a prediction.
     pub tokens: usize,
@@ -122,6 +132,7 @@ pub fn negative_log_likelihood(logits: &[f32], token: usize) -> Option<f64> {
 
 /// Why a text cannot be scored.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EvalError {
     /// Options or texts that do not fit the package: what was expected and found.
     #[error("{0}")]

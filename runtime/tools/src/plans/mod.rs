@@ -27,6 +27,7 @@ const RTX_TARGETS: [((u32, u32), bool); 4] = [
 
 /// How plans are built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BuildOptions {
     /// Folder with the library; see [`ratplus_runtime::nvinfer`].
     pub tensorrt: Option<PathBuf>,
@@ -51,6 +52,7 @@ pub struct BuildProgress<'a> {
 
 /// A plan that was built.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct BuiltPlan {
     /// The ONNX file that it was built from.
     pub engine: String,
@@ -64,6 +66,7 @@ pub struct BuiltPlan {
 
 /// What a build did.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct BuildReport {
     /// Who runs the plans.
     pub backend: &'static str,

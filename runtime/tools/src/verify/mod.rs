@@ -39,6 +39,7 @@ use std::time::Instant;
 
 /// What to verify, and how.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct VerifyOptions {
     /// Backends that have to run. Empty: all that are present, the others are reported as skipped.
     pub backends: Vec<BackendKind>,
@@ -63,6 +64,7 @@ impl Default for VerifyOptions {
 
 /// Why a verification did not run.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VerifyError {
     /// Options, golden file and package do not fit together.
     #[error("{}", .0.join("\n  "))]

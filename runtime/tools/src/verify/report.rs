@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// Everything measured.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct VerifyReport {
     /// The program that ran.
     pub tool: String,
@@ -45,6 +46,7 @@ pub const STORED_WEIGHTS: &str = "stored weights";
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Row {
     /// The backend.
     pub backend: BackendKind,

@@ -4,7 +4,15 @@ use ratplus_runtime::planner::{Chunk, PlanError, chunks_of, plan};
 use std::fmt;
 
 /// A way through a sequence.
+///
+/// ```
+/// use ratplus_tools::verify::{Route, Step};
+/// let steps = Route::Prefill(64).steps(100, &[1, 64], 4096)?;
+/// assert_eq!(steps, [64, 36].map(|tokens| Step { engine_len: 64, tokens }));
+/// # Ok::<(), ratplus_runtime::planner::PlanError>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Route {
     /// Everything in chunks of a static length, the last one padded.
     Prefill(usize),

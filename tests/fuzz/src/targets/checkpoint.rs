@@ -25,11 +25,9 @@ pub fn check(checkpoint: &Checkpoint, file: &[u8]) {
         })
         .collect();
     converted(checkpoint, &small, file.len());
-    let reader = || {
-        checkpoint.reader(ReadOptions {
-            allow_nonfinite: true,
-        })
-    };
+    let mut options = ReadOptions::default();
+    options.allow_nonfinite = true;
+    let reader = || checkpoint.reader(options);
     let (mut whole, mut by_row) = (reader(), reader());
     for tensor in small {
         // Rounded as it is read; `converted` reads it.
@@ -77,8 +75,9 @@ fn resolved(checkpoint: &Checkpoint) {
 fn converted(checkpoint: &Checkpoint, tensors: &[&Tensor], choice: usize) {
     let types = ElementType::ACTIVATIONS;
     let dtype = types[choice % types.len()];
-    let allow_nonfinite = choice.is_multiple_of(2);
-    let mut reader = checkpoint.reader(ReadOptions { allow_nonfinite });
+    let mut options = ReadOptions::default();
+    options.allow_nonfinite = choice.is_multiple_of(2);
+    let mut reader = checkpoint.reader(options);
     for tensor in tensors {
         if !tensor.dtype().is_weight() {
             continue;
@@ -86,7 +85,7 @@ fn converted(checkpoint: &Checkpoint, tensors: &[&Tensor], choice: usize) {
         let stored = tensor.dtype().element_type();
         match read(&mut reader, tensor, dtype, 3) {
             Ok(_) | Err(CheckpointError::Checksum { .. }) => {}
-            Err(CheckpointError::NonFinite { .. }) if !allow_nonfinite => {}
+            Err(CheckpointError::NonFinite { .. }) if !options.allow_nonfinite => {}
             Err(CheckpointError::Overflow { .. }) if stored != Some(dtype) => {}
             Err(error) => panic!("{}: {error}", tensor.name()),
         }
