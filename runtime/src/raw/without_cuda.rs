@@ -1,5 +1,7 @@
 //! A build without CUDA: there is no GPU, no memory of one and nothing that fails there.
 
+use std::ffi::c_void;
+
 /// What a call of the driver would fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum CudaError {}
@@ -10,6 +12,12 @@ pub enum DeviceMemory {}
 
 pub enum PinnedMemory {}
 
+pub enum OwnedStream {}
+
+/// A stream of the driver's.
+#[derive(Clone, Copy)]
+pub struct Stream(pub *mut c_void);
+
 impl Device {
     /// # Errors
     /// Nothing but: callers have refused what needs one.
@@ -17,7 +25,7 @@ impl Device {
         Err("this build has no CUDA".into())
     }
 
-    pub fn synchronize(&self) -> Result<(), CudaError> {
+    pub fn stream(&'static self) -> Result<OwnedStream, CudaError> {
         match *self {}
     }
 
@@ -43,19 +51,50 @@ impl DeviceMemory {
         match *self {}
     }
 
-    pub fn download(&self, _: &mut [u8]) -> Result<(), CudaError> {
+    /// # Safety
+    /// There is none to call it on.
+    pub unsafe fn upload_in(
+        &self,
+        _: &OwnedStream,
+        _: usize,
+        _: *const u8,
+        _: usize,
+    ) -> Result<(), CudaError> {
         match *self {}
     }
 
-    pub fn upload_at(&self, _: usize, _: &[u8]) -> Result<(), CudaError> {
+    /// # Safety
+    /// There is none to call it on.
+    pub unsafe fn download_in(
+        &self,
+        _: &OwnedStream,
+        _: usize,
+        _: *mut u8,
+        _: usize,
+    ) -> Result<(), CudaError> {
         match *self {}
     }
 
-    pub fn download_at(&self, _: usize, _: &mut [u8]) -> Result<(), CudaError> {
+    /// # Safety
+    /// There is none to call it on.
+    pub unsafe fn copy_in(
+        &self,
+        _: &OwnedStream,
+        _: usize,
+        _: &Self,
+        _: usize,
+        _: usize,
+    ) -> Result<(), CudaError> {
+        match *self {}
+    }
+}
+
+impl OwnedStream {
+    pub fn stream(&self) -> Stream {
         match *self {}
     }
 
-    pub fn copy_at(&self, _: usize, _: &Self, _: usize, _: usize) -> Result<(), CudaError> {
+    pub fn synchronize(&self) -> Result<(), CudaError> {
         match *self {}
     }
 }
@@ -66,10 +105,6 @@ impl PinnedMemory {
     }
 
     pub fn bytes(&self) -> usize {
-        match *self {}
-    }
-
-    pub fn as_slice(&self) -> &[u8] {
         match *self {}
     }
 }

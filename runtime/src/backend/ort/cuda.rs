@@ -68,8 +68,12 @@ impl Gpu {
             let operators = operators.display();
             problems.push(format!("the RAT+ operator library `{operators}`: {reason}"));
         }
-        let opened = Device::open(ordinal).and_then(|device| Ok((device, device.stream()?)));
-        let opened = opened.map_err(|error| problems.push(error.to_string()));
+        let opened = Device::open(ordinal).map_err(|error| error.to_string());
+        let opened = opened.and_then(|device| {
+            let stream = device.stream().map_err(|error| error.to_string())?;
+            Ok((device, stream))
+        });
+        let opened = opened.map_err(|error| problems.push(error));
         let (Ok((device, stream)), true) = (opened, problems.is_empty()) else {
             return Err(unavailable(problems.join("\n  ")));
         };
