@@ -53,6 +53,7 @@ RATPLUS_DEVICE u32 load_acquire(const u32* address) {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
     return value;
 }
+// Behind a `block_barrier` it releases what every thread of the block wrote before.
 RATPLUS_DEVICE void store_release(u32* address, u32 value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
@@ -117,6 +118,12 @@ RATPLUS_DEVICE float exp2_fast(float x) {
 // a * b + c with one rounding.
 RATPLUS_DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 RATPLUS_DEVICE float divide(float a, float b) { return __fdividef(a, b); }
+// 1 / x to 1 unit in the last place, for x from 2^-126 to 2^126.
+RATPLUS_DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 RATPLUS_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
 RATPLUS_DEVICE float magnitude(float a) { return fabsf(a); }
 RATPLUS_DEVICE float from_bits(u32 bits) { return __uint_as_float(bits); }

@@ -124,7 +124,7 @@ RATPLUS_DEVICE void scan_summary(const ScanParams& p) {
     }
     tile.load(p);
     tile.reduce(shared);
-    write_summary(p, tile, shared);
+    write_summary(p, tile, Column<T>(), shared);
 }
 
 // One thread a channel; here every tile is a group of its own.
@@ -151,19 +151,20 @@ RATPLUS_DEVICE void scan_carry(const ScanParams& p) {
 
 template <typename T>
 RATPLUS_DEVICE void scan_replay(const ScanParams& p) {
-    constexpr i32 SPAN = TILE_CHANNELS<T>;
     float* const shared = reinterpret_cast<float*>(shared_memory());
-    float* const state = shared + TILE_WARPS * 3 * SPAN;
-    Tile<T> tile(p, block_z(), static_cast<i32>(block_y()), static_cast<i32>(block_x()) * SPAN);
+    Tile<T> tile(p, block_z(), static_cast<i32>(block_y()), static_cast<i32>(block_x()) * TILE_CHANNELS<T>);
+    const Column<T> column;
     tile.load(p);
-    const i32 c = static_cast<i32>(thread_index());
-    if (tile.lives() && c < SPAN && tile.block + c < p.channels) {
-        const float* const from = p.carry + carry_at(p, tile.slot, tile.index) + tile.block + c;
-        state[c] = from[0];
-        state[SPAN + c] = from[p.channels];
+    float state = 0.0f;
+    if (tile.lives() && tile.has(p, column)) {
+        state = p.carry[carry_at(p, tile.slot, tile.index) + column.part * p.channels + tile.block + column.number];
     }
     tile.reduce(shared);
-    tile.replay(p, state);
+    if (tile.has(p, column)) {
+        tile.walk(shared, column, state);
+    }
+    block_barrier();
+    tile.replay(p, shared);
     tile.pass_state(p);
 }
 
@@ -179,10 +180,10 @@ template <typename T>
 RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
     constexpr i32 SPAN = TILE_CHANNELS<T>;
     float* const shared = reinterpret_cast<float*>(shared_memory());
-    float* const state = shared + TILE_WARPS * 3 * SPAN;
     const u32 blocks = static_cast<u32>((p.channels + SPAN - 1) / SPAN);
     const u32 chains = static_cast<u32>(p.batch) * blocks;
-    if (thread_index() == 0) {
+    const bool speaker = thread_index() == 0;
+    if (speaker) {
         reinterpret_cast<u32*>(shared)[0] = atomic_increment(p.flags);
     }
     block_barrier();
@@ -199,80 +200,83 @@ RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
     const bool publishes =
         tile.index == first + GROUP_TILES - 1 && (group + 1) * GROUP_TILES * TILE_TOKENS < tile.lengths.tokens;
 
-    const i32 c = static_cast<i32>(thread_index());
-    const bool owns = c < SPAN && tile.block + c < p.channels;
+    // What a block writes for others, one thread releases behind a barrier.
+    const Column<T> column;
+    const bool owns = tile.has(p, column);
+    const auto carry = [&](i32 of_group) {
+        return p.carry + carry_at(p, tile.slot, of_group) + column.part * p.channels + tile.block + column.number;
+    };
+    tile.load(p);
     if (tile.index == 0) {
         // The incoming state goes through the first carry: it may be the memory of the new state,
         // which the last tile writes as soon as it has what it waits for.
         if (owns) {
-            const i64 at = static_cast<i64>(tile.slot) * p.channels + tile.block + c;
-            float* const to = p.carry + carry_at(p, tile.slot, 0) + tile.block + c;
-            to[0] = tile.lengths.past > 0 ? p.state_key[at] : 0.0f;
-            to[p.channels] = tile.lengths.past > 0 ? p.state_value[at] : 0.0f;
-            fence_device();
+            const float* const from = column.part == 0 ? p.state_key : p.state_value;
+            const i64 at = static_cast<i64>(tile.slot) * p.channels + tile.block + column.number;
+            *carry(0) = tile.lengths.past > 0 ? from[at] : 0.0f;
         }
         block_barrier();
-        if (c == 0) {
+        if (speaker) {
             store_release(carry_flags, 1);
         }
     }
-    tile.load(p);
     tile.reduce(shared);
     if (!tile.lives()) {
-        tile.replay(p, state);
+        tile.replay(p, shared);
         tile.pass_state(p);
         return;
     }
     if (!publishes) {
         // The last tile's map has no reader.
-        write_summary(p, tile, shared);
-        fence_device();
+        write_summary(p, tile, column, shared);
         block_barrier();
-        if (c == 0) {
+        if (speaker) {
             store_release(summary_flags + tile.index, 1);
         }
     }
+    const i32 c = static_cast<i32>(thread_index());
     if (c < tile.index - first) {
         wait_for(summary_flags + first + c);
     } else if (c == GROUP_TILES && tile.index > 0) {
         wait_for(carry_flags + group);
     }
     block_barrier();
+    float state = 0.0f;
     if (owns) {
-        const float* const carried = p.carry + carry_at(p, tile.slot, group) + tile.block + c;
-        float key = load_shared_by_blocks(carried);
-        float value = load_shared_by_blocks(carried + p.channels);
-        Affine maps[GROUP_TILES - 1];
+        state = load_shared_by_blocks(carry(group));
+        Step maps[GROUP_TILES - 1];
+        const float* loss = p.summary + summary_at(p, tile.slot, first) + tile.block + column.number;
+        const float* gain = loss + (1 + column.part) * p.channels;
         RATPLUS_UNROLL
         for (i32 i = 0; i < GROUP_TILES - 1; ++i) {
             if (first + i < tile.index) {
-                const float* const from = p.summary + summary_at(p, tile.slot, first + i) + tile.block + c;
-                maps[i] = {load_shared_by_blocks(from), load_shared_by_blocks(from + p.channels),
-                           load_shared_by_blocks(from + 2 * p.channels)};
+                maps[i] = {load_shared_by_blocks(loss), load_shared_by_blocks(gain)};
             }
+            loss += 3 * p.channels;
+            gain += 3 * p.channels;
         }
         RATPLUS_UNROLL
         for (i32 i = 0; i < GROUP_TILES - 1; ++i) {
             if (first + i < tile.index) {
-                key = apply(maps[i].loss, maps[i].key, key);
-                value = apply(maps[i].loss, maps[i].value, value);
+                state = apply(maps[i].loss, maps[i].gain, state);
             }
         }
-        state[c] = key;
-        state[SPAN + c] = value;
         if (publishes) {
-            const Affine sum = tile.total(shared, c);
-            float* const to = p.carry + carry_at(p, tile.slot, group + 1) + tile.block + c;
-            to[0] = apply(sum.loss, sum.key, key);
-            to[p.channels] = apply(sum.loss, sum.value, value);
-            fence_device();
+            const Step sum = tile.total(shared, column);
+            *carry(group + 1) = apply(sum.loss, sum.gain, state);
         }
+    }
+    if (publishes) {
+        block_barrier();
+        if (speaker) {
+            store_release(carry_flags + group + 1, 1);
+        }
+    }
+    if (owns) {
+        tile.walk(shared, column, state);
     }
     block_barrier();
-    if (publishes && c == 0) {
-        store_release(carry_flags + group + 1, 1);
-    }
-    tile.replay(p, state);
+    tile.replay(p, shared);
 }
 
 }  // namespace ratplus

@@ -16,9 +16,27 @@ constexpr i32 TILE_WARPS = TILE_THREADS / static_cast<i32>(WARP);
 template <typename T>
 constexpr i32 TILE_CHANNELS = CHANNEL_THREADS * LANE_ELEMENTS<T>;
 
-// Three numbers of each channel of the tile, for each warp; then the state before the tile.
+// Shared memory has, of each warp, three numbers of each channel: the map of the warp's tokens, [loss,
+// key, value]; `walk` puts the state before the warp in the place of the last two.
 template <typename T>
-constexpr i32 TILE_SHARED_FLOATS = (TILE_WARPS * 3 + 2) * TILE_CHANNELS<T>;
+constexpr i32 WARP_FLOATS = 3 * TILE_CHANNELS<T>;
+
+// A column of the tile, and what its thread does of the tile's state.
+template <typename T>
+struct Column {
+    static constexpr i32 SPAN = TILE_CHANNELS<T>;
+    // Counted from the tile's first channel.
+    i32 number;
+    // 0: key, 1: value. Threads from 2 on have no column.
+    i32 part;
+
+    RATPLUS_DEVICE Column()
+        : number(static_cast<i32>(thread_index()) % SPAN), part(static_cast<i32>(thread_index()) / SPAN) {}
+
+    // Where a warp's map has its gain, and the walk the state before the warp.
+    RATPLUS_DEVICE i32 gain_at(i32 warp) const { return warp * WARP_FLOATS<T> + (1 + part) * SPAN + number; }
+    RATPLUS_DEVICE i32 loss_at(i32 warp) const { return warp * WARP_FLOATS<T> + number; }
+};
 
 // A tile, and this thread's tokens of it.
 template <typename T>
@@ -37,7 +55,9 @@ struct Tile {
     Vec16 key[THREAD_TOKENS];
     Vec16 value[THREAD_TOKENS];
     Vec16 gate[THREAD_TOKENS];
-    // Tokens before this thread's, from the tile's first on.
+    // Of each gate, after `reduce`: the smaller share, negative where the gate is closed.
+    float share[THREAD_TOKENS][WIDTH];
+    // Tokens before this thread's, from the warp's first on.
     Affine before[WIDTH];
 
     RATPLUS_DEVICE Tile(const ScanParams& p, u32 slot_, i32 index_, i32 block_)
@@ -53,9 +73,11 @@ struct Tile {
 
     // Whether the tile has a valid token.
     RATPLUS_DEVICE bool lives() const { return index * TILE_TOKENS < lengths.tokens; }
-    // Whether it has the last valid one.
-    RATPLUS_DEVICE bool last() const { return lives() && lengths.tokens <= (index + 1) * TILE_TOKENS; }
     RATPLUS_DEVICE bool valid(i32 t) const { return inside && token + t < lengths.tokens; }
+    // Whether the thread has a column, and its channel exists.
+    RATPLUS_DEVICE bool has(const ScanParams& p, const Column<T>& column) const {
+        return column.part < 2 && block + column.number < p.channels;
+    }
 
     RATPLUS_DEVICE void load(const ScanParams& p) {
         const i64 at = (static_cast<i64>(slot) * p.lengths.seq_len + token) * p.channels + channel;
@@ -70,8 +92,7 @@ struct Tile {
         }
     }
 
-    // Fills `before`, and the tile's own maps at `totals` of shared memory: [3][TILE_CHANNELS].
-    // Ends behind a barrier.
+    // Fills `share` and `before`, and the warps' maps in shared memory. Ends behind a barrier.
     RATPLUS_DEVICE void reduce(float* shared) {
         constexpr i32 SPAN = TILE_CHANNELS<T>;
         Affine own[WIDTH];
@@ -88,8 +109,11 @@ struct Tile {
                 unpack<T>(gate[t], z);
                 RATPLUS_UNROLL
                 for (i32 i = 0; i < WIDTH; ++i) {
-                    const float take = intake(z[i], smaller_share(z[i]));
-                    own[i] = then(own[i], {take, take * k[i], take * v[i]});
+                    share[t][i] = signed_share(z[i]);
+                    const float take = intake(share[t][i]);
+                    own[i].loss = fma(take, 1.0f - own[i].loss, own[i].loss);
+                    own[i].key = fma(take, k[i], fma(-take, own[i].key, own[i].key));
+                    own[i].value = fma(take, v[i], fma(-take, own[i].value, own[i].value));
                 }
             }
         }
@@ -97,6 +121,7 @@ struct Tile {
         const u32 lane = thread_index() % WARP;
         const i32 warp = static_cast<i32>(thread_index() / WARP);
         const i32 column = static_cast<i32>(lane) % CHANNEL_THREADS * WIDTH;
+        float* const to = shared + warp * WARP_FLOATS<T> + column;
         RATPLUS_UNROLL
         for (i32 i = 0; i < WIDTH; ++i) {
             Affine sum = own[i];
@@ -114,48 +139,50 @@ struct Tile {
             }
             before[i] = lower;
             if (lane >= 24) {
-                float* const at = shared + warp * 3 * SPAN + column + i;
-                at[0] = sum.loss;
-                at[SPAN] = sum.key;
-                at[2 * SPAN] = sum.value;
+                to[i] = sum.loss;
+                to[SPAN + i] = sum.key;
+                to[2 * SPAN + i] = sum.value;
             }
         }
         block_barrier();
-        RATPLUS_UNROLL
-        for (i32 i = 0; i < WIDTH; ++i) {
-            Affine lower = {0.0f, 0.0f, 0.0f};
-            for (i32 w = 0; w < warp; ++w) {
-                const float* const at = shared + w * 3 * SPAN + column + i;
-                lower = then(lower, {at[0], at[SPAN], at[2 * SPAN]});
-            }
-            before[i] = then(lower, before[i]);
-        }
     }
 
-    // The map of the whole tile for column `c` of it, after `reduce`.
-    RATPLUS_DEVICE Affine total(const float* shared, i32 c) const {
-        constexpr i32 SPAN = TILE_CHANNELS<T>;
-        Affine sum = {0.0f, 0.0f, 0.0f};
+    // The map of the whole tile, after `reduce`.
+    RATPLUS_DEVICE Step total(const float* shared, const Column<T>& column) const {
+        Step sum = {0.0f, 0.0f};
         RATPLUS_UNROLL
         for (i32 w = 0; w < TILE_WARPS; ++w) {
-            const float* const at = shared + w * 3 * SPAN + c;
-            sum = then(sum, {at[0], at[SPAN], at[2 * SPAN]});
+            sum = then(sum, Step{shared[column.loss_at(w)], shared[column.gain_at(w)]});
         }
         return sum;
     }
 
-    // Writes the tile's rows from the state before it, [2][TILE_CHANNELS].
-    RATPLUS_DEVICE void replay(const ScanParams& p, const float* state) const {
+    // From the state before the tile, those before its warps. A barrier has to follow.
+    RATPLUS_DEVICE void walk(float* shared, const Column<T>& column, float state) const {
+        RATPLUS_UNROLL
+        for (i32 w = 0; w < TILE_WARPS; ++w) {
+            float& gain = shared[column.gain_at(w)];
+            const float next = apply(shared[column.loss_at(w)], gain, state);
+            gain = state;
+            state = next;
+        }
+    }
+
+    // Writes the tile's rows, after `walk`.
+    RATPLUS_DEVICE void replay(const ScanParams& p, const float* shared) const {
         constexpr i32 SPAN = TILE_CHANNELS<T>;
         if (!inside) {
             return;
         }
-        const i32 column = channel - block;
+        const float* const state =
+            shared + static_cast<i32>(thread_index() / WARP) * WARP_FLOATS<T> + SPAN + channel - block;
         float h_key[WIDTH], h_value[WIDTH];
+        load_floats(state, h_key);
+        load_floats(state + SPAN, h_value);
         RATPLUS_UNROLL
         for (i32 i = 0; i < WIDTH; ++i) {
-            h_key[i] = apply(before[i].loss, before[i].key, state[column + i]);
-            h_value[i] = apply(before[i].loss, before[i].value, state[SPAN + column + i]);
+            h_key[i] = apply(before[i].loss, before[i].key, h_key[i]);
+            h_value[i] = apply(before[i].loss, before[i].value, h_value[i]);
         }
         const i64 at = (static_cast<i64>(slot) * p.lengths.seq_len + token) * p.channels + channel;
         RATPLUS_UNROLL
@@ -166,15 +193,13 @@ struct Tile {
             Vec16 out_key = {};
             Vec16 out_value = {};
             if (valid(t)) {
-                float k[WIDTH], v[WIDTH], z[WIDTH];
+                float k[WIDTH], v[WIDTH];
                 unpack<T>(key[t], k);
                 unpack<T>(value[t], v);
-                unpack<T>(gate[t], z);
                 RATPLUS_UNROLL
                 for (i32 i = 0; i < WIDTH; ++i) {
-                    const float share = smaller_share(z[i]);
-                    h_key[i] = gate_blend(z[i], share, h_key[i], k[i]);
-                    h_value[i] = gate_blend(z[i], share, h_value[i], v[i]);
+                    h_key[i] = blend_signed(share[t][i], h_key[i], k[i]);
+                    h_value[i] = blend_signed(share[t][i], h_value[i], v[i]);
                 }
                 out_key = pack<T>(h_key);
                 out_value = pack<T>(h_value);
@@ -212,14 +237,15 @@ RATPLUS_DEVICE i64 carry_at(const ScanParams& p, u32 slot, i32 group) {
 }
 
 template <typename T>
-RATPLUS_DEVICE void write_summary(const ScanParams& p, const Tile<T>& tile, const float* shared) {
-    const i32 c = static_cast<i32>(thread_index());
-    if (c < TILE_CHANNELS<T> && tile.block + c < p.channels) {
-        const Affine sum = tile.total(shared, c);
-        float* const to = p.summary + summary_at(p, tile.slot, tile.index) + tile.block + c;
-        to[0] = sum.loss;
-        to[p.channels] = sum.key;
-        to[2 * p.channels] = sum.value;
+RATPLUS_DEVICE void write_summary(const ScanParams& p, const Tile<T>& tile, const Column<T>& column,
+                                  const float* shared) {
+    if (tile.has(p, column)) {
+        const Step sum = tile.total(shared, column);
+        float* const to = p.summary + summary_at(p, tile.slot, tile.index) + tile.block + column.number;
+        if (column.part == 0) {
+            to[0] = sum.loss;
+        }
+        to[(1 + column.part) * p.channels] = sum.gain;
     }
 }
 

@@ -109,6 +109,7 @@ inline float divide(float a, float b) {
     const float size = __builtin_fabsf(b);
     return size > 0x1p126f && size < __builtin_inff() ? a * 0.0f : a / b;
 }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline float larger(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float magnitude(float a) { return __builtin_fabsf(a); }
 

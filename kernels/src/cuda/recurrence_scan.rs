@@ -138,7 +138,7 @@ impl Tiling {
                 _ => tiles,
             },
             blocks: shape.channels.div_ceil(span),
-            shared_bytes: ((TILE_WARPS * 3 + 2) * span * size_of::<f32>()) as u32,
+            shared_bytes: (TILE_WARPS * 3 * span * size_of::<f32>()) as u32,
         }
     }
 
