@@ -54,8 +54,8 @@ Not measured: nobody has run these kernels on a GPU yet. Their results are check
 """
 
 READING = """\
-Medians, with the second-level cache written over before every run (the lines that this leaves to be written back are
-part of the time, as they are in Triton's `do_bench`). Every shape was compared with the reference on a sample before it
+Medians, with the second-level cache filled with other memory before every run; that is only read, so that nothing is
+left to be written back. Every shape was compared with the reference on a sample before it
 was timed. The floor is the larger of useful FLOPs over the measured rate of a bf16 product of 8192 x 8192 matrices and
 least bytes over the measured bandwidth of a device-to-device copy, read plus written; for the scan with the attention
 after it, the scan's floor plus the attention's. `x` is the time over the floor. bf16 throughout.

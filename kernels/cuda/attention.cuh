@@ -77,23 +77,32 @@ struct Visible {
 RATPLUS_DEVICE float rotate_low(float low, float high, float cos, float sin) { return fma(low, cos, -(high * sin)); }
 RATPLUS_DEVICE float rotate_high(float low, float high, float cos, float sin) { return fma(high, cos, low * sin); }
 
-// The eight or four pairs of channels from `d` on, `half` apart, of the row at `from`.
+// Eight or four pairs of channels rotated.
+template <typename T>
+RATPLUS_DEVICE void rotate(const Vec16& from_low, const Vec16& from_high, const float (&cos)[LANE_ELEMENTS<T>],
+                           const float (&sin)[LANE_ELEMENTS<T>], Vec16& low, Vec16& high) {
+    constexpr i32 WIDTH = LANE_ELEMENTS<T>;
+    float x[WIDTH], y[WIDTH], low_out[WIDTH], high_out[WIDTH];
+    unpack<T>(from_low, x);
+    unpack<T>(from_high, y);
+    RATPLUS_UNROLL
+    for (i32 i = 0; i < WIDTH; ++i) {
+        low_out[i] = rotate_low(x[i], y[i], cos[i], sin[i]);
+        high_out[i] = rotate_high(x[i], y[i], cos[i], sin[i]);
+    }
+    low = pack<T>(low_out);
+    high = pack<T>(high_out);
+}
+
+// The pairs from `d` on, `half` apart, of the row at `from`.
 template <typename T>
 RATPLUS_DEVICE void rotate_lane(const T* from, const float* cos, const float* sin, i32 half, i32 d, Vec16& low,
                                 Vec16& high) {
     constexpr i32 WIDTH = LANE_ELEMENTS<T>;
-    float x[WIDTH], y[WIDTH], c[WIDTH], s[WIDTH], low_out[WIDTH], high_out[WIDTH];
-    unpack<T>(load16(from + d), x);
-    unpack<T>(load16(from + d + half), y);
+    float c[WIDTH], s[WIDTH];
     load_floats(cos + d, c);
     load_floats(sin + d, s);
-    RATPLUS_UNROLL
-    for (i32 i = 0; i < WIDTH; ++i) {
-        low_out[i] = rotate_low(x[i], y[i], c[i], s[i]);
-        high_out[i] = rotate_high(x[i], y[i], c[i], s[i]);
-    }
-    low = pack<T>(low_out);
-    high = pack<T>(high_out);
+    rotate<T>(load16(from + d), load16(from + d + half), c, s, low, high);
 }
 
 }  // namespace ratplus

@@ -56,16 +56,26 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
     float* const sums = shared + 2 * DECODE_WARPS;
     // What the first group writes at the end waits here, not in registers: key, value.
     float* const own = sums + DECODE_WARPS * DIM + d;
+    const Vec16 raw[3] = {load16(at.query + d), load16(at.key + d), load16(at.value + d)};
+    const bool low = d < HALF;
+    const i64 table = static_cast<i64>(query) * HALF + (low ? d : d - HALF);
+    float cos[WIDTH], sin[WIDTH];
+    load_floats(p.cos + table, cos);
+    load_floats(p.sin + table, sin);
+
+    // This block's rows; what has to be divided is divided while the loads are under way.
+    const auto keys = set.of(query);
+    const i32 rows = keys.count;
+    const i32 each = (rows + p.splits - 1) / p.splits;
+    const i32 stride = (maximum(each, 1) + SHARE_ROWS - 1) / SHARE_ROWS * SHARE_ROWS;
+    const i64 begin = static_cast<i64>(share) * stride;
+    const i32 end = static_cast<i32>(minimum(begin + stride, static_cast<i64>(rows)));
+
     float q[WIDTH], key[WIDTH], value[WIDTH];
-    unpack<T>(load16(at.query + d), q);
-    unpack<T>(load16(at.key + d), key);
-    unpack<T>(load16(at.value + d), value);
+    unpack<T>(raw[0], q);
+    unpack<T>(raw[1], key);
+    unpack<T>(raw[2], value);
     {
-        const bool low = d < HALF;
-        const i32 pair = low ? d : d - HALF;
-        float cos[WIDTH], sin[WIDTH];
-        load_floats(p.cos + static_cast<i64>(query) * HALF + pair, cos);
-        load_floats(p.sin + static_cast<i64>(query) * HALF + pair, sin);
         const float scale = p.scale * LOG2_E;
         RATPLUS_UNROLL
         for (i32 i = 0; i < WIDTH; ++i) {
@@ -105,13 +115,6 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
         }
     }
 
-    // This block's rows.
-    const auto keys = set.of(query);
-    const i32 rows = keys.count;
-    const i32 each = (rows + p.splits - 1) / p.splits;
-    const i32 stride = (maximum(each, 1) + SHARE_ROWS - 1) / SHARE_ROWS * SHARE_ROWS;
-    const i64 begin = static_cast<i64>(share) * stride;
-    const i32 end = static_cast<i32>(minimum(begin + stride, static_cast<i64>(rows)));
     const T* const cache_key = at.cache_key + d;
     const T* const cache_value = at.cache_value + d;
     for (i32 base = static_cast<i32>(minimum(begin, static_cast<i64>(rows))); base < end;
@@ -208,17 +211,15 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
                 partial[1] = total;
             }
         }
-        fence_device();
         block_barrier();
         u32* const arrived = reinterpret_cast<u32*>(shared);
         if (thread == 0) {
-            *arrived = atomic_increment(p.arrived + of_head);
+            *arrived = atomic_increment_ordered(p.arrived + of_head);
         }
         block_barrier();
         if (*arrived != static_cast<u32>(p.splits - 1)) {
             return;
         }
-        fence_device();
         if (thread < DIM) {
             top = LOWEST;
             for (i32 i = 0; i < p.splits; ++i) {

@@ -172,25 +172,36 @@ struct Consumer {
 
     // Scores become weights relative to the new `top`; `keep` is what older sums are worth then.
     RATPLUS_DEVICE void softmax(float scale) {
+        float offset[2];
         RATPLUS_UNROLL
         for (i32 half = 0; half < 2; ++half) {
-            float highest = masked();
+            float highest = top[half];
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; ++n) {
                 highest = larger(highest, larger(score[4 * n + 2 * half], score[4 * n + 2 * half + 1]));
             }
             highest = larger(highest, shuffle_xor(highest, 1));
             highest = larger(highest, shuffle_xor(highest, 2));
-            const float next = larger(top[half], highest * scale);
-            keep[half] = exp2_fast(top[half] - next);
-            top[half] = next;
+            keep[half] = exp2_fast((top[half] - highest) * scale);
+            top[half] = highest;
+            offset[half] = highest * scale;
+        }
+        if (larger(magnitude(offset[0]), magnitude(offset[1])) > FAR_SCORE) {
+            RATPLUS_UNROLL
+            for (i32 i = 0; i < KEYS / 2; ++i) {
+                score[i] -= top[i / 2 % 2];
+            }
+            offset[0] = offset[1] = 0.0f;
+        }
+        RATPLUS_UNROLL
+        for (i32 half = 0; half < 2; ++half) {
             float added = 0.0f;
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; ++n) {
                 RATPLUS_UNROLL
                 for (i32 i = 0; i < 2; ++i) {
                     float& x = score[4 * n + 2 * half + i];
-                    x = exp2_fast(fma(x, scale, -next));
+                    x = exp2_fast(fma(x, scale, -offset[half]));
                     added += x;
                 }
             }
@@ -268,19 +279,18 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
     const i32 lane = thread % static_cast<i32>(WARP);
     const i32 own_first = group * GROUP_QUERIES;
     float* const scores = reinterpret_cast<float*>(shared + S::SCORES_AT) + own_first;
-    {
-        // This warpgroup's rows of the queries' tiles.
-        const i32 own = minimum(maximum(count - own_first, 0), GROUP_QUERIES);
-        const auto place = [&](i32 row, i32 chunk) { return swizzled(QUERIES, own_first + row, chunk); };
-        load_queries<T, DIM>(p, at, token + own_first, past, GROUP_QUERIES, own, thread % GROUP_THREADS,
-                             GROUP_THREADS, queries, scores, place);
-    }
-    fence_for_products();
-    warpgroup_barrier(static_cast<u32>(1 + group));
-
     const i32 base = thread % GROUP_THREADS / static_cast<i32>(WARP) * 16;
     const i32 row = base + lane / 4;
     const i32 column = lane % 4 * 2;
+    const i32 own_count = minimum(maximum(count - own_first, 0), GROUP_QUERIES);
+    const Queries<T, DIM, GROUP_THREADS, GROUP_QUERIES> loaded(p, at, token + own_first, past, own_count,
+                                                               thread % GROUP_THREADS);
+    OwnValues<T, DIM> own_values;
+    own_values.load(at, token, own_first + row, count, column);
+    loaded.store(p, queries, scores, [&](i32 r, i32 chunk) { return swizzled(QUERIES, own_first + r, chunk); });
+    fence_for_products();
+    warpgroup_barrier(static_cast<u32>(1 + group));
+
     const T* const own_queries = queries + own_first * TILE_ROW;
     const float scale = score_scale(p);
     Consumer<T, S> c;
@@ -289,12 +299,9 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
         c.top[half] = scores[row + 8 * half];
         // Sums over columns are spread over four lanes.
         c.total[half] = lane % 4 == 0 ? 1.0f : 0.0f;
-        const i32 own = minimum(own_first + row + 8 * half, count - 1);
-        const T* const value = at.value + (token + own) * at.token_stride + column;
         RATPLUS_UNROLL
         for (i32 n = 0; n < COLUMNS; ++n) {
-            unpack2<T>(*reinterpret_cast<const u32*>(value + 8 * n), c.sum[4 * n + 2 * half],
-                       c.sum[4 * n + 2 * half + 1]);
+            unpack2<T>(own_values.word[half][n], c.sum[4 * n + 2 * half], c.sum[4 * n + 2 * half + 1]);
         }
     }
     const i32 query = first + own_first + row;

@@ -1,7 +1,9 @@
 // Attention of a chunk of tokens in f16 and bf16, with mma.sync (sm_80 and later).
 //
-// A block has sixteen queries a warp, of one head. For many keys it has eight warps, for few keys
-// four: then a multiprocessor holds two blocks, and one computes while the other starts or ends.
+// A block has queries of one head: 128 for many keys, 64 for few keys. A warp has sixteen of them, or
+// 32 where there are registers for their results: it reads keys and values from shared memory half as
+// often. Unless the block has eight warps, a multiprocessor holds two blocks, and one computes while the
+// other starts or ends.
 // One online softmax: it starts from each query's own key, whose score is a row product, so that no
 // row is ever empty and no diagonal tile is computed where nobody sees another's own key; then come
 // the tiles of the set of keys. Masks are computed on the tiles that some query does not see in
@@ -43,10 +45,12 @@ RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const T
     copy_async_commit();
 }
 
-template <typename T, i32 DIM, i32 WARPS, class Keys>
+// A warp has BANDS times sixteen queries.
+template <typename T, i32 DIM, i32 WARPS, i32 BANDS, class Keys>
 RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set) {
     constexpr i32 THREADS = WARPS * static_cast<i32>(WARP);
-    constexpr i32 QUERIES = WARPS * 16;
+    constexpr i32 BAND_QUERIES = WARPS * 16;
+    constexpr i32 QUERIES = BANDS * BAND_QUERIES;
     constexpr i32 KEYS = PREFILL_KEYS;
     constexpr i32 COLUMNS = DIM / 8;
     const u32 slot = block_z();
@@ -72,36 +76,55 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     T* const keys = queries + QUERIES * DIM;
     T* const values = keys + 2 * KEYS * DIM;
     float* const self_scores = reinterpret_cast<float*>(values + 2 * KEYS * DIM);
+    const auto store = [&](const auto& loaded, i32 from) {
+        loaded.store(p, queries + from * DIM, self_scores + from,
+                     [](i32 r, i32 chunk) { return chunk_at<DIM>(r, chunk); });
+    };
+    RATPLUS_UNROLL
+    for (i32 band = 1; band < BANDS; ++band) {
+        const i32 from = band * BAND_QUERIES;
+        store(Queries<T, DIM, THREADS, BAND_QUERIES>(p, at, token + from, past, count - from, thread), from);
+    }
+    const Queries<T, DIM, THREADS, BAND_QUERIES> loaded(p, at, token, past, count, thread);
+    // This thread's rows of a band's fragments: `row` and `row + 8`; its columns: `column` and the next,
+    // of every eight.
+    const i32 lane = thread % static_cast<i32>(WARP);
+    const i32 base = thread / static_cast<i32>(WARP) * 16 * BANDS;
+    const i32 row = base + lane / 4;
+    const i32 column = lane % 4 * 2;
+    OwnValues<T, DIM> own[BANDS];
+    RATPLUS_UNROLL
+    for (i32 band = 0; band < BANDS; ++band) {
+        own[band].load(at, token, row + 16 * band, count, column);
+    }
     if (tiles.count > 0) {
         copy_tile<T, DIM, THREADS>(set, at, tiles.tile(0), past, keys, values);
     }
-    const auto place = [](i32 row, i32 chunk) { return chunk_at<DIM>(row, chunk); };
-    load_queries<T, DIM>(p, at, token, past, QUERIES, count, thread, THREADS, queries, self_scores,
-                         place);
-    block_barrier();
+    store(loaded, 0);
 
-    // This thread's rows of the fragments: `row` and `row + 8`; its columns: `column` and the next,
-    // of every eight.
-    const i32 lane = thread % static_cast<i32>(WARP);
-    const i32 base = thread / static_cast<i32>(WARP) * 16;
-    const i32 row = base + lane / 4;
-    const i32 column = lane % 4 * 2;
-    float top[2], total[2];
-    float sum[COLUMNS][4];
+    block_barrier();
+    float sum[BANDS][COLUMNS][4];
     RATPLUS_UNROLL
-    for (i32 half = 0; half < 2; ++half) {
-        const i32 own = row + 8 * half;
-        top[half] = self_scores[own];
-        // Sums over columns are spread over four lanes.
-        total[half] = lane % 4 == 0 ? 1.0f : 0.0f;
-        const T* const value = at.value + (token + minimum(own, count - 1)) * at.token_stride + column;
+    for (i32 band = 0; band < BANDS; ++band) {
         RATPLUS_UNROLL
         for (i32 n = 0; n < COLUMNS; ++n) {
-            unpack2<T>(*reinterpret_cast<const u32*>(value + 8 * n), sum[n][2 * half], sum[n][2 * half + 1]);
+            unpack2<T>(own[band].word[0][n], sum[band][n][0], sum[band][n][1]);
+            unpack2<T>(own[band].word[1][n], sum[band][n][2], sum[band][n][3]);
+        }
+    }
+    float top[BANDS][2], total[BANDS][2];
+    decltype(set.sight(0)) sight[BANDS][2];
+    RATPLUS_UNROLL
+    for (i32 band = 0; band < BANDS; ++band) {
+        RATPLUS_UNROLL
+        for (i32 half = 0; half < 2; ++half) {
+            sight[band][half] = set.sight(first + row + 16 * band + 8 * half);
+            top[band][half] = self_scores[row + 16 * band + 8 * half];
+            // Sums over columns are spread over four lanes.
+            total[band][half] = lane % 4 == 0 ? 1.0f : 0.0f;
         }
     }
     const float scale = score_scale(p);
-    const decltype(set.sight(0)) sight[2] = {set.sight(first + row), set.sight(first + row + 8)};
 
     for (i32 index = 0; index < tiles.count; ++index) {
         const i32 stage = index & 1;
@@ -114,70 +137,90 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
             const i32 other = (1 - stage) * KEYS * DIM;
             copy_tile<T, DIM, THREADS>(set, at, tiles.tile(index + 1), past, keys + other, values + other);
         }
-        float score[KEYS / 8][4];
-        RATPLUS_UNROLL
-        for (i32 n = 0; n < KEYS / 8; ++n) {
-            RATPLUS_UNROLL
-            for (i32 i = 0; i < 4; ++i) {
-                score[n][i] = 0.0f;
-            }
-        }
+        float score[BANDS][KEYS / 8][4] = {};
         RATPLUS_UNROLL
         for (i32 k = 0; k < DIM / 16; ++k) {
             // Again for every tile: there are no registers to keep them in.
-            u32 query[4];
-            load_blocks(query, queries + chunk_at<DIM>(base + lane % 16, 2 * k + lane / 16));
+            u32 query[BANDS][4];
+            RATPLUS_UNROLL
+            for (i32 band = 0; band < BANDS; ++band) {
+                load_blocks(query[band], queries + chunk_at<DIM>(base + 16 * band + lane % 16, 2 * k + lane / 16));
+            }
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; n += 2) {
                 u32 block[4];
                 load_blocks(block, key + chunk_at<DIM>(n * 8 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
-                multiply_blocks<T>(score[n], query, block[0], block[1]);
-                multiply_blocks<T>(score[n + 1], query, block[2], block[3]);
+                RATPLUS_UNROLL
+                for (i32 band = 0; band < BANDS; ++band) {
+                    multiply_blocks<T>(score[band][n], query[band], block[0], block[1]);
+                    multiply_blocks<T>(score[band][n + 1], query[band], block[2], block[3]);
+                }
             }
         }
         const auto tile = tiles.tile(index);
         if (!tiles.all_visible(tile)) {
             RATPLUS_UNROLL
-            for (i32 half = 0; half < 2; ++half) {
-                const Visible seen = set.visible(tile, sight[half]);
+            for (i32 band = 0; band < BANDS; ++band) {
                 RATPLUS_UNROLL
-                for (i32 n = 0; n < KEYS / 8; ++n) {
+                for (i32 half = 0; half < 2; ++half) {
+                    const Visible seen = set.visible(tile, sight[band][half]);
+                    const i32 high = minimum(seen.high, tile.count);
                     RATPLUS_UNROLL
-                    for (i32 i = 0; i < 2; ++i) {
-                        const i32 at_key = n * 8 + column + i;
-                        if (at_key < seen.low || at_key >= seen.high || at_key >= tile.count) {
-                            score[n][2 * half + i] = masked();
+                    for (i32 n = 0; n < KEYS / 8; ++n) {
+                        RATPLUS_UNROLL
+                        for (i32 i = 0; i < 2; ++i) {
+                            const i32 at_key = n * 8 + column + i;
+                            if (at_key < seen.low || at_key >= high) {
+                                score[band][n][2 * half + i] = masked();
+                            }
                         }
                     }
                 }
             }
         }
-        u32 weight[KEYS / 16][4];
+        u32 weight[BANDS][KEYS / 16][4];
         RATPLUS_UNROLL
-        for (i32 half = 0; half < 2; ++half) {
-            float highest = masked();
+        for (i32 band = 0; band < BANDS; ++band) {
+            float keep[2], offset[2];
             RATPLUS_UNROLL
-            for (i32 n = 0; n < KEYS / 8; ++n) {
-                highest = larger(highest, larger(score[n][2 * half], score[n][2 * half + 1]));
+            for (i32 half = 0; half < 2; ++half) {
+                float highest = top[band][half];
+                RATPLUS_UNROLL
+                for (i32 n = 0; n < KEYS / 8; ++n) {
+                    highest = larger(highest, larger(score[band][n][2 * half], score[band][n][2 * half + 1]));
+                }
+                highest = larger(highest, shuffle_xor(highest, 1));
+                highest = larger(highest, shuffle_xor(highest, 2));
+                keep[half] = exp2_fast((top[band][half] - highest) * scale);
+                top[band][half] = highest;
+                offset[half] = highest * scale;
             }
-            highest = larger(highest, shuffle_xor(highest, 1));
-            highest = larger(highest, shuffle_xor(highest, 2));
-            const float next = larger(top[half], highest * scale);
-            const float keep = exp2_fast(top[half] - next);
-            top[half] = next;
-            float added = 0.0f;
-            RATPLUS_UNROLL
-            for (i32 n = 0; n < KEYS / 8; ++n) {
-                const float a = exp2_fast(fma(score[n][2 * half], scale, -next));
-                const float b = exp2_fast(fma(score[n][2 * half + 1], scale, -next));
-                added += a + b;
-                weight[n / 2][half + n % 2 * 2] = pack2<T>(a, b);
+            if (larger(magnitude(offset[0]), magnitude(offset[1])) > FAR_SCORE) {
+                RATPLUS_UNROLL
+                for (i32 n = 0; n < KEYS / 8; ++n) {
+                    RATPLUS_UNROLL
+                    for (i32 i = 0; i < 4; ++i) {
+                        score[band][n][i] -= top[band][i / 2];
+                    }
+                }
+                offset[0] = offset[1] = 0.0f;
             }
-            total[half] = fma(total[half], keep, added);
             RATPLUS_UNROLL
-            for (i32 n = 0; n < COLUMNS; ++n) {
-                sum[n][2 * half] *= keep;
-                sum[n][2 * half + 1] *= keep;
+            for (i32 half = 0; half < 2; ++half) {
+                float added = 0.0f;
+                RATPLUS_UNROLL
+                for (i32 n = 0; n < KEYS / 8; ++n) {
+                    const float a = exp2_fast(fma(score[band][n][2 * half], scale, -offset[half]));
+                    const float b = exp2_fast(fma(score[band][n][2 * half + 1], scale, -offset[half]));
+                    added += a + b;
+                    weight[band][n / 2][half + n % 2 * 2] = pack2<T>(a, b);
+                }
+                total[band][half] = fma(total[band][half], keep[half], added);
+                RATPLUS_UNROLL
+                for (i32 n = 0; n < COLUMNS; ++n) {
+                    sum[band][n][2 * half] *= keep[half];
+                    sum[band][n][2 * half + 1] *= keep[half];
+                }
             }
         }
         RATPLUS_UNROLL
@@ -186,8 +229,11 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
             for (i32 n = 0; n < COLUMNS; n += 2) {
                 u32 block[4];
                 load_blocks_transposed(block, value + chunk_at<DIM>(k * 16 + lane % 16, n + lane / 16));
-                multiply_blocks<T>(sum[n], weight[k], block[0], block[1]);
-                multiply_blocks<T>(sum[n + 1], weight[k], block[2], block[3]);
+                RATPLUS_UNROLL
+                for (i32 band = 0; band < BANDS; ++band) {
+                    multiply_blocks<T>(sum[band][n], weight[band][k], block[0], block[1]);
+                    multiply_blocks<T>(sum[band][n + 1], weight[band][k], block[2], block[3]);
+                }
             }
         }
     }
@@ -195,25 +241,28 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     // Through this warp's own rows of the queries, which it does not read any more.
     warp_barrier();
     RATPLUS_UNROLL
-    for (i32 half = 0; half < 2; ++half) {
-        float all = total[half];
-        all += shuffle_xor(all, 1);
-        all += shuffle_xor(all, 2);
-        const float share = divide(1.0f, all);
+    for (i32 band = 0; band < BANDS; ++band) {
         RATPLUS_UNROLL
-        for (i32 n = 0; n < COLUMNS; ++n) {
-            u32* const to = reinterpret_cast<u32*>(queries + chunk_at<DIM>(row + 8 * half, n) + column);
-            *to = pack2<T>(sum[n][2 * half] * share, sum[n][2 * half + 1] * share);
+        for (i32 half = 0; half < 2; ++half) {
+            float all = total[band][half];
+            all += shuffle_xor(all, 1);
+            all += shuffle_xor(all, 2);
+            const float share = divide(1.0f, all);
+            RATPLUS_UNROLL
+            for (i32 n = 0; n < COLUMNS; ++n) {
+                T* const to = queries + chunk_at<DIM>(row + 16 * band + 8 * half, n) + column;
+                *reinterpret_cast<u32*>(to) = pack2<T>(sum[band][n][2 * half] * share, sum[band][n][2 * half + 1] * share);
+            }
         }
     }
     warp_barrier();
     RATPLUS_UNROLL
-    for (i32 i = lane; i < 16 * COLUMNS; i += static_cast<i32>(WARP)) {
-        const i32 own = base + i / COLUMNS;
+    for (i32 i = lane; i < 16 * BANDS * COLUMNS; i += static_cast<i32>(WARP)) {
+        const i32 query = base + i / COLUMNS;
         const i32 chunk = i % COLUMNS;
-        if (own < rows) {
-            const Vec16 out = own < count ? load16(queries + chunk_at<DIM>(own, chunk)) : Vec16{};
-            store16(at.output + (token + own) * at.token_stride + chunk * 8, out);
+        if (query < rows) {
+            const Vec16 out = query < count ? load16(queries + chunk_at<DIM>(query, chunk)) : Vec16{};
+            store16(at.output + (token + query) * at.token_stride + chunk * 8, out);
         }
     }
 }

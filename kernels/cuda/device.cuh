@@ -46,8 +46,13 @@ RATPLUS_DEVICE u32 shuffle(u32 value, u32 lane) { return __shfl_sync(~0u, value,
 // --- other blocks and the host --------------------------------------------------------------
 
 RATPLUS_DEVICE u32 atomic_increment(u32* address) { return atomicAdd(address, 1u); }
-// Orders this thread's writes before its later ones, for every thread of the GPU.
-RATPLUS_DEVICE void fence_device() { __threadfence(); }
+// Between two `block_barrier`s: what the block wrote before is seen by blocks that increment later, and
+// what earlier ones wrote by this block after.
+RATPLUS_DEVICE u32 atomic_increment_ordered(u32* address) {
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(address) : "memory");
+    return old;
+}
 RATPLUS_DEVICE u32 load_acquire(const u32* address) {
     u32 value;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");

@@ -2,15 +2,16 @@
 #include "attention_prefill.cuh"
 #include "dilated_keys.cuh"
 
-#define RATPLUS_PREFILL(T, name, dim)                                                                          \
-    RATPLUS_KERNEL(ratplus_dilated_attention_prefill_##name##_##dim, ratplus::AttentionParams, 256, 1) {       \
-        ratplus::attention_prefill<T, dim, 8>(p, ratplus::DilatedKeys(p));                                     \
-    }                                                                                                          \
-    RATPLUS_KERNEL(ratplus_dilated_attention_prefill_short_##name##_##dim, ratplus::AttentionParams, 128, 2) { \
-        ratplus::attention_prefill<T, dim, 4>(p, ratplus::DilatedKeys(p));                                     \
+#define RATPLUS_PREFILL(T, name, dim, warps, bands)                                                             \
+    RATPLUS_KERNEL(ratplus_dilated_attention_prefill_##name##_##dim, ratplus::AttentionParams, 32 * warps,      \
+                   8 / warps) {                                                                                 \
+        ratplus::attention_prefill<T, dim, warps, bands>(p, ratplus::DilatedKeys(p));                           \
+    }                                                                                                           \
+    RATPLUS_KERNEL(ratplus_dilated_attention_prefill_short_##name##_##dim, ratplus::AttentionParams, 128, 2) {  \
+        ratplus::attention_prefill<T, dim, 4, 1>(p, ratplus::DilatedKeys(p));                                   \
     }
 
-RATPLUS_PREFILL(ratplus::bf16, bf16, 64)
-RATPLUS_PREFILL(ratplus::bf16, bf16, 128)
-RATPLUS_PREFILL(ratplus::f16, f16, 64)
-RATPLUS_PREFILL(ratplus::f16, f16, 128)
+RATPLUS_PREFILL(ratplus::bf16, bf16, 64, 4, 2)
+RATPLUS_PREFILL(ratplus::bf16, bf16, 128, 8, 1)
+RATPLUS_PREFILL(ratplus::f16, f16, 64, 4, 2)
+RATPLUS_PREFILL(ratplus::f16, f16, 128, 8, 1)

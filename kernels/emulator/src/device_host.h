@@ -47,7 +47,10 @@ inline u32 atomic_increment(u32* address) {
     emulator::note_progress();
     return __atomic_fetch_add(address, 1u, __ATOMIC_RELAXED);
 }
-inline void fence_device() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline u32 atomic_increment_ordered(u32* address) {
+    emulator::note_progress();
+    return __atomic_fetch_add(address, 1u, __ATOMIC_ACQ_REL);
+}
 inline u32 load_acquire(const u32* address, RATPLUS_SITE) {
     emulator::note_look(site);
     return __atomic_load_n(address, __ATOMIC_ACQUIRE);

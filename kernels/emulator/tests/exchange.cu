@@ -73,7 +73,6 @@ RATPLUS_KERNEL(test_chain, ChainParams, 256, 1) {
             sum += p.in[tile * block_threads() + i];
         }
         p.sums[tile] = sum;
-        fence_device();
         store_release(p.flags + tile + 1, 1);
     }
     block_barrier();

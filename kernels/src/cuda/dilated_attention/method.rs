@@ -94,6 +94,8 @@ impl AttentionBlock {
             AttentionMethod::Any => {
                 return floats(ANY_WARPS, 2 * ANY_WARPS + ANY_WARPS * head_dim);
             }
+            // Warps of 32 queries, or of 16.
+            AttentionMethod::Tiles if head_dim == 64 => (128, 64, 128, 0),
             AttentionMethod::Tiles => (128, 64, 256, 0),
             AttentionMethod::SmallTiles => (64, 64, 128, 0),
             AttentionMethod::Hopper => (128, 128, 384, 4 * STAGES),

@@ -136,14 +136,6 @@ fn scores<T: Real>(machine: Machine, way: &Way, tokens: usize) -> usize {
         {
             continue;
         }
-        // Tiles multiply a score with the scale and subtract the scaled largest in one rounding, where
-        // that one is rounded by itself: past this a unit in the last place is a factor of 2^100.
-        const TILED: f64 = 1e9;
-        let large = |score: &f64| score.is_finite() && score.abs() > TILED;
-        if TILES.map(Machine::attending).contains(&machine) && scores.iter().any(large) {
-            println!("skipped {scores:?} on {machine:?}: tiles are not right past {TILED:e}");
-            continue;
-        }
         let mut setup = Setup::new(vec![Pattern::DENSE], 64, 1, DIM);
         setup.scale = 1.0;
         setup.cos.fill(1.0);
