@@ -319,6 +319,20 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
             barrier_arrive(barrier);
         }
     };
+    // Two warpgroups begin their products in turns, so that one's softmax runs beside the other's
+    // products. Each waits for its turn and gives the other's once a tile but the first; both have as many tiles.
+    constexpr bool TURNS = S::CONSUMERS == 2;
+    constexpr u32 FIRST_TURN = 1 + S::CONSUMERS;
+    const auto wait_turn = [&] {
+        if constexpr (TURNS) {
+            turn_wait<2 * GROUP_THREADS>(FIRST_TURN + static_cast<u32>(group));
+        }
+    };
+    const auto give_turn = [&](bool wanted) {
+        if (TURNS && wanted) {
+            turn_give<2 * GROUP_THREADS>(FIRST_TURN + 1 - static_cast<u32>(group));
+        }
+    };
     const auto parity = [](i32 index) { return static_cast<u32>(index / STAGES & 1); };
 
     // The wait for the next tile's keys stands before the wait for products: what the compiler
@@ -339,12 +353,15 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
         c.rescale();
         c.round_weights();
         next_keys(1);
+        give_turn(group == 1 && tiles.count > 1);
         for (i32 index = 1; index < tiles.count; ++index) {
             const i32 stage = index % STAGES;
             const i32 before = (index - 1) % STAGES;
+            wait_turn();
             c.multiply_keys(own_queries, keys + stage * S::TILE);
             barrier_wait(pipeline.value_full + before, parity(index - 1));
             c.multiply_values(values + before * S::TILE);
+            give_turn(group == 0 || index + 1 < tiles.count);
             products_wait<1>();
             products_touch(c.score);
             release(pipeline.key_empty + stage);

@@ -36,6 +36,7 @@ const char* name_of(Call call) {
         case Call::multiply_bf16: return "multiply_blocks<bf16>";
         case Call::multiply_f16: return "multiply_blocks<f16>";
         case Call::warpgroup_barrier: return "warpgroup_barrier";
+        case Call::turn_wait: return "turn_wait";
         case Call::product_rows: return "Products::rows";
         case Call::product_columns: return "Products::columns";
         case Call::spin_pause: return "spin_pause";
@@ -62,6 +63,7 @@ void block_barrier(Site site) {
     Block& block = *self.owner;
     if (engine->arrive(block.barrier, 0, block.threads, Call::block_barrier, site)) {
         engine->check_warps(block);
+        block.shadow.meet_all();
         engine->release(block.barrier, 0, block.threads);
     }
 }
@@ -139,6 +141,7 @@ void Engine::begin(Block& block, u64 index) {
     block.last_warp = NONE;
     block.runnable_warps = block.spinning_warps = 0;
     u8* const shared = block.shared.reset(launch.shared_bytes);
+    block.shadow.reset(launch.threads, launch.shared_bytes);
     while (block.fibers.size() < launch.threads) {
         block.fibers.push_back(std::make_unique<Fiber>());
     }
@@ -162,6 +165,7 @@ void Engine::begin(Block& block, u64 index) {
         fiber.products.clear();
         fiber.product_ends.clear();
         fiber.pending_sums.clear();
+        fiber.products_begun = false;
         fiber.stack.reserve();
         // The tops of the stacks fall into different sets of the processor's cache.
         const u32 colour = i * 320 % 4096;
@@ -236,6 +240,14 @@ Status Engine::run(const Launch& launch, std::string& error) {
                          " of a block's shared memory was written, which has " + std::to_string(launch.shared_bytes);
                 finished = count;
                 break;
+            }
+            for (u32 id = 0; id < NAMED_BARRIERS; ++id) {
+                if (block.shadow.named[id].arrived > 0) {
+                    status_ = Status::launch_failed;
+                    error_ = std::string("kernel ") + launch.kernel->name + ": a block ends while barrier " +
+                             std::to_string(id) + " waits for more arrivals";
+                    finished = count;
+                }
             }
             ++finished;
             block.threads = 0;

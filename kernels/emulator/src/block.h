@@ -7,6 +7,7 @@
 #include "device_hopper_host.h"
 #include "engine.h"
 #include "fiber.h"
+#include "shadow.h"
 
 namespace ratplus::emulator {
 
@@ -41,10 +42,19 @@ struct Copy {
     Site site;
 };
 
-// A product that was not waited for: the fragments of this thread's rows, by lane of four.
+// A product that was not waited for: the fragments of this thread's rows, by lane of four, and what
+// may not change until then: the thread's own fragment, and its part of the operands in shared memory.
 struct PendingProduct {
+    struct Read {
+        u32 offset;
+        u8 bytes[PIECE];
+    };
     Product product;
+    Site site;
+    const u32* fragment;
+    u32 own[4];
     u32 quad[4][4];
+    std::vector<Read> reads;
 };
 
 // What products add to until they are waited for.
@@ -70,6 +80,8 @@ struct Fiber : Thread {
     std::vector<PendingProduct> products;
     std::vector<u64> product_ends;
     std::vector<PendingSum> pending_sums;
+    // Whether `products_begin` was called for the batch.
+    bool products_begun;
 };
 
 // Consecutive threads of a block that wait for each other.
@@ -133,6 +145,7 @@ struct Block {
     u32 last_warp;
     u32 slot;
     SharedMemory shared;
+    Shadow shadow;
     std::vector<std::unique_ptr<Fiber>> fibers;
 };
 

@@ -19,30 +19,42 @@ struct Product {
     u64 b;
 };
 
-void warpgroup_barrier(Site site);
+void warpgroup_barrier(u32 id, Site site);
+void turn_wait(u32 id, u32 threads, Site site);
+void turn_give(u32 id, u32 threads, Site site);
 void barrier_init(u64* barrier, u32 count, Site site);
 void barrier_arrive(u64* barrier, Site site);
 void barrier_wait(u64* barrier, u32 parity, Site site);
 u64 tile_descriptor(const void* start, u32 leading, u32 stride, Site site);
 // `fragment` holds four words where the product is of columns.
 void product(const Product& product, const u32* fragment, Site site);
+void fence_for_products();
+void products_begin();
 void products_commit();
 void products_wait(u32 pending);
 
 }  // namespace emulator
 
-inline void warpgroup_barrier(u32, RATPLUS_SITE) { emulator::warpgroup_barrier(site); }
+inline void warpgroup_barrier(u32 id, RATPLUS_SITE) { emulator::warpgroup_barrier(id, site); }
+template <u32 THREADS>
+inline void turn_wait(u32 id, RATPLUS_SITE) {
+    emulator::turn_wait(id, THREADS, site);
+}
+template <u32 THREADS>
+inline void turn_give(u32 id, RATPLUS_SITE) {
+    emulator::turn_give(id, THREADS, site);
+}
 inline void barrier_init(u64* barrier, u32 count, RATPLUS_SITE) { emulator::barrier_init(barrier, count, site); }
 inline void barrier_arrive(u64* barrier, RATPLUS_SITE) { emulator::barrier_arrive(barrier, site); }
 inline void barrier_wait(u64* barrier, u32 parity, RATPLUS_SITE) { emulator::barrier_wait(barrier, parity, site); }
-inline void fence_for_products() {}
+inline void fence_for_products() { emulator::fence_for_products(); }
 
 template <u32 COUNT>
 inline void raise_registers() {}
 template <u32 COUNT>
 inline void lower_registers() {}
 
-inline void products_begin() {}
+inline void products_begin() { emulator::products_begin(); }
 inline void products_commit() { emulator::products_commit(); }
 template <int PENDING>
 inline void products_wait() {

@@ -85,6 +85,10 @@ inline Vec16 load16(const void* address, RATPLUS_SITE) {
 }
 inline void store16(void* address, const Vec16& value, RATPLUS_SITE) {
     emulator::check_aligned16(address, site);
+    const u64 offset = reinterpret_cast<u64>(address) - reinterpret_cast<u64>(emulator::current->shared);
+    if (offset < emulator::current->shared_bytes) {
+        emulator::note_store16(offset, site);
+    }
     __builtin_memcpy(address, &value, sizeof value);
 }
 inline Vec16 load16_once(const void* address, RATPLUS_SITE) { return load16(address, site); }

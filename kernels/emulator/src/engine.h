@@ -26,6 +26,7 @@ enum class Call : u8 {
     multiply_bf16,
     multiply_f16,
     warpgroup_barrier,
+    turn_wait,
     product_rows,
     product_columns,
     spin_pause,
@@ -66,6 +67,8 @@ void warp_barrier(Site site);
 u32 exchange(Call call, u32 value, u32 operand, Site site);
 void load_blocks(Call call, u32* block, const void* row, Site site);
 void multiply_blocks(Call call, float* c, const u32* a, u32 b0, u32 b1, Site site);
+// The running thread writes sixteen bytes of shared memory.
+void note_store16(u64 offset, Site site);
 void copy_async16(void* to, const void* from, bool valid, Site site);
 void copy_async_commit();
 void copy_async_wait(u32 pending);

@@ -1,7 +1,7 @@
 // Warpgroup products and barriers in shared memory.
 //
 // Products are late: they read shared memory when they are waited for, and until then what they
-// add to is NaN.
+// add to is NaN. What they read has to be there when they begin, and to stay: see shadow.h.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -36,8 +36,9 @@ void check_barrier(const u64* barrier, Site site) {
     }
 }
 
-// Sixteen bytes, or part of them, at a byte of shared memory before the swizzle.
-const u8* unswizzled(u32 byte) { return current->shared + (byte ^ (byte >> 7 & 7) << 4); }
+// Where a byte of shared memory before the swizzle is, and sixteen bytes from there, or part of them.
+u32 swizzled(u32 byte) { return byte ^ (byte >> 7 & 7) << 4; }
+const u8* unswizzled(u32 byte) { return current->shared + swizzled(byte); }
 
 // The operand `a`: this thread's row of the first eight or the second.
 template <typename T>
@@ -82,6 +83,52 @@ void right(const Product& product, T (&b)[16][MAX_COLUMNS]) {
     }
 }
 
+// The pieces of shared memory that the product reads: of `a` the warp's rows, of `b` all; a lane has every
+// thirty-second of them.
+void note_reads(PendingProduct& pending, Site site) {
+    const Product& product = pending.product;
+    Fiber& self = running();
+    const u32 warp = self.index % GROUP_THREADS / WARP;
+    const u32 lane = self.index % WARP;
+    const auto note = [&](u32 byte) {
+        PendingProduct::Read read;
+        read.offset = swizzled(byte) / PIECE * PIECE;
+        self.owner->shadow.begin_read(read.offset, site);
+        std::memcpy(read.bytes, current->shared + read.offset, PIECE);
+        pending.reads.push_back(read);
+    };
+    if (!product.columns) {
+        const u32 row = warp * 16 + lane / 2;
+        note(start_of(product.a) + row / 8 * stride_of(product.a) + row % 8 * 128 + lane % 2 * PIECE);
+    }
+    const u32 start = start_of(product.b);
+    const u32 stride = stride_of(product.b);
+    for (u32 i = lane; i < 2 * product.width; i += WARP) {
+        if (product.columns) {
+            const u32 k = i / (product.width / 8);
+            const u32 n = i % (product.width / 8) * 8;
+            note(start + n / 64 * leading_of(product.b) + k / 8 * stride + k % 8 * 128 + n % 64 * 2);
+        } else {
+            note(start + i / 16 * stride + i / 2 % 8 * 128 + i % 2 * PIECE);
+        }
+    }
+}
+
+// Nothing that the product read may have changed.
+void check_reads(const PendingProduct& pending) {
+    Fiber& self = running();
+    if (pending.fragment != nullptr && std::memcmp(pending.fragment, pending.own, sizeof pending.own) != 0) {
+        fault(Status::launch_failed, pending.site, "the fragment of a product changed before the product was waited for");
+    }
+    for (const PendingProduct::Read& read : pending.reads) {
+        if (std::memcmp(current->shared + read.offset, read.bytes, PIECE) != 0) {
+            fault(Status::launch_failed, pending.site,
+                  "byte %u of shared memory changed before the product that reads it was waited for", read.offset);
+        }
+        self.owner->shadow.end_read(read.offset);
+    }
+}
+
 // Of columns that the product does not have, the results are not used.
 template <typename T>
 void compute(const PendingProduct& pending, float* sum) {
@@ -113,15 +160,57 @@ void compute(const PendingProduct& pending, float* sum) {
     }
 }
 
+// The barrier `id`, which is always of as many threads, and of one warpgroup where that has it to itself.
+NamedBarrier& named(u32 id, u32 count, u32 group, Site site) {
+    if (id == 0 || id >= NAMED_BARRIERS) {
+        fault(Status::launch_failed, site, "barrier %u: expected one from 1 to %u", id, NAMED_BARRIERS - 1);
+    }
+    NamedBarrier& barrier = running().owner->shadow.named[id];
+    if (barrier.count == 0) {
+        barrier.count = count;
+        barrier.group = group;
+    }
+    if (barrier.count != count || barrier.group != group) {
+        fault(Status::launch_failed, site, "barrier %u is another's already", id);
+    }
+    return barrier;
+}
+
+u64 offset_of(const u64* barrier) { return reinterpret_cast<u64>(barrier) - reinterpret_cast<u64>(current->shared); }
+
 }  // namespace
 
-void warpgroup_barrier(Site site) {
+void warpgroup_barrier(u32 id, Site site) {
     const Fiber& self = running();
+    Block& block = *self.owner;
     const u32 group = self.index / GROUP_THREADS;
-    Meeting& meeting = self.owner->groups[group];
+    named(id, GROUP_THREADS, group, site);
+    Meeting& meeting = block.groups[group];
     if (engine->arrive(meeting, group * GROUP_THREADS, GROUP_THREADS, Call::warpgroup_barrier, site)) {
+        block.shadow.meet(group * GROUP_THREADS, GROUP_THREADS);
         engine->release(meeting, group * GROUP_THREADS, GROUP_THREADS);
     }
+}
+
+void turn_give(u32 id, u32 threads, Site site) {
+    NamedBarrier& barrier = named(id, threads, NONE, site);
+    running().owner->shadow.give(current->index, barrier.arriving);
+    if (++barrier.arrived == barrier.count) {
+        barrier.arrived = 0;
+        ++barrier.phase;
+        barrier.complete = barrier.arriving;
+    }
+    note_progress();
+}
+
+void turn_wait(u32 id, u32 threads, Site site) {
+    NamedBarrier& barrier = named(id, threads, NONE, site);
+    const u32 phase = barrier.phase;
+    turn_give(id, threads, site);
+    while (static_cast<volatile u32&>(barrier.phase) == phase) {
+        spin(site);
+    }
+    running().owner->shadow.take(current->index, barrier.complete);
 }
 
 void barrier_init(u64* barrier, u32 count, Site site) {
@@ -134,8 +223,12 @@ void barrier_arrive(u64* barrier, Site site) {
     if ((*barrier & COUNT_MASK) == 0) {
         fault(Status::launch_failed, site, "more arrivals at a barrier than it was made for");
     }
+    Shadow& shadow = running().owner->shadow;
+    Shadow::Shared& clocks = shadow.shared(offset_of(barrier));
+    shadow.give(current->index, clocks.arriving);
     if ((--*barrier & COUNT_MASK) == 0) {
         *barrier = (*barrier ^ PHASE) | (*barrier >> EXPECTED_SHIFT & COUNT_MASK);
+        clocks.complete = clocks.arriving;
     }
     note_progress();
 }
@@ -145,7 +238,11 @@ void barrier_wait(u64* barrier, u32 parity, Site site) {
     while (*static_cast<volatile u64*>(barrier) >> 63 == parity) {
         spin(site);
     }
+    Shadow& shadow = running().owner->shadow;
+    shadow.take(current->index, shadow.shared(offset_of(barrier)).complete);
 }
+
+void fence_for_products() { running().owner->shadow.fence(); }
 
 u64 tile_descriptor(const void* start, u32 leading, u32 stride, Site site) {
     const u64 offset = reinterpret_cast<u64>(start) - reinterpret_cast<u64>(current->shared);
@@ -158,7 +255,14 @@ u64 tile_descriptor(const void* start, u32 leading, u32 stride, Site site) {
 
 void product(const Product& product, const u32* fragment, Site site) {
     Fiber& self = running();
-    PendingProduct pending{product, {}};
+    if (!self.products_begun) {
+        fault(Status::launch_failed, site, "a product without products_begin before its batch");
+    }
+    PendingProduct pending{product, site, fragment, {}, {}, {}};
+    if (fragment != nullptr) {
+        std::memcpy(pending.own, fragment, sizeof pending.own);
+    }
+    note_reads(pending, site);
     // Every lane of the warp is here; fragments of a row lie with four of them.
     const u32 warp = self.index / WARP;
     Exchange& e = self.owner->exchange[warp];
@@ -186,8 +290,11 @@ void product(const Product& product, const u32* fragment, Site site) {
     self.products.push_back(pending);
 }
 
+void products_begin() { running().products_begun = true; }
+
 void products_commit() {
     Fiber& self = running();
+    self.products_begun = false;
     self.product_ends.push_back(self.products.size());
 }
 
@@ -204,6 +311,7 @@ void products_wait(u32 pending) {
     };
     for (u64 i = 0; i < done; ++i) {
         const PendingProduct& next = self.products[i];
+        check_reads(next);
         float* const sum = sum_of(next.product)->value;
         if (next.product.bf16) {
             compute<bf16>(next, sum);

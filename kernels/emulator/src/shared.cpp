@@ -69,6 +69,8 @@ bool SharedMemory::covers(u64 address, i64& offset) const {
     return address - reinterpret_cast<u64>(base_) < ROOM + 2 * PAGE;
 }
 
+void note_store16(u64 offset, Site site) { running().owner->shadow.write(offset, true, site); }
+
 void copy_async16(void* to, const void* from, bool valid, Site site) {
     Fiber& self = running();
     const u64 address = reinterpret_cast<u64>(to);
@@ -84,6 +86,7 @@ void copy_async16(void* to, const void* from, bool valid, Site site) {
     self.site = site;
     // The source has to be there now, even where it is not read.
     static_cast<void>(*static_cast<const volatile u8*>(from));
+    self.owner->shadow.write(offset, false, site);
     std::memset(to, GARBAGE, 16);
     self.copies.push_back({static_cast<u8*>(to), static_cast<const u8*>(from), valid, site});
 }
@@ -109,6 +112,7 @@ void copy_async_wait(u32 pending) {
         } else {
             std::memset(copy.to, 0, 16);
         }
+        self.owner->shadow.write(static_cast<u64>(copy.to - self.shared), true, copy.site);
     }
     self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<i64>(done));
     self.group_ends.erase(self.group_ends.begin(), self.group_ends.begin() + static_cast<i64>(groups));

@@ -104,6 +104,7 @@ __attribute__((noinline)) void multiply(Exchange& e) {
 void warp_barrier(Site site) {
     const Lane self = lane();
     if (engine->arrive(self.meeting, self.first, WARP, Call::warp_barrier, site)) {
+        self.block.shadow.meet(self.first, WARP);
         engine->release(self.meeting, self.first, WARP);
     }
 }

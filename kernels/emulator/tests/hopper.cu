@@ -61,14 +61,16 @@ inline void warpgroup_products(const WarpgroupParams& p) {
     float other[WIDTH / 2] = {};
     const u32 lane = thread_index() % WARP;
     const u32 row = thread_index() / WARP * 16 + lane / 4;
-    products_begin();
+    u32 fragment[4][4];
     for (i32 k = 0; k < 4; ++k) {
-        u32 fragment[4];
         for (u32 i = 0; i < 4; ++i) {
             const u32 column = 16 * static_cast<u32>(k) + lane % 4 * 2 + i / 2 * 8;
-            __builtin_memcpy(&fragment[i], static_cast<const T*>(p.a) + (row + i % 2 * 8) * 64 + column, sizeof(u32));
+            __builtin_memcpy(&fragment[k][i], static_cast<const T*>(p.a) + (row + i % 2 * 8) * 64 + column, sizeof(u32));
         }
-        Products<T>::columns(other, fragment, columns_descriptor(v, k, 64 * TILE_ROW));
+    }
+    for (i32 k = 0; k < 4; ++k) {
+        products_begin();
+        Products<T>::columns(other, fragment[k], columns_descriptor(v, k, 64 * TILE_ROW));
         products_commit();
     }
     if (p.mistake == 0) {
@@ -124,5 +126,129 @@ RATPLUS_KERNEL(test_handover, HandoverParams, 256, 1) {
             warpgroup_barrier(1);
             barrier_arrive(empty + stage);
         }
+    }
+}
+
+enum Plant : i32 {
+    NOTHING,
+    NO_PROXY_FENCE,
+    FENCE_BEFORE_COPIES,
+    NO_PRODUCTS_BEGIN,
+    OTHER_BARRIER,
+    NO_FULL_WAIT,
+    NO_EMPTY_WAIT,
+    NO_WARP_BARRIER,
+    RELEASED_EARLY,
+    FRAGMENT_CHANGED,
+    QUERIES_CHANGED,
+    TURN_NOT_GIVEN,
+    BARRIER_ZERO,
+};
+
+struct PipelineParams {
+    // [rounds, 64, 64] of bf16
+    const void* in;
+    // [2, 64, 64], of each of two warpgroups
+    float* out;
+    i32 rounds;
+    Plant plant;
+};
+
+// Two warpgroups, in turns, add up products of tiles that a third copies, from shared memory and from
+// fragments.
+RATPLUS_KERNEL(test_pipeline, PipelineParams, 384, 1) {
+    constexpr i32 TILE = 64 * TILE_ROW;
+    constexpr i32 STAGES = 2;
+    bf16* const queries = reinterpret_cast<bf16*>(shared_memory());
+    bf16* const tiles = queries + TILE;
+    u64* const full = reinterpret_cast<u64*>(tiles + STAGES * TILE);
+    u64* const empty = full + STAGES;
+    const u32 group = thread_index() / 128;
+    const i32 thread = static_cast<i32>(thread_index() % 128);
+    fill(queries, p.in, 64, 64);
+    fence_for_products();
+    if (thread_index() == 0) {
+        for (i32 i = 0; i < STAGES; ++i) {
+            barrier_init(full + i, 128);
+            barrier_init(empty + i, 8);
+        }
+    }
+    block_barrier();
+    const auto parity = [](i32 round) { return static_cast<u32>(round / STAGES & 1); };
+    if (group == 2) {
+        for (i32 round = 0; round < p.rounds; ++round) {
+            bf16* const tile = tiles + round % STAGES * TILE;
+            if (p.plant != NO_EMPTY_WAIT) {
+                barrier_wait(empty + round % STAGES, parity(round) ^ 1);
+            }
+            for (i32 i = thread; i < 64 * 8; i += 128) {
+                const i32 row = i / 8;
+                const i32 chunk = i % 8;
+                const bf16* const from = static_cast<const bf16*>(p.in) + (static_cast<i64>(round) * 64 + row) * 64;
+                copy_async16(tile + row * TILE_ROW + 8 * (chunk ^ row % 8), from + 8 * chunk, true);
+            }
+            copy_async_commit();
+            if (p.plant == FENCE_BEFORE_COPIES) {
+                fence_for_products();
+            }
+            copy_async_wait<0>();
+            if (p.plant != NO_PROXY_FENCE && p.plant != FENCE_BEFORE_COPIES) {
+                fence_for_products();
+            }
+            barrier_arrive(full + round % STAGES);
+        }
+        return;
+    }
+    const u32 lane = thread_index() % WARP;
+    warpgroup_barrier(p.plant == OTHER_BARRIER ? 1 : p.plant == BARRIER_ZERO ? 0 : 1 + group);
+    float sum[32] = {};
+    u32 fragment[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+    if (group == 1) {
+        turn_give<256>(3);
+    }
+    for (i32 round = 0; round < p.rounds; ++round) {
+        const bf16* const tile = tiles + round % STAGES * TILE;
+        if (p.plant != NO_FULL_WAIT) {
+            barrier_wait(full + round % STAGES, parity(round));
+        }
+        turn_wait<256>(3 + group);
+        if (p.plant != NO_PRODUCTS_BEGIN) {
+            products_begin();
+        }
+        for (i32 k = 0; k < 4; ++k) {
+            Products<bf16>::rows(sum, rows_descriptor(queries, k), rows_descriptor(tile, k), true);
+        }
+        Products<bf16>::columns(sum, fragment, columns_descriptor(tile, 0, TILE));
+        products_commit();
+        if ((group == 0 || round + 1 < p.rounds) && p.plant != TURN_NOT_GIVEN) {
+            turn_give<256>(4 - group);
+        }
+        if (p.plant == FRAGMENT_CHANGED) {
+            fragment[2] = 0;
+        }
+        if (p.plant == QUERIES_CHANGED && thread_index() == 0) {
+            queries[5].bits ^= 1;
+        }
+        const auto release = [&] {
+            if (p.plant != NO_WARP_BARRIER) {
+                warp_barrier();
+            }
+            if (lane == 0) {
+                barrier_arrive(empty + round % STAGES);
+            }
+        };
+        if (p.plant == RELEASED_EARLY) {
+            release();
+        }
+        products_wait<0>();
+        products_touch(sum);
+        if (p.plant != RELEASED_EARLY) {
+            release();
+        }
+    }
+    float* const out = p.out + 64 * 64 * group;
+    const i32 row = thread / static_cast<i32>(WARP) * 16 + static_cast<i32>(lane) / 4;
+    for (i32 i = 0; i < 32; ++i) {
+        out[(row + i / 2 % 2 * 8) * 64 + i / 4 * 8 + static_cast<i32>(lane) % 4 * 2 + i % 2] = sum[i];
     }
 }

@@ -131,3 +131,76 @@ fn warpgroups_hand_over_through_barriers() {
         assert!(right < all, "mistake {mistake} showed in no order");
     }
 }
+
+#[repr(C)]
+struct Pipeline {
+    input: u64,
+    output: u64,
+    rounds: i32,
+    plant: i32,
+}
+
+/// What `Plant` of hopper.cu names from 1 on, and words of the refusal.
+const PLANTS: [&str; 12] = [
+    "wrote without a fence_for_products",
+    "wrote without a fence_for_products|no barrier told it of the fence",
+    "without products_begin",
+    "barrier 1 is another's already",
+    "which nobody wrote|no barrier told it of the fence|wrote without a fence",
+    "a product under way reads|waited for its product|more arrivals|shared memory changed|no thread can go on",
+    "a product under way reads|waited for its product",
+    "a product under way reads|waited for its product",
+    "the fragment of a product changed",
+    "shared memory changed before the product",
+    "no thread can go on",
+    "barrier 0: expected one from 1",
+];
+
+#[test]
+fn what_a_card_would_pass_over_is_refused() {
+    let device = Device::new();
+    let rounds = 5;
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let values: Vec<u16> = (0..rounds * 64 * 64)
+        .map(|_| bf16::from_f32(rng.random_range(-2.0..2.0)).to_bits())
+        .collect();
+    let value = |at: usize| bf16::from_bits(values[at]).to_f32();
+    let mut expected = vec![0.0; 64 * 64];
+    for tile in 0..rounds {
+        for (at, sum) in expected.iter_mut().enumerate() {
+            let (row, column) = (at / 64, at % 64);
+            for k in 0..64 {
+                *sum += value(row * 64 + k) * value((tile * 64 + column) * 64 + k);
+            }
+            for k in 0..16 {
+                *sum += value((tile * 64 + k) * 64 + column);
+            }
+        }
+    }
+    let input = Buffer::from(&values);
+    let output = Buffer::<f32>::new(2 * 64 * 64);
+    let shared = 3 * 64 * 64 * 2 + 4 * 8;
+    let run = |plant| {
+        let params = Pipeline {
+            input: input.address,
+            output: output.address,
+            rounds: rounds as i32,
+            plant,
+        };
+        device.launch("test_pipeline", 2, 384, shared, &params)
+    };
+    in_every_order(|| {
+        assert_eq!(run(0), SUCCESS, "{}", emulator().last_error());
+        let got = output.read();
+        for (at, got) in got.iter().enumerate() {
+            let want = expected[at % expected.len()];
+            assert!((got - want).abs() <= 1e-3, "{at}: {got} is not {want}");
+        }
+        for (plant, words) in (1..).zip(PLANTS) {
+            assert_eq!(run(plant), LAUNCH_FAILED, "{plant}: {words}");
+            let said = emulator().last_error();
+            let found = words.split('|').any(|words| said.contains(words));
+            assert!(found, "{plant}: expected `{words}`, found `{said}`");
+        }
+    });
+}
