@@ -2,14 +2,19 @@
 """Checks and measures the CUDA kernels on a machine with a GPU: one command over built binaries.
 
 Runs the chosen steps one after the other, each under a time limit of its own. A step that fails
-does not stop the next. Everything is written below --out: results.json (what benches/gpu/report.py
-reads), log.txt (what the steps printed) and summary.txt, which is also printed last.
+does not stop the next. Everything is written below --out, after each step: results.json (what
+benches/gpu/report.py reads), log.txt (what the steps printed), clocks.csv (the GPU's clocks, several times a second)
+and summary.txt, which is also printed last. With --resume, steps that an earlier run with the same --out ended are
+left out, and its results are kept.
+
+`--steps brief` is for a card that is there for a quarter of an hour: 9 minutes at most, 25 seconds a step.
 
 Exit 0: every step ran and was right. Exit 1: a step failed. Exit 2: bad arguments.
 """
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import shlex
@@ -20,14 +25,39 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ["scan", "decode", "tiles", "hopper", "any", "steps", "flags", "large"]
+GROUPS = ["scan", "decode", "tiles", "small-tiles", "hopper", "small-hopper", "any", "steps", "flags", "large"]
+# The same in few minutes: what runs by default first, what could hang last.
+QUICK = ["scan", "decode", "tiles", "small-tiles", "flags", "hopper", "small-hopper"]
 PARTS = ["scan", "decode", "prefill-tiles", "prefill-hopper"]
 # For memcheck all; the others watch what blocks and threads share.
-WATCHED = ["scan", "decode", "tiles", "hopper", "any", "flags"]
+WATCHED = ["scan", "decode", "tiles", "small-tiles", "hopper", "small-hopper", "any", "flags"]
+# One launch of each, and what is asked of it.
+COUNTED = {
+    "hopper": ("prefill-hopper", "attention_hopper_bf16_128"),
+    "tiles": ("prefill-tiles", "attention_prefill_bf16_128"),
+    "scan": ("scan", "scan_single_pass_bf16"),
+    "decode": ("decode", "attention_decode_bf16_128"),
+}
+COUNTERS = [
+    "gpu__time_duration.sum",
+    "sm__inst_executed.avg.per_cycle_active",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    "smsp__average_warps_issue_stalled_long_scoreboard_per_issue_active.ratio",
+    "smsp__average_warps_issue_stalled_barrier_per_issue_active.ratio",
+    "smsp__average_warps_issue_stalled_membar_per_issue_active.ratio",
+    "smsp__average_warps_issue_stalled_math_pipe_throttle_per_issue_active.ratio",
+    "smsp__average_warps_issue_stalled_wait_per_issue_active.ratio",
+    "dram__bytes.sum",
+    "lts__t_sector_hit_rate.pct",
+    "l1tex__data_bank_conflicts_pipe_lsu.sum",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+]
 SUMMARY_CHARACTERS = 10_500
 
 # Seconds that a step may take.
 LIMITS = {"info": 60, "limits": 120, "correct": 240, "sanitize": 150, "bench": 240, "peers": 300, "ort": 200, "trt": 240}
+# Of any step of the brief set, and of all.
+BRIEF_STEP, BRIEF = 25, 530
 
 
 # Backend, the variable that names its libraries, and their folder where the bundle has them.
@@ -47,7 +77,18 @@ def all_steps():
     steps += [f"synccheck-{group}" for group in ("scan", "decode", "tiles", "hopper")]
     steps += [f"bench-{part}" for part in PARTS]
     steps += ["peers-scan", "peers-decode", "peers-prefill", "ort", "trt-plugins", *PLANS]
-    return steps
+    return steps + [step for step in brief() if step not in steps]
+
+
+def brief():
+    """The steps of 9 minutes, what matters most first."""
+    steps = ["info", "limits"]
+    steps += [f"quick-{group}" for group in QUICK]
+    steps += [f"goals-{part}" for part in ("scan", "prefill-tiles", "prefill-hopper", "decode")]
+    steps += [f"ncu-{name}" for name in COUNTED]
+    steps += ["correct-large", "correct-steps"]
+    steps += [f"memcheck-{group}" for group in QUICK]
+    return steps + ["peers-goals"]
 
 
 # What is typed for several steps.
@@ -57,7 +98,8 @@ SETS = {
     "bench": ["limits"] + [f"bench-{part}" for part in PARTS],
     "peers": ["peers-scan", "peers-decode", "peers-prefill"],
     "first": ["info", "limits"] + [f"correct-{group}" for group in GROUPS] + [f"memcheck-{group}" for group in WATCHED],
-    "all": all_steps(),
+    "brief": brief(),
+    "all": [step for step in all_steps() if step.split("-")[0] not in ("quick", "goals", "ncu") and step != "peers-goals"],
 }
 
 
@@ -69,6 +111,7 @@ class Run:
         self.out = options.out.resolve()
         self.tiny = options.tiny
         self.deadline = time.monotonic() + options.seconds
+        self.most = options.step_seconds
         self.out.mkdir(parents=True, exist_ok=True)
         self.work = self.out / "parts"
         self.results = {
@@ -83,13 +126,19 @@ class Run:
             "peers": [],
             "tensorrt": {},
         }
-        self.log = (self.out / "log.txt").open("w")
+        before = self.out / "results.json"
+        if options.resume and before.is_file():
+            self.results |= json.loads(before.read_text())
+        self.log = (self.out / "log.txt").open("a" if options.resume else "w")
         self.save()
 
     def save(self):
         """Keeps what there is, should the next step be the last."""
         text = json.dumps(self.results, indent=1)
-        (self.out / "results.json").write_text(text + "\n")
+        written = self.out / "results.json.new"
+        written.write_text(text + "\n")
+        written.replace(self.out / "results.json")
+        (self.out / "summary.txt").write_text(summary(self.results) + "\n")
         self.log.flush()
 
     def command(self, step):
@@ -98,8 +147,8 @@ class Run:
         kind, _, what = step.partition("-")
         if kind == "info":
             return [check, "info"], LIMITS["info"]
-        if kind == "correct":
-            quick = ["--quick"] if self.tiny else []
+        if kind in ("correct", "quick"):
+            quick = ["--quick"] if self.tiny or kind == "quick" else []
             return [check, "correct", "--only", what, *quick], LIMITS["correct"]
         if kind.endswith("check"):
             sanitizer = find_sanitizer()
@@ -107,15 +156,28 @@ class Run:
                 return "compute-sanitizer is not here", 0
             tool = [sanitizer, "--tool", kind, "--error-exitcode", "9", "--print-limit", "20"]
             return [*tool, check, "correct", "--quick", "--only", what], LIMITS["sanitize"]
-        if kind == "bench":
+        if kind == "ncu":
+            profiler = find_tool("ncu", "/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/ncu")
+            if profiler is None:
+                return "ncu is not here", 0
+            part, kernel = COUNTED[what]
+            tool = [profiler, "--kernel-name", f"regex:{kernel}", "--launch-count", "1", "--csv"]
+            return [*tool, "--metrics", ",".join(COUNTERS), check, "bench", "--goals", "--only", part], LIMITS["bench"]
+        if kind in ("bench", "goals"):
             command = [check, "bench", "--only", what, "--json", str(self.part(step))]
+            if kind == "goals":
+                command.append("--goals")
             if "gemm_tflops" in self.results["limits"]:
                 command += ["--gemm-tflops", f"{self.results['limits']['gemm_tflops']:.1f}"]
             if self.tiny:
                 command.append("--tiny")
             return command, LIMITS["bench"]
         if kind in ("limits", "peers"):
+            if importlib.util.find_spec("torch") is None:
+                return "PyTorch is not here", 0
             command = [sys.executable, str(HERE / "peers.py"), "--only", what or kind, "--json", str(self.part(step))]
+            if self.tiny:
+                command += ["--device", "cpu", "--small"]
             return command, LIMITS[kind]
         if step in PLANS:
             return self.plans(step)
@@ -161,6 +223,10 @@ class Run:
         self.work.mkdir(exist_ok=True)
         return self.work / f"{step}.json"
 
+    def ended(self, step):
+        """Whether an earlier run came to the step's end, be it that it was stopped."""
+        return self.results["steps"].get(step, {}).get("verdict", "skipped") not in ("skipped", "did not end")
+
     def step(self, step):
         """Runs one step and takes in what it wrote."""
         command, limit = self.command(step)
@@ -174,10 +240,14 @@ class Run:
             self.results["steps"][step] = {"verdict": "skipped", "why": why, "seconds": 0.0, "tail": ""}
             self.save()
             return
-        limit = min(limit, left)
+        limit = min(limit, left, self.most)
+        self.results["steps"][step] = {"verdict": "did not end", "why": "", "seconds": 0.0, "tail": ""}
+        self.save()
         print(f"==> {step}: {' '.join(command)}", flush=True)
         start = time.monotonic()
         verdict, output = execute(command, limit)
+        if step == "info" and verdict == "ok" and not self.tiny and "embedded: code of nvcc" not in output:
+            verdict = "no code is embedded"
         seconds = time.monotonic() - start
         self.log.write(f"\n==> {step}: {' '.join(command)}\n{output}\n    {verdict}, {seconds:.1f} s\n")
         self.results["steps"][step] = {
@@ -201,8 +271,9 @@ class Run:
             return
         self.results["device"] = part.get("device") or self.results["device"]
         self.results["limits"].update(measured(step, part.get("limits", {})))
-        self.results["rows"] += part.get("rows", [])
-        self.results["peers"] += part.get("peers", [])
+        for kind in ("rows", "peers"):
+            own = [row | {"step": step} for row in part.get(kind, [])]
+            self.results[kind] = [row for row in self.results[kind] if row["step"] != step] + own
         if step.startswith("trt"):
             self.results["tensorrt"][step] = part
 
@@ -238,10 +309,26 @@ def execute(command, limit):
     return ("ok" if process.returncode == 0 else f"exit {process.returncode}"), output
 
 
+def find_tool(name, *places):
+    """A program on the path, or where toolkits put it."""
+    return shutil.which(name) or next((place for place in places if os.access(place, os.X_OK)), None)
+
+
 def find_sanitizer():
-    """The sanitizer on the path, or where toolkits put it."""
-    places = ["/usr/local/cuda/bin/compute-sanitizer", "/usr/local/cuda/compute-sanitizer/compute-sanitizer"]
-    return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+    """The sanitizer."""
+    folder = "/usr/local/cuda"
+    places = f"{folder}/bin/compute-sanitizer", f"{folder}/compute-sanitizer/compute-sanitizer"
+    return find_tool("compute-sanitizer", *places)
+
+
+def log_clocks(path):
+    """Starts what writes the GPU's clocks, temperature and power until it is ended; none where there is no driver."""
+    fields = "timestamp,clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_event_reasons.active,utilization.gpu"
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv", "--loop-ms=200"]
+    try:
+        return subprocess.Popen(query, stdout=path.open("a"), stderr=subprocess.DEVNULL)
+    except OSError:
+        return None
 
 
 def has_cuda_provider():
@@ -318,7 +405,9 @@ def parse(arguments):
     parser.add_argument("--list", action="store_true", help="print every step and set")
     parser.add_argument("--bundle", type=Path, default=HERE, help="folder with gpu_check")
     parser.add_argument("--out", type=Path, default=Path(default_out))
-    parser.add_argument("--seconds", type=float, default=570, help="for all steps together")
+    parser.add_argument("--seconds", type=float, help="for all steps together")
+    parser.add_argument("--step-seconds", type=float, help="for a step")
+    parser.add_argument("--resume", action="store_true", help="leave out what an earlier run with this --out ended")
     parser.add_argument("--tiny", action="store_true", help="shapes that a CPU can do")
     options = parser.parse_args(arguments)
     wanted = []
@@ -327,7 +416,10 @@ def parse(arguments):
             known = ", ".join([*SETS, *all_steps()])
             parser.error(f"--steps: expected some of {known}; found `{name}`")
         wanted += SETS.get(name, [name])
+    short = options.steps == "brief"
     options.steps = list(dict.fromkeys(wanted))
+    options.seconds = options.seconds or (BRIEF if short else 570)
+    options.step_seconds = options.step_seconds or (BRIEF_STEP if short else max(LIMITS.values()))
     return options
 
 
@@ -339,13 +431,17 @@ def main(arguments):
             print(f"{name}: {', '.join(steps)}")
         return 0
     run = Run(options)
-    for step in options.steps:
-        run.step(step)
+    clocks = log_clocks(run.out / "clocks.csv")
+    try:
+        for step in options.steps:
+            if not (options.resume and run.ended(step)):
+                run.step(step)
+    finally:
+        if clocks is not None:
+            clocks.terminate()
     run.log.close()
     shutil.rmtree(run.work, ignore_errors=True)
-    text = summary(run.results)
-    (run.out / "summary.txt").write_text(text + "\n")
-    print(text)
+    print(summary(run.results))
     return 1 if run.failures() else 0
 
 

@@ -386,13 +386,22 @@ def decode(bench):
             bench.row("decode, compiled step", shape, step)
 
 
-PARTS = {"limits": limits, "scan": scans, "decode": decode, "prefill": prefill}
+def goals(bench):
+    """Two rows that say most: dense causal attention, and the composition at a long prompt."""
+    tokens, heads, dim = (256, 2, 64) if bench.small else (1 << 18, 16, 128)
+    medium, long, dilation = (128, 256, 4) if bench.small else (1 << 14, 1 << 18, 16)
+    dense(bench, shape_of(tokens // medium, medium, heads, dim, (1, 0, 0)))
+    pattern = (dilation, 0, INITIAL)
+    official(bench, shape_of(tokens // long, long, heads, dim, pattern), pattern)
+
+
+PARTS = {"limits": limits, "scan": scans, "decode": decode, "prefill": prefill, "goals": goals}
 
 
 def main(arguments):
     """Runs the chosen parts; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--only", default="limits,scan,decode,prefill", help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--json", type=Path, help="where rows go, as each is done")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="shapes that a CPU can do")

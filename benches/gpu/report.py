@@ -30,9 +30,11 @@ cargo xtask gpu-bundle
 ```
 
 On the machine with the GPU, from the same folder; it needs the driver, Python 3 and, for the peers, PyTorch with
-Triton. Each line fits ten minutes:
+Triton. Each line fits ten minutes; the
+first says the most in nine, and with `--resume` it goes on where a run with the same `--out` stopped:
 
 ```
+python3 target/gpu-bundle/check.py --steps brief      # every kernel, the times that goals are set for, counters, memcheck
 python3 target/gpu-bundle/check.py --steps first      # every kernel against the reference, memcheck
 python3 target/gpu-bundle/check.py --steps bench      # our times
 python3 target/gpu-bundle/check.py --steps peers      # PyTorch's times

@@ -30,6 +30,9 @@ fn every_kernel_is_as_the_reference() {
         "scan SinglePass bf16",
         "attention Decode bf16 of 64",
         "attention Tiles f16 of 128",
+        "attention SmallTiles bf16 of 64",
+        "attention SmallHopper f16 of 128",
+        "bad lengths, attention SmallHopper",
         "attention Hopper bf16 of 128",
         "attention Any f32 of 80",
         "40 decode steps bf16",
@@ -44,7 +47,7 @@ fn every_kernel_is_as_the_reference() {
 
 #[test]
 fn a_planted_error_is_found_in_every_comparison() {
-    let groups = "scan,decode,tiles,any,large";
+    let groups = "scan,decode,tiles,small-tiles,any,large";
     let arguments = ["correct", "--quick", "--plant-error", "--only", groups];
     let output = gpu_check(&arguments).output().unwrap();
     let (out, err) = texts(&output);
@@ -181,6 +184,70 @@ fn one_command_runs_all_steps_and_says_what_failed() {
         text.contains("no-such-step") && text.contains("bench-scan"),
         "{text}"
     );
+}
+
+#[test]
+fn the_brief_check_ends_and_goes_on_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let run = |arguments: &[&str]| {
+        let check = Path::new(env!("CARGO_BIN_EXE_gpu_check"));
+        let emulator = ratplus_cuda_emulator::library().parent().unwrap();
+        let output = Command::new(python())
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("gpu/check.py"))
+            .args(arguments)
+            .args(["--tiny", "--step-seconds", "300", "--seconds", "3000"])
+            .arg("--bundle")
+            .arg(check.parent().unwrap())
+            .arg("--out")
+            .arg(&out)
+            .env("LD_LIBRARY_PATH", emulator)
+            .output()
+            .unwrap();
+        let (printed, err) = texts(&output);
+        assert!(output.status.success(), "{printed}{err}");
+        let results = std::fs::read_to_string(out.join("results.json")).unwrap();
+        let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+        (printed, results)
+    };
+    let (printed, _) = run(&["--steps", "info,quick-scan,goals-scan"]);
+    assert!(printed.contains("==> quick-scan"), "{printed}");
+    let (printed, results) = run(&["--steps", "brief", "--resume"]);
+    for step in ["info", "quick-scan", "goals-scan"] {
+        assert!(
+            !printed.contains(&format!("==> {step}:")),
+            "{step}: {printed}"
+        );
+    }
+    let steps = results["steps"].as_object().unwrap();
+    assert_eq!(steps.len(), 27, "{results}");
+    for (step, found) in steps {
+        let verdict = found["verdict"].as_str().unwrap();
+        let needs_more = ["limits", "ncu-", "memcheck-", "peers-"];
+        let may_skip = needs_more.iter().any(|kind| step.starts_with(kind));
+        assert!(
+            verdict == "ok" || may_skip && verdict == "skipped",
+            "{step}: {found}"
+        );
+    }
+    let rows = results["rows"].as_array().unwrap();
+    for method in [
+        "SinglePass",
+        "Tiles",
+        "SmallTiles",
+        "Hopper",
+        "SmallHopper",
+        "Serial + Decode",
+    ] {
+        let timed = |row: &&serde_json::Value| {
+            row["method"] == method && row["median_ms"].as_f64() > Some(0.0)
+        };
+        assert!(rows.iter().any(|row| timed(&row)), "{method}");
+    }
+    // All is done: nothing runs, and nothing is lost.
+    let (printed, again) = run(&["--steps", "brief", "--resume"]);
+    assert_eq!(again["rows"], results["rows"]);
+    assert!(!printed.contains("==> quick"), "{printed}");
 }
 
 #[test]

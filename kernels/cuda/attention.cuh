@@ -99,10 +99,12 @@ template <typename T>
 RATPLUS_DEVICE void rotate_lane(const T* from, const float* cos, const float* sin, i32 half, i32 d, Vec16& low,
                                 Vec16& high) {
     constexpr i32 WIDTH = LANE_ELEMENTS<T>;
+    const Vec16 from_low = load16(from + d);
+    const Vec16 from_high = load16(from + d + half);
     float c[WIDTH], s[WIDTH];
     load_floats(cos + d, c);
     load_floats(sin + d, s);
-    rotate<T>(load16(from + d), load16(from + d + half), c, s, low, high);
+    rotate<T>(from_low, from_high, c, s, low, high);
 }
 
 }  // namespace ratplus

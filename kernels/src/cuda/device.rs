@@ -4,6 +4,7 @@ use super::Stream;
 use super::driver::{Driver, version_text};
 use super::error::CudaError;
 use super::flag::ErrorFlag;
+use super::operator::LaunchBlock;
 use super::program::Program;
 use cudarc::driver::sys::{CUcontext, CUdevice_attribute as Attribute, CUfunction};
 use std::ffi::{CStr, c_char};
@@ -191,6 +192,23 @@ impl Device {
         let _entered = self.enter()?;
         let limit = self.limits.shared_memory_per_block;
         self.program.function(kernel, limit)
+    }
+
+    /// Blocks of a kernel that a multiprocessor holds at a time.
+    ///
+    /// # Errors
+    /// As [`function`](Self::function).
+    pub fn resident_blocks(&self, block: &LaunchBlock) -> Result<u32, CudaError> {
+        let function = self.function(block.kernel)?;
+        let _entered = self.enter()?;
+        let mut blocks = 0;
+        let call = self.driver.call.cuOccupancyMaxActiveBlocksPerMultiprocessor;
+        let threads = block.threads.cast_signed();
+        // SAFETY: the context is current, the function loaded, the pointer valid for the write.
+        let code = unsafe { call(&raw mut blocks, function.raw, threads, block.shared_bytes) };
+        let name = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
+        self.driver.check(name, code)?;
+        Ok(blocks.cast_unsigned())
     }
 
     /// Enqueues one kernel: one call to the driver, no lock, no allocation.

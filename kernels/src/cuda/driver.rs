@@ -38,6 +38,7 @@ function_table! {
         fn cuModuleGetFunction(*mut CUfunction, CUmodule, *const c_char);
         fn cuFuncGetAttribute(*mut c_int, CUfunction_attribute, CUfunction);
         fn cuFuncSetAttribute(CUfunction, CUfunction_attribute, c_int);
+        fn cuOccupancyMaxActiveBlocksPerMultiprocessor(*mut c_int, CUfunction, c_int, usize);
         fn cuLaunchKernel(
             CUfunction, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, CUstream,
             *mut *mut c_void, *mut *mut c_void,

@@ -5,7 +5,8 @@ use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_kernels::cuda::{
-    AttentionMethod, AttentionPlan, AttentionShape, Device, ScanPlan, ScanShape, toolkit,
+    AttentionMethod, AttentionPlan, AttentionShape, CudaError, Device, ScanPlan, ScanShape,
+    launch_blocks, toolkit,
 };
 
 /// Prints what this program carries.
@@ -33,7 +34,9 @@ pub fn run(device: &'static Device) -> Result<(), Failure> {
     for (seq_len, method) in [
         (1, AttentionMethod::Decode),
         (8, AttentionMethod::Tiles),
+        (8, AttentionMethod::SmallTiles),
         (8, AttentionMethod::Hopper),
+        (8, AttentionMethod::SmallHopper),
         (8, AttentionMethod::Any),
     ] {
         let shape = AttentionShape {
@@ -50,7 +53,41 @@ pub fn run(device: &'static Device) -> Result<(), Failure> {
     for line in device.log() {
         println!("{line}");
     }
-    Ok(())
+    occupancy(device)
+}
+
+/// Blocks that a multiprocessor of compute capability 9.0 has to hold, by the kernels' names.
+const RESIDENT: [(&str, u32); 7] = [
+    ("dilated_attention_decode_bf16_128", 6),
+    ("dilated_attention_hopper_bf16_128", 1),
+    ("dilated_attention_hopper_short_bf16_128", 2),
+    ("dilated_attention_prefill_bf16_128", 1),
+    ("dilated_attention_prefill_bf16_64", 2),
+    ("dilated_attention_prefill_short_bf16_128", 2),
+    ("recurrence_scan_single_pass_bf16", 2),
+];
+
+/// Prints what the driver says of blocks; an error where they are fewer than the kernels count on.
+fn occupancy(device: &'static Device) -> Result<(), Failure> {
+    let mut few = Vec::new();
+    for (kernel, expected) in RESIDENT {
+        let name = format!("ratplus_{kernel}");
+        let blocks = launch_blocks();
+        let block = blocks.iter().find(|block| block.kernel == name);
+        let block = block.ok_or_else(|| Failure::wrong(format!("{name}: no such kernel")))?;
+        let found = match device.resident_blocks(block) {
+            Err(CudaError::WrongArchitecture { .. }) => continue,
+            found => found?,
+        };
+        println!("{name}: {found} blocks a multiprocessor");
+        if device.limits().compute_capability == (9, 0) && found < expected {
+            few.push(format!("{name}: expected {expected} blocks, found {found}"));
+        }
+    }
+    match few.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Wrong(few.join("; "))),
+    }
 }
 
 /// The device in one line.

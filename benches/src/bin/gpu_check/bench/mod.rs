@@ -48,6 +48,9 @@ pub struct Options {
     /// H200 reached, where it is not given.
     #[arg(long, value_name = "TFLOP/s")]
     gemm_tflops: Option<f64>,
+    /// Only the rows that goals are set for, by every method.
+    #[arg(long)]
+    goals: bool,
     /// Shapes that a CPU can do.
     #[arg(long, hide = true)]
     tiny: bool,
@@ -68,12 +71,34 @@ struct Shapes {
     width: usize,
     dilations: Vec<i64>,
     windows: Vec<i64>,
+    /// Prompts and dilations where not all are timed.
+    goals: Option<Vec<(usize, i64)>>,
 }
 
 impl Shapes {
-    fn new(tiny: bool) -> Self {
+    fn new(tiny: bool, goals: bool) -> Self {
+        if goals {
+            let all = Self::new(tiny, false);
+            let (short, long) = (all.seq_lens[0], all.seq_lens[all.seq_lens.len() - 1]);
+            let dilations = if tiny { [1, 4, 4] } else { [1, 16, 64] };
+            let [dense, usual, far] = dilations;
+            return Self {
+                goals: Some(vec![
+                    (short, usual),
+                    (long, usual),
+                    (long, far),
+                    (long, dense),
+                ]),
+                seq_lens: vec![short, long],
+                channels: vec![all.width],
+                contexts: vec![all.contexts[0]],
+                dilations: vec![usual, far],
+                ..all
+            };
+        }
         if tiny {
             return Self {
+                goals: None,
                 tokens: 256,
                 seq_lens: vec![128, 256],
                 channels: vec![128],
@@ -94,6 +119,7 @@ impl Shapes {
             width: 2048,
             dilations: vec![1, 2, 4, 16, 64],
             windows: vec![0, 256],
+            goals: None,
         }
     }
 }
@@ -137,7 +163,7 @@ pub fn run(device: &'static Device, options: &Options) -> Result<(), Failure> {
     let rate = tflops * 1e12;
     println!("{}", crate::info::line(device)?);
     println!(
-        "copy {:.3} TB/s read and written; matrix products {tflops} TFLOP/s, {}; L2 written over \
+        "copy {:.3} TB/s read and written; matrix products {tflops} TFLOP/s, {}; L2 cold \
          before every run",
         copy / 1e12,
         options.gemm_tflops.map_or("assumed", |_| "as given")
@@ -163,7 +189,7 @@ pub fn run(device: &'static Device, options: &Options) -> Result<(), Failure> {
         device,
         source: Source::new(options.tiny),
         timer,
-        shapes: Shapes::new(options.tiny),
+        shapes: Shapes::new(options.tiny, options.goals),
         copy,
         rate,
         document,

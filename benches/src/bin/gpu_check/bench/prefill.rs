@@ -17,41 +17,61 @@ use ratplus_kernels::cuda::{
 };
 
 const INITIAL: i64 = 4;
+/// Tokens of the longest prompt that tiles for few keys are timed with.
+const SHORT: usize = 16384;
 const QUERY: usize = 4;
 
 /// Every pattern and length, by one method or both.
 pub fn run(bench: &mut Bench, tiles: bool, hopper: bool) -> Result<(), Failure> {
-    let mut methods = Vec::new();
-    if tiles {
-        methods.push(AttentionMethod::Tiles);
-    }
-    if hopper {
-        methods.push(AttentionMethod::Hopper);
-    }
+    let methods = |seq_len| {
+        let mut methods = Vec::new();
+        // Tiles for few keys are slow for many.
+        let short = seq_len <= SHORT;
+        if tiles {
+            methods.push(AttentionMethod::Tiles);
+            methods.extend(short.then_some(AttentionMethod::SmallTiles));
+        }
+        if hopper {
+            methods.push(AttentionMethod::Hopper);
+            methods.extend(short.then_some(AttentionMethod::SmallHopper));
+        }
+        methods
+    };
     let layer = Layer::new(bench, 128)?;
     for seq_len in bench.shapes.seq_lens.clone() {
         layer.prove_scan(bench, seq_len)?;
-        for pattern in patterns(bench) {
-            layer.run(bench, seq_len, pattern, &methods)?;
+        for pattern in patterns(bench, seq_len) {
+            layer.run(bench, seq_len, pattern, &methods(seq_len))?;
         }
     }
     drop(layer);
+    if bench.shapes.goals.is_some() {
+        return Ok(());
+    }
     // One length with the other head_dim.
     let layer = Layer::new(bench, 64)?;
     let seq_len = bench.shapes.seq_lens[bench.shapes.seq_lens.len() / 3];
     layer.prove_scan(bench, seq_len)?;
     for pattern in [(1, 0, 0), (16, 0, INITIAL)] {
-        layer.run(bench, seq_len, pattern, &methods)?;
+        layer.run(bench, seq_len, pattern, &methods(seq_len))?;
     }
     Ok(())
 }
 
 /// Dense attention sees everything: its window and initial tokens are none.
-fn patterns(bench: &Bench) -> Vec<(i64, i64, i64)> {
+fn patterns(bench: &Bench, seq_len: usize) -> Vec<(i64, i64, i64)> {
+    let pattern = |dilation| match dilation {
+        1 => (1, 0, 0),
+        _ => (dilation, 0, INITIAL),
+    };
+    if let Some(goals) = &bench.shapes.goals {
+        let own = goals.iter().filter(|(length, _)| *length == seq_len);
+        return own.map(|(_, dilation)| pattern(*dilation)).collect();
+    }
     let mut patterns = Vec::new();
     for &dilation in &bench.shapes.dilations {
         if dilation == 1 {
-            patterns.push((1, 0, 0));
+            patterns.push(pattern(1));
             continue;
         }
         let windows = bench.shapes.windows.iter();

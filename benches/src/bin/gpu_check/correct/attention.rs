@@ -395,9 +395,9 @@ impl<'a> Head<'a> {
             _ => self.reference()?,
         };
         let unit = element::unit(element);
-        let tiles = matches!(
+        let tiles = !matches!(
             self.case.method,
-            AttentionMethod::Tiles | AttentionMethod::Hopper
+            AttentionMethod::Decode | AttentionMethod::Any
         );
         for token in 0..seq_len {
             let mut tolerance = ARITHMETIC;

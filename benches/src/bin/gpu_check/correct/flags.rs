@@ -29,7 +29,9 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     for (seq_len, method) in [
         (1, AttentionMethod::Decode),
         (9, AttentionMethod::Tiles),
+        (9, AttentionMethod::SmallTiles),
         (9, AttentionMethod::Hopper),
+        (9, AttentionMethod::SmallHopper),
         (9, AttentionMethod::Any),
     ] {
         let name = format!("bad lengths, attention {method:?}");

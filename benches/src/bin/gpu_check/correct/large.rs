@@ -50,7 +50,9 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
     };
     for (method, shapes) in [
         (AttentionMethod::Tiles, chunks),
+        (AttentionMethod::SmallTiles, chunks),
         (AttentionMethod::Hopper, chunks),
+        (AttentionMethod::SmallHopper, chunks),
         (AttentionMethod::Decode, steps),
     ] {
         let name = format!("many times: attention {method:?}");

@@ -23,8 +23,12 @@ pub enum Group {
     Decode,
     /// Attention in tiles by `mma.sync`.
     Tiles,
+    /// The same in tiles of 64 queries.
+    SmallTiles,
     /// Attention in tiles by `wgmma`.
     Hopper,
+    /// The same in tiles of 64 queries.
+    SmallHopper,
     /// Attention for any head_dim.
     Any,
     /// A thousand decode steps: eager, captured and double-buffered.
@@ -162,7 +166,9 @@ pub fn run(device: &'static Device, options: &Options) -> Result<(), Failure> {
             Group::Scan => scan::run(&mut context),
             Group::Decode => attention::run(&mut context, AttentionMethod::Decode),
             Group::Tiles => attention::run(&mut context, AttentionMethod::Tiles),
+            Group::SmallTiles => attention::run(&mut context, AttentionMethod::SmallTiles),
             Group::Hopper => attention::run(&mut context, AttentionMethod::Hopper),
+            Group::SmallHopper => attention::run(&mut context, AttentionMethod::SmallHopper),
             Group::Any => attention::run(&mut context, AttentionMethod::Any),
             Group::Steps => steps::run(&mut context),
             Group::Flags => flags::run(&mut context),
