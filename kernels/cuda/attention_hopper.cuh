@@ -66,21 +66,9 @@ RATPLUS_DEVICE void copy_rows(const Keys& set, const HeadTensors<T>& at, const T
     const i32 chunk = thread % CHUNKS;
     const i32 own = thread / CHUNKS;
     to += swizzled(KEYS, own, chunk);
-    if (set.template even<KEYS>(tile)) {
-        const KeyPlace<T> place = set.template place<T, DIM>(at, tile, own, past);
-        const T* const from = (keys ? place.key : place.value) + chunk * 8;
-        RATPLUS_UNROLL
-        for (i32 first = 0; first < KEYS; first += STEP) {
-            copy_async16(to + first * TILE_ROW, from + first * DIM, true);
-        }
-    } else {
-        RATPLUS_UNROLL_2
-        for (i32 first = 0; first < KEYS; first += STEP) {
-            const bool there = own + first < tile.count;
-            const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? own + first : 0, past);
-            copy_async16(to + first * TILE_ROW, (keys ? from.key : from.value) + chunk * 8, there);
-        }
-    }
+    each_key<T, DIM, KEYS, STEP>(set, at, tile, past, own, [&](i32 first, const KeyPlace<T>& from, bool there) {
+        copy_async16(to + first * TILE_ROW, (keys ? from.key : from.value) + chunk * 8, there);
+    });
     copy_async_commit();
 }
 
@@ -323,14 +311,19 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
     // products. Each waits for its turn and gives the other's once a tile but the first; both have as many tiles.
     constexpr bool TURNS = S::CONSUMERS == 2;
     constexpr u32 FIRST_TURN = 1 + S::CONSUMERS;
+    constexpr u32 BOTH = 2 * GROUP_THREADS;
     const auto wait_turn = [&] {
-        if constexpr (TURNS) {
-            turn_wait<2 * GROUP_THREADS>(FIRST_TURN + static_cast<u32>(group));
+        if (TURNS && group == 0) {
+            turn_wait<FIRST_TURN, BOTH>();
+        } else if (TURNS) {
+            turn_wait<FIRST_TURN + 1, BOTH>();
         }
     };
     const auto give_turn = [&](bool wanted) {
-        if (TURNS && wanted) {
-            turn_give<2 * GROUP_THREADS>(FIRST_TURN + 1 - static_cast<u32>(group));
+        if (TURNS && wanted && group == 0) {
+            turn_give<FIRST_TURN + 1, BOTH>();
+        } else if (TURNS && wanted) {
+            turn_give<FIRST_TURN, BOTH>();
         }
     };
     const auto parity = [](i32 index) { return static_cast<u32>(index / STAGES & 1); };
@@ -381,7 +374,11 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
     }
 
     // Through this warp's own rows of the queries, once no warp's product reads them.
-    warpgroup_barrier(static_cast<u32>(1 + group));
+    const i32 again = static_cast<i32>(thread_index_again());
+    const i32 end_lane = again % static_cast<i32>(WARP);
+    // The warp's first row, counted from the block's.
+    const i32 end_base = again / static_cast<i32>(WARP) * 16;
+    warpgroup_barrier(static_cast<u32>(1 + again / GROUP_THREADS));
     RATPLUS_UNROLL
     for (i32 half = 0; half < 2; ++half) {
         float all = c.total[half];
@@ -390,15 +387,15 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
         const float share = divide(1.0f, all);
         RATPLUS_UNROLL
         for (i32 n = 0; n < COLUMNS; ++n) {
-            T* const to = queries + swizzled(QUERIES, own_first + row + 8 * half, n) + column;
+            T* const to = queries + swizzled(QUERIES, end_base + end_lane / 4 + 8 * half, n) + end_lane % 4 * 2;
             *reinterpret_cast<u32*>(to) =
                 pack2<T>(c.sum[4 * n + 2 * half] * share, c.sum[4 * n + 2 * half + 1] * share);
         }
     }
     warp_barrier();
     RATPLUS_UNROLL
-    for (i32 i = lane; i < 16 * COLUMNS; i += static_cast<i32>(WARP)) {
-        const i32 own = own_first + base + i / COLUMNS;
+    for (i32 i = end_lane; i < 16 * COLUMNS; i += static_cast<i32>(WARP)) {
+        const i32 own = end_base + i / COLUMNS;
         const i32 chunk = i % COLUMNS;
         if (own < rows) {
             const Vec16 out = own < count ? load16(queries + swizzled(QUERIES, own, chunk)) : Vec16{};

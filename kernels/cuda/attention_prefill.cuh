@@ -25,23 +25,10 @@ RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const T
     const i32 own = static_cast<i32>(thread_index()) / CHUNKS;
     T* const to_keys = keys + chunk_at<DIM>(own, chunk);
     T* const to_values = values + chunk_at<DIM>(own, chunk);
-    if (set.template even<PREFILL_KEYS>(tile)) {
-        const KeyPlace<T> from = set.template place<T, DIM>(at, tile, own, past);
-        RATPLUS_UNROLL
-        for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
-            copy_async16(to_keys + first * DIM, from.key + chunk * 8 + first * DIM, true);
-            copy_async16(to_values + first * DIM, from.value + chunk * 8 + first * DIM, true);
-        }
-    } else {
-        RATPLUS_UNROLL_2
-        for (i32 first = 0; first < PREFILL_KEYS; first += STEP) {
-            const bool there = own + first < tile.count;
-            // A row that is not there still needs an address.
-            const KeyPlace<T> from = set.template place<T, DIM>(at, tile, there ? own + first : 0, past);
-            copy_async16(to_keys + first * DIM, from.key + chunk * 8, there);
-            copy_async16(to_values + first * DIM, from.value + chunk * 8, there);
-        }
-    }
+    each_key<T, DIM, PREFILL_KEYS, STEP>(set, at, tile, past, own, [&](i32 first, const KeyPlace<T>& from, bool there) {
+        copy_async16(to_keys + first * DIM, from.key + chunk * 8, there);
+        copy_async16(to_values + first * DIM, from.value + chunk * 8, there);
+    });
     copy_async_commit();
 }
 
@@ -76,16 +63,17 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     T* const keys = queries + QUERIES * DIM;
     T* const values = keys + 2 * KEYS * DIM;
     float* const self_scores = reinterpret_cast<float*>(values + 2 * KEYS * DIM);
-    const auto store = [&](const auto& loaded, i32 from) {
+    using Loaded = Queries<T, DIM, THREADS, BAND_QUERIES>;
+    const auto store = [&](const Loaded& loaded, i32 from) {
         loaded.store(p, queries + from * DIM, self_scores + from,
                      [](i32 r, i32 chunk) { return chunk_at<DIM>(r, chunk); });
     };
     RATPLUS_UNROLL
     for (i32 band = 1; band < BANDS; ++band) {
         const i32 from = band * BAND_QUERIES;
-        store(Queries<T, DIM, THREADS, BAND_QUERIES>(p, at, token + from, past, count - from, thread), from);
+        store(Loaded(p, at, token + from, past, count - from, thread), from);
     }
-    const Queries<T, DIM, THREADS, BAND_QUERIES> loaded(p, at, token, past, count, thread);
+    const Loaded loaded(p, at, token, past, count, thread);
     // This thread's rows of a band's fragments: `row` and `row + 8`; its columns: `column` and the next,
     // of every eight.
     const i32 lane = thread % static_cast<i32>(WARP);

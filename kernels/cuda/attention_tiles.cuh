@@ -20,6 +20,32 @@ RATPLUS_DEVICE float masked() { return from_bits(0xff800000u); }
 // two would differ by more than a weight's rounding, and the difference comes first.
 constexpr float FAR_SCORE = 1024.0f;
 
+// Calls `put(first, place, there)` for the rows `own`, `own` + STEP, ... of a tile of keys: `first` counts
+// from `own`, `place` is where the row's key and value are, or anything valid where it is not `there`.
+template <typename T, i32 DIM, i32 KEYS, i32 STEP, class Keys, class Tile, class Put>
+RATPLUS_DEVICE void each_key(const Keys& set, const HeadTensors<T>& at, const Tile& tile, i32 past, i32 own,
+                             const Put& put) {
+    const auto there = [&](i32 first) { return own + first < tile.count; };
+    if (!set.even(tile)) {
+        RATPLUS_UNROLL_2
+        for (i32 first = 0; first < KEYS; first += STEP) {
+            put(first, set.template place<T, DIM>(at, tile, there(first) ? own + first : 0, past), there(first));
+        }
+        return;
+    }
+    const KeyPlace<T> start = set.template place<T, DIM>(at, tile, 0, past);
+    RATPLUS_UNROLL_2
+    for (i32 first = 0; first < KEYS && tile.count < KEYS; first += STEP) {
+        const i32 from = there(first) ? (own + first) * DIM : 0;
+        put(first, KeyPlace<T>{start.key + from, start.value + from}, there(first));
+    }
+    const KeyPlace<T> from = {start.key + own * DIM, start.value + own * DIM};
+    RATPLUS_UNROLL
+    for (i32 first = 0; first < KEYS && tile.count == KEYS; first += STEP) {
+        put(first, KeyPlace<T>{from.key + first * DIM, from.value + first * DIM}, true);
+    }
+}
+
 // The queries of a tile on their way to shared memory, rotated and each scored against its own key.
 // Each of THREADS threads, whole warps, has sixteen bytes of both halves of ROWS rows. They are loaded
 // all at once, and first: the block has nothing else to do.

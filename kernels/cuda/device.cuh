@@ -20,6 +20,12 @@
 namespace ratplus {
 
 RATPLUS_DEVICE u32 thread_index() { return threadIdx.x; }
+// The same, read again: no register has to keep it from an earlier use.
+RATPLUS_DEVICE u32 thread_index_again() {
+    u32 index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
 RATPLUS_DEVICE u32 block_x() { return blockIdx.x; }
 RATPLUS_DEVICE u32 block_y() { return blockIdx.y; }
 RATPLUS_DEVICE u32 block_z() { return blockIdx.z; }

@@ -17,15 +17,15 @@ namespace ratplus {
 
 // Reached by every thread of one warpgroup; `id` from 1 to 15, one for each warpgroup.
 RATPLUS_DEVICE void warpgroup_barrier(u32 id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
-// Barriers `id`, of no warpgroup, where some wait until others gave them the turn: THREADS in all. As many
+// Barrier ID, of no warpgroup, where some wait until others gave them the turn: THREADS in all. As many
 // turns are given as are waited for when the block ends.
-template <u32 THREADS>
-RATPLUS_DEVICE void turn_wait(u32 id) {
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+template <u32 ID, u32 THREADS>
+RATPLUS_DEVICE void turn_wait() {
+    asm volatile("bar.sync %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
-template <u32 THREADS>
-RATPLUS_DEVICE void turn_give(u32 id) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(THREADS) : "memory");
+template <u32 ID, u32 THREADS>
+RATPLUS_DEVICE void turn_give() {
+    asm volatile("bar.arrive %0, %1;" ::"n"(ID), "n"(THREADS) : "memory");
 }
 
 // A barrier in shared memory that flips its phase, at first 0, whenever `count` arrivals are complete.

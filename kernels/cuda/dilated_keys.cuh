@@ -8,7 +8,7 @@
 //   see: `count` of them, `tile(index)`, and `all_visible(tile)`, whether they all see KEYS of it;
 // - `sight(query)`: what is worth keeping of a query from tile to tile, for `visible(tile, sight)`,
 //   the range of a tile's `count` keys that the query sees;
-// - `even<KEYS>(tile)`: whether the tile has KEYS keys that lie in consecutive rows of the cache;
+// - `even(tile)`: whether the tile's keys lie in consecutive rows of the cache;
 // - `place<T, DIM>(at, tile, index, past)` where key `index` and its value are. It runs for every
 //   row, and divides nothing;
 // - `each_row_of(position, f)`: calls `f` with each cache row that keeps the token at `position`.
@@ -166,10 +166,9 @@ struct DilatedKeys {
         return {band_start(head, sight.query) - tile.first, sight.query - tile.first};
     }
 
-    template <i32 KEYS>
     RATPLUS_DEVICE bool even(const DilatedTile& tile) const {
-        return tile.packed && tile.count == KEYS &&
-               (tile.first >= head.initial || skipped == 0 || tile.first + KEYS <= head.initial);
+        return tile.packed &&
+               (tile.first >= head.initial || skipped == 0 || tile.first + tile.count <= head.initial);
     }
 
     template <typename T, i32 DIM>

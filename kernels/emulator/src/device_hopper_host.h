@@ -36,13 +36,13 @@ void products_wait(u32 pending);
 }  // namespace emulator
 
 inline void warpgroup_barrier(u32 id, RATPLUS_SITE) { emulator::warpgroup_barrier(id, site); }
-template <u32 THREADS>
-inline void turn_wait(u32 id, RATPLUS_SITE) {
-    emulator::turn_wait(id, THREADS, site);
+template <u32 ID, u32 THREADS>
+inline void turn_wait(RATPLUS_SITE) {
+    emulator::turn_wait(ID, THREADS, site);
 }
-template <u32 THREADS>
-inline void turn_give(u32 id, RATPLUS_SITE) {
-    emulator::turn_give(id, THREADS, site);
+template <u32 ID, u32 THREADS>
+inline void turn_give(RATPLUS_SITE) {
+    emulator::turn_give(ID, THREADS, site);
 }
 inline void barrier_init(u64* barrier, u32 count, RATPLUS_SITE) { emulator::barrier_init(barrier, count, site); }
 inline void barrier_arrive(u64* barrier, RATPLUS_SITE) { emulator::barrier_arrive(barrier, site); }

@@ -17,6 +17,7 @@
 namespace ratplus {
 
 inline u32 thread_index() { return emulator::current->index; }
+inline u32 thread_index_again() { return thread_index(); }
 inline u32 block_x() { return emulator::current->block[0]; }
 inline u32 block_y() { return emulator::current->block[1]; }
 inline u32 block_z() { return emulator::current->block[2]; }

@@ -98,10 +98,12 @@ void Shadow::write(u64 offset, bool done, Site site) {
         touched_.push_back(number);
     }
     piece.reads.clear();
+    piece.listed = done && piece.listed && piece.writer == self;
     piece.writer = self;
     piece.written = ++now_;
     piece.fenced = 0;
-    if (done) {
+    if (done && !piece.listed) {
+        piece.listed = true;
         unfenced_[self].push_back(number);
     }
 }
@@ -111,8 +113,9 @@ void Shadow::fence() {
     ++now_;
     for (u32 number : unfenced_[self]) {
         Piece& piece = pieces_[number];
-        if (piece.writer == self && piece.fenced == 0) {
+        if (piece.writer == self && piece.listed) {
             piece.fenced = now_;
+            piece.listed = false;
         }
     }
     unfenced_[self].clear();

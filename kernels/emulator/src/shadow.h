@@ -66,6 +66,8 @@ private:
         // When it was written and fenced; 0: not.
         u32 written = 0;
         u32 fenced = 0;
+        // Whether the writer's next fence will find it.
+        bool listed = false;
         // Products that read it.
         u32 readers = 0;
         // Thread and time of the last end of a read, one a warp.

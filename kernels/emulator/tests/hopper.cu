@@ -204,14 +204,18 @@ RATPLUS_KERNEL(test_pipeline, PipelineParams, 384, 1) {
     float sum[32] = {};
     u32 fragment[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
     if (group == 1) {
-        turn_give<256>(3);
+        turn_give<3, 256>();
     }
     for (i32 round = 0; round < p.rounds; ++round) {
         const bf16* const tile = tiles + round % STAGES * TILE;
         if (p.plant != NO_FULL_WAIT) {
             barrier_wait(full + round % STAGES, parity(round));
         }
-        turn_wait<256>(3 + group);
+        if (group == 0) {
+            turn_wait<3, 256>();
+        } else {
+            turn_wait<4, 256>();
+        }
         if (p.plant != NO_PRODUCTS_BEGIN) {
             products_begin();
         }
@@ -220,8 +224,10 @@ RATPLUS_KERNEL(test_pipeline, PipelineParams, 384, 1) {
         }
         Products<bf16>::columns(sum, fragment, columns_descriptor(tile, 0, TILE));
         products_commit();
-        if ((group == 0 || round + 1 < p.rounds) && p.plant != TURN_NOT_GIVEN) {
-            turn_give<256>(4 - group);
+        if (group == 0 && p.plant != TURN_NOT_GIVEN) {
+            turn_give<4, 256>();
+        } else if (group == 1 && round + 1 < p.rounds) {
+            turn_give<3, 256>();
         }
         if (p.plant == FRAGMENT_CHANGED) {
             fragment[2] = 0;
