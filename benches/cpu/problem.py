@@ -40,7 +40,7 @@ class Shape:
         return list(self.patterns) * (self.heads // len(self.patterns))
 
     def scan_node(self, seq_len):
-        return RecurrenceScan(1, seq_len, self.width)
+        return RecurrenceScan(1, seq_len, self.width, self.seq_len)
 
     def attention_node(self, seq_len):
         uniform = len(self.patterns) == 1

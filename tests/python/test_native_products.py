@@ -18,7 +18,7 @@ F16_LIMIT = 8 * 2**-11
 def test_products_have_the_type_of_the_package(export_case, case, logits, layers, dtype, onnx_type, fallback):
     package = export_case(case, fallback=fallback, dtype=dtype, logits=logits)
     files = [file for file in package.glob("*.onnx") if file.suffixes[0] in (".cuda", ".tensorrt")]
-    assert len(files) == (3 if fallback == "inline" else 6)
+    assert len(files) == (4 if fallback == "inline" else 8)
     for file in files:
         # Strict shape and type inference over every node; `trt.plugins` has no rules but declares its outputs.
         onnx.checker.check_model(str(file), full_check=True)
