@@ -244,21 +244,26 @@ RATPLUS_DEVICE void scan_single_pass(const ScanParams& p) {
     float state = 0.0f;
     if (owns) {
         state = load_shared_by_blocks(carry(group));
-        Step maps[GROUP_TILES - 1];
+        // Half of the group's maps at a time: there are no registers for more.
+        constexpr i32 HALF = GROUP_TILES / 2;
         const float* loss = p.summary + summary_at(p, tile.slot, first) + tile.block + column.number;
         const float* gain = loss + (1 + column.part) * p.channels;
         RATPLUS_UNROLL
-        for (i32 i = 0; i < GROUP_TILES - 1; ++i) {
-            if (first + i < tile.index) {
-                maps[i] = {load_shared_by_blocks(loss), load_shared_by_blocks(gain)};
+        for (i32 begin = 0; begin < GROUP_TILES; begin += HALF) {
+            Step maps[HALF];
+            RATPLUS_UNROLL
+            for (i32 i = 0; i < HALF; ++i) {
+                if (first + begin + i < tile.index) {
+                    maps[i] = {load_shared_by_blocks(loss), load_shared_by_blocks(gain)};
+                }
+                loss += 3 * p.channels;
+                gain += 3 * p.channels;
             }
-            loss += 3 * p.channels;
-            gain += 3 * p.channels;
-        }
-        RATPLUS_UNROLL
-        for (i32 i = 0; i < GROUP_TILES - 1; ++i) {
-            if (first + i < tile.index) {
-                state = apply(maps[i].loss, maps[i].gain, state);
+            RATPLUS_UNROLL
+            for (i32 i = 0; i < HALF; ++i) {
+                if (first + begin + i < tile.index) {
+                    state = apply(maps[i].loss, maps[i].gain, state);
+                }
             }
         }
         if (publishes) {
