@@ -6,9 +6,10 @@ use std::fmt;
 /// A way through a sequence.
 ///
 /// ```
-/// use ratplus_tools::verify::{Route, Step};
+/// use ratplus_runtime::planner::Chunk;
+/// use ratplus_tools::verify::Route;
 /// let steps = Route::Prefill(64).steps(100, &[1, 64], 4096)?;
-/// assert_eq!(steps, [64, 36].map(|tokens| Step { engine_len: 64, tokens }));
+/// assert_eq!(steps, [64, 36].map(|tokens| Chunk { engine_len: 64, tokens }));
 /// # Ok::<(), ratplus_runtime::planner::PlanError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
