@@ -27,9 +27,9 @@ pub struct StateBuffer {
 
 /// The engines of a package, and one sequence per batch slot.
 ///
-/// Every buffer that crosses a step is allocated once, here. With the RAT+ operators of ONNX
-/// Runtime the caches are updated in place and shared by all engines; other implementations
-/// write beside them and the two sides are swapped.
+/// Every buffer that crosses a step is allocated once, here. In ONNX Runtime and with TensorRT's plugins
+/// the caches are updated in place and shared by all engines; TensorRT for RTX and tract write beside
+/// them, and the two sides are swapped.
 ///
 /// ```no_run
 /// use ratplus_runtime::{BackendKind, Package, Session};

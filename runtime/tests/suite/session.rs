@@ -384,8 +384,7 @@ fn what_ran_is_what_was_asked_for() {
             }
             let manifest = fixture.package.manifest();
             assert_eq!(session.state_bytes(), manifest.state_bytes);
-            let kernels = [BackendKind::OrtCpu, BackendKind::OrtCuda].contains(&kind);
-            let in_place = kernels && fallback != Fallback::Inline;
+            let in_place = kind != BackendKind::Tract;
             assert!(
                 session
                     .state_buffers()

@@ -115,7 +115,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         }
         _ => None,
     };
-    let layout = Layout::new(manifest, &opening.engines, kernels, gpu.is_some());
+    let layout = Layout::new(manifest, &opening.engines, true, gpu.is_some());
     let (memory, weights, prepacked) = match &gpu {
         None => (
             Memory::new(layout.buffers.iter().map(|(bytes, _)| *bytes)),
@@ -141,7 +141,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
     };
     let mut driver = OrtDriver {
         engines: Vec::new(),
-        buffers: Buffers::new(layout, memory, kernels),
+        buffers: Buffers::new(layout, memory, true),
         gpu,
         implementations: Vec::new(),
     };
@@ -326,6 +326,7 @@ impl Driver for OrtDriver {
         &self.implementations
     }
 
+    /// Kernels and function bodies alike.
     fn in_place(&self) -> bool {
         self.buffers.in_place
     }
