@@ -3,6 +3,7 @@ fork. Needs, where a test skips: `pip install --target target/ort-1.NN onnxrunti
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,6 +91,30 @@ def other_version(version):
     if not (packages / "onnxruntime").is_dir():
         pytest.skip(f"onnxruntime {version} is not in {packages.name}: pip install --target there")
     return packages
+
+
+SESSIONS = """
+import sys, onnxruntime as ort
+for model in sys.argv[2:]:
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(sys.argv[1])
+    ort.InferenceSession(model, options, ["CPUExecutionProvider"])
+"""
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["alone", "beside another device's provider"])
+def test_nodes_on_the_cpu_beside_another_device_are_told_once(ort_library, tmp_path, loaded):
+    models = sorted(write_thread_cases(tmp_path / "cases").glob("*.onnx"))
+    # Any library of that name is a provider's, as the loader tells it.
+    provider = shutil.copy(ort_library, tmp_path / "libonnxruntime_providers_cuda.so")
+    command = [sys.executable, "-c", SESSIONS, ort_library, *models]
+    environment = os.environ | ({"LD_PRELOAD": str(provider)} if loaded else {})
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=times(60))
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "runs on the CPU" in line]
+    assert len(told) == (1 if loaded else 0), done.stderr
+    for line in told:
+        assert provider.name in line and "CudaPluginExecutionProvider" in line and "ai.ratplus" in line
 
 
 @pytest.fixture(scope="module")
