@@ -324,8 +324,9 @@ impl Memory {
     /// The same, to write.
     pub fn slice_mut<T: Plain>(&mut self, index: usize, offset: usize, count: usize) -> &mut [T] {
         let start = self.numbers(index, offset, count);
-        // SAFETY: in bounds, aligned, initialized, any bits are a `Plain`; `&mut self` is the only access to the bytes, because values that
-        // share the allocation use them only while a run borrows `self` mutably.
+        // SAFETY: in bounds, aligned, initialized, any bits are a `Plain`; `&mut self` is the only access
+        // to the bytes, because values that share the allocation use them only while a run borrows
+        // `self` mutably.
         unsafe { std::slice::from_raw_parts_mut(start, count) }
     }
 }

@@ -80,12 +80,12 @@ impl Gpu {
         if !EMULATED {
             load_cuda_libraries(&runtime.path);
         }
-        // Loads the provider, and the libraries that it is linked with.
         let gpu = Self {
             device,
             ordinal,
             stream: Arc::new(stream),
         };
+        // Loads the provider, and the libraries that it is linked with.
         let used =
             Session::builder(environment).and_then(|builder| gpu.run_sessions(builder, false));
         if let Err(error) = used {
