@@ -16,6 +16,11 @@ pub enum AttributeKind {
     String,
 }
 
+impl AttributeKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Int, Self::Ints, Self::Float, Self::String];
+}
+
 impl fmt::Display for AttributeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -53,11 +58,11 @@ pub enum AttributeValue {
 
 /// A node's attributes as a host has them.
 pub trait AttributeReader {
-    /// The value of `attribute`, of its kind.
+    /// The value of `attribute`, of its kind; `None` where there is nothing of its name.
     ///
     /// # Errors
-    /// What there is in its place, in words that follow "found": first `none` where there may be nothing.
-    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String>;
+    /// What there is in its place, in words that follow "found".
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<Option<AttributeValue>, String>;
 }
 
 /// The attributes of an operator as a node carries them.
@@ -140,19 +145,20 @@ impl<'a> Read<'a> {
 
     pub fn typed<T: Typed>(&mut self, name: &'static str) -> T {
         let (kind, optional) = (T::KIND, T::OPTIONAL);
-        let value = self.reader.read(&AttributeSpec {
+        let spec = AttributeSpec {
             name,
             kind,
             optional,
-        });
-        let typed = value.and_then(|value| {
-            let found = format!("{value:?}");
-            T::from_value(value).ok_or(found)
+        };
+        let typed = self.reader.read(&spec).and_then(|value| match value {
+            Some(value) => {
+                let found = format!("{value:?}");
+                T::from_value(value).ok_or(found)
+            }
+            None if optional => Ok(T::default()),
+            None => Err("none".into()),
         });
         typed.unwrap_or_else(|found| {
-            if optional && found.starts_with("none") {
-                return T::default();
-            }
             let error = format!("attribute {name}: expected {kind}, found {found}");
             self.errors.push(error);
             T::default()

@@ -123,9 +123,9 @@ impl Given {
 }
 
 impl AttributeReader for Given {
-    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<Option<AttributeValue>, String> {
         let found = self.0.iter().find(|(name, _)| name == attribute.name);
-        found.map(|(_, value)| value.clone()).ok_or("none".into())
+        Ok(found.map(|(_, value)| value.clone()))
     }
 }
 

@@ -23,7 +23,7 @@ impl Fault {
             optional: true,
         });
         match wish {
-            Ok(AttributeValue::String(place)) => Self(place),
+            Ok(Some(AttributeValue::String(place))) => Self(place),
             _ => Self(String::new()),
         }
     }

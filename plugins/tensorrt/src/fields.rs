@@ -100,10 +100,12 @@ impl Fields<'_> {
 }
 
 impl AttributeReader for Fields<'_> {
-    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<Option<AttributeValue>, String> {
         // SAFETY: `parse`, which makes them, was promised that the fields are readable.
-        let found = unsafe { self.named(attribute.name) }.ok_or("none")?;
-        match (attribute.kind, found) {
+        let Some(found) = (unsafe { self.named(attribute.name) }) else {
+            return Ok(None);
+        };
+        let value = match (attribute.kind, found) {
             (AttributeKind::Int, Values::Ints(values)) if values.len() == 1 => {
                 Ok(AttributeValue::Int(values[0]))
             }
@@ -115,7 +117,8 @@ impl AttributeReader for Fields<'_> {
             }
             (AttributeKind::String, Values::Text(text)) => Ok(AttributeValue::String(text)),
             (_, other) => Err(other.describe()),
-        }
+        };
+        value.map(Some)
     }
 }
 

@@ -86,11 +86,13 @@ fn element_type(node: &NodeProto, name: &str) -> TractResult<ElementType> {
 struct NodeAttributes<'a>(&'a NodeProto);
 
 impl AttributeReader for NodeAttributes<'_> {
-    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<Option<AttributeValue>, String> {
         let mut attributes = self.0.attribute.iter();
         let found = attributes.find(|found| found.name == attribute.name);
-        let found = found.ok_or("none")?;
-        match (attribute.kind, found.r#type()) {
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        let value = match (attribute.kind, found.r#type()) {
             (AttributeKind::Int, AttributeType::Int) => Ok(AttributeValue::Int(found.i)),
             (AttributeKind::Ints, AttributeType::Ints) => {
                 Ok(AttributeValue::Ints(found.ints.clone()))
@@ -102,7 +104,8 @@ impl AttributeReader for NodeAttributes<'_> {
                 String::from_utf8_lossy(&found.s).into_owned(),
             )),
             (_, other) => Err(other.as_str_name().to_lowercase()),
-        }
+        };
+        value.map(Some)
     }
 }
 

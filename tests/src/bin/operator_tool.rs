@@ -294,10 +294,12 @@ fn body_shape(operator: &Operator, node: &Inferred, max_seq_len: usize) -> BodyS
 struct NodeAttributes<'a>(&'a NodeProto);
 
 impl AttributeReader for NodeAttributes<'_> {
-    fn read(&mut self, attribute: &AttributeSpec) -> Result<AttributeValue, String> {
-        let found = self.0.find_attribute(attribute.name).ok_or("none")?;
+    fn read(&mut self, attribute: &AttributeSpec) -> Result<Option<AttributeValue>, String> {
+        let Some(found) = self.0.find_attribute(attribute.name) else {
+            return Ok(None);
+        };
         let text = || String::from_utf8_lossy(found.s.as_deref().unwrap_or_default()).into_owned();
-        match (attribute.kind, found.r#type()) {
+        let value = match (attribute.kind, found.r#type()) {
             (AttributeKind::Int, AttributeType::Int) => {
                 Ok(AttributeValue::Int(found.i.unwrap_or(0)))
             }
@@ -309,7 +311,8 @@ impl AttributeReader for NodeAttributes<'_> {
             }
             (AttributeKind::String, AttributeType::String) => Ok(AttributeValue::String(text())),
             (_, other) => Err(format!("{other:?}").to_lowercase()),
-        }
+        };
+        value.map(Some)
     }
 }
 

@@ -5,9 +5,7 @@ use super::rows::{Heads, Rows};
 use super::{DilatedAttention, Inputs, Outputs};
 use crate::onnx::{AttributeProto, AttributeType, NodeWriter};
 use crate::ops::ElementType;
-use crate::ops::body::{
-    BodyShape, Call, F32, LengthCheck, lengths, positions, select, valid_rows,
-};
+use crate::ops::body::{BodyShape, Call, F32, LengthCheck, lengths, positions, select, valid_rows};
 
 /// Writes one call.
 pub(super) fn write(call: Call<'_, '_, DilatedAttention>) {
@@ -229,7 +227,6 @@ impl Attention<'_> {
         let values = split.apply(self, &values, 1, &[dim]);
         (CachedRows { keys, base, slope }, values)
     }
-
 }
 
 /// Cached rows by head.

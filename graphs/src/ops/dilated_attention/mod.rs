@@ -4,11 +4,11 @@
 mod body;
 mod rows;
 
-use crate::none_wrong;
 use super::body::Call;
 use super::schema::aliases;
 use super::{Attributes, Axis, Definition, Dims, Op, Ports, Schema};
 use crate::cache::CacheLayout;
+use crate::none_wrong;
 use crate::pattern::Pattern;
 use crate::spec::LayerPatterns;
 

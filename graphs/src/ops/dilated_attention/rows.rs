@@ -192,7 +192,14 @@ impl Attention<'_> {
     }
 
     /// `present`: rows of `tokens` `[B, L, H, dh]` f32 where written, else `past`.
-    pub(super) fn update(&mut self, written: &str, index: &str, tokens: &str, past: &str, present: &str) {
+    pub(super) fn update(
+        &mut self,
+        written: &str,
+        index: &str,
+        tokens: &str,
+        past: &str,
+        present: &str,
+    ) {
         let [batch, seq_len, heads, head_dim] = self.by_head();
         let cache = self.shape.cache_dtype;
         let tokens = self.w.reshape(tokens, &[batch * seq_len * heads, head_dim]);
