@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 32] = [
+const FLAGS: [(&str, &str); 33] = [
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
     ("batch", "--batch"),
@@ -25,6 +25,7 @@ const FLAGS: [(&str, &str); 32] = [
     ("special_tokens", "--special-tokens"),
     ("stop_tokens", "--stop-tokens"),
     ("stride", "--stride"),
+    ("symmetric", "--asymmetric"),
     ("synthetic", "--synthetic"),
     ("target", "-o"),
     ("temperature", "--temperature"),

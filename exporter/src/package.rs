@@ -14,7 +14,7 @@ use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{
     self, Fallback, LogitsMode, MAX_TOKENIZER_BYTES, Manifest, PackageShape, SpecialTokens,
 };
-use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Precision};
+use ratplus_graphs::precision::{IntegerLayout, Precision};
 use ratplus_graphs::spec::ModelSpec;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -205,14 +205,25 @@ impl PackageOptions {
             };
             errors.extend(precision.into_iter().map(named));
         }
-        if self.precision.quantization.is_some()
-            && matches!(self.fallback, Fallback::Inline | Fallback::TrtPlugins)
-        {
-            errors.push(format!(
-                "`quantization`: expected `fallback: function` or none, found {}: its products are nodes of \
-                 {MICROSOFT_DOMAIN}.{MATMUL_NBITS}, which ONNX Runtime alone has",
-                self.fallback
-            ));
+        if let Some(quantization) = self.precision.quantization {
+            let expected = self.fallback.integer_layout();
+            if quantization.layout != expected {
+                errors.push(format!(
+                    "`quantization`: expected the layout {expected:?} for `fallback: {}`, found {:?}",
+                    self.fallback, quantization.layout
+                ));
+            }
+            let widths = [self.spec.d_model, self.spec.d_ffn];
+            let ragged = widths
+                .iter()
+                .find(|&width| width % quantization.block_size.max(1) != 0);
+            if let (IntegerLayout::Dequantized, Some(width)) = (expected, ragged) {
+                errors.push(format!(
+                    "`block_size`: with `fallback: {}` expected one that divides `d_model` and `d_ffn`, which \
+                     are {widths:?}, found {}: TensorRT takes whole blocks alone, and {width} ends within one",
+                    self.fallback, quantization.block_size
+                ));
+            }
         }
         for &length in &self.prefill_lengths {
             if length == 0 || length > max_seq_len {

@@ -3,7 +3,7 @@
 mod block;
 
 use block::{Block, larger};
-use ratplus_graphs::precision::{Plane, Quantization};
+use ratplus_graphs::precision::{IntegerLayout, Plane, Quantization};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -228,12 +228,23 @@ impl Rows {
 impl PlaneBytes {
     fn push(&mut self, quantization: Quantization, plane: Plane, block: &Block, index: usize) {
         let shift = plane.shift;
-        let (pairs, _) = block.integers[..quantization.block_size].as_chunks::<2>();
-        self.blocks.extend(
-            pairs
-                .iter()
-                .map(|[low, high]| (low >> shift & 0xf) | (high >> shift & 0xf) << 4),
-        );
+        let integers = &block.integers[..quantization.block_size];
+        // Signed integers are those of the range around its middle, in two's complement.
+        let sign = match quantization.layout {
+            IntegerLayout::Product => 0,
+            IntegerLayout::Dequantized => quantization.middle() as u8,
+        };
+        match quantization.node_bits() {
+            4 => self
+                .blocks
+                .extend(integers.as_chunks().0.iter().map(|pair| {
+                    let [low, high] = pair.map(|integer: u8| integer >> shift & 0xf ^ sign);
+                    low | high << 4
+                })),
+            _ => self
+                .blocks
+                .extend(integers.iter().map(|integer| integer ^ sign)),
+        }
         let scale = block.scale * (1u32 << shift) as f32;
         self.scales.extend_from_slice(&scale.to_le_bytes());
         if !plane.has_zero_points(quantization) {

@@ -201,6 +201,7 @@ fn options_are_checked_together() {
             bits: 4,
             block_size: 24,
             symmetric: true,
+            layout: Default::default(),
         }),
         keep_f32: "0,7-9".parse().unwrap(),
     };
@@ -215,7 +216,7 @@ fn options_are_checked_together() {
         "`tokenizer: ",
         "`block_size`: expected one of [16, 32, 64, 128, 256], found 24",
         "`keep_f32`: expected layers 0 to 1, found 9",
-        "`quantization`: expected `fallback: function` or none, found trt-plugins",
+        "`quantization`: expected the layout Dequantized for `fallback: trt-plugins`, found Product",
         "`cache_dtype`: with `fallback: trt-plugins` expected f32, the type of `dtype`, found bf16",
     ] {
         assert!(error.contains(part), "{part} in {error}");

@@ -25,19 +25,23 @@ pub enum ElementType {
     I64,
     /// Unsigned byte.
     U8,
+    /// Signed byte.
+    I8,
+    /// Signed, of four bits: two elements a byte, the first in the lower half.
+    I4,
 }
 
 impl ElementType {
     /// Types that keys, values and activations may have.
     pub const ACTIVATIONS: [Self; 3] = [Self::F32, Self::F16, Self::BF16];
 
-    /// Bytes of one element.
+    /// Bytes of one element by itself.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
             Self::I64 => 8,
-            Self::U8 => 1,
+            Self::U8 | Self::I8 | Self::I4 => 1,
         }
     }
 
@@ -49,14 +53,16 @@ impl ElementType {
             Self::BF16 => 16,
             Self::I64 => 7,
             Self::U8 => 2,
+            Self::I8 => 3,
+            Self::I4 => 22,
         }
     }
 
     /// The type with this `TensorProto.DataType`.
     pub fn from_onnx(code: i32) -> Option<Self> {
-        [Self::F32, Self::F16, Self::BF16, Self::I64, Self::U8]
-            .into_iter()
-            .find(|t| t.onnx() == code)
+        use ElementType::*;
+        let all = [F32, F16, BF16, I64, U8, I8, I4];
+        all.into_iter().find(|t| t.onnx() == code)
     }
 }
 
@@ -91,7 +97,10 @@ impl TensorType {
 
     /// Bytes of a dense buffer.
     pub fn bytes(&self) -> usize {
-        self.elements() * self.dtype.size()
+        match self.dtype {
+            ElementType::I4 => self.elements().div_ceil(2),
+            dtype => self.elements() * dtype.size(),
+        }
     }
 }
 

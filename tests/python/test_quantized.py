@@ -12,8 +12,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 from conftest import golden_case
-from ort_driver import Package, chunked
+from ort_driver import Package, chunked, padded
 from safetensors.numpy import load_file
+from test_native_products import F16_LIMIT
 from test_ort_plugin_process import other_version
 
 KINDS = [
@@ -175,3 +176,63 @@ def test_older_runtimes_have_the_operator(export_case, f32_tolerance, tmp_path, 
     assert older.startswith(version + ".") and newest == ort.__version__ != older
     assert expected.shape == found.shape == (*tokens.shape, 97)
     assert np.abs(found - expected).max() <= f32_tolerance * np.abs(expected).max()
+
+
+# For runtimes without the product: `DequantizeLinear`, as TensorRT takes it.
+SIGNED = [("--quantize", "int4"), ("--quantize", "int8", "--block-size", "64")]
+
+
+@pytest.mark.parametrize("kind", SIGNED, ids=["int4", "int8"])
+@pytest.mark.parametrize("fallback", ["inline", "trt-plugins"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_integers_for_tensorrt_are_the_checkpoints_weights(export_case, fallback, dtype, kind):
+    weights = load_file(golden_case(CASE).checkpoint)
+    directory = export_case(CASE, dtype=dtype, fallback=fallback, more=kind)
+    file = "decode.cuda.onnx" if fallback == "inline" else "decode.tensorrt.onnx"
+    model = onnx.load(directory / file)
+    onnx.checker.check_model(str(directory / file), full_check=True)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    array = lambda name: onnx.numpy_helper.to_array(tensors[name]).astype(np.float64)  # noqa: E731
+    assert tensors["head.lm_head.weight.integers"].data_type == getattr(onnx.TensorProto, kind[1].upper())
+    scales = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    (opset,) = [entry.version for entry in model.opset_import if entry.domain == ""]
+    assert opset == 21
+    found = {}
+    for node in model.graph.node:
+        assert node.domain != "com.microsoft"
+        if node.op_type == "DequantizeLinear":
+            attributes = {attribute.name: attribute.i for attribute in node.attribute}
+            assert attributes["axis"] == 1 and len(node.input) == 2
+            scale = array(scales.get(node.input[1], node.input[1]))
+            assert (scale > 0).all()  # TensorRT takes no others
+            found[node.input[0].removesuffix(".integers")] = array(node.input[0]) * scale.repeat(attributes["block_size"], 1)
+    assert sorted(found) == sorted(name for name in weights if name.split(".")[-2] in LINEAR)
+    for name, values in found.items():
+        weight = weights[name].astype(np.float64)
+        error = np.sqrt(((values - weight) ** 2).mean() / (weight**2).mean())
+        assert error < (0.11 if "int4" in kind else 0.008), name
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("kind", SIGNED, ids=["int4", "int8"])
+def test_graphs_for_tensorrt_for_rtx_compute_that_model(export_case, f32_tolerance, dtype, kind):
+    # The CPU provider has no bf16 products.
+    tokens = golden_case(CASE).golden()["tokens"]
+    plan = padded(tokens.shape[1], 64)
+    # `verify` holds the portable graph in f32 to the reference.
+    expected = Package(export_case(CASE, fallback="inline", more=kind), None, target="portable").run(tokens, plan)
+    package = export_case(CASE, dtype=dtype, fallback="inline", more=kind)
+    found = Package(package, None, target="cuda").run(tokens, plan)
+    limit = f32_tolerance if dtype == "f32" else F16_LIMIT
+    assert np.abs(found - expected).max() <= limit * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--quantize", "int4", "--asymmetric"), "--asymmetric: expected symmetric blocks"),
+    (("--quantize", "int4", "--block-size", "256"), "--block-size: with --fallback inline expected one that divides"),
+])  # fmt: skip
+def test_what_tensorrt_does_not_take_is_refused(ratplus, tmp_path, flags, words):
+    case = golden_case(CASE)
+    words_of = ("export", case.checkpoint, "-o", tmp_path / "package", "--config", case.directory / "config.json")
+    done = ratplus(*words_of, "--fallback", "inline", *flags, code=2)
+    assert words in done.stderr and not (tmp_path / "package").exists()

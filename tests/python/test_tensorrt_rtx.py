@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -105,6 +106,24 @@ def test_every_lowering_and_type_builds(package, build, dtype, fallback):
     kept = {name: sum for name, sum in listing(directory).items() if name in before}
     assert kept.keys() == before.keys()
     assert [name for name in kept if kept[name] != before[name]] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_integers_stay_integers_in_a_plan(export, build, tmp_path, dtype):
+    sizes, weights = {}, 0
+    for integers in ("none", "int8", "int4"):
+        more = ("--quantize", integers, "--block-size", "128") if integers != "none" else ()
+        flags = {"case": "kjv_d16w64i4", "max_seq_len": 256, "prefill_lengths": (16,), "fallback": "inline"}
+        directory = shutil.copytree(export(dtype=dtype, more=more, **flags), tmp_path / integers)
+        report = build(directory)
+        check_plans(directory, report)
+        sizes[integers] = report["plans"][0]["bytes"]
+        graph = onnx.load(directory / "decode.cuda.onnx", load_external_data=False).graph
+        weights = sum(math.prod(t.dims) for t in graph.initializer if t.name.endswith(".integers"))
+    print(dtype, weights, sizes)
+    assert sizes["int8"] < sizes["none"]
+    # Four bits are no eight: a plan may hold constants and kernels besides.
+    assert sizes["int8"] - sizes["int4"] > 0.95 * weights / 2
 
 
 @pytest.mark.parametrize("activation", ["fastgelu", "silu", "relu", "relusquared"])

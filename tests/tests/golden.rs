@@ -267,6 +267,8 @@ fn quantised_weights() {
         ("f32", "--quantize int4 --asymmetric --block-size 16"),
         ("f32", "--quantize int8 --block-size 128 --keep-f32 0"),
         ("bf16", "--quantize int8 --asymmetric"),
+        ("f32", "--quantize int4 --fallback inline"),
+        ("bf16", "--quantize int8 --block-size 64 --fallback inline"),
         ("f16", "--quantize int4 --block-size 64 --keep-f32 1-1,head"),
     ] {
         for case in golden_cases() {

@@ -148,6 +148,7 @@ fn precision(args: &ExportArgs) -> Precision {
         bits: integers.bits(),
         block_size: args.block_size.unwrap_or(DEFAULT_BLOCK_SIZE),
         symmetric: !args.asymmetric,
+        layout: args.fallback.integer_layout(),
     });
     Precision {
         quantization,

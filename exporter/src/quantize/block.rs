@@ -4,7 +4,7 @@
 //! that clip its largest values. For the integers that a range gives, the best scale has a closed
 //! form, `sum(x c) / sum(c c)` over values `x` and integers less the zero point `c`.
 
-use ratplus_graphs::precision::{BLOCK_SIZES, Quantization};
+use ratplus_graphs::precision::{BLOCK_SIZES, IntegerLayout, Quantization};
 
 /// Weights of the largest block.
 const MOST: usize = BLOCK_SIZES[BLOCK_SIZES.len() - 1];
@@ -46,16 +46,22 @@ impl Block {
             4 => &COVERED[..],
             _ => &WHOLE,
         };
+        let signed = quantization.layout == IntegerLayout::Dequantized;
         // Symmetric blocks have one integer more below the middle than above. It goes to the larger
-        // side, and the other is clipped; or neither side has it.
+        // side, by a negative scale where the layout may have one, and the other is clipped; or neither
+        // side has it.
         let both = quantization
             .symmetric
             .then_some(middle as f32 / (middle - 1) as f32);
         let mut best: Option<(Fitted, u32)> = None;
         for covered in covered.iter().copied().chain(both) {
             let (scale, zero_point) = if quantization.symmetric {
-                let largest = if -low > high { low } else { high };
-                (-covered * largest / middle as f32, middle)
+                let (largest, steps) = match (-low > high, signed) {
+                    (true, _) => (-low, middle),
+                    (false, true) => (high, middle - 1),
+                    (false, false) => (-high, middle),
+                };
+                (covered * largest / steps as f32, middle)
             } else {
                 let scale = covered * (high - low) / levels as f32;
                 let zero_point = match scale > 0.0 {
@@ -78,7 +84,11 @@ impl Block {
             let refined = self.round(values, found.scale, zero_point, levels)?;
             Some((refined.scale, zero_point))
         });
-        (self.scale, self.zero_point) = refined.unwrap_or((0.0, middle));
+        // TensorRT takes positive scales alone, and f16 has none below this.
+        const LEAST_SIGNED: f32 = 1.0 / (1 << 24) as f32;
+        let refined = refined.filter(|&(scale, _)| !signed || scale >= LEAST_SIGNED);
+        let zeros = if signed { 1.0 } else { 0.0 };
+        (self.scale, self.zero_point) = refined.unwrap_or((zeros, middle));
         if refined.is_none() {
             self.centred.fill(0.0);
         }

@@ -12,11 +12,66 @@ const ALL: [(u32, usize, bool); 6] = [
     (8, 128, true),
 ];
 
+/// Signed integers: scales are positive whichever side is larger, and what is reported is lost.
+#[test]
+fn dequantized_layouts_have_positive_scales() {
+    // Blocks whose larger side is either, of zeros, and too small for a scale in f16.
+    let block = |scale: f32| (0..32).map(move |i| scale * ((i * 37 % 101) as f32 - 49.0));
+    let values: Vec<f32> = [1.0, -1.0, 0.0, 1e-9, 3e-5, -2e4]
+        .into_iter()
+        .flat_map(block)
+        .collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    for bits in [4, 8] {
+        let quantization = Quantization {
+            layout: IntegerLayout::Dequantized,
+            ..quantization((bits, 32, true))
+        };
+        let mut quantizer = Quantizer::new(quantization, [3, 64]);
+        let mut integers = Vec::new();
+        for piece in bytes.chunks(100) {
+            integers.extend(quantizer.push(piece).unwrap());
+        }
+        let (rest, lost) = quantizer.finish("w".into());
+        let integers: Vec<i8> = match bits {
+            4 => {
+                let halves = integers.iter().flat_map(|byte| [byte << 4, byte & 0xf0]);
+                halves.map(|half| half as i8 >> 4).collect()
+            }
+            _ => integers.iter().map(|&byte| byte as i8).collect(),
+        };
+        let (scales, _) = rest["w.scales"].as_chunks::<4>();
+        let scales: Vec<_> = scales.iter().map(|&s| f32::from_le_bytes(s)).collect();
+        assert!(
+            scales.iter().all(|&scale| scale >= 2f32.powi(-24)),
+            "{scales:?}"
+        );
+        let most = integers.iter().map(|&q| i32::from(q).abs()).max().unwrap();
+        assert_eq!(most, 1 << (bits - 1));
+        let restored = integers.iter().enumerate();
+        let restored = restored.map(|(i, &q)| f64::from(scales[i / 32]) * f64::from(q));
+        let (mut error, mut squares) = (0.0, 0.0);
+        for (i, (restored, &value)) in restored.zip(&values).enumerate() {
+            let value = f64::from(value);
+            error += (restored - value).powi(2);
+            squares += value.powi(2);
+            let clipped = if bits == 4 { 4.0 } else { 0.51 };
+            assert!((restored - value).abs() <= clipped * f64::from(scales[i / 32]));
+        }
+        assert!(relative_eq!(
+            lost.relative_error,
+            (error / squares).sqrt(),
+            max_relative = 1e-3
+        ));
+    }
+}
+
 fn quantization((bits, block_size, symmetric): (u32, usize, bool)) -> Quantization {
     Quantization {
         bits,
         block_size,
         symmetric,
+        layout: Default::default(),
     }
 }
 

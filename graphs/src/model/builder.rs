@@ -148,6 +148,22 @@ impl Builder {
         operands[0].like(name)
     }
 
+    /// A matrix `[N, K]` from its integers, and the scales of blocks of `block_size` along its rows.
+    pub fn dequantize(
+        &mut self,
+        integers: &Value,
+        scales: &Value,
+        block_size: usize,
+        to: ElementType,
+    ) -> Value {
+        let scales = self.convert(scales, to);
+        let attributes = [("axis", 1), ("block_size", block_size as i64)]
+            .map(|(name, value)| AttributeProto::int(name, value));
+        let inputs = [integers.name.as_str(), &scales.name];
+        let name = self.node(("", "DequantizeLinear"), &inputs, attributes.into(), None);
+        Value::new(name, TensorType::new(to, &*integers.shape))
+    }
+
     /// `rows x matrix^T`: in the type of both with native products where they have one, else in
     /// f32.
     pub fn linear(&mut self, rows: &Value, matrix: &Matrix, name: Option<&str>) -> Value {

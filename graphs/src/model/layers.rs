@@ -13,7 +13,7 @@ use crate::ops::{
 use crate::package::{
     CustomNodes, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
 };
-use crate::precision::{Precision, Stored};
+use crate::precision::{IntegerLayout, Precision, Stored};
 use crate::spec::ModelSpec;
 
 const F32: ElementType = ElementType::F32;
@@ -134,12 +134,29 @@ impl Model<'_> {
     }
 
     /// The matrix of a linear layer, as it is stored.
-    fn matrix(&self, weight: Weight) -> Matrix {
+    fn matrix(&mut self, weight: Weight) -> Matrix {
         let spec = self.sizes.spec;
         let weight = self.sizes.precision.place(weight, spec, self.dtype());
         match (self.stored(weight), &*weight.shape(spec)) {
             (Stored::Blocks(quantization), &[outputs, inputs]) => {
                 let sizes = [outputs, inputs];
+                let lowering = self.b.lowering();
+                let dequantized = quantization.layout == IntegerLayout::Dequantized;
+                if dequantized && !lowering.widened_blocks {
+                    let local = if lowering.native_products {
+                        self.local
+                    } else {
+                        F32
+                    };
+                    let tensors = self.sizes.precision.tensors(weight, spec, self.dtype());
+                    let mut constants = tensors
+                        .into_iter()
+                        .map(|(name, tensor)| Value::new(name, tensor));
+                    if let (Some(integers), Some(scales)) = (constants.next(), constants.next()) {
+                        let size = quantization.block_size;
+                        return Matrix::Stored(self.b.dequantize(&integers, &scales, size, local));
+                    }
+                }
                 let planes = quantization.planes().iter().map(|plane| {
                     let tensors = plane.tensors(quantization, &weight.name(), sizes);
                     tensors.into_iter().map(|(name, _)| name).collect()

@@ -29,7 +29,7 @@ pub use weights::{ROTARY_TABLES, Weight, rotary_row};
 use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::ops::{DOMAIN_VERSION, Op, body};
 use crate::package::{CustomNodes, Fallback, Target, TensorInfo, WEIGHTS_FILE};
-use crate::precision::{MICROSOFT_DOMAIN, MICROSOFT_VERSION};
+use crate::precision::{IntegerLayout, MICROSOFT_DOMAIN, MICROSOFT_VERSION};
 use lowering::Lowering;
 
 /// Everything that determines one ONNX file.
@@ -74,7 +74,7 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     let mut opset_import = vec![opset_of("", opset)];
     let domain = lowering.custom.domain();
     opset_import.extend(domain.map(|domain| opset_of(domain, DOMAIN_VERSION)));
-    if precision.quantization.is_some() {
+    if precision.layout() == Some(IntegerLayout::Product) {
         opset_import.push(opset_of(MICROSOFT_DOMAIN, MICROSOFT_VERSION));
     }
     let mut functions = Vec::new();

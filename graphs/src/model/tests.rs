@@ -95,6 +95,7 @@ fn every_graph_makes_its_values_before_it_uses_them() {
         bits: 8,
         block_size: 16,
         symmetric: true,
+        layout: Default::default(),
     };
     let quantized = Precision {
         quantization: Some(quantization),
@@ -115,6 +116,10 @@ fn every_graph_makes_its_values_before_it_uses_them() {
                 for logits in [LogitsMode::Last, LogitsMode::All] {
                     let shape = shape(dtype, logits);
                     for fallback in [Fallback::Function, Fallback::Inline, Fallback::TrtPlugins] {
+                        let mut precision = precision.clone();
+                        if let Some(integers) = &mut precision.quantization {
+                            integers.layout = fallback.integer_layout();
+                        }
                         for target in fallback.targets(&shape, &precision) {
                             let model = model_of(&spec, shape, &precision, target, fallback);
                             assert_ordered(&model);
@@ -241,6 +246,7 @@ fn weights_of_the_reference_are_the_whole_file() {
         bits: 8,
         block_size: 16,
         symmetric: true,
+        layout: Default::default(),
     };
     let precision = Precision {
         quantization: Some(quantization),

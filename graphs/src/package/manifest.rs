@@ -5,7 +5,6 @@ use super::{Engine, Fallback, LogitsMode, PackageShape, SpecialTokens, Target, s
 use crate::cache::CacheLayout;
 use crate::model::{GraphOptions, Sizes};
 use crate::none_wrong;
-use crate::onnx::IR_VERSION;
 use crate::ops::ElementType;
 use crate::precision::Precision;
 use crate::spec::ModelSpec;
@@ -119,7 +118,9 @@ pub struct Manifest {
     /// What is stored otherwise than in [`Manifest::dtype`].
     #[serde(default, skip_serializing_if = "Precision::is_plain")]
     pub precision: Precision,
-    /// Opset of the default domain.
+    /// Opset of the default domain; that of [`IntegerLayout`] at least.
+    ///
+    /// [`IntegerLayout`]: crate::precision::IntegerLayout
     pub opset: i64,
     /// ONNX IR version.
     pub ir_version: i64,
@@ -162,6 +163,8 @@ impl Manifest {
         lengths: &[usize],
     ) -> Self {
         let targets = fallback.targets(&shape, &precision);
+        let layout = precision.layout().unwrap_or_default();
+        let (least_opset, ir_version) = layout.onnx_versions();
         let mut manifest = Self {
             format: FORMAT.into(),
             format_version: FORMAT_VERSION,
@@ -171,8 +174,8 @@ impl Manifest {
             dtype: shape.dtype,
             cache_dtype: shape.own_cache_dtype(),
             precision: precision.normalized(shape.dtype),
-            opset,
-            ir_version: IR_VERSION,
+            opset: opset.max(least_opset),
+            ir_version,
             fallback,
             logits: shape.logits,
             engines: shape.engines(&model, &targets, lengths),
@@ -323,6 +326,15 @@ impl Manifest {
         if let Err(found) = self.precision.validate(self.model.num_layers) {
             let found = found.into_iter();
             errors.extend(found.map(|(field, error)| format!("precision.{field}: {error}")));
+        }
+        let layouts = (self.fallback.integer_layout(), self.precision.layout());
+        if let (expected, Some(found)) = layouts
+            && expected != found
+        {
+            errors.push(format!(
+                "precision.layout: expected {expected:?} for `fallback` {}, found {found:?}",
+                self.fallback
+            ));
         }
         none_wrong(errors).map_err(ManifestErrors)?;
         none_wrong(crate::limits::manifest(self)).map_err(ManifestErrors)?;

@@ -2,7 +2,7 @@
 
 use super::PackageShape;
 use crate::ops::{DOMAIN, TRT_PLUGINS_DOMAIN};
-use crate::precision::Precision;
+use crate::precision::{IntegerLayout, Precision};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -102,10 +102,19 @@ pub enum Fallback {
 }
 
 impl Fallback {
-    /// Targets of a package, ascending. Plugins have neither products with block-wise integers nor
-    /// caches of another type than the activations'.
+    /// The layout of a package's integers.
+    pub fn integer_layout(self) -> IntegerLayout {
+        match self {
+            Self::Function | Self::None => IntegerLayout::Product,
+            Self::Inline | Self::TrtPlugins => IntegerLayout::Dequantized,
+        }
+    }
+
+    /// Targets of a package, ascending. Plugins have no caches of another type than the
+    /// activations', and TensorRT no products of [`IntegerLayout::Product`].
     pub fn targets(self, shape: &PackageShape, precision: &Precision) -> Vec<Target> {
-        let plugins = precision.quantization.is_none() && shape.own_cache_dtype().is_none();
+        let integers = precision.layout() == Some(IntegerLayout::Product);
+        let plugins = !integers && shape.own_cache_dtype().is_none();
         let mut targets = Target::ALL.to_vec();
         targets.retain(|&target| match self {
             Self::Function | Self::None => plugins || target != Target::TensorRt,

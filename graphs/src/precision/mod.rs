@@ -10,14 +10,17 @@
 //! integer: with f32 sums, ONNX Runtime 1.31 on a CPU runs a node of eight bits some 60 times as
 //! long as one of four, because it widens the whole matrix at every run. The sum of the two is the
 //! same number, and any runtime that has the operator has four bits.
+//!
+//! Packages for runtimes without that operator have the same integers as `DequantizeLinear` reads
+//! them: TensorRT keeps them so in a plan, and takes signed ones without zero points alone.
 
 mod keep;
 mod quantization;
 
 pub use keep::KeepF32;
 pub use quantization::{
-    BLOCK_SIZES, DEFAULT_BLOCK_SIZE, MATMUL_NBITS, MICROSOFT_DOMAIN, MICROSOFT_VERSION, NODE_BITS,
-    Plane, Problem, Quantization, node_attributes,
+    BLOCK_SIZES, DEFAULT_BLOCK_SIZE, IntegerLayout, MATMUL_NBITS, MICROSOFT_DOMAIN,
+    MICROSOFT_VERSION, Plane, Problem, Quantization, node_attributes,
 };
 
 use crate::model::Weight;
@@ -98,6 +101,11 @@ impl Precision {
             // Every linear layer's weight is a matrix.
             (Stored::Blocks(_), _) => Vec::new(),
         }
+    }
+
+    /// The layout of integers, where there are some.
+    pub fn layout(&self) -> Option<IntegerLayout> {
+        self.quantization.map(|quantization| quantization.layout)
     }
 
     /// Without what changes nothing in a package of type `dtype`.
@@ -201,6 +209,7 @@ mod tests {
             bits: 4,
             block_size: 32,
             symmetric: true,
+            layout: Default::default(),
         };
         let precision = Precision {
             quantization: Some(quantization),
@@ -230,6 +239,7 @@ mod tests {
             bits,
             block_size: 32,
             symmetric,
+            layout: Default::default(),
         };
         let shapes = |quantization: Quantization| -> Vec<_> {
             let planes = quantization.planes().iter();
@@ -261,6 +271,19 @@ mod tests {
             ]
         );
         assert_eq!(shapes(quantization(8, false)).len(), 6);
+        let dequantized = |bits| Quantization {
+            layout: IntegerLayout::Dequantized,
+            ..quantization(bits, true)
+        };
+        assert_eq!(
+            shapes(dequantized(4)),
+            ["w.integers i4[5, 70]", "w.scales f32[5, 3]"]
+        );
+        assert_eq!(
+            shapes(dequantized(8)),
+            ["w.integers i8[5, 70]", "w.scales f32[5, 3]"]
+        );
+        assert_eq!(TensorType::new(ElementType::I4, [3, 5]).bytes(), 8);
     }
 
     #[test]
@@ -270,6 +293,7 @@ mod tests {
                 bits: 5,
                 block_size: 24,
                 symmetric: true,
+                layout: Default::default(),
             }),
             keep_f32: "4".parse().unwrap(),
         };

@@ -1,6 +1,6 @@
 //! Block-wise integers in place of the matrices of linear layers.
 
-use crate::onnx::AttributeProto;
+use crate::onnx::{AttributeProto, IR_VERSION, OPSET};
 use crate::ops::{ElementType, TensorType};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,7 +12,7 @@ pub const MICROSOFT_VERSION: i64 = 1;
 /// The operator that multiplies rows by a matrix of block-wise integers.
 pub const MATMUL_NBITS: &str = "MatMulNBits";
 /// Bits of one element in the operator.
-pub const NODE_BITS: u32 = 4;
+const NODE_BITS: u32 = 4;
 /// Value of `accuracy_level` that keeps rows in f32.
 const F32_ACCURACY: i64 = 1;
 /// Block sizes that the operator takes.
@@ -33,6 +33,31 @@ pub struct Quantization {
     pub block_size: usize,
     /// Whether 0 is in the middle of every block's range.
     pub symmetric: bool,
+    /// Which operator reads them.
+    #[serde(default)]
+    pub layout: IntegerLayout,
+}
+
+/// Which operator's layout block-wise integers have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IntegerLayout {
+    /// That of [`MATMUL_NBITS`]: unsigned, with zero points, four bits a node.
+    #[default]
+    Product,
+    /// That of `DequantizeLinear`, for runtimes without the product: signed, without zero points,
+    /// `[N, K]`.
+    Dequantized,
+}
+
+impl IntegerLayout {
+    /// The least opset and IR version that have it.
+    pub fn onnx_versions(self) -> (i64, i64) {
+        match self {
+            Self::Product => (OPSET, IR_VERSION),
+            Self::Dequantized => (21, 10),
+        }
+    }
 }
 
 impl Quantization {
@@ -53,8 +78,8 @@ impl Quantization {
 
     /// The nodes whose sum is the product, the upper half of the bits first.
     pub fn planes(self) -> &'static [Plane] {
-        match self.bits {
-            4 => &[Plane { half: "", shift: 0 }],
+        match (self.layout, self.bits) {
+            (IntegerLayout::Dequantized, _) | (_, 4) => &[Plane { half: "", shift: 0 }],
             _ => &[
                 Plane {
                     half: UPPER_HALF,
@@ -68,6 +93,14 @@ impl Quantization {
         }
     }
 
+    /// Bits of one element of a node's first constant.
+    pub fn node_bits(self) -> u32 {
+        match self.layout {
+            IntegerLayout::Product => NODE_BITS,
+            IntegerLayout::Dequantized => self.bits,
+        }
+    }
+
     pub(super) fn problems(self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if ![4, 8].contains(&self.bits) {
@@ -76,6 +109,10 @@ impl Quantization {
         if !BLOCK_SIZES.contains(&self.block_size) {
             let problem = format!("expected one of {BLOCK_SIZES:?}, found {}", self.block_size);
             problems.push(("block_size", problem));
+        }
+        if self.layout == IntegerLayout::Dequantized && !self.symmetric {
+            let problem = "expected symmetric blocks: TensorRT has no zero points".to_owned();
+            problems.push(("symmetric", problem));
         }
         problems
     }
@@ -91,14 +128,11 @@ impl fmt::Display for Quantization {
 /// What the names of the upper half's constants have after the matrix's.
 const UPPER_HALF: &str = ".high";
 
-/// What the name of a node's first constant ends with.
-const BLOCKS: &str = "blocks";
-
-/// Four bits of every integer of a matrix: one node and its constants.
+/// Bits of every integer of a matrix: one node and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plane {
     half: &'static str,
-    /// Bits of the integer below these four; the scale is that of the integer times `2^shift`.
+    /// Bits of the integer below these; the scale is that of the integer times `2^shift`.
     pub shift: u32,
 }
 
@@ -115,9 +149,13 @@ impl Plane {
     }
 
     /// Name, type and shape of the node's constants in the order of its inputs, for the matrix
-    /// `name` of `[outputs, inputs]`: `blocks [N, K / block_size, block_size / 2]`, two elements a
+    /// `name` of `[outputs, inputs]`.
+    ///
+    /// [`IntegerLayout::Product`]: `blocks [N, K / block_size, block_size / 2]`, two elements a
     /// byte, the lower bits first; `scales [N * K / block_size]`; `zero_points`, two a byte, every
     /// row starting a byte.
+    ///
+    /// [`IntegerLayout::Dequantized`]: `integers [N, K]`, `scales [N, K / block_size]`.
     pub fn tensors(
         self,
         quantization: Quantization,
@@ -131,9 +169,19 @@ impl Plane {
                 TensorType::new(dtype, shape),
             )
         };
+        if quantization.layout == IntegerLayout::Dequantized {
+            let dtype = match quantization.bits {
+                4 => ElementType::I4,
+                _ => ElementType::I8,
+            };
+            return vec![
+                named("integers", dtype, vec![outputs, inputs]),
+                named("scales", ElementType::F32, vec![outputs, blocks]),
+            ];
+        }
         let bytes = quantization.block_size / 2;
         let mut tensors = vec![
-            named(BLOCKS, ElementType::U8, vec![outputs, blocks, bytes]),
+            named("blocks", ElementType::U8, vec![outputs, blocks, bytes]),
             named("scales", ElementType::F32, vec![outputs * blocks]),
         ];
         if self.has_zero_points(quantization) {

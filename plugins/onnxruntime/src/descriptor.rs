@@ -140,6 +140,8 @@ impl Descriptor {
             Some(ElementType::BF16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
             Some(ElementType::I64) => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
             Some(ElementType::U8) => ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+            Some(ElementType::I8) => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8,
+            Some(ElementType::I4) => ONNX_TENSOR_ELEMENT_DATA_TYPE_INT4,
             None => ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,
         }
     }

@@ -113,7 +113,7 @@ fn rounding(dtype: ElementType) -> Round {
     match dtype {
         ElementType::F16 => |value| f16::from_f32(value).to_f32(),
         ElementType::BF16 => |value| bf16::from_f32(value).to_f32(),
-        ElementType::F32 | ElementType::I64 | ElementType::U8 => exact,
+        _ => exact,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::precision::{Plane, Quantization};
+use ratplus_graphs::precision::{IntegerLayout, Plane, Quantization};
 
 /// The matrix `[outputs, inputs]` of one plane, row by row, from the bytes of its constants;
 /// `noise` moves every value by up to half a step, as rounding did.
@@ -22,17 +22,22 @@ pub(crate) fn widen(
     let block_size = quantization.block_size;
     let row_blocks = quantization.blocks(inputs);
     let zero_bytes = row_blocks.div_ceil(2);
+    let signed = quantization.layout == IntegerLayout::Dequantized;
+    let (bits, row_elements) = match signed {
+        true => (quantization.bits as usize, inputs),
+        false => (4, row_blocks * block_size),
+    };
     let [blocks, scales] = [0, 1].map(|part| constants.get(part).map_or(&[][..], |part| part));
     let zero_points = constants.get(2);
-    for (what, found, row_bytes) in [
-        ("blocks", Some(blocks.len()), row_blocks * (block_size / 2)),
-        ("scales", Some(scales.len()), row_blocks * 4),
-        ("zero points", zero_points.map(Vec::len), zero_bytes),
+    for (what, found, row_bits) in [
+        ("integers", Some(blocks.len()), row_elements * bits),
+        ("scales", Some(scales.len()), row_blocks * 32),
+        ("zero points", zero_points.map(Vec::len), zero_bytes * 8),
     ] {
-        let expected = row_bytes.checked_mul(outputs);
+        let expected = row_bits.checked_mul(outputs).map(|bits| bits.div_ceil(8));
         if found.is_some_and(|found| expected != Some(found)) {
             return Err(format!(
-                "{what}: expected {row_bytes} bytes for each of {outputs} rows, found {found:?} in all"
+                "{what}: expected {row_bits} bits for each of {outputs} rows, found {found:?} bytes in all"
             ));
         }
     }
@@ -43,16 +48,21 @@ pub(crate) fn widen(
     let mut matrix = Vec::with_capacity(outputs * inputs);
     for row in 0..outputs {
         for column in 0..inputs {
-            let (block, within) = (column / block_size, column % block_size);
+            let block = column / block_size;
             let index = row * row_blocks + block;
-            let byte = blocks[(index * block_size + within) / 2];
+            let element = row * row_elements + column;
+            let byte = blocks[element * bits / 8];
             let zero = match zero_points {
                 Some(bytes) => half(bytes[row * zero_bytes + block / 2], block),
                 None => 8,
             };
+            let steps = match (signed, bits) {
+                (false, _) => i32::from(half(byte, element)) - i32::from(zero),
+                (true, 4) => i32::from((half(byte, element) << 4) as i8 >> 4),
+                (true, _) => i32::from(byte as i8),
+            };
             let mut scale = [0; 4];
             scale.copy_from_slice(&scales[4 * index..4 * index + 4]);
-            let steps = i32::from(half(byte, within)) - i32::from(zero);
             let moved = noise
                 .as_mut()
                 .map_or(0.0, |rng| rng.random_range(-0.5..0.5));

@@ -122,7 +122,12 @@ fn values(
     noise: &mut Option<ChaCha8Rng>,
 ) -> Result<Arc<Tensor>, String> {
     let loaded = match tensor.dtype {
-        ElementType::U8 => return Err("expected f32, f16, bf16 or i64, found u8".into()),
+        ElementType::U8 | ElementType::I8 | ElementType::I4 => {
+            return Err(format!(
+                "expected f32, f16, bf16 or i64, found {}",
+                tensor.dtype
+            ));
+        }
         ElementType::I64 => {
             let values: Vec<_> = bytes
                 .chunks_exact(8)

@@ -12,6 +12,7 @@ use crate::raw::{Device, Memory, Place, PlanRun};
 use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{ElementType, check_gpu_cache};
 use ratplus_graphs::package::{Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo};
+use ratplus_graphs::precision::IntegerLayout;
 use ratplus_kernels::cuda::OwnedStream;
 use ratplus_nvinfer::{ElementKind, Runtime, Tensor};
 use std::borrow::Cow;
@@ -43,9 +44,9 @@ impl PlanRequirements {
                  `fallback: inline`"
                     .to_owned(),
             ),
-            (Some(_), _) if manifest.precision.quantization.is_some() => Err(
-                "TensorRT has no such products, and the package's weights are block-wise integers of \
-                 ONNX Runtime's; export it without `quantization`"
+            (Some(_), _) if manifest.precision.layout() == Some(IntegerLayout::Product) => Err(
+                "the package's weights are block-wise integers of ONNX Runtime's product, which TensorRT has \
+                 not; export it with `fallback: trt-plugins`, or `fallback: inline` for TensorRT for RTX"
                     .to_owned(),
             ),
             (Some(product), fallback) => {
@@ -72,8 +73,10 @@ fn kind(dtype: ElementType) -> ElementKind {
         ElementType::F16 => ElementKind::F16,
         ElementType::BF16 => ElementKind::BF16,
         ElementType::I64 => ElementKind::I64,
-        // `nvinfer1::DataType::kUINT8`.
+        // `nvinfer1::DataType`'s numbers.
         ElementType::U8 => ElementKind::Other(5),
+        ElementType::I8 => ElementKind::Other(2),
+        ElementType::I4 => ElementKind::Other(9),
     }
 }
 

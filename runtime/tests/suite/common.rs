@@ -134,7 +134,10 @@ pub fn write_spec(
                 .iter()
                 .flat_map(|&v| bf16::from_f32(v).to_le_bytes())
                 .collect(),
-            ElementType::U8 => values.iter().map(|v| v.to_bits() as u8).collect(),
+            ElementType::U8 | ElementType::I8 | ElementType::I4 => {
+                let bytes = values.iter().take(stored.tensor.bytes());
+                bytes.map(|v| v.to_bits() as u8).collect()
+            }
             _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         };
         weights[stored.offset as usize..][..bytes.len()].copy_from_slice(&bytes);

@@ -21,6 +21,7 @@ fn quantized(bits: u32, block_size: usize, symmetric: bool) -> Options {
             bits,
             block_size,
             symmetric,
+            layout: Default::default(),
         }),
         logits: LogitsMode::All,
         ..Options::default()
@@ -30,20 +31,24 @@ fn quantized(bits: u32, block_size: usize, symmetric: bool) -> Options {
 /// Rows of 24 and 96 weights: blocks that end within a row's last one, or at its end.
 #[test]
 fn backends_agree_as_closely_as_on_the_values() {
-    for (bits, block_size, symmetric) in [
-        (4, 16, true),
-        (4, 32, false),
-        (4, 256, true),
-        (8, 16, false),
-        (8, 32, true),
+    let (product, dequantized) = (Fallback::Function, Fallback::Inline);
+    for (bits, block_size, symmetric, fallback) in [
+        (4, 16, true, product),
+        (4, 32, false, product),
+        (4, 256, true, product),
+        (8, 16, false, product),
+        (8, 32, true, product),
+        (4, 16, true, dequantized),
+        (4, 32, true, dequantized),
+        (8, 64, true, dequantized),
     ] {
         for dtype in [ElementType::F32, ElementType::BF16] {
-            let options = Options {
-                dtype,
-                ..quantized(bits, block_size, symmetric)
-            };
+            let mut options = quantized(bits, block_size, symmetric);
+            (options.dtype, options.fallback) = (dtype, fallback);
+            let quantization = options.quantization.as_mut().unwrap();
+            quantization.layout = fallback.integer_layout();
             let fixture = fixture(options);
-            let report = verified(&fixture, backends(Fallback::Function));
+            let report = verified(&fixture, backends(fallback));
             assert!(report.passed, "{}: {:?}", report.types, report.rows);
             assert!(
                 report.types.contains(&format!("int{bits}")),
@@ -81,7 +86,7 @@ fn engine_plans_are_refused_with_the_reason() {
     for backend in [BackendKind::TensorRt, BackendKind::TensorRtRtx] {
         let built = plans::build(&package, backend, &BuildOptions::default(), &mut |_| {});
         let error = built.err().unwrap().to_string();
-        assert!(error.contains("without `quantization`"), "{error}");
+        assert!(error.contains("`fallback: inline`"), "{error}");
     }
 }
 

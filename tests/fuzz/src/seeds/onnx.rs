@@ -18,6 +18,7 @@ pub static PACKAGES: LazyLock<Vec<Package>> = LazyLock::new(|| {
         bits: 8,
         block_size: 16,
         symmetric: false,
+        layout: Default::default(),
     };
     let plain = ways.map(|fallback| package(fallback, None));
     let quantized = package(Fallback::None, Some(quantization));
