@@ -138,7 +138,8 @@ def parse(harnesses, trt_library, model, folder):
     host = tensorrt_library("rtx-1.7")
     path = folder / "model.onnx"
     path.write_bytes(model)
-    script = "import ctypes, sys; print('read', ctypes.CDLL(sys.argv[1]).parse_model(*(a.encode() for a in sys.argv[2:])))"
+    script = "import ctypes, sys; parse = ctypes.CDLL(sys.argv[1]).parse_model; parse.restype = ctypes.c_int64\n"
+    script += "print('read', parse(*(a.encode() for a in sys.argv[2:]), None, 0))"
     command = [sys.executable, "-c", script, harnesses(TENSORRT["rtx-1.7"].headers), host]
     command += [host.with_name("libtensorrt_onnxparser_rtx.so.1"), trt_library, path]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=120)
@@ -376,10 +377,10 @@ def test_a_plan_of_a_smaller_gpu_runs_in_memory_of_its_own(harness, creators):
     assert needed > 0
     stored = built.stored_fields()
     (name,) = [name for name in stored if "workspace" in name]
-    assert stored[name][1].tolist() == [needed]
+    assert stored[name][1].tolist() == [1, 1, 1, 1, needed]
     results = []
     for promised in (needed, 0):
-        stored[name] = (stored[name][0], np.array([promised], np.int64))
+        stored[name] = (stored[name][0], np.array([1, 1, 1, 1, promised], np.int64))
         plugin = Plugin.create(harness, creators[node.op], stored, "layer", trt_driver.RUNTIME)
         assert plugin.call("shape_change", inputs, outputs) == 0, harness.messages()
         session = PluginSession(harness, creators[node.op], node, "f32")
@@ -396,6 +397,44 @@ def test_a_plan_of_a_smaller_gpu_runs_in_memory_of_its_own(harness, creators):
         assert (guard[-3000:] == 77).all()
     assert (guard == 77).all()
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_every_profile_has_its_own_workspace(harness, creators, order):
+    """One plugin, two profiles: whichever TensorRT asks about last, no context counts on the other's."""
+    nodes = [DilatedAttention(1, length, 64, 4096, [Pattern(4, 8, 2)] * 2) for length in (1, 300)]
+    profiles = []
+    for node in nodes:
+        tensors = list(node.inputs("f32").values()), list(node.outputs("f32").values())
+        opened = [[(*tensor, trt_driver.LINEAR, min(2, len(tensor[1]) - 1)) for tensor in side] for side in tensors]
+        profiles.append((tensors, opened))
+    built = Plugin.create(harness, creators[nodes[0].op], parsed_fields(nodes[0].attributes()))
+    told = {}
+    for index in order:
+        _, opened = profiles[index]
+        assert built.call("configure", *opened) == 0, harness.messages()
+        told[index] = built.call("workspace_size", *opened)
+    assert 0 < told[0] != told[1] > 0
+    (stored,) = [data for name, (_, data) in built.stored_fields().items() if "workspace" in name]
+    lengths = (1, 300)
+    assert stored.tolist() == [n for i in order for n in (1, lengths[i], 1, lengths[i], told[i])]
+    # A shape that the profile's range contradicts is found before anything runs.
+    tensors, opened = profiles[1]
+    dtype, shape, *rest = opened[0][1]
+    wrong = [opened[0][0], (dtype, (*shape[:2], shape[2] + 1), *rest), *opened[0][2:]]
+    assert built.call("configure", wrong, opened[1]) != 0
+    assert "key" in harness.messages()
+    loaded = Plugin.create(harness, creators[nodes[0].op], built.stored_fields(), "layer", trt_driver.RUNTIME)
+    for node, (tensors, _), given in zip(nodes, profiles, (told[0], told[1])):
+        plugin = loaded.attach()
+        assert plugin.call("shape_change", *tensors) == 0, harness.messages()
+        session = PluginSession(harness, creators[node.op], node, "f32")
+        session.plugin, session.workspace = plugin, np.full(given + 256 + 4096, 77, np.uint8)
+        start = -session.workspace.ctypes.data % 256
+        arrays = random_inputs(np.random.default_rng(5), node, "f32", [3000], [node.seq_len])
+        session.run_arrays(arrays, garbage_outputs(node, "f32"))
+        guard = session.workspace
+        assert (guard[start : start + given] != 77).any() and (guard[start + given :] == 77).all()
 
 
 def test_lengths_that_do_not_fit_can_be_asked_for(harness, creators, emulated_trt_library):

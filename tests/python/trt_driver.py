@@ -74,13 +74,14 @@ def parsed_fields(attributes):
 
 
 def words(tensors):
-    """(dtype, shape) pairs as the harness takes them; a third item is the format."""
-    flat = np.zeros((len(tensors), 11), np.int64)
+    """(dtype, shape) pairs as the harness takes them; a third item is the format, a fourth how many first
+    dimensions are open where shapes are a profile's."""
+    flat = np.zeros((len(tensors), 12), np.int64)
     for row, (dtype, shape, *format) in zip(flat, tensors):
         row[0] = len(shape)
         row[1 : 1 + len(shape)] = shape
         row[9] = DATA_TYPES[dtype]
-        row[10] = format[0] if format else LINEAR
+        row[10:] = (*format, LINEAR, 0)[:2]
     return flat
 
 

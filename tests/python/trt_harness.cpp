@@ -101,7 +101,7 @@ IPluginV3OneRuntime* run(void* plugin) {
 }
 
 // A tensor: rank, 8 dimensions, type, format.
-constexpr int32_t kWords = 11;
+constexpr int32_t kWords = 12;
 
 PluginTensorDesc description(int64_t const* words) {
     PluginTensorDesc tensor{};
@@ -123,8 +123,11 @@ std::vector<PluginTensorDesc> descriptions(int64_t const* words, int32_t count) 
 
 std::vector<DynamicPluginTensorDesc> dynamic(int64_t const* words, int32_t count) {
     std::vector<DynamicPluginTensorDesc> tensors;
-    for (auto const& tensor : descriptions(words, count)) {
-        tensors.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
+    for (auto& tensor : descriptions(words, count)) {
+        Dims const known = tensor.dims;
+        // The last word: how many first dimensions are open, of which the profile has one size.
+        std::fill_n(tensor.dims.d, words[kWords * tensors.size() + kWords - 1], -1);
+        tensors.push_back({tensor, known, known, known});
     }
     return tensors;
 }
@@ -166,9 +169,11 @@ int32_t host_version(char const* path) {
     return library == nullptr ? -1 : symbol<int32_t() noexcept>(library, "getInferLibVersion")();
 }
 
-// Has a builder and the ONNX parser of two libraries read a model, the plugin library being loaded;
-// everything is printed. Whether it was read.
-int32_t parse_model(char const* host, char const* parser_path, char const* plugins, char const* model) {
+// Has a builder and the ONNX parser of two libraries read a model, the plugin library being loaded where
+// there is one, and build it where there are profiles: a row for each input of each, its rank and sizes.
+// Everything is printed. Whether it was read, or the size of the plan.
+int64_t parse_model(char const* host, char const* parser_path, char const* plugins, char const* model,
+    int64_t const* sizes, int32_t profiles) {
     logger.echo = true;
     void* library = dlopen(host, RTLD_NOW | RTLD_GLOBAL);
     void* parser_library = dlopen(parser_path, RTLD_NOW | RTLD_GLOBAL);
@@ -180,11 +185,33 @@ int32_t parse_model(char const* host, char const* parser_path, char const* plugi
     using MakeParser = void*(void*, void*, int32_t) noexcept;
     int32_t const version = symbol<int32_t() noexcept>(library, "getInferLibVersion")();
     auto* builder = static_cast<IBuilder*>(symbol<MakeBuilder>(library, "createInferBuilder_INTERNAL")(&logger, version));
-    builder->getPluginRegistry().loadLibrary(plugins);
+    if (plugins != nullptr) {
+        builder->getPluginRegistry().loadLibrary(plugins);
+    }
     auto* network = builder->createNetworkV2(0);
     auto* parser = static_cast<nvonnxparser::IParser*>(symbol<MakeParser>(
         parser_library, "createNvOnnxParser_INTERNAL")(network, &logger, NV_ONNX_PARSER_VERSION));
-    return parser->parseFromFile(model, static_cast<int32_t>(ILogger::Severity::kVERBOSE)) ? 1 : 0;
+    if (!parser->parseFromFile(model, static_cast<int32_t>(ILogger::Severity::kVERBOSE))) {
+        return 0;
+    }
+    if (profiles == 0) {
+        return 1;
+    }
+    auto* config = builder->createBuilderConfig();
+    for (int32_t p = 0; p < profiles; ++p) {
+        auto* profile = builder->createOptimizationProfile();
+        for (int32_t i = 0; i < network->getNbInputs(); ++i, sizes += 9) {
+            Dims shape{};
+            shape.nbDims = static_cast<int32_t>(sizes[0]);
+            std::copy_n(sizes + 1, shape.nbDims, shape.d);
+            for (auto which : {OptProfileSelector::kMIN, OptProfileSelector::kOPT, OptProfileSelector::kMAX}) {
+                profile->setDimensions(network->getInput(i)->getName(), which, shape);
+            }
+        }
+        config->addOptimizationProfile(profile);
+    }
+    auto* plan = builder->buildSerializedNetwork(*network, *config);
+    return plan == nullptr ? 0 : static_cast<int64_t>(plan->size());
 }
 
 void* load_library(void* registry, char const* path) {

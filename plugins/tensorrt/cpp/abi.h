@@ -68,8 +68,8 @@ struct Calls {
         int32_t output_count, int32_t typed);
     // Whether tensor number position may have its type and format; those after it are not looked at.
     bool (*supports)(Node const* node, int32_t position, Tensor const* tensors, int32_t count);
-    // Bytes; remembered by the node.
-    size_t (*workspace)(Node const* node, Tensor const* inputs, int32_t count);
+    // Bytes for a profile's largest inputs; remembered by the node.
+    size_t (*workspace)(Node const* node, Tensor const* smallest, Tensor const* largest, int32_t count);
     // 0: ready to run these shapes.
     int32_t (*prepare)(Node* node, Tensor const* inputs, int32_t count);
     // 0: in the stream.

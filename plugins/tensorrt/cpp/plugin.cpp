@@ -45,15 +45,17 @@ Tensor const* plain(PluginTensorDesc const* tensors) noexcept {
     return reinterpret_cast<Tensor const*>(tensors);
 }
 
-// Copies descriptions without their ranges; with the largest dimensions where one is open and
-// largest says so. The number copied.
-int32_t describe(Tensors& to, DynamicPluginTensorDesc const* from, int32_t count, bool largest) noexcept {
+using End = nvinfer1::Dims DynamicPluginTensorDesc::*;
+
+// Copies descriptions with open dimensions as at one end of their ranges. The number copied.
+int32_t describe(Tensors& to, DynamicPluginTensorDesc const* from, int32_t count, End end) noexcept {
     count = from == nullptr || count < 0 ? 0 : count < kMaxTensors ? count : kMaxTensors;
     for (int32_t i = 0; i < count; ++i) {
         Tensor& tensor = to[i] = *plain(&from[i].desc);
-        for (int32_t axis = 0; largest && axis < tensor.rank && axis < kMaxRank; ++axis) {
-            if (tensor.dims[axis] < 0 && from[i].max.nbDims == tensor.rank) {
-                tensor.dims[axis] = from[i].max.d[axis];
+        nvinfer1::Dims const& known = from[i].*end;
+        for (int32_t axis = 0; axis < tensor.rank && axis < kMaxRank; ++axis) {
+            if (tensor.dims[axis] < 0 && known.nbDims == tensor.rank) {
+                tensor.dims[axis] = known.d[axis];
             }
         }
     }
@@ -107,8 +109,8 @@ nvinfer1::AsciiChar const* Plugin::getPluginNamespace() const noexcept {
 int32_t Plugin::configurePlugin(DynamicPluginTensorDesc const* in, int32_t nbInputs, DynamicPluginTensorDesc const* out,
     int32_t nbOutputs) noexcept {
     Tensors inputs, outputs;
-    int32_t const input_count = describe(inputs, in, nbInputs, false);
-    int32_t const output_count = describe(outputs, out, nbOutputs, false);
+    int32_t const input_count = describe(inputs, in, nbInputs, &DynamicPluginTensorDesc::max);
+    int32_t const output_count = describe(outputs, out, nbOutputs, &DynamicPluginTensorDesc::max);
     return calls->check(node_, inputs.data(), input_count, outputs.data(), output_count, 1);
 }
 
@@ -150,7 +152,7 @@ bool Plugin::supportsFormatCombination(
         return false;
     }
     Tensors tensors;
-    int32_t const count = describe(tensors, inOut, pos + 1, false);
+    int32_t const count = describe(tensors, inOut, pos + 1, &DynamicPluginTensorDesc::max);
     return calls->supports(node_, pos, tensors.data(), count);
 }
 
@@ -160,9 +162,10 @@ int32_t Plugin::getNbOutputs() const noexcept {
 
 size_t Plugin::getWorkspaceSize(DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
     DynamicPluginTensorDesc const* /*outputs*/, int32_t /*nbOutputs*/) const noexcept {
-    Tensors tensors;
-    int32_t const count = describe(tensors, inputs, nbInputs, true);
-    return calls->workspace(node_, tensors.data(), count);
+    Tensors smallest, largest;
+    describe(smallest, inputs, nbInputs, &DynamicPluginTensorDesc::min);
+    int32_t const count = describe(largest, inputs, nbInputs, &DynamicPluginTensorDesc::max);
+    return calls->workspace(node_, smallest.data(), largest.data(), count);
 }
 
 char const* Plugin::getTimingCacheID() noexcept {

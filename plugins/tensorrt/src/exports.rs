@@ -157,7 +157,7 @@ struct Calls {
     output_types: unsafe extern "C" fn(*const Node, *const i32, i32, *mut i32, i32) -> i32,
     check: unsafe extern "C" fn(*const Node, *const Tensor, i32, *const Tensor, i32, i32) -> i32,
     supports: unsafe extern "C" fn(*const Node, i32, *const Tensor, i32) -> bool,
-    workspace: unsafe extern "C" fn(*const Node, *const Tensor, i32) -> usize,
+    workspace: unsafe extern "C" fn(*const Node, *const Tensor, *const Tensor, i32) -> usize,
     prepare: unsafe extern "C" fn(*mut Node, *const Tensor, i32) -> i32,
     enqueue: unsafe extern "C" fn(
         *mut Node,
@@ -300,12 +300,20 @@ unsafe extern "C" fn supports(
 }
 
 /// # Safety
-/// `node` is live and `inputs` readable.
-unsafe extern "C" fn workspace(node: *const Node, inputs: *const Tensor, count: i32) -> usize {
+/// `node` is live, `smallest` and `largest` readable.
+unsafe extern "C" fn workspace(
+    node: *const Node,
+    smallest: *const Tensor,
+    largest: *const Tensor,
+    count: i32,
+) -> usize {
     // SAFETY: the caller's contract.
-    let (node, inputs) = unsafe { (&*node, slice_of(inputs, count)) };
+    let (node, smallest, largest) =
+        unsafe { (&*node, slice_of(smallest, count), slice_of(largest, count)) };
     // A size cannot be refused. What is missing is had when the layer is prepared.
-    match at(node, "workspace", Ok(0), || Ok(node.workspace(inputs))) {
+    match at(node, "workspace", Ok(0), || {
+        Ok(node.workspace(smallest, largest))
+    }) {
         Ok(bytes) => bytes,
         Err(message) => {
             let message = format!("{node}: size of the workspace: {message}");

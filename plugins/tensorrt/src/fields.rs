@@ -9,18 +9,57 @@ use std::slice;
 
 /// Of what a plan stores beside the operator's attributes: [`FORMAT`].
 const PLAN_FORMAT: &str = "ratplus_format";
-/// Beside it: bytes of workspace that the plan sets aside.
-const WORKSPACE: &str = "ratplus_workspace_bytes";
+/// Beside it: the workspace that the plan sets aside for each of its profiles.
+const WORKSPACE: &str = "ratplus_workspace";
 /// Version of what a plan stores; goes up when an older library could not read it.
-pub const FORMAT: &str = "1";
+pub const FORMAT: &str = "2";
+
+/// What TensorRT was told to set aside for the batches and lengths of a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workspace {
+    /// Smallest batch and length.
+    pub smallest: [i64; 2],
+    /// Largest batch and length.
+    pub largest: [i64; 2],
+    /// Bytes.
+    pub bytes: usize,
+}
+
+impl Workspace {
+    /// Numbers of one in a plan.
+    const NUMBERS: usize = 5;
+
+    fn numbers(&self) -> [i64; Self::NUMBERS] {
+        let ([b, l], [most_b, most_l]) = (self.smallest, self.largest);
+        [b, l, most_b, most_l, self.bytes as i64]
+    }
+
+    fn read(numbers: &[i64]) -> Option<Self> {
+        let &[b, l, most_b, most_l, bytes] = numbers else {
+            return None;
+        };
+        Some(Self {
+            smallest: [b, l],
+            largest: [most_b, most_l],
+            bytes: usize::try_from(bytes).ok()?,
+        })
+    }
+
+    /// Whether a batch and length are of the profile.
+    pub fn covers(&self, sizes: [i64; 2]) -> bool {
+        let within =
+            |axis: usize| (self.smallest[axis]..=self.largest[axis]).contains(&sizes[axis]);
+        within(0) && within(1)
+    }
+}
 
 /// What a plugin is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// With its attributes.
     pub operator: Operator,
-    /// Bytes that an earlier plan was built with; 0 for a new plugin.
-    pub workspace: usize,
+    /// Of the profiles of an earlier plan; none for a new plugin.
+    pub workspace: Vec<Workspace>,
 }
 
 /// One field's values.
@@ -145,8 +184,11 @@ pub unsafe fn parse(op: Op, fields: &[Field]) -> Result<Settings, String> {
         )),
     }
     let workspace = match workspace {
-        Some(Values::Ints(values)) if values.len() == 1 => usize::try_from(values[0]).unwrap_or(0),
-        _ => 0,
+        Some(Values::Ints(values)) => {
+            let each = values.chunks(Workspace::NUMBERS);
+            each.filter_map(Workspace::read).collect()
+        }
+        _ => Vec::new(),
     };
     match op.read(&mut fields) {
         Ok(operator) if errors.is_empty() => Ok(Settings {
@@ -209,11 +251,12 @@ impl Stored {
     /// What a plan stores of `settings`.
     pub fn new(settings: &Settings) -> Self {
         let attributes = settings.operator.attributes();
+        let workspace = settings.workspace.iter().map(Workspace::numbers);
         let own = attributes.map(|(spec, value)| (spec.name, Data::of(value)));
         let data: Vec<_> = own
             .chain([
                 (PLAN_FORMAT, Data::Text(FORMAT.into())),
-                (WORKSPACE, Data::Int64(vec![settings.workspace as i64])),
+                (WORKSPACE, Data::Int64(workspace.flatten().collect())),
             ])
             .map(|(name, data)| (CString::new(name).unwrap_or_default(), data))
             .collect();
@@ -250,7 +293,13 @@ mod tests {
                 patterns,
                 scale: 0.125,
             }),
-            workspace: 5 << 32,
+            workspace: [1, 512]
+                .map(|length| Workspace {
+                    smallest: [1, length],
+                    largest: [8, length],
+                    bytes: 5 << 32,
+                })
+                .to_vec(),
         }
     }
 
@@ -271,7 +320,7 @@ mod tests {
         }
         let scan = Settings {
             operator: RecurrenceScan::default().into(),
-            workspace: 7,
+            workspace: Vec::new(),
         };
         let stored = Stored::new(&scan);
         assert_eq!(read(Op::RecurrenceScan, stored.fields()).unwrap(), scan);

@@ -1,7 +1,7 @@
 //! The state of one plugin object.
 
 use crate::abi::{Field, LINEAR, Tensor, data_type, element};
-use crate::fields::{self, Settings, Stored};
+use crate::fields::{self, Settings, Stored, Workspace};
 use ratplus_graphs::none_wrong;
 use ratplus_graphs::ops::{DOMAIN, ElementType, Op, PortType, TensorType};
 use ratplus_kernels::cuda::{
@@ -9,7 +9,7 @@ use ratplus_kernels::cuda::{
 };
 use std::ffi::{CString, c_void};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A plugin object's state. TensorRT makes one for the network, copies it for the engine, and
 /// again for every execution context, which alone prepares and runs its copy.
@@ -20,8 +20,8 @@ pub struct Node {
     settings: Settings,
     /// The attributes in words.
     pub identity: CString,
-    /// Bytes that TensorRT was told to set aside.
-    workspace: AtomicUsize,
+    /// What TensorRT was told to set aside, by profile.
+    workspace: Mutex<Vec<Workspace>>,
     stored: Stored,
     run: Option<Run>,
 }
@@ -61,29 +61,35 @@ impl Node {
             op,
             name,
             identity: CString::new(identity).unwrap_or_default(),
-            workspace: AtomicUsize::new(settings.workspace),
+            workspace: Mutex::new(settings.workspace.clone()),
             stored: Stored::default(),
             settings,
             run: None,
         }
     }
 
+    fn told(&self) -> MutexGuard<'_, Vec<Workspace>> {
+        self.workspace
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The settings with what TensorRT was told since.
+    fn settings(&self) -> Settings {
+        Settings {
+            workspace: self.told().clone(),
+            ..self.settings.clone()
+        }
+    }
+
     /// The same node, not prepared for any shape.
     pub fn copy(&self) -> Self {
-        let settings = Settings {
-            workspace: self.workspace.load(Ordering::Relaxed),
-            ..self.settings.clone()
-        };
-        Self::of(self.name.clone(), settings)
+        Self::of(self.name.clone(), self.settings())
     }
 
     /// What [`Node::new`] makes the same node of.
     pub fn fields(&mut self) -> &[Field] {
-        let settings = Settings {
-            workspace: self.workspace.load(Ordering::Relaxed),
-            ..self.settings.clone()
-        };
-        self.stored = Stored::new(&settings);
+        self.stored = Stored::new(&self.settings());
         self.stored.fields()
     }
 
@@ -243,15 +249,33 @@ impl Node {
         ))
     }
 
-    /// Bytes of workspace for these inputs on the current device.
+    /// Bytes of workspace for a profile's largest inputs on the current device.
     ///
     /// # Errors
     /// Inputs that contradict the schema; no device, or one without kernels for them.
-    pub fn workspace(&self, inputs: &[Tensor]) -> Result<usize, String> {
-        let types = self.types(inputs, true)?;
+    pub fn workspace(&self, smallest: &[Tensor], largest: &[Tensor]) -> Result<usize, String> {
+        let types = self.types(largest, true)?;
         let bytes = self.plan(device()?, &types)?.workspace_bytes();
-        self.workspace.store(bytes, Ordering::Relaxed);
+        let profile = Workspace {
+            smallest: sizes(smallest),
+            largest: sizes(largest),
+            bytes,
+        };
+        let mut told = self.told();
+        let same = |known: &Workspace| {
+            (known.smallest, known.largest) == (profile.smallest, profile.largest)
+        };
+        told.retain(|known| !same(known));
+        told.push(profile);
         Ok(bytes)
+    }
+
+    /// Bytes of workspace that TensorRT gives a run of these inputs at least: which profile it is of, it
+    /// does not say.
+    fn given(&self, inputs: &[Tensor]) -> usize {
+        let (told, sizes) = (self.told(), sizes(inputs));
+        let profiles = told.iter().filter(|profile| profile.covers(sizes));
+        profiles.map(|profile| profile.bytes).min().unwrap_or(0)
     }
 
     fn plan(&self, device: &'static Device, inputs: &[TensorType]) -> Result<OperatorPlan, String> {
@@ -273,7 +297,7 @@ impl Node {
         let types = self.types(inputs, true)?;
         let plan = self.plan(device, &types)?;
         let bytes = plan.workspace_bytes();
-        let own_workspace = if bytes > self.workspace.load(Ordering::Relaxed) {
+        let own_workspace = if bytes > self.given(inputs) {
             Some(device.allocate(bytes).map_err(|error| error.to_string())?)
         } else {
             None
@@ -344,6 +368,14 @@ impl Node {
     /// Numbers of inputs and outputs.
     pub fn counts(&self) -> (usize, usize) {
         (self.op.inputs().len(), self.op.outputs().len())
+    }
+}
+
+/// Batch and length, of the first input.
+fn sizes(inputs: &[Tensor]) -> [i64; 2] {
+    match inputs.first().map(Tensor::dims) {
+        Some(&[batch, seq_len, ..]) => [batch, seq_len],
+        _ => [0; 2],
     }
 }
 
