@@ -6,6 +6,7 @@ use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{Fallback, LogitsMode, SpecialTokens};
 use ratplus_graphs::plans::ComputeTarget;
 use ratplus_graphs::precision::KeepF32;
+use ratplus_tools::plans::HardwareCompatibility;
 use serde::de::DeserializeOwned;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -290,6 +291,23 @@ pub struct BuildArgs {
     /// later]
     #[arg(long, value_name = "C", value_delimiter = ',', value_parser = compute_capability)]
     pub compute_capability: Vec<(u32, u32)>,
+    /// A plan, and a copy of the weights, for each engine, where one plan could hold all (tensorrt with
+    /// plugins): each may be a little faster
+    #[arg(long)]
+    pub split_engines: bool,
+    /// Scratch memory that a layer may use at most, in MiB [default: TensorRT's]
+    #[arg(long, value_name = "MIB")]
+    pub workspace: Option<u64>,
+    /// How long TensorRT searches, 0 to 5 [default: TensorRT's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
+    pub optimization_level: Option<u8>,
+    /// Plans that later releases of the same major version run, with tensorrt
+    #[arg(long)]
+    pub version_compatible: bool,
+    /// Other GPUs that run the plans, at a cost in speed, with tensorrt: ampere+ (compute capability 8.0
+    /// and later) or same-compute-capability
+    #[arg(long, value_name = "GPUS")]
+    pub hardware_compatibility: Option<HardwareCompatibility>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 33] = [
+const FLAGS: [(&str, &str); 38] = [
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
     ("batch", "--batch"),
@@ -14,15 +14,18 @@ const FLAGS: [(&str, &str); 33] = [
     ("dilation", "--dilation"),
     ("dtype", "--dtype"),
     ("fallback", "--fallback"),
+    ("hardware_compatibility", "--hardware-compatibility"),
     ("initial", "--initial"),
     ("keep_f32", "--keep-f32"),
     ("local_window", "--local-window"),
     ("logits", "--logits"),
     ("max_seq_len", "--max-seq-len"),
     ("opset", "--opset"),
+    ("optimization_level", "--optimization-level"),
     ("prefill_lengths", "--prefill-lengths"),
     ("quantization", "--quantize"),
     ("special_tokens", "--special-tokens"),
+    ("split_engines", "--split-engines"),
     ("stop_tokens", "--stop-tokens"),
     ("stride", "--stride"),
     ("symmetric", "--asymmetric"),
@@ -34,7 +37,9 @@ const FLAGS: [(&str, &str); 33] = [
     ("tokens", "--tokens"),
     ("top_k", "--top-k"),
     ("top_p", "--top-p"),
+    ("version_compatible", "--version-compatible"),
     ("window", "--window"),
+    ("workspace", "--workspace"),
 ];
 
 /// The message with a flag for every field: `` `max_seq_len` `` becomes `--max-seq-len`, and

@@ -42,6 +42,10 @@ impl ExportPlan {
         let mut graphs = Vec::new();
         for engine in &manifest.engines {
             for (&target, file) in &engine.files {
+                // One graph may be every engine's.
+                if graphs.iter().any(|(known, _)| known == file) {
+                    continue;
+                }
                 let graph = model::build(&manifest.graph(engine, target));
                 graphs.push((file.clone(), graph.encode_to_vec()));
             }

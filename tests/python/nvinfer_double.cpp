@@ -1,8 +1,10 @@
 // A stand-in for TensorRT's library, or for that of TensorRT for RTX: real interfaces, made-up
-// model. A plan is a text that lists tensors. The state is one number a slot, in the first element
-// of every state tensor; logits point at it. nvinfer_double.py generates double_base.h.
+// model. A plan is a text that lists tensors, profiles and layers. The state is one number a slot, in
+// the first element of every state tensor; logits point at it. nvinfer_double.py generates
+// double_base.h. RATPLUS_DOUBLE_LOG names a file that says what was asked for.
 
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <map>
 #include <sstream>
@@ -21,17 +23,145 @@ struct Listed
     std::string name;
     bool input{};
     DataType type{};
+    //! -1 where open.
     Dims shape{};
+};
+
+//! Shapes of open inputs by name.
+using Profile = std::map<std::string, Dims>;
+
+struct Plan
+{
+    std::vector<Listed> tensors;
+    std::vector<Profile> profiles;
+    std::string layers;
 };
 
 ILogger* gLogger = nullptr;
 
+bool fail(std::string const& message)
+{
+    gLogger->log(ILogger::Severity::kERROR, message.c_str());
+    return false;
+}
+
+void note(std::string const& line)
+{
+    if (char const* path = std::getenv("RATPLUS_DOUBLE_LOG"))
+    {
+        std::FILE* file = std::fopen(path, "a");
+        std::fprintf(file, "%s\n", line.c_str());
+        std::fclose(file);
+    }
+}
+
+//! One of TensorRT's objects around what does the work.
+template <typename Interface, typename Impl>
+struct Made final : Interface
+{
+    template <typename... Parts>
+    explicit Made(Parts&&... parts)
+        : impl{std::forward<Parts>(parts)...}
+    {
+        this->mImpl = &impl;
+    }
+    Impl impl;
+};
+
+class Bytes final : public apiv::DoubleHostMemory
+{
+public:
+    explicit Bytes(std::string const& text)
+        : mText{text}
+    {
+    }
+    void* data() const noexcept override
+    {
+        return const_cast<char*>(mText.data());
+    }
+    std::size_t size() const noexcept override
+    {
+        return mText.size();
+    }
+
+private:
+    std::string mText;
+};
+
+template <typename Range>
+auto& named(Range& list, std::string const& name)
+{
+    for (auto& one : list)
+    {
+        if (one.name == name)
+        {
+            return one;
+        }
+    }
+    std::abort();
+}
+
+bool isOpen(Dims const& shape)
+{
+    return std::count(shape.d, shape.d + shape.nbDims, -1) > 0;
+}
+
+//! What is written beside the state by a run at a profile.
+int64_t scratchBytes(Plan const& plan, int32_t profile)
+{
+    return profile < static_cast<int32_t>(plan.profiles.size())
+        ? 1000 * plan.profiles[profile].at("input_ids").d[0] * plan.profiles[profile].at("input_ids").d[1]
+        : 500;
+}
+
 class ContextImpl final : public apiv::DoubleExecutionContext
 {
 public:
-    explicit ContextImpl(std::vector<Listed> const& tensors)
-        : mTensors{tensors}
+    ContextImpl(ICudaEngine const& engine, Plan const& plan)
+        : mEngine{engine}
+        , mPlan{plan}
+        , mTensors{plan.tensors}
     {
+    }
+
+    ICudaEngine const& getEngine() const noexcept override
+    {
+        return mEngine;
+    }
+
+    bool setOptimizationProfileAsync(int32_t profile, cudaStream_t stream) noexcept override
+    {
+        mProfile = profile;
+        note("profile " + std::to_string(profile));
+        return stream != nullptr && profile < static_cast<int32_t>(mPlan.profiles.size());
+    }
+
+    bool setInputShape(char const* name, Dims const& shape) noexcept override
+    {
+        Dims const wanted = mPlan.profiles[mProfile].at(name);
+        if (wanted.nbDims != shape.nbDims || !std::equal(shape.d, shape.d + shape.nbDims, wanted.d))
+        {
+            return fail(std::string{"outside of the profile: "} + name);
+        }
+        named(mTensors, name).shape = shape;
+        return true;
+    }
+
+    Dims getTensorShape(char const* name) const noexcept override
+    {
+        Dims shape = named(mTensors, name).shape;
+        Dims const chunk = named(mTensors, "input_ids").shape;
+        for (int32_t i = 0; i < 2 && i < shape.nbDims; ++i)
+        {
+            shape.d[i] = shape.d[i] == -1 ? chunk.d[i] : shape.d[i];
+        }
+        return shape;
+    }
+
+    void setDeviceMemoryV2(void* memory, int64_t size) noexcept override
+    {
+        note("scratch " + std::to_string(reinterpret_cast<std::uintptr_t>(memory)) + " " + std::to_string(size));
+        mScratch = {static_cast<char*>(memory), size};
     }
 
     bool setTensorAddress(char const* name, void* address) noexcept override
@@ -49,9 +179,14 @@ public:
                 return fail("unbound: " + tensor.name);
             }
         }
-        Dims const chunk = find("input_ids").shape;
-        Dims const logits = find("logits").shape;
-        int64_t const vocabulary = logits.d[2];
+        int64_t const scratch = scratchBytes(mPlan, mProfile);
+        if (mScratch.first == nullptr || mScratch.second < scratch)
+        {
+            return fail("scratch memory of " + std::to_string(mScratch.second) + " bytes");
+        }
+        mScratch.first[scratch - 1] = 1;
+        Dims const chunk = getTensorShape("input_ids");
+        int64_t const vocabulary = getTensorShape("logits").d[2];
         auto const* ids = reinterpret_cast<int64_t const*>(mAddresses["input_ids"]);
         auto const* past = reinterpret_cast<int64_t const*>(mAddresses["past_length"]);
         auto const* valid = reinterpret_cast<int64_t const*>(mAddresses["seq_length"]);
@@ -66,7 +201,7 @@ public:
                 {
                     continue;
                 }
-                float const found = at(mAddresses[tensor.name], tensor.shape, slot);
+                float const found = at(tensor.name, slot);
                 if (past[slot] != 0 && state >= 0 && found != state)
                 {
                     return fail("state tensors differ at " + tensor.name);
@@ -102,145 +237,243 @@ public:
                     return fail("past and present of " + tensor.name);
                 }
                 // An idle slot keeps its state.
-                float& to = at(mAddresses[tensor.name], tensor.shape, slot);
-                to = valid[slot] == 0 ? at(mAddresses[from], tensor.shape, slot) : state;
+                at(tensor.name, slot) = valid[slot] == 0 ? at(from, slot) : state;
             }
         }
         return true;
     }
 
 private:
-    static float& at(char* tensor, Dims const& shape, int64_t slot)
+    float& at(std::string const& name, int64_t slot)
     {
+        Dims const shape = getTensorShape(name.c_str());
         int64_t stride = 1;
         for (int32_t i = 1; i < shape.nbDims; ++i)
         {
             stride *= shape.d[i];
         }
-        return reinterpret_cast<float*>(tensor)[slot * stride];
+        return reinterpret_cast<float*>(mAddresses[name])[slot * stride];
     }
 
-    Listed const& find(std::string const& name) const
-    {
-        for (Listed const& tensor : mTensors)
-        {
-            if (tensor.name == name)
-            {
-                return tensor;
-            }
-        }
-        std::abort();
-    }
-
-    bool fail(std::string const& message) const
-    {
-        gLogger->log(ILogger::Severity::kERROR, message.c_str());
-        return false;
-    }
-
+    ICudaEngine const& mEngine;
+    Plan const& mPlan;
     std::vector<Listed> mTensors;
     std::map<std::string, char*> mAddresses;
+    std::pair<char*, int64_t> mScratch{};
+    int32_t mProfile{0};
 };
 
-struct Context final : IExecutionContext
+class InspectorImpl final : public apiv::DoubleEngineInspector
 {
-    explicit Context(std::vector<Listed> const& tensors)
-        : impl{tensors}
+public:
+    explicit InspectorImpl(Plan const& plan)
+        : mPlan{plan}
     {
-        mImpl = &impl;
     }
-    ContextImpl impl;
+    char const* getEngineInformation(LayerInformationFormat format) const noexcept override
+    {
+        return format == LayerInformationFormat::kJSON ? mPlan.layers.c_str() : nullptr;
+    }
+
+private:
+    Plan const& mPlan;
 };
+
+#if !DOUBLE_IN_PLACE
+//! Holds one line for each profile that was compiled.
+class CacheImpl final : public apiv::DoubleRuntimeCache
+{
+public:
+    IHostMemory* serialize() const noexcept override
+    {
+        return new Made<IHostMemory, Bytes>{"cache\n" + compiled};
+    }
+    bool deserialize(void const* blob, std::size_t size) noexcept override
+    {
+        std::string const text{static_cast<char const*>(blob), size};
+        bool const known = text.compare(0, 6, "cache\n") == 0;
+        compiled = known ? text.substr(6) : compiled;
+        return known;
+    }
+    std::string compiled;
+};
+using Cache = Made<IRuntimeCache, CacheImpl>;
+
+class ConfigImpl final : public apiv::DoubleRuntimeConfig
+{
+public:
+    void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy chosen) noexcept override
+    {
+        strategy = chosen;
+    }
+    IRuntimeCache* createRuntimeCache() const noexcept override
+    {
+        return new Cache;
+    }
+    bool setRuntimeCache(IRuntimeCache const& chosen) noexcept override
+    {
+        cache = const_cast<Cache*>(static_cast<Cache const*>(&chosen));
+        return true;
+    }
+    bool setCudaGraphStrategy(CudaGraphStrategy chosen) noexcept override
+    {
+        graph = chosen;
+        return true;
+    }
+    ExecutionContextAllocationStrategy strategy{};
+    CudaGraphStrategy graph{};
+    Cache* cache{};
+};
+using Config = Made<IRuntimeConfig, ConfigImpl>;
+#endif
 
 class EngineImpl final : public apiv::DoubleCudaEngine
 {
 public:
     int32_t getNbIOTensors() const noexcept override
     {
-        return static_cast<int32_t>(tensors.size());
+        return static_cast<int32_t>(plan.tensors.size());
     }
     char const* getIOTensorName(int32_t index) const noexcept override
     {
-        return tensors[index].name.c_str();
+        return plan.tensors[index].name.c_str();
     }
     TensorIOMode getTensorIOMode(char const* name) const noexcept override
     {
-        return find(name).input ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
+        return named(plan.tensors, name).input ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
     }
     DataType getTensorDataType(char const* name) const noexcept override
     {
-        return find(name).type;
+        return named(plan.tensors, name).type;
     }
     Dims getTensorShape(char const* name) const noexcept override
     {
-        return find(name).shape;
+        return named(plan.tensors, name).shape;
     }
-    IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy) noexcept override
+    int64_t getDeviceMemorySizeForProfileV2(int32_t profile) const noexcept override
     {
-        return new Context{tensors};
+        return scratchBytes(plan, profile);
+    }
+    IEngineInspector* createEngineInspector() const noexcept override
+    {
+        return new Made<IEngineInspector, InspectorImpl>{plan};
     }
 #if DOUBLE_IN_PLACE
-    char const* getAliasedInputTensor(char const* name) const noexcept override
+    IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override
     {
-        std::string const prefix = "present";
-        if (std::strncmp(name, prefix.c_str(), prefix.size()) != 0)
+        return context(strategy);
+    }
+#else
+    IRuntimeConfig* createRuntimeConfig() noexcept override
+    {
+        return new Config;
+    }
+    IExecutionContext* createExecutionContextWithRuntimeConfig(IRuntimeConfig* config) noexcept override
+    {
+        auto const& chosen = static_cast<Config*>(config)->impl;
+        bool const graph = chosen.graph == CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE;
+        std::string const kernel = graph ? "captured\n" : "enqueued\n";
+        std::string& compiled = chosen.cache->impl.compiled;
+        if (compiled.find(kernel) == std::string::npos)
         {
-            return nullptr;
+            note("compiled " + std::string{graph ? "captured" : "enqueued"});
+            compiled += kernel;
         }
-        return find("past_key_values" + std::string{name + prefix.size()}).name.c_str();
+        return context(chosen.strategy);
     }
 #endif
-
-    Listed const& find(std::string const& name) const
+    IExecutionContext* context(ExecutionContextAllocationStrategy strategy)
     {
-        for (Listed const& tensor : tensors)
+        if (strategy != ExecutionContextAllocationStrategy::kUSER_MANAGED)
         {
-            if (tensor.name == name)
-            {
-                return tensor;
-            }
+            fail("a context with scratch memory of its own");
+            return nullptr;
         }
-        std::abort();
+        note("context");
+        return new Made<IExecutionContext, ContextImpl>{*engine, plan};
     }
 
-    std::vector<Listed> tensors;
+    Plan plan;
+    ICudaEngine* engine{};
 };
+using Engine = Made<ICudaEngine, EngineImpl>;
 
-struct Engine final : ICudaEngine
+Listed listed(std::istream& words, bool input)
 {
-    Engine()
+    Listed tensor;
+    int32_t type = 0;
+    tensor.input = input;
+    words >> tensor.name >> type >> tensor.shape.nbDims;
+    tensor.type = type == 3 ? DataType::kINT64 : DataType::kFLOAT;
+    for (int32_t i = 0; i < tensor.shape.nbDims; ++i)
     {
-        mImpl = &impl;
+        words >> tensor.shape.d[i];
     }
-    EngineImpl impl;
-};
+    return tensor;
+}
 
 class RuntimeImpl final : public apiv::DoubleRuntime
 {
 public:
-    ICudaEngine* deserializeCudaEngine(void const* plan, std::size_t size) noexcept override
+    void setEngineHostCodeAllowed(bool allowed) noexcept override
     {
-        std::istringstream lines{std::string{static_cast<char const*>(plan), size}};
+        note(std::string{"host code "} + (allowed ? "allowed" : "refused"));
+    }
+
+    //! Twice: to the host a few bytes at a time, then to memory of the GPU.
+    ICudaEngine* deserializeCudaEngineV2(IStreamReaderV2& reader) noexcept override
+    {
+        std::string text;
+        char part[100];
+        for (int64_t count = 1; count > 0; text.append(part, count))
+        {
+            count = reader.read(part, sizeof part, nullptr);
+            if (count < 0)
+            {
+                return nullptr;
+            }
+        }
+        std::string again(text.size(), '\0');
+        if (!reader.seek(-static_cast<int64_t>(text.size()), SeekPosition::kEND)
+            || !throughDevice(reader, again) || again != text || reader.seek(1, SeekPosition::kEND))
+        {
+            fail("the plan is not read as it is");
+            return nullptr;
+        }
+        std::istringstream lines{text};
         std::string word;
         lines >> word;
         if (word != "double")
         {
-            gLogger->log(ILogger::Severity::kERROR, "not a plan of the double");
+            fail("not a plan of the double");
             return nullptr;
         }
         auto* engine = new Engine;
+        engine->impl.engine = engine;
+        Plan& plan = engine->impl.plan;
         while (lines >> word)
         {
-            Listed tensor;
-            int32_t type = 0;
-            tensor.input = word == "input";
-            lines >> tensor.name >> type >> tensor.shape.nbDims;
-            tensor.type = type == 3 ? DataType::kINT64 : DataType::kFLOAT;
-            for (int32_t i = 0; i < tensor.shape.nbDims; ++i)
+            if (word == "input" || word == "output")
             {
-                lines >> tensor.shape.d[i];
+                plan.tensors.push_back(listed(lines, word == "input"));
             }
-            engine->impl.tensors.push_back(tensor);
+            else if (word == "profile")
+            {
+                plan.profiles.emplace_back();
+            }
+            else if (word == "sizes")
+            {
+                Listed const input = listed(lines, true);
+                plan.profiles.back()[input.name] = input.shape;
+            }
+            else if (word == "layers")
+            {
+                std::getline(lines, plan.layers);
+            }
+            else
+            {
+                std::getline(lines, word);
+            }
         }
         return engine;
     }
@@ -262,15 +495,19 @@ public:
         return unfit ? EngineValidity::kINVALID : EngineValidity::kVALID;
     }
 #endif
-};
 
-struct Runtime final : IRuntime
-{
-    Runtime()
+private:
+    static bool throughDevice(IStreamReaderV2& reader, std::string& text)
     {
-        mImpl = &impl;
+        void* const driver = dlopen("libcuda.so.1", RTLD_NOW);
+        auto const allocate = reinterpret_cast<int32_t (*)(uint64_t*, size_t)>(dlsym(driver, "cuMemAlloc_v2"));
+        auto const fetch = reinterpret_cast<int32_t (*)(void*, uint64_t, size_t)>(dlsym(driver, "cuMemcpyDtoH_v2"));
+        uint64_t address = 0;
+        auto const size = static_cast<int64_t>(text.size());
+        return allocate(&address, text.size()) == 0
+            && reader.read(reinterpret_cast<void*>(address), size + 7, nullptr) == size
+            && fetch(text.data(), address, text.size()) == 0;
     }
-    RuntimeImpl impl;
 };
 
 } // namespace
@@ -278,6 +515,7 @@ struct Runtime final : IRuntime
 extern "C" void* createInferRuntime_INTERNAL(void* logger, int32_t version) noexcept
 {
     gLogger = static_cast<ILogger*>(logger);
+    using Runtime = Made<IRuntime, RuntimeImpl>;
     return version == NV_TENSORRT_VERSION ? static_cast<IRuntime*>(new Runtime) : nullptr;
 }
 
@@ -291,3 +529,7 @@ extern "C" __attribute__((visibility("default"))) std::size_t RatplusTakeDeviceE
 {
     return 0;
 }
+
+#if DOUBLE_IN_PLACE
+#include "nvinfer_double_builder.h"
+#endif

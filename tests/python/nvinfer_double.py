@@ -22,9 +22,11 @@ def overrides(declared: str) -> str:
 def base(headers: Path, in_place: bool) -> str:
     """Classes that have every function of TensorRT's own."""
     implementations = (headers / "NvInferImpl.h").read_text()
-    text = "#include <NvInfer.h>\n#include <cstdlib>\n#define DOUBLE_IN_PLACE " + str(int(in_place)) + "\n"
-    text += "namespace nvinfer1 { namespace apiv {\n"
-    for name in ("Runtime", "CudaEngine", "ExecutionContext"):
+    text = "#include <NvInfer.h>\n#include <NvOnnxParser.h>\n#include <dlfcn.h>\n#include <algorithm>\n#include <cstdlib>\n"
+    text += f"#define DOUBLE_IN_PLACE {int(in_place)}\nnamespace nvinfer1 {{ namespace apiv {{\n"
+    own = ("Builder", "BuilderConfig", "NetworkDefinition", "OptimizationProfile", "Tensor", "TimingCache")
+    own = own if in_place else ("RuntimeCache", "RuntimeConfig")
+    for name in ("Runtime", "CudaEngine", "ExecutionContext", "EngineInspector", "HostMemory", *own):
         functions = overrides(body(implementations, f"V{name}"))
         text += f"class Double{name} : public V{name} {{ public:\n{functions}}};\n"
     text += "} // apiv\n"
@@ -35,7 +37,9 @@ def base(headers: Path, in_place: bool) -> str:
         registry, count = loads.subn(r"\1{ return this; }", registry)
         assert count == 1
         text += f"class DoubleRegistry : public IPluginRegistry {{ public:\n{registry}}};\n"
-    return text + "} // nvinfer1\n"
+    parser = overrides(body((headers / "NvOnnxParser.h").read_text(), "IParser"))
+    text += "} // nvinfer1\nnamespace nvonnxparser {\n"
+    return text + f"class DoubleParser : public IParser {{ public:\n{parser}}};\n}} // nvonnxparser\n"
 
 
 def compile_double(headers: Path, library: Path, in_place: bool):
@@ -43,6 +47,9 @@ def compile_double(headers: Path, library: Path, in_place: bool):
     library.parent.mkdir()
     (library.parent / "double_base.h").write_text(base(headers, in_place))
     command = ["g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-isystem", headers, "-isystem", headers.parent]
-    command += ["-I", library.parent, f"-Wl,-soname,{library.name}", "-o", library, SOURCE]
+    command += ["-I", library.parent, f"-Wl,-soname,{library.name}", "-o", library, SOURCE, "-ldl"]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    if in_place:
+        # It has the parser too.
+        (library.parent / library.name.replace("nvinfer", "nvonnxparser")).symlink_to(library)

@@ -63,28 +63,43 @@ def kind(request, tmp_path_factory) -> Kind:
     return kind
 
 
-def add_plans(package: Path, kind: Kind, library=None, targets=("8.0+",), first_word="double"):
+def plan_text(kind: Kind, engines: list, first_word: str, layers=None) -> str:
+    """A plan of the stand-in: of static sizes, or with the engines as profiles."""
+    lines = [first_word]
+
+    def line(word, tensor, shape):
+        lines.append(" ".join(map(str, (word, tensor["name"], DTYPES[tensor["dtype"]], len(shape), *shape))))
+
+    for side in ("inputs", "outputs"):
+        for tensor in engines[0][side]:
+            opened = 0 if not kind.in_place else 2 if tensor["name"] in ("input_ids", "logits") else 1
+            line(side[:-1], tensor, [-1] * opened + tensor["shape"][opened:])
+    for engine in engines if kind.in_place else []:
+        lines.append("profile")
+        for tensor in engine["inputs"]:
+            line("sizes", tensor, tensor["shape"])
+    pairs = zip(engines[0]["inputs"][3:], engines[0]["outputs"][1:])
+    plugins = [{"Name": "p", "Inputs": [{"Name": a["name"]}], "Outputs": [{"Name": b["name"]}]} for a, b in pairs]
+    lines.append("layers " + json.dumps({"Layers": plugins if layers is None else layers}))
+    return "\n".join(lines)
+
+
+def add_plans(package: Path, kind: Kind, library=None, targets=("8.0+",), first_word="double", layers=None):
     """Puts plans of the stand-in into a package."""
     text = (package / "manifest.json").read_text()
     manifest = json.loads(text)
     folder = package / "plans" / kind.backend
     folder.mkdir(parents=True)
     plans = []
-    for engine in manifest["engines"]:
-        lines = [first_word]
-        for side, tensors in (("input", engine["inputs"]), ("output", engine["outputs"])):
-            for tensor in tensors:
-                shape = tensor["shape"]
-                words = (side, tensor["name"], DTYPES[tensor["dtype"]], len(shape), *shape)
-                lines.append(" ".join(map(str, words)))
-        content = "\n".join(lines).encode()
+    engines = manifest["engines"]
+    for group in [engines] if kind.in_place else [[engine] for engine in engines]:
+        content = plan_text(kind, group, first_word, layers).encode()
         checksum = hashlib.sha256(content).hexdigest()
-        name = f"{engine['name']}-{checksum[:16]}.plan"
+        name = f"{group[0]['name'] if len(group) == 1 else 'model'}-{checksum[:16]}.plan"
         (folder / name).write_bytes(content)
-        target = "tensorrt" if kind.in_place and "tensorrt" in engine["files"] else "cuda"
-        onnx = manifest["files"][engine["files"][target]]["sha256"]
-        plan = {"engine": engine["name"], "file": name, "bytes": len(content), "sha256": checksum, "onnx_sha256": onnx}
-        plans.append(plan)
+        onnx = manifest["files"][group[0]["files"]["tensorrt" if kind.in_place else "cuda"]]["sha256"]
+        names = [engine["name"] for engine in group]
+        plans.append({"engines": names, "file": name, "bytes": len(content), "sha256": checksum, "onnx_sha256": onnx})
     record = {
         "library": library or kind.version(),
         "tool": "test",
@@ -111,13 +126,15 @@ def package(export, tmp_path):
 def ratplus(ratplus_bin, kind, emulator):
     """Runs `ratplus` on the emulated GPU with the stand-in."""
 
-    def run(*arguments, code=0) -> subprocess.CompletedProcess:
+    def run(*arguments, code=0, log=None, **more) -> subprocess.CompletedProcess:
         command = [str(word) for word in (ratplus_bin, *arguments)]
         environment = os.environ | {
             kind.variable: str(kind.folder),
             "RATPLUS_TRT_LIBRARY": str(kind.folder / kind.library),
             "LD_LIBRARY_PATH": str(emulator),
         }
+        environment |= {"RATPLUS_DOUBLE_LOG": str(log)} if log else {}
+        environment |= more
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
         assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
@@ -210,7 +227,7 @@ def test_doctor_finds_everything(kind, ratplus):
     found = {finding["name"]: finding for finding in findings}
     name = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[kind.backend]
     assert found[name]["found"] and kind.version() in found[name]["detail"]
-    assert "runs plans only" in found[name]["detail"]
+    assert ("builder" if kind.in_place else "runs plans only") in found[name]["detail"]
     assert found["CUDA driver"]["found"] and found["RAT+ plugins"]["found"]
 
 
@@ -242,3 +259,145 @@ def test_decode_is_recorded_unless_told_otherwise(kind, package, ratplus):
     recorded = ratplus(*generate).stdout
     # The graph of the stand-in is empty: replayed, it leaves the logits as they are.
     assert (recorded == plain) == (kind.backend == "tensorrt-rtx")
+
+
+@pytest.fixture
+def full(kind):
+    """TensorRT's stand-in alone: it has a builder."""
+    if kind.backend != "tensorrt":
+        pytest.skip("TensorRT for RTX has a builder of its own here: test_tensorrt_rtx.py")
+    return kind
+
+
+def plans_of(package: Path, kind: Kind) -> tuple:
+    """What the manifest says, and what the plans hold."""
+    record = json.loads((package / "manifest.json").read_text())["plans"][kind.backend]
+    texts = [(package / "plans" / kind.backend / plan["file"]).read_text() for plan in record["plans"]]
+    return record, texts
+
+
+def test_a_build_makes_one_plan_with_a_profile_an_engine(full, package, ratplus, tmp_path):
+    directory = package()
+    done = ratplus("build", directory, "--backend", full.backend, "--json")
+    assert "of host memory" in done.stderr
+    names = ["decode", f"decode_b{BATCH}", "prefill_7"]
+    (built,) = json.loads(done.stdout)["plans"]
+    assert built["engine"] == "model.tensorrt.onnx" and built["engines"] == names
+    record, (text,) = plans_of(directory, full)
+    (plan,) = record["plans"]
+    assert plan["engines"] == names and plan["file"].startswith("model-")
+    assert "version_compatible" not in record and len(record["compute_capabilities"]) == 1
+    sizes = [line.split()[-2:] for line in text.splitlines() if line.startswith("sizes input_ids")]
+    assert sizes == [["1", "1"], [str(BATCH), "1"], ["1", "7"]]
+    assert "input input_ids 3 2 -1 -1" in text
+    log, words = tmp_path / "log", vocabulary(directory)
+    tokens = random_tokens(words)
+    done = ratplus(*verify(full, directory, golden(tmp_path / "g.safetensors", words, tokens)), log=log)
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["tensor"] == "logits"]
+    assert len(rows) >= 3 and all(row["max_error"] == 0 and row["rows"] == tokens.size for row in rows), rows
+    lines = log.read_text().splitlines()
+    # Each engine of the one plan runs in a context of its own, on scratch memory that all share.
+    assert {line for line in lines if line.startswith("profile")} == {"profile 0", "profile 1", "profile 2"}
+    opened = lines.count("host code refused")
+    scratch = [line.split()[1:] for line in lines if line.startswith("scratch")]
+    assert len(scratch) == lines.count("context") >= 3 * opened
+    assert len({address for address, _ in scratch}) <= opened and {size for _, size in scratch} == {"7000"}
+
+
+def test_engines_can_be_split(full, package, ratplus, tmp_path):
+    directory = package()
+    ratplus("build", directory, "--backend", full.backend, "--split-engines")
+    record, texts = plans_of(directory, full)
+    assert [plan["engines"] for plan in record["plans"]] == [["decode"], [f"decode_b{BATCH}"], ["prefill_7"]]
+    assert all(text.count("\nprofile\n") == 1 for text in texts)
+    words = vocabulary(directory)
+    done = ratplus(*verify(full, directory, golden(tmp_path / "g.safetensors", words, random_tokens(words))))
+    assert all(row["max_error"] == 0 for row in json.loads(done.stdout)["rows"] if row["tensor"] == "logits")
+    # One plan again: the others go.
+    ratplus("build", directory, "--backend", full.backend)
+    (left,) = (directory / "plans" / full.backend).iterdir()
+    assert left.name.startswith("model-")
+
+
+def test_builder_options_reach_the_builder(full, package, ratplus):
+    directory = package()
+    ratplus("build", directory, "--backend", full.backend)
+    _, (plain,) = plans_of(directory, full)
+    # None is set, TF32 is off.
+    assert "\nsettings flags=0\n" in plain
+    options = ("--workspace", 96, "--optimization-level", 4, "--version-compatible")
+    ratplus("build", directory, "--backend", full.backend, *options, "--hardware-compatibility", "ampere+")
+    record, (text,) = plans_of(directory, full)
+    assert f"\nsettings flags={1 << 12} workspace={96 << 20} level=4 hardware=1\n" in text
+    assert record["version_compatible"] and record["compute_capabilities"] == ["8.0+"]
+    done = ratplus("build", directory, "--backend", full.backend, "--hardware-compatibility", "all", code=2)
+    assert "ampere+" in done.stderr
+    done = ratplus("build", directory, "--backend", full.backend, "--compute-capability", "8.6", code=2)
+    assert "--compute-capability is for tensorrt-rtx only" in done.stderr
+
+
+def test_plans_of_a_later_release_run_where_they_say_so(full, package, ratplus, tmp_path):
+    log = tmp_path / "log"
+    command = ("verify", "--backend", full.backend, "--tokens", 8, "--no-cuda-graph")
+    directory = package()
+    ratplus("build", directory, "--backend", full.backend, "--version-compatible")
+    manifest = directory / "manifest.json"
+    manifest.write_text(sealed(manifest.read_text().replace(f'"library": "{full.version()}"', '"library": "11.0.0.1"')))
+    # The stand-in's numbers are no model's: what counts is that it ran.
+    ratplus(*command, directory, code=1, log=log)
+    assert "host code allowed" in log.read_text()
+
+
+def test_a_plan_that_copies_a_state_is_not_kept(full, package, ratplus):
+    directory = package()
+    before = (directory / "manifest.json").read_bytes()
+    done = ratplus("build", directory, "--backend", full.backend, code=2, RATPLUS_DOUBLE_COPIES="1")
+    assert "copies states at every step" in done.stderr
+    # The last state of the last profile is the only one.
+    assert done.stderr.count("past_key_values.") == 1, done.stderr
+    assert "found it copied by `Reformatting CopyNode for Input Tensor 3` (Reformat)" in done.stderr
+    assert (directory / "manifest.json").read_bytes() == before and not (directory / "plans").exists()
+
+
+def test_a_plan_that_tells_nothing_of_its_layers_is_refused(full, package, ratplus):
+    directory = package()
+    add_plans(directory, full, layers=["one", "two"])
+    done = ratplus("verify", directory, "--backend", full.backend, "--tokens", 8, code=2)
+    assert "found none that tells of it in detail" in done.stderr and "again on this machine" in done.stderr
+
+
+def test_tensorrts_words_are_shown_to_who_asks(full, package, ratplus):
+    directory = package()
+    add_plans(directory, full, first_word="strange")
+    words = ("verify", directory, "--backend", full.backend, "--tokens", 8)
+    assert ratplus(*words, code=2).stderr.count("not a plan of the double") == 1
+    done = ratplus(*words, code=2, RATPLUS_LOG="ratplus_nvinfer=warn")
+    assert done.stderr.count("not a plan of the double") == 2
+
+
+def test_what_rtx_compiles_is_kept_beside_the_plan(kind, package, ratplus, tmp_path):
+    if kind.backend != "tensorrt-rtx":
+        pytest.skip("TensorRT compiles when it builds")
+    directory = package()
+    add_plans(directory, kind)
+    folder = directory / "plans" / kind.backend
+    plans = sorted(path.name for path in folder.iterdir())
+
+    def run(*flags) -> list:
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        ratplus("verify", directory, "--backend", kind.backend, "--tokens", 8, *flags, code=1, log=log)
+        return [line for line in log.read_text().splitlines() if line.startswith("compiled")]
+
+    compiled = run()
+    # Decode is captured by TensorRT itself, prefill is not.
+    assert set(compiled) == {"compiled captured", "compiled enqueued"}
+    caches = sorted(path.name for path in folder.iterdir() if path.name not in plans)
+    assert caches == [f"{name}.cache" for name in plans]
+    assert run() == []
+    assert set(run("--no-cuda-graph")) == {"compiled enqueued"}
+    assert run() == []
+    (folder / caches[0]).write_text("damaged")
+    assert run() == ["compiled captured"]
+    assert (folder / caches[0]).read_text() != "damaged"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(plans + caches)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def check_plans(package: Path, report: dict):
     assert [p.name for p in (package / "plans").iterdir()] == [BACKEND]
     for engine, plan, built in zip(written["engines"], plans["plans"], report["plans"], strict=True):
         path = package / "plans" / BACKEND / plan["file"]
-        assert plan["engine"] == engine["name"] and built["engine"] == engine["files"]["cuda"]
+        assert plan["engines"] == built["engines"] == [engine["name"]]
+        assert built["engine"] == engine["files"]["cuda"]
         assert plan["onnx_sha256"] == written["files"][engine["files"]["cuda"]]["sha256"]
         assert plan["bytes"] == path.stat().st_size == built["bytes"]
         assert plan["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -305,3 +307,38 @@ def test_running_without_a_gpu_is_one_error(package, build, ratplus, no_gpu):
     reseal(directory, "decode.cuda.onnx", renamed_operator(directory, "decode.cuda.onnx"))
     done = ratplus(*generate, code=2)
     assert "plan of decode.cuda.onnx: built from a file with SHA-256" in done.stderr
+
+
+@pytest.mark.parametrize("dtype, logits", [("f32", "last"), ("bf16", "last"), ("f16", "all")])
+def test_a_real_builder_takes_the_graph_of_open_sizes(export, harnesses, rtx_folder, tmp_path, dtype, logits):
+    """The graph for TensorRT with a profile an engine, something that TensorRT has in the plugins' places."""
+    package = Path(shutil.copytree(export(**(SMALL | {"dtype": dtype, "logits": logits, "batch": 2})), tmp_path / "p"))
+    file = package / "model.tensorrt.onnx"
+    model = onnx.load(file, load_external_data=False)
+    nodes, states = list(model.graph.node), {"RecurrenceScan": (0, 1, 3, 4), "DilatedAttention": (0, 3, 4)}
+    del model.graph.node[:]
+    for node in nodes:
+        if node.domain != "trt.plugins":
+            model.graph.node.append(node)
+            continue
+        for given, made in zip(states[node.op_type], node.output):
+            model.graph.node.append(onnx.helper.make_node("Identity", [node.input[given]], [made]))
+    del model.opset_import[1:]
+    file.write_bytes(model.SerializeToString())
+    engines = manifest(package)["engines"]
+    assert [(engine["batch"], engine["seq_len"]) for engine in engines] == [(1, 1), (2, 1), (1, 7)]
+    rows = [[len(t["shape"]), *t["shape"], *[0] * (8 - len(t["shape"]))] for e in engines for t in e["inputs"]]
+    script = f"""
+import ctypes, sys
+import numpy as np
+sizes = np.array({rows}, np.int64)
+build = ctypes.CDLL(sys.argv[1]).parse_model
+build.restype = ctypes.c_int64
+words = [word.encode() for word in sys.argv[2:]]
+print("plan", build(words[0], words[1], None, words[2], sizes.ctypes.data_as(ctypes.c_void_p), {len(engines)}))
+"""
+    parser = rtx_folder / "libtensorrt_onnxparser_rtx.so.1"
+    command = [sys.executable, "-c", script, harnesses("tensorrt-rtx-1.7"), rtx_folder / "libtensorrt_rtx.so.1", parser, file]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split("plan ")[-1]) > 1000, done.stderr[-3000:]

@@ -132,7 +132,7 @@ fn a_dry_run_says_sizes_and_writes_nothing() {
         "decode.onnx",
         "decode.cpu.onnx",
         "prefill_8.cuda.onnx",
-        "decode.tensorrt.onnx",
+        "model.tensorrt.onnx",
         "prefill_8.onnx",
         "weights.bin",
         "manifest.json",

@@ -6,7 +6,7 @@ use crate::output::{OrInput, Outcome, Table, bytes};
 use crate::streams::{errln, out, outln};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
-use ratplus_tools::plans::{self, BuildOptions, BuildReport};
+use ratplus_tools::plans::{self, BuildOptions, BuildReport, BuildSettings};
 
 /// Builds every engine and says what came of it.
 pub fn run(args: BuildArgs) -> Outcome {
@@ -15,6 +15,15 @@ pub fn run(args: BuildArgs) -> Outcome {
     let mut options = BuildOptions::default();
     options.device = args.device;
     options.compute_capabilities = args.compute_capability;
+    options.split_engines = args.split_engines;
+    options.settings = BuildSettings {
+        workspace: args.workspace.map(|mebibytes| mebibytes << 20),
+        optimization_level: args.optimization_level,
+        version_compatible: args.version_compatible,
+        hardware_compatibility: args.hardware_compatibility,
+    };
+    let needed = bytes(plans::host_memory_bytes(&package) as f64);
+    errln!("building takes about {needed} of host memory, three times the weights");
     let bar = spinner();
     let report = plans::build(&package, backend, &options, &mut |progress| {
         let plans::BuildProgress {
@@ -46,10 +55,10 @@ fn print(package: &str, report: &BuildReport) {
         targets.collect::<Vec<_>>().join(", ")
     );
     outln!("custom nodes: {}\n", report.custom_nodes);
-    let mut table = Table::new(2, ["engine", "plan", "size", "time"]);
+    let mut table = Table::new(2, ["engines", "plan", "size", "time"]);
     for plan in &report.plans {
         table.row([
-            plan.engine.clone(),
+            plan.engines.join(", "),
             plan.file.clone(),
             bytes(plan.bytes as f64),
             format!("{:.2} s", plan.seconds),

@@ -1,9 +1,10 @@
 //! Writes a graph node by node and knows the type of every value.
 
-use super::activation;
 use super::lowering::Lowering;
+use super::{OPEN_SIZES, activation};
 use crate::onnx::{AttributeProto, NodeProto, NodeWriter, ValueInfoProto};
 use crate::ops::{ElementType, TensorType};
+use crate::package::INPUT_IDS;
 use crate::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization, node_attributes};
 use crate::spec::Activation;
 
@@ -55,6 +56,8 @@ pub(super) struct Builder {
     w: NodeWriter,
     lowering: Lowering,
     declared: Vec<ValueInfoProto>,
+    /// Shapes of open sizes by rank and last dimension.
+    shapes: Vec<((usize, usize), String)>,
 }
 
 impl Builder {
@@ -63,6 +66,7 @@ impl Builder {
             w: NodeWriter::new("", lowering.casts),
             lowering,
             declared: Vec::new(),
+            shapes: Vec::new(),
         }
     }
 
@@ -103,12 +107,40 @@ impl Builder {
         Value::new(name, TensorType::new(data.dtype, shape))
     }
 
+    /// To rows, `[B * L, width]`, or to `[B, L, width]`.
     pub fn reshape(&mut self, value: &Value, shape: &[usize], name: Option<&str>) -> Value {
-        let sizes: Vec<_> = shape.iter().map(|&size| size as i64).collect();
-        let sizes = self.w.ints(&sizes);
+        let sizes = match shape {
+            &[.., width] if self.lowering.has_open_sizes() => self.open_shape(shape.len(), width),
+            _ => {
+                let sizes: Vec<_> = shape.iter().map(|&size| size as i64).collect();
+                self.w.ints(&sizes)
+            }
+        };
         let inputs = [value.name.as_str(), &sizes];
         let name = self.node(("", "Reshape"), &inputs, Vec::new(), name);
         Value::new(name, TensorType::new(value.dtype, shape))
+    }
+
+    /// The value that has the shape `[B * L, width]` or `[B, L, width]` of open sizes.
+    fn open_shape(&mut self, rank: usize, width: usize) -> String {
+        let known = self
+            .shapes
+            .iter()
+            .find(|(found, ..)| *found == (rank, width));
+        if let Some((_, name)) = known {
+            return name.clone();
+        }
+        let name = if rank == 2 {
+            self.w.ints(&[-1, width as i64])
+        } else {
+            let (ids, width) = (
+                self.w.call("Shape", &[INPUT_IDS]),
+                self.w.ints(&[width as i64]),
+            );
+            self.w.concat(&[&ids, &width], 0)
+        };
+        self.shapes.push(((rank, width), name.clone()));
+        name
     }
 
     /// Columns of a matrix, in parts of these widths.
@@ -240,14 +272,28 @@ impl Builder {
 
     /// `[B * L, d]` to `[B, d]`: the row of each sequence's last token, the first of an idle slot.
     pub fn last_tokens(&mut self, rows: &Value, seq_length: &Value) -> Value {
-        let batch = seq_length.shape[0];
+        let (batch, width) = (seq_length.shape[0], rows.shape[1]);
         let seq_len = rows.shape[0] / batch;
+        let open = self.lowering.has_open_sizes();
         let w = &mut self.w;
-        let (one, longest) = (w.ints(&[1]), w.ints(&[seq_len as i64]));
+        let one = w.ints(&[1]);
+        let longest = if open {
+            let ids = w.call("Shape", &[INPUT_IDS]);
+            w.slice(&ids, 0, 1, 2)
+        } else {
+            w.ints(&[seq_len as i64])
+        };
         // Of a slot whose lengths do not fit, any row of its own: all are NaN in function bodies.
         let last = w.call("Max", &[&seq_length.name, &one]);
         let last = w.call("Min", &[&last, &longest]);
         let last = w.call("Sub", &[&last, &one]);
+        if open {
+            let index = w.unsqueeze(&last, &[1]);
+            let chunk = self.reshape(rows, &[batch, seq_len, width], None);
+            let slots = vec![AttributeProto::int("batch_dims", 1)];
+            let name = self.w.op("GatherND", &[&chunk.name, &index], slots);
+            return Value::new(name, TensorType::new(rows.dtype, [batch, width]));
+        }
         let first: Vec<_> = (0..batch).map(|slot| (slot * seq_len) as i64).collect();
         let first = w.ints(&first);
         let index = w.call("Add", &[&last, &first]);
@@ -260,9 +306,10 @@ impl Builder {
         self.w.extend(nodes);
     }
 
-    /// States the type of a value for runtimes that have no rule for it.
-    pub fn declare(&mut self, value: &Value) {
-        self.declared
-            .push(ValueInfoProto::new(&value.name, &value.tensor()));
+    /// States the type of a value, whose first `open` dimensions are the graph's batch and length, for
+    /// runtimes that have no rule for it.
+    pub fn declare(&mut self, value: &Value, open: usize) {
+        let info = ValueInfoProto::new(&value.name, &value.tensor());
+        self.declared.push(info.opened(&OPEN_SIZES[..open]));
     }
 }

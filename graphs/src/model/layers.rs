@@ -1,4 +1,4 @@
-//! The layers of the model.
+//! The layers of the model. Where batch and length are open, those of the sizes stand for any.
 
 use super::builder::{Builder, Matrix, Value};
 use super::lowering::Lowering;
@@ -317,7 +317,9 @@ impl Model<'_> {
             let name = names.next().unwrap_or_default();
             let value = Value::new(name, self.port(layer, port));
             if lowering.custom == CustomNodes::Plugins {
-                self.b.declare(&value);
+                let open = |axis: &&Axis| matches!(axis, Axis::Batch | Axis::SeqLen);
+                self.b
+                    .declare(&value, port.axes.iter().take_while(open).count());
             }
             value
         })

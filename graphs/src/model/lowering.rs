@@ -39,6 +39,11 @@ impl Lowering {
         }
     }
 
+    /// Whether batch and length are open: [`Target::has_open_sizes`].
+    pub fn has_open_sizes(self) -> bool {
+        self.custom == CustomNodes::Plugins
+    }
+
     /// Whether a conversion is a node: where all values are f32, only what rounds is.
     pub fn is_written(self, from: ElementType, to: ElementType) -> bool {
         from != to

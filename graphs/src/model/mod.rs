@@ -28,7 +28,9 @@ pub use weights::{ROTARY_TABLES, Weight, rotary_row};
 
 use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::ops::{DOMAIN_VERSION, Op, body};
-use crate::package::{CustomNodes, Fallback, Target, TensorInfo, WEIGHTS_FILE};
+use crate::package::{
+    CustomNodes, Fallback, INPUT_IDS, LOGITS, LogitsMode, Target, TensorInfo, WEIGHTS_FILE,
+};
 use crate::precision::{IntegerLayout, MICROSOFT_DOMAIN, MICROSOFT_VERSION};
 use lowering::Lowering;
 
@@ -54,6 +56,7 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     let lowering = Lowering::of(options.target, options.fallback);
     let (node, mut value_info) = layers::write(&sizes, lowering);
     let (inputs, outputs) = shape.tensors(spec, sizes.seq_len);
+    let value_infos = |list| value_infos(options.target, shape.logits, list);
     // Graph outputs declare themselves.
     value_info.retain(|info| !outputs.iter().any(|output| output.name == info.name));
     let initializer = storage(spec, &shape, precision)
@@ -94,10 +97,21 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     }
 }
 
-fn value_infos(list: &[TensorInfo]) -> Vec<ValueInfoProto> {
-    list.iter()
-        .map(|info| ValueInfoProto::new(&info.name, &info.tensor))
-        .collect()
+/// Names of the dimensions that are open where a graph [has such](Target::has_open_sizes).
+pub const OPEN_SIZES: [&str; 2] = ["batch", "seq_len"];
+
+/// How graphs for `target` declare inputs or outputs of an engine.
+pub fn value_infos(target: Target, logits: LogitsMode, list: &[TensorInfo]) -> Vec<ValueInfoProto> {
+    let declared = |info: &TensorInfo| {
+        let open = match &*info.name {
+            _ if !target.has_open_sizes() => 0,
+            INPUT_IDS => 2,
+            LOGITS if logits == LogitsMode::All => 2,
+            _ => 1,
+        };
+        ValueInfoProto::new(&info.name, &info.tensor).opened(&OPEN_SIZES[..open])
+    };
+    list.iter().map(declared).collect()
 }
 
 fn opset_of(domain: &str, version: i64) -> OperatorSetIdProto {

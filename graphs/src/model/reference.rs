@@ -4,8 +4,10 @@
 use super::layers::{self, Sizes};
 use super::lowering::Lowering;
 use super::storage::{Content, StoredTensor, stored_contents};
-use super::{opset_of, taps, value_infos};
-use crate::onnx::{AttributeProto, GraphProto, IR_VERSION, LowCasts, ModelProto, NodeProto, OPSET};
+use super::{opset_of, taps};
+use crate::onnx::{
+    AttributeProto, GraphProto, IR_VERSION, LowCasts, ModelProto, NodeProto, OPSET, ValueInfoProto,
+};
 use crate::ops::{DOMAIN, DOMAIN_VERSION, ElementType, Op, PortType, TensorType};
 use crate::package::{CustomNodes, PackageShape, TensorInfo};
 use crate::precision::{Plane, Precision, Quantization, Stored};
@@ -93,11 +95,11 @@ impl ReferenceGraph {
         weights: Vec<TensorInfo>,
     ) -> Self {
         let in_carriers = |list: &[TensorInfo]| {
-            let mut list = list.to_vec();
-            for info in &mut list {
-                info.tensor.dtype = carrier(info.tensor.dtype);
-            }
-            value_infos(&list)
+            let declared = list.iter().map(|TensorInfo { name, tensor }| {
+                let tensor = TensorType::new(carrier(tensor.dtype), &*tensor.shape);
+                ValueInfoProto::new(name, &tensor)
+            });
+            declared.collect()
         };
         let graph = GraphProto {
             name: "reference".into(),

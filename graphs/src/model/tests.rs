@@ -181,6 +181,57 @@ fn products_for_gpus_take_weights_as_stored() {
 }
 
 #[test]
+fn one_graph_for_tensorrt_is_every_engines() {
+    let (spec, precision) = (spec(), Precision::default());
+    for logits in [LogitsMode::Last, LogitsMode::All] {
+        let of = |batch, seq_len, target| {
+            build(&GraphOptions {
+                sizes: Sizes {
+                    spec: &spec,
+                    precision: &precision,
+                    shape: shape(ElementType::BF16, logits).with_batch(batch),
+                    seq_len,
+                },
+                target,
+                fallback: Fallback::Function,
+                opset: OPSET,
+                ir_version: IR_VERSION,
+            })
+        };
+        let model = of(1, 1, Target::TensorRt);
+        assert_ordered(&model);
+        for (batch, seq_len) in [(2, 1), (1, 5)] {
+            assert_eq!(of(batch, seq_len, Target::TensorRt), model);
+            assert_ne!(of(batch, seq_len, Target::Cuda), of(1, 1, Target::Cuda));
+        }
+        let graph = model.graph.unwrap();
+        for info in graph
+            .input
+            .iter()
+            .chain(&graph.output)
+            .chain(&graph.value_info)
+        {
+            let tensor = info.r#type.as_ref().unwrap().tensor_type.as_ref().unwrap();
+            let dims = &tensor.shape.as_ref().unwrap().dim;
+            let named: Vec<_> = dims
+                .iter()
+                .filter_map(|dim| dim.dim_param.as_deref())
+                .collect();
+            let open = match named.len() {
+                1 => 1,
+                _ => 2,
+            };
+            assert_eq!(named, OPEN_SIZES[..open], "{}", info.name);
+            assert!(
+                dims[open..].iter().all(|dim| dim.dim_value > Some(1)),
+                "{}",
+                info.name
+            );
+        }
+    }
+}
+
+#[test]
 fn graphs_of_f32_differ_in_custom_nodes_alone() {
     let portable = model(ElementType::F32, Target::Portable, Fallback::Function);
     let cuda = model(ElementType::F32, Target::Cuda, Fallback::Function);

@@ -143,6 +143,7 @@ impl ValueInfoProto {
             .iter()
             .map(|&size| DimensionProto {
                 dim_value: Some(size as i64),
+                dim_param: None,
             })
             .collect();
         let tensor_type = TensorTypeProto {
@@ -155,6 +156,19 @@ impl ValueInfoProto {
                 tensor_type: Some(tensor_type),
             }),
         }
+    }
+
+    /// The same with its first dimensions open, under these names.
+    pub fn opened(mut self, names: &[&str]) -> Self {
+        let tensor = self.r#type.as_mut().and_then(|ty| ty.tensor_type.as_mut());
+        let dims = tensor.and_then(|tensor| tensor.shape.as_mut());
+        for (dim, name) in dims.into_iter().flat_map(|shape| &mut shape.dim).zip(names) {
+            *dim = DimensionProto {
+                dim_value: None,
+                dim_param: Some((*name).into()),
+            };
+        }
+        self
     }
 
     /// Type and shape; `None` where they are not static tensors of a known type.

@@ -180,12 +180,14 @@ pub struct TensorShapeProto {
     pub dim: Vec<DimensionProto>,
 }
 
-/// One static dimension.
+/// One dimension: static, or open under a name.
 #[derive(Clone, PartialEq, Message)]
 #[allow(missing_docs)]
 pub struct DimensionProto {
     #[prost(int64, optional, tag = "1")]
     pub dim_value: Option<i64>,
+    #[prost(string, optional, tag = "2")]
+    pub dim_param: Option<String>,
 }
 
 /// A model-local function.

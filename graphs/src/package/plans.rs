@@ -1,6 +1,6 @@
 //! What the manifest says about engine plans that were built from a package's ONNX files.
 
-use super::{Engine, FileInfo};
+use super::{EVERY_ENGINE, Engine, FileInfo};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -81,11 +81,11 @@ impl TryFrom<String> for ComputeTarget {
     }
 }
 
-/// One engine's plan.
+/// The plan of one engine, or of several over one copy of the weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Name of the engine.
-    pub engine: String,
+    /// Names of the engines: each is the optimization profile of its position.
+    pub engines: Vec<String>,
     /// File in the folder of the backend.
     pub file: String,
     /// Size and checksum of that file.
@@ -98,15 +98,18 @@ pub struct Plan {
 /// The plans of one backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanSet {
-    /// Version of the library that built them, and that alone runs them.
+    /// Version of the library that built them, and that alone runs them, unless they say more.
     pub library: String,
+    /// Whether later libraries of the same major version run them, with code that is in the plans.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub version_compatible: bool,
     /// The program that wrote them.
     pub tool: String,
     /// GPUs that they are for.
     pub compute_capabilities: Vec<ComputeTarget>,
     /// SHA-256 of the weights that they hold.
     pub weights_sha256: String,
-    /// In the order of the manifest's engines.
+    /// Engines in the manifest's order.
     pub plans: Vec<Plan>,
 }
 
@@ -116,14 +119,25 @@ pub fn plans_folder(backend: &str) -> String {
 }
 
 /// Name of a plan: the content's checksum in it, so that a new build never writes over an old one.
-pub fn plan_file(engine: &str, info: &FileInfo) -> String {
+pub fn plan_file<E: AsRef<str>>(engines: &[E], info: &FileInfo) -> String {
+    let name = match engines {
+        [one] => one.as_ref(),
+        _ => EVERY_ENGINE,
+    };
     let start = info.sha256.get(..16).unwrap_or(&info.sha256);
-    format!("{engine}-{start}.plan")
+    format!("{name}-{start}.plan")
 }
 
-/// Whether a file's name is one that [`plan_file`] gives.
+/// Name of what a runtime has compiled of a plan, beside it.
+pub fn plan_cache(plan: &str) -> String {
+    format!("{plan}.cache")
+}
+
+/// Whether a file's name is one that [`plan_file`] or [`plan_cache`] gives.
 pub fn is_plan_file(name: &str) -> bool {
     let engine = name
+        .strip_suffix(".cache")
+        .unwrap_or(name)
         .strip_suffix(".plan")
         .and_then(|name| name.rsplit_once('-'));
     engine.is_some_and(|(engine, start)| {
@@ -131,7 +145,8 @@ pub fn is_plan_file(name: &str) -> bool {
             .rsplit_once("_b")
             .filter(|(_, batch)| is_number(batch));
         let name = name.map_or(engine, |(name, _)| name);
-        let known = name == "decode" || name.strip_prefix("prefill_").is_some_and(is_number);
+        let known = ["decode", EVERY_ENGINE].contains(&name)
+            || name.strip_prefix("prefill_").is_some_and(is_number);
         known && start.len() == 16 && is_hexadecimal(start)
     })
 }
@@ -172,7 +187,7 @@ impl PlanSet {
             }
         }
         for plan in &self.plans {
-            let expected = plan_file(&plan.engine, &plan.info);
+            let expected = plan_file(&plan.engines, &plan.info);
             if plan.file != expected {
                 wrong(format!(
                     "expected the file `{expected}`, found `{}`",
@@ -181,7 +196,8 @@ impl PlanSet {
             }
         }
         let wanted: Vec<_> = engines.iter().map(|engine| &*engine.name).collect();
-        let found: Vec<_> = self.plans.iter().map(|plan| &*plan.engine).collect();
+        let found = self.plans.iter().flat_map(|plan| &plan.engines);
+        let found: Vec<_> = found.map(String::as_str).collect();
         if wanted != found {
             wrong(format!(
                 "expected plans for {}, found {}",
@@ -190,6 +206,27 @@ impl PlanSet {
             ));
         }
         problems
+    }
+
+    /// Which plan holds an engine, and its profile in it.
+    pub fn place(&self, engine: &str) -> Option<(usize, usize)> {
+        self.plans.iter().enumerate().find_map(|(plan, held)| {
+            let profile = held.engines.iter().position(|name| name == engine);
+            profile.map(|profile| (plan, profile))
+        })
+    }
+
+    /// Whether a library of that version runs the plans.
+    pub fn runs_with(&self, library: &str) -> bool {
+        let numbers = |version: &str| -> Vec<u64> {
+            version
+                .split('.')
+                .map(|part| part.parse().unwrap_or(0))
+                .collect()
+        };
+        let (own, other) = (numbers(&self.library), numbers(library));
+        self.library == library
+            || self.version_compatible && own.first() == other.first() && own <= other
     }
 
     /// Whether a GPU of that compute capability runs the plans.
@@ -227,13 +264,14 @@ mod tests {
             sha256: "0123456789abcdef".repeat(4),
         };
         let plan = |engine: &str| Plan {
-            engine: engine.into(),
-            file: plan_file(engine, &info),
+            engines: vec![engine.into()],
+            file: plan_file(&[engine], &info),
             info: info.clone(),
             onnx_sha256: info.sha256.clone(),
         };
         let set = PlanSet {
             library: "1.7.1.116".into(),
+            version_compatible: false,
             tool: "ratplus 0".into(),
             compute_capabilities: vec![ComputeTarget::only((8, 6))],
             weights_sha256: info.sha256.clone(),
@@ -275,7 +313,43 @@ mod tests {
             "for decode, prefill_16, found decode",
         );
         bad(&|set| set.plans.swap(0, 1), "found prefill_16, decode");
+        bad(&|set| set.plans[1].engines.push("decode".into()), "`model-");
+        bad(&|set| set.plans[1].engines.clear(), "found decode");
         assert!(good.problems("ort-cpu", &engines)[0].contains("tensorrt-rtx"));
+    }
+
+    #[test]
+    fn a_plan_may_hold_every_engine_a_profile_each() {
+        let (mut set, engines) = set();
+        let names = ["decode", "prefill_16"].map(str::to_owned).to_vec();
+        set.plans.truncate(1);
+        set.plans[0].file = plan_file(&names, &set.plans[0].info);
+        set.plans[0].engines = names;
+        assert_eq!(set.problems("tensorrt", &engines), [""; 0]);
+        assert_eq!(set.plans[0].file, "model-0123456789abcdef.plan");
+        assert!(is_plan_file(&set.plans[0].file));
+        assert_eq!(set.place("prefill_16"), Some((0, 1)));
+        assert_eq!(set.place("prefill_4"), None);
+    }
+
+    #[test]
+    fn later_libraries_of_a_major_version_run_what_says_so() {
+        let (mut set, _) = set();
+        set.library = "11.4.0.9".into();
+        let runs = |set: &PlanSet| {
+            [
+                "11.4.0.9",
+                "11.4.0.10",
+                "11.10.0.1",
+                "11.3.9.9",
+                "12.0.0.0",
+                "",
+            ]
+            .map(|version| set.runs_with(version))
+        };
+        assert_eq!(runs(&set), [true, false, false, false, false, false]);
+        set.version_compatible = true;
+        assert_eq!(runs(&set), [true, true, true, false, false, false]);
     }
 
     #[test]
@@ -283,8 +357,10 @@ mod tests {
         let (set, _) = set();
         assert!(set.plans.iter().all(|plan| is_plan_file(&plan.file)));
         assert!(is_plan_file("decode_b8-0123456789abcdef.plan"));
+        assert!(is_plan_file(&plan_cache("decode-0123456789abcdef.plan")));
         for name in [
             "decode.plan",
+            "decode.cache",
             "decode-0123456789abcde.plan",
             "prefill_x-0123456789abcdef.plan",
             "decode_bx-0123456789abcdef.plan",

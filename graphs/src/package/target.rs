@@ -19,20 +19,25 @@ pub enum Target {
     /// ONNX Runtime on a GPU with the RAT+ operators, and TensorRT for RTX: products of f16 and
     /// bf16 in their own type.
     Cuda,
-    /// TensorRT with the RAT+ plugins, by itself or in ONNX Runtime: custom nodes in
-    /// [`TRT_PLUGINS_DOMAIN`] with the types of their outputs, and
-    /// products as for [`Target::Cuda`].
+    /// TensorRT with the RAT+ plugins, by itself or in ONNX Runtime: one graph for every engine, whose
+    /// batch and length are open; custom nodes in [`TRT_PLUGINS_DOMAIN`] with the types of their
+    /// outputs, and products as for [`Target::Cuda`].
     TensorRt,
 }
+
+/// What files are called that stand for every engine of a package.
+pub const EVERY_ENGINE: &str = "model";
 
 impl Target {
     /// Every target.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Cpu, Self::Cuda, Self::TensorRt];
 
-    /// File of the engine `name`: the portable one has no target in its name.
+    /// File of the engine `name`: the portable one has no target in its name, a graph of
+    /// [open sizes](Self::has_open_sizes) no engine.
     pub fn file(self, name: &str) -> String {
         match self {
             Self::Portable => format!("{name}.onnx"),
+            Self::TensorRt => format!("{EVERY_ENGINE}.{self}.onnx"),
             target => format!("{name}.{target}.onnx"),
         }
     }
@@ -45,6 +50,11 @@ impl Target {
             (Self::Portable | Self::Cuda, Fallback::Inline) => CustomNodes::Inline,
             _ => CustomNodes::Bare,
         }
+    }
+
+    /// Whether one graph, of open batch and length, is every engine's.
+    pub fn has_open_sizes(self) -> bool {
+        self == Self::TensorRt
     }
 
     /// Whether products of f16 and bf16 are in their own type, summed in f32 and rounded once.

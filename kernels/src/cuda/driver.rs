@@ -4,7 +4,8 @@ use super::error::CudaError;
 use super::library::{self, function_table};
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUfunction,
-    CUfunction_attribute, CUgraph, CUgraphExec, CUmodule, CUstream, CUstreamCaptureMode,
+    CUfunction_attribute, CUgraph, CUgraphExec, CUmodule, CUpointer_attribute, CUstream,
+    CUstreamCaptureMode,
 };
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
@@ -53,6 +54,7 @@ function_table! {
         fn cuMemcpyHtoDAsync_v2(CUdeviceptr, *const c_void, usize, CUstream);
         fn cuMemcpyDtoHAsync_v2(*mut c_void, CUdeviceptr, usize, CUstream);
         fn cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, usize, CUstream);
+        fn cuPointerGetAttribute(*mut c_void, CUpointer_attribute, CUdeviceptr);
         fn cuMemsetD8Async(CUdeviceptr, u8, usize, CUstream);
         fn cuStreamCreate(*mut CUstream, c_uint);
         fn cuStreamDestroy_v2(CUstream);

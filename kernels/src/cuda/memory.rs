@@ -4,6 +4,7 @@ use super::device::Device;
 use super::driver::Driver;
 use super::error::CudaError;
 use super::{DevicePtr, OwnedStream, Stream};
+use cudarc::driver::sys::{CUmemorytype, CUpointer_attribute};
 use std::ffi::c_void;
 
 /// Memory of a device, freed when dropped.
@@ -309,6 +310,32 @@ impl Device {
         // SAFETY: the caller's contract.
         let code = unsafe { call(to, from.cast(), bytes, stream.0.cast()) };
         self.driver.check("cuMemcpyHtoDAsync", code)
+    }
+
+    /// Copies from the host to an address of either side: at once on the host, in the stream on the GPU.
+    ///
+    /// # Safety
+    /// There is room at `to`; on the GPU, `from` does not change until the stream has done it, and this
+    /// device's context is current.
+    pub unsafe fn copy_anywhere(
+        &self,
+        to: *mut u8,
+        from: &[u8],
+        stream: Stream,
+    ) -> Result<(), CudaError> {
+        let address = to as DevicePtr;
+        let (mut side, attribute) = (0u32, CUpointer_attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE);
+        let ask = self.driver.call.cuPointerGetAttribute;
+        // SAFETY: the number is valid for the write; any address may be asked about.
+        let code = unsafe { ask((&raw mut side).cast(), attribute, address) };
+        // The driver knows nothing of memory that is the host's alone.
+        if code != 0 || side == CUmemorytype::CU_MEMORYTYPE_HOST as u32 {
+            // SAFETY: the caller's contract.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
+            return Ok(());
+        }
+        // SAFETY: the caller's contract.
+        unsafe { self.upload_async(address, from.as_ptr(), from.len(), stream) }
     }
 
     /// Enqueues a copy to the host.

@@ -11,6 +11,8 @@ mod layout;
 mod logits;
 mod options;
 mod ort;
+#[cfg(feature = "tensorrt")]
+mod plan;
 mod profile;
 mod profile_file;
 mod session;
@@ -27,13 +29,16 @@ pub use implementation::{EngineImplementations, Implementation, NodeImplementati
 pub(crate) use logits::finite;
 pub use logits::{NonFinite, NonFiniteLogits};
 pub use options::{CudaOptions, OrtOptions, TensorRtOptions};
+#[cfg(feature = "tensorrt")]
+#[doc(hidden)]
+pub use plan::{PlanRequirements, check_in_place, check_tensors, input_shapes};
 pub use profile::OperatorTime;
 pub use session::{Session, StateBuffer};
 pub use state::SlotState;
 pub use step::Step;
 #[cfg(feature = "tensorrt")]
 #[doc(hidden)]
-pub use tensorrt::{PlanRequirements, check_tensors};
+pub use tensorrt::inspect_plan;
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,118 +1,22 @@
 //! Engine plans of TensorRT and of TensorRT for RTX.
 
 use super::buffers::{Buffers, SEQUENCES, UPLOAD};
-use super::builder::Opening;
+use super::builder::{OpenedEngine, Opening};
 use super::driver::{Driver, StepInputs};
 use super::error::{failed, run_error};
 use super::layout::{ALIGNMENT, Layout};
+use super::plan::{PlanRequirements, check_in_place, check_tensors, input_shapes};
 use super::{BackendError, BackendKind, EngineImplementations, Implementation};
 use crate::nvinfer::{self, Library, Product};
 use crate::package::{OpenedPlan, PlanTarget};
-use crate::raw::{Device, Memory, Place, PlanRun};
-use ratplus_graphs::none_wrong;
-use ratplus_graphs::ops::{ElementType, check_gpu_cache};
-use ratplus_graphs::package::{Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo};
-use ratplus_graphs::precision::IntegerLayout;
-use ratplus_kernels::cuda::OwnedStream;
-use ratplus_nvinfer::{ElementKind, Runtime, Tensor};
+use crate::raw::{Device, Memory, Place, PlanRun, Shared, open_plan};
+use ratplus_graphs::package::{Fallback, Manifest, Target};
+use ratplus_graphs::plans::{BUILDING_PREFIX, plan_cache};
+use ratplus_nvinfer::Runtime;
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// What plans of a package require of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlanRequirements {
-    /// The library that builds and runs them.
-    pub product: Product,
-    /// Whether plugins stand for the custom nodes.
-    pub plugins: bool,
-    /// What the graphs are built for.
-    pub graphs: Target,
-}
-
-impl PlanRequirements {
-    /// # Errors
-    /// The backend runs no plans, or not those of such a package: why, and what to do.
-    pub fn of(backend: BackendKind, manifest: &Manifest) -> Result<Self, String> {
-        match (nvinfer::product(backend), manifest.fallback) {
-            (None, _) => {
-                Err("it runs the ONNX files; expected tensorrt or tensorrt-rtx".to_owned())
-            }
-            (Some(Product::Rtx), Fallback::None | Fallback::TrtPlugins) => Err(
-                "TensorRT for RTX takes no plugins, and the package has bare custom nodes with no \
-                 functions to stand for them; export it with `fallback: function` or \
-                 `fallback: inline`"
-                    .to_owned(),
-            ),
-            (Some(_), _) if manifest.precision.layout() == Some(IntegerLayout::Product) => Err(
-                "the package's weights are block-wise integers of ONNX Runtime's product, which TensorRT has \
-                 not; export it with `fallback: trt-plugins`, or `fallback: inline` for TensorRT for RTX"
-                    .to_owned(),
-            ),
-            (Some(product), fallback) => {
-                let plugins = product == Product::TensorRt && fallback != Fallback::Inline;
-                let shape = manifest.shape();
-                if plugins {
-                    check_gpu_cache(shape.dtype, shape.cache_dtype)?;
-                }
-                let graphs = if plugins { Target::TensorRt } else { Target::Cuda };
-                Ok(Self {
-                    product,
-                    plugins,
-                    graphs,
-                })
-            }
-        }
-    }
-}
-
-/// What TensorRT calls an element type of ours.
-fn kind(dtype: ElementType) -> ElementKind {
-    match dtype {
-        ElementType::F32 => ElementKind::F32,
-        ElementType::F16 => ElementKind::F16,
-        ElementType::BF16 => ElementKind::BF16,
-        ElementType::I64 => ElementKind::I64,
-        // `nvinfer1::DataType`'s numbers.
-        ElementType::U8 => ElementKind::Other(5),
-        ElementType::I8 => ElementKind::Other(2),
-        ElementType::I4 => ElementKind::Other(9),
-    }
-}
-
-/// Whether inputs and outputs are the manifest's, in any order.
-///
-/// # Errors
-/// A line for each tensor that is missing, other than expected, or unknown.
-pub fn check_tensors(engine: &EngineInfo, found: &[Tensor]) -> Result<(), Vec<String>> {
-    let show = |kind: ElementKind, shape: &[i64]| format!("{kind}{shape:?}");
-    let mut problems = Vec::new();
-    let sides = [(true, &engine.inputs), (false, &engine.outputs)];
-    for (input, expected) in sides {
-        let what = if input { "input" } else { "output" };
-        for TensorInfo { name, tensor } in expected {
-            let shape: Vec<_> = tensor.shape.iter().map(|&size| size as i64).collect();
-            let wanted = show(kind(tensor.dtype), &shape);
-            let same = |found: &&Tensor| found.name == *name && found.input == input;
-            match found.iter().find(same) {
-                None => problems.push(format!("{what} `{name}`: expected {wanted}, found none")),
-                Some(found) if show(found.kind, &found.shape) != wanted => problems.push(format!(
-                    "{what} `{name}`: expected {wanted}, found {}",
-                    show(found.kind, &found.shape)
-                )),
-                Some(_) => (),
-            }
-        }
-        let known = |name: &str| expected.iter().any(|expected| expected.name == name);
-        let found = found.iter().filter(|found| found.input == input);
-        problems.extend(
-            found
-                .filter(|found| !known(&found.name))
-                .map(|found| format!("{what} `{}`: expected none of that name", found.name)),
-        );
-    }
-    none_wrong(problems)
-}
 
 struct Engine {
     file: String,
@@ -193,101 +97,208 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         });
     }
     let (machine, plans) = Machine::find(opening)?;
+    let (manifest, device) = (opening.manifest(), machine.device);
     let in_place = machine.plugins.is_some();
-    let layout = Layout::new(opening.manifest(), &opening.engines, in_place, true);
+    let layout = Layout::new(manifest, &opening.engines, in_place, true);
     let buffers = layout.buffers.iter().copied();
-    let stream = machine.device.stream();
+    let stream = device.stream();
     let stream = Arc::new(stream.map_err(failed(SEQUENCES, "making a stream"))?);
     let ordinal = opening.options.cuda.device;
-    let memory = Memory::on_device(machine.device, ordinal, &stream, buffers);
+    let memory = Memory::on_device(device, ordinal, &stream, buffers);
     let memory = memory.map_err(failed(SEQUENCES, "allocating their state"))?;
+    let current = device.make_current();
+    current.map_err(failed(SEQUENCES, "making the GPU current"))?;
     let runtime = Runtime::new(&machine.library, machine.plugins.as_deref());
     let runtime = runtime.map_err(run_error(opening.kind.name()))?;
+    // The package's own check has a plan for every engine.
+    let set = manifest.plans.get(opening.kind.name());
+    let place = |engine: &OpenedEngine| {
+        let name = &manifest.engines[engine.index].name;
+        set.and_then(|set| set.place(name)).unwrap_or_default()
+    };
+    let host_code = set.is_some_and(|set| set.version_compatible);
+    let mut engines: Vec<Option<PlanEngine>> = plans.iter().map(|_| None).collect();
+    let mut scratch = 0;
+    for (plan, profile) in opening.engines.iter().map(place) {
+        let engine = match &mut engines[plan] {
+            Some(engine) => engine,
+            none => none.insert(PlanEngine::open(
+                opening,
+                &plans[plan],
+                &runtime,
+                &machine,
+                host_code,
+            )?),
+        };
+        scratch = engine.engine.scratch_bytes(profile).max(scratch);
+    }
+    let scratch = device.allocate(scratch);
+    let shared = Shared {
+        device,
+        stream,
+        scratch: Arc::new(scratch.map_err(failed("the plans", "allocating their scratch memory"))?),
+    };
     let mut driver = TensorRtDriver {
         engines: Vec::new(),
         buffers: Buffers::new(layout, memory, in_place),
         implementations: Vec::new(),
     };
     for (position, engine) in opening.engines.iter().enumerate() {
-        let plan = &plans[engine.index];
+        let (plan, profile) = place(engine);
         let graph = opening.graph(position, machine.graphs)?;
-        driver.add_engine(opening, position, plan, &runtime, &stream, machine.device)?;
-        let by = implementation(opening.kind, opening.manifest());
+        if let Some(engine) = &engines[plan] {
+            driver.add_engine(opening, position, engine, profile, &shared)?;
+        }
+        let by = implementation(opening.kind, manifest);
         let seen = EngineImplementations::uniform(&graph, &by);
         driver.implementations.push(seen);
+    }
+    for engine in engines.iter().flatten() {
+        engine.keep_cache();
     }
     Ok(Box::new(driver))
 }
 
+/// A plan that TensorRT has opened.
+struct PlanEngine {
+    /// Its file, from the package's folder on.
+    file: String,
+    engine: ratplus_nvinfer::Engine,
+    /// Beside it, and as it was found: what TensorRT for RTX has compiled for this GPU.
+    cache: (PathBuf, Vec<u8>),
+}
+
+impl PlanEngine {
+    fn open(
+        opening: &Opening<'_>,
+        plan: &OpenedPlan,
+        runtime: &Runtime,
+        machine: &Machine,
+        host_code: bool,
+    ) -> Result<Self, BackendError> {
+        let file = &plan.file;
+        let _span = tracing::debug_span!("open", file).entered();
+        let unfit = runtime.unfit(plan).map_err(run_error(file))?;
+        if !unfit.is_empty() {
+            let why = format!("TensorRT refuses it here: {}", unfit.join(", "));
+            return Err(refused(opening, file, why));
+        }
+        let path = opening.options.package.dir().join(plan_cache(file));
+        // Without one, everything is compiled.
+        let cache = match machine.library.product() {
+            Product::Rtx => std::fs::read(&path).unwrap_or_default(),
+            Product::TensorRt => Vec::new(),
+        };
+        let engine = open_plan(runtime, machine.device, plan, &cache, host_code);
+        let engine = engine.map_err(run_error(file))?;
+        if machine.plugins.is_some() {
+            let layers = engine.inspect().map_err(run_error(file))?;
+            check_in_place(&layers, opening.manifest()).map_err(|problems| {
+                let problems = problems.join("\n  ");
+                refused(
+                    opening,
+                    file,
+                    format!("a state would be copied at every step:\n  {problems}"),
+                )
+            })?;
+        }
+        Ok(Self {
+            file: file.clone(),
+            engine,
+            cache: (path, cache),
+        })
+    }
+
+    /// Keeps what was compiled for the next start.
+    fn keep_cache(&self) {
+        let (path, before) = &self.cache;
+        let kept = self.engine.cache().map_err(|error| error.to_string());
+        let kept = kept.and_then(|now| match now.is_empty() || *now == **before {
+            true => Ok(()),
+            false => write_whole(path, &now).map_err(|error| error.to_string()),
+        });
+        if let Err(error) = kept {
+            tracing::warn!(path = %path.display(), error, "what was compiled is not kept");
+        }
+    }
+}
+
+/// [`check_in_place`] of a plan that was just built for `device`, opened with these plugins.
+///
+/// # Errors
+/// As there; it does not open.
+pub fn inspect_plan(
+    library: &Library,
+    plugins: &Path,
+    device: &'static Device,
+    plan: &[u8],
+    host_code: bool,
+    manifest: &Manifest,
+) -> Result<(), Vec<String>> {
+    let words = |error: &dyn Display| vec![error.to_string()];
+    device.make_current().map_err(|error| words(&error))?;
+    let runtime = Runtime::new(library, Some(plugins)).map_err(|error| words(&error))?;
+    let engine = open_plan(&runtime, device, plan, &[], host_code);
+    let layers = engine.and_then(|engine| engine.inspect());
+    check_in_place(&layers.map_err(|error| words(&error))?, manifest)
+}
+
+/// Replaces a file among the plans by a whole one.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!("{BUILDING_PREFIX}{}-{name}", std::process::id()));
+    let written = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, path));
+    written.inspect_err(|_| drop(std::fs::remove_file(&beside)))
+}
+
+/// A plan that has to be built again.
+fn refused(opening: &Opening<'_>, file: &str, reason: impl Display) -> BackendError {
+    opening.unavailable(format!(
+        "{file}: {reason}; run `ratplus build` with `backends: {}` again on this machine",
+        opening.kind
+    ))
+}
+
 impl TensorRtDriver {
-    /// Opens a plan, binds it and runs it once on idle slots for each of its bindings.
+    /// Makes the contexts of a plan's profile, binds them and runs each once on idle slots for each of its
+    /// bindings.
     fn add_engine(
         &mut self,
         opening: &Opening<'_>,
         position: usize,
-        opened: &OpenedPlan,
-        runtime: &Runtime,
-        stream: &Arc<OwnedStream>,
-        device: &'static Device,
+        plan: &PlanEngine,
+        profile: usize,
+        shared: &Shared,
     ) -> Result<(), BackendError> {
-        let file = &opened.file;
+        let PlanEngine { file, engine, .. } = plan;
         let info = &opening.manifest().engines[opening.engines[position].index];
-        let _span = tracing::debug_span!("build", file).entered();
-        let refused = |reason: String| {
-            opening.unavailable(format!(
-                "{file}: {reason}; run `ratplus build` with `backends: {}` again on this machine",
-                opening.kind
-            ))
-        };
-        let unfit = runtime.unfit(opened).map_err(run_error(file))?;
-        if !unfit.is_empty() {
-            return Err(refused(format!(
-                "TensorRT refuses it here: {}",
-                unfit.join(", ")
-            )));
-        }
-        let engine = runtime.open(opened).map_err(run_error(file))?;
-        check_tensors(info, &engine.tensors()).map_err(|problems| {
-            refused(format!(
-                "TensorRT's tensors are not the manifest's:\n  {}",
-                problems.join("\n  ")
-            ))
-        })?;
-        let Buffers {
-            layout,
-            memory,
-            in_place,
-            ..
-        } = &self.buffers;
-        for state in layout.states.iter().filter(|_| *in_place) {
-            let alias = engine.alias(&state.present);
-            if alias.as_ref().is_some_and(|input| *input != state.past) {
-                return Err(refused(format!(
-                    "output `{}`: expected to share memory with `{}`, found {alias:?}",
-                    state.present, state.past
-                )));
-            }
-        }
+        let _span = tracing::debug_span!("build", file, engine = info.name).entered();
+        let Buffers { layout, memory, .. } = &self.buffers;
         let places = |(slot, side)| {
             let bound = layout.bound(position, slot, side);
             let places = bound.map(|bound| (bound.name, bound.field.buffer, bound.field.offset));
             places.collect::<Vec<_>>()
         };
-        let options = opening.options;
-        let graph = opening.kind == BackendKind::TensorRt && info.seq_len == 1;
-        let graph = graph && !options.cuda.without_graph;
+        let graph = info.seq_len == 1 && !opening.options.cuda.without_graph;
         let bindings: Vec<_> = self.buffers.bindings(position).map(places).collect();
         if let Some(problem) = unaligned(layout, &bindings) {
             return Err(opening.unavailable(format!("{file}: {problem}")));
         }
         let count = bindings.len();
+        let inputs = input_shapes(info);
+        let mut runs = Vec::new();
         // A graph has the addresses of one place; a context can be bound to any.
-        let bindings = bindings.chunks(if graph { 1 } else { count });
-        let runs = bindings.map(|places| {
-            let places = places.iter().cloned();
-            PlanRun::new(&engine, memory, places, stream, device).map_err(run_error(file))
-        });
-        let runs = runs.collect::<Result<_, _>>()?;
+        for places in bindings.chunks(if graph { 1 } else { count }) {
+            let context = PlanRun::context(engine, profile, &inputs, graph, shared);
+            let context = context.map_err(run_error(file))?;
+            check_tensors(info, &context.tensors(), false).map_err(|problems| {
+                let problems = problems.join("\n  ");
+                let why = format!("TensorRT's tensors are not the manifest's:\n  {problems}");
+                refused(opening, file, why)
+            })?;
+            let run = PlanRun::new(context, memory, places.iter().cloned(), shared);
+            runs.push(run.map_err(run_error(file))?);
+        }
         self.engines.push(Engine {
             file: file.clone(),
             runs,
@@ -297,7 +308,8 @@ impl TensorRtDriver {
         for binding in 0..count {
             self.run_binding(position, binding)?;
         }
-        if graph {
+        // TensorRT for RTX records its runs itself.
+        if graph && opening.kind == BackendKind::TensorRt {
             for run in &mut self.engines[position].runs {
                 run.record(&mut self.buffers.memory)
                     .map_err(run_error(file))?;

@@ -2,10 +2,10 @@
 //! checked, so that a runtime never sees a field this code did not.
 
 use prost::Message;
-use ratplus_graphs::model::{StoredTensor, Weight};
+use ratplus_graphs::model::{StoredTensor, Weight, value_infos};
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use ratplus_graphs::ops::{DOMAIN, Op, TensorType};
-use ratplus_graphs::package::{CustomNodes, Engine, Manifest, Target, TensorInfo, WEIGHTS_FILE};
+use ratplus_graphs::ops::{DOMAIN, ElementType, Op};
+use ratplus_graphs::package::{CustomNodes, Engine, Manifest, Target, WEIGHTS_FILE};
 use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored, node_attributes};
 use std::collections::BTreeMap;
 
@@ -71,8 +71,19 @@ fn check(
             manifest.opset
         ));
     }
-    values("input", &engine.inputs, &graph.input, &mut problems);
-    values("output", &engine.outputs, &graph.output, &mut problems);
+    let declared = |list| value_infos(target, manifest.logits, list);
+    values(
+        "input",
+        &declared(&engine.inputs),
+        &graph.input,
+        &mut problems,
+    );
+    values(
+        "output",
+        &declared(&engine.outputs),
+        &graph.output,
+        &mut problems,
+    );
     initializers(storage, &graph.initializer, &mut problems);
     let products = products(manifest);
     let nodes = target.custom_nodes(manifest.fallback);
@@ -99,16 +110,33 @@ fn check(
     problems
 }
 
+/// A type in words, open dimensions by name.
+fn show(info: &ValueInfoProto) -> String {
+    let tensor = info
+        .r#type
+        .as_ref()
+        .and_then(|found| found.tensor_type.as_ref());
+    let dtype = tensor.and_then(|tensor| ElementType::from_onnx(tensor.elem_type));
+    let dims = tensor.and_then(|tensor| tensor.shape.as_ref());
+    let Some((dtype, dims)) = dtype.zip(dims) else {
+        return "no tensor of a known type and rank".into();
+    };
+    let dims = dims
+        .dim
+        .iter()
+        .map(|dim| match (&dim.dim_param, dim.dim_value) {
+            (Some(name), _) => name.clone(),
+            (None, size) => size.map_or_else(|| "?".into(), |size| size.to_string()),
+        });
+    format!("{dtype}[{}]", dims.collect::<Vec<_>>().join(", "))
+}
+
 fn values(
     kind: &str,
-    expected: &[TensorInfo],
+    expected: &[ValueInfoProto],
     found: &[ValueInfoProto],
     problems: &mut Vec<String>,
 ) {
-    let show = |tensor: Option<TensorType>| match tensor {
-        Some(tensor) => tensor.to_string(),
-        None => "no static tensor of a known type".into(),
-    };
     if expected.len() != found.len() {
         problems.push(format!(
             "expected {} {kind}s as in the manifest, found {}",
@@ -122,12 +150,12 @@ fn values(
                 "{kind}: expected `{}` as in the manifest, found `{}`",
                 expected.name, found.name
             ));
-        } else if found.tensor().as_ref() != Some(&expected.tensor) {
+        } else if found != expected {
             problems.push(format!(
                 "{kind} `{}`: expected {} as in the manifest, found {}",
                 expected.name,
-                expected.tensor,
-                show(found.tensor())
+                show(expected),
+                show(found)
             ));
         }
     }

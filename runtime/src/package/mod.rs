@@ -68,8 +68,8 @@ pub struct OpenOptions {
 pub struct Package {
     dir: PathBuf,
     manifest: Arc<Manifest>,
-    /// Of each engine.
-    models: Vec<BTreeMap<Target, ModelProto>>,
+    /// By file: one may be several engines'.
+    models: BTreeMap<String, ModelProto>,
     storage: Vec<StoredTensor>,
     weights: Arc<Mmap>,
     weights_path: PathBuf,
@@ -132,21 +132,21 @@ impl Package {
                 contents.weights.len()
             ));
         }
-        let mut models = Vec::new();
-        for engine in &manifest.engines {
-            let mut graphs = BTreeMap::new();
-            for (&target, file) in &engine.files {
-                let bytes = contents.models.get(file).map_or(&[][..], Vec::as_slice);
-                match guard::decode(&manifest, engine, target, &storage, bytes) {
-                    Ok(model) => drop(graphs.insert(target, model)),
-                    Err(found) => problems.extend(
-                        found
-                            .into_iter()
-                            .map(|problem| format!("{file}: {problem}")),
-                    ),
+        let mut models = BTreeMap::new();
+        let (engines, mut unread) = (manifest.engines.iter(), contents.models);
+        for (engine, (&target, file)) in
+            engines.flat_map(|engine| engine.files.iter().map(move |file| (engine, file)))
+        {
+            let Some(bytes) = unread.remove(file) else {
+                continue;
+            };
+            match guard::decode(&manifest, engine, target, &storage, &bytes) {
+                Ok(model) => drop(models.insert(file.clone(), model)),
+                Err(found) => {
+                    let found = found.into_iter();
+                    problems.extend(found.map(|problem| format!("{file}: {problem}")));
                 }
             }
-            models.push(graphs);
         }
         none_wrong(problems).map_err(fail)?;
         Ok(Self {
@@ -179,16 +179,15 @@ impl Package {
     /// # Errors
     /// There is none.
     pub fn graph(&self, index: usize, target: Target) -> Result<EngineGraph<'_>, BackendError> {
-        let engine = self.manifest.engines.get(index);
-        let found = engine
-            .zip(self.models.get(index))
-            .and_then(|(engine, models)| {
-                Some(EngineGraph {
-                    engine,
-                    file: engine.file(target)?,
-                    model: models.get(&target)?,
-                })
-            });
+        let found = self.manifest.engines.get(index).and_then(|engine| {
+            let file = engine.file(target)?;
+            let model = self.models.get(file)?;
+            Some(EngineGraph {
+                engine,
+                file,
+                model,
+            })
+        });
         found.ok_or_else(|| BackendError::Unavailable {
             backend: target.to_string(),
             reason: format!("the package has no graph of its engine {index} for it"),

@@ -21,7 +21,7 @@ pub struct PlanTarget<'a> {
     pub compute_capability: Option<(u32, u32)>,
 }
 
-/// The plan of one engine, checked, for as long as its file is not changed in place.
+/// A plan, checked, for as long as its file is not changed in place.
 #[derive(Debug)]
 pub struct OpenedPlan {
     /// Its file, from the package's folder on.
@@ -38,7 +38,7 @@ impl Deref for OpenedPlan {
 }
 
 impl Package {
-    /// Opens the plans of a backend, in the order of the manifest's engines.
+    /// Opens the plans of a backend, in the order of the manifest's [`PlanSet`].
     ///
     /// # Errors
     /// There are none; they were built from other ONNX files or weights, by another version of the
@@ -59,13 +59,17 @@ impl Package {
             return Err(fail(vec![format!("it has no plans for {backend}; {once}")]));
         };
         let mut problems = self.foreign(set, target, &again);
-        let engines = self.manifest.engines.iter().zip(&set.plans);
-        let stale = engines.filter_map(|(engine, plan)| {
+        for engine in &self.manifest.engines {
+            // The manifest's own check has a plan for every engine.
+            let plan = set.place(&engine.name).map(|(plan, _)| &set.plans[plan]);
+            let built_from = plan.map_or("", |plan| plan.onnx_sha256.as_str());
             let file = engine.file(target.graphs).unwrap_or_default();
             let found = self.checksum(file);
-            (found != plan.onnx_sha256).then(|| stale(file, &plan.onnx_sha256, found, &again))
-        });
-        problems.extend(stale);
+            let problem = stale(file, built_from, found, &again);
+            if found != built_from && !problems.contains(&problem) {
+                problems.push(problem);
+            }
+        }
         none_wrong(problems).map_err(fail)?;
         let files = Files::new(&self.dir)
             .map_err(|problem| fail(vec![problem]))?
@@ -105,7 +109,7 @@ impl Package {
     fn foreign(&self, set: &PlanSet, target: &PlanTarget<'_>, again: &str) -> Vec<String> {
         let backend = target.backend;
         let mut problems = Vec::new();
-        if set.library != target.library {
+        if !set.runs_with(target.library) {
             problems.push(format!(
                 "plans for {backend}: built with version {} of its library, found version {}; \
                  {again}",

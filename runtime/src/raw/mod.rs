@@ -19,5 +19,5 @@ pub(crate) use kernel_watch::{KernelRun, KernelWatch};
 pub(crate) use memory::{Memory, Plain, Visible, map_file};
 pub(crate) use session::{Binding, Model, OrtSession};
 #[cfg(feature = "tensorrt")]
-pub(crate) use tensorrt::{Place, PlanRun};
+pub(crate) use tensorrt::{Place, PlanRun, Shared, open_plan};
 pub(crate) use value::{EMULATED, Value, Weights};

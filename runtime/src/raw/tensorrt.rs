@@ -1,8 +1,12 @@
 //! Runs of an engine plan over memory that is bound once.
 
 use super::memory::{Buffer, Memory};
-use ratplus_kernels::cuda::{CudaError, Device, Graph, OwnedStream};
-use ratplus_nvinfer::{Context, ElementKind, Engine, NvinferError, Tensor};
+use ratplus_kernels::cuda::{CudaError, Device, DeviceMemory, Graph, OwnedStream, Stream};
+use ratplus_nvinfer::{
+    Context, ContextOptions, ElementKind, Engine, InputShape, NvinferError, PlanSource, Runtime,
+    Tensor,
+};
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// Where a tensor lies: its name, buffer and first byte.
@@ -17,6 +21,35 @@ fn words(error: NvinferError) -> String {
     error.to_string()
 }
 
+/// Opens a plan, which TensorRT reads a part at a time.
+pub(crate) fn open_plan(
+    runtime: &Runtime,
+    device: &'static Device,
+    bytes: &[u8],
+    cache: &[u8],
+    host_code: bool,
+) -> Result<Engine, NvinferError> {
+    let copy = |to: *mut c_void, from: &[u8], stream| {
+        // SAFETY: TensorRT has room for what it asks for; the plan outlives the opening, and TensorRT made
+        // its device's context current.
+        unsafe { device.copy_anywhere(to.cast(), from, Stream(stream)) }.is_ok()
+    };
+    runtime.open(&PlanSource {
+        bytes,
+        copy: &copy,
+        host_code,
+        cache,
+    })
+}
+
+/// What contexts of one stream are made with.
+pub(crate) struct Shared {
+    pub device: &'static Device,
+    pub stream: Arc<OwnedStream>,
+    /// Of all contexts: no two run at once.
+    pub scratch: Arc<DeviceMemory>,
+}
+
 /// An execution context, the memory of its tensors and the CUDA graph that it was recorded in.
 pub(crate) struct PlanRun {
     /// First, as it has addresses of what follows.
@@ -28,20 +61,44 @@ pub(crate) struct PlanRun {
     bound: usize,
     buffers: Arc<[Buffer]>,
     stream: Arc<OwnedStream>,
+    _scratch: Arc<DeviceMemory>,
     device: &'static Device,
 }
 
 impl PlanRun {
-    /// Finds every tensor of `engine` in `memory`, once for each of `places`, and binds the first.
-    pub fn new<'a>(
+    /// A context for one of `engine`'s profiles, whose inputs have these shapes; TensorRT for RTX records
+    /// its runs where `graph` says so.
+    pub fn context(
         engine: &Engine,
+        profile: usize,
+        inputs: &[InputShape],
+        graph: bool,
+        shared: &Shared,
+    ) -> Result<Context, NvinferError> {
+        let options = ContextOptions {
+            profile,
+            inputs,
+            graph,
+            stream: shared.stream.stream().0,
+        };
+        // SAFETY: the stream is live and of the device that the engine was opened on.
+        let mut context = unsafe { engine.context(&options)? };
+        let scratch = &shared.scratch;
+        // SAFETY: the memory lives as long as the `PlanRun` that the context becomes part of; all runs are
+        // in one stream.
+        unsafe { context.set_scratch(scratch.address(), scratch.bytes()) };
+        Ok(context)
+    }
+
+    /// Finds every tensor of `context` in `memory`, once for each of `places`, and binds the first.
+    pub fn new<'a>(
+        context: Context,
         memory: &Memory,
         places: impl Iterator<Item = Vec<Place<'a>>>,
-        stream: &Arc<OwnedStream>,
-        device: &'static Device,
+        shared: &Shared,
     ) -> Result<Self, String> {
         let buffers = memory.shared().clone();
-        let tensors = engine.tensors();
+        let tensors = context.tensors();
         let found = places.map(|places| {
             let address = |tensor: &Tensor| {
                 let place = places.iter().find(|(name, ..)| *name == tensor.name);
@@ -61,12 +118,13 @@ impl PlanRun {
         });
         let mut run = Self {
             graph: None,
-            context: engine.context().map_err(words)?,
+            context,
             places: found.collect(),
             bound: 0,
             buffers: buffers.clone(),
-            stream: stream.clone(),
-            device,
+            stream: shared.stream.clone(),
+            _scratch: shared.scratch.clone(),
+            device: shared.device,
         };
         run.bind(0)?;
         Ok(run)

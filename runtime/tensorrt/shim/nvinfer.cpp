@@ -112,6 +112,14 @@ void describe(RatplusTensor& to, char const* name, bool isInput, trt::DataType t
     }
 }
 
+trt::Dims shapeOf(RatplusTensor const& tensor) noexcept
+{
+    trt::Dims shape{};
+    shape.nbDims = std::min(tensor.rank, 8);
+    std::copy_n(tensor.dims, shape.nbDims, shape.d);
+    return shape;
+}
+
 //! A parsed model and all that building it takes, destroyed from the last to the first.
 struct Network
 {
@@ -151,6 +159,61 @@ std::string parserErrors(onnx::IParser const& parser)
     return text;
 }
 
+void configure(trt::IBuilderConfig& config, RatplusBuildSettings const& settings)
+{
+    // On by default: products of f32 would keep 10 bits of each operand.
+    config.clearFlag(trt::BuilderFlag::kTF32);
+    if (config.getFlag(trt::BuilderFlag::kTF32))
+    {
+        throw std::runtime_error("IBuilderConfig::clearFlag left kTF32 on");
+    }
+    if (settings.workspaceBytes > 0)
+    {
+        config.setMemoryPoolLimit(trt::MemoryPoolType::kWORKSPACE, settings.workspaceBytes);
+    }
+    if (settings.optimizationLevel >= 0)
+    {
+        config.setBuilderOptimizationLevel(settings.optimizationLevel);
+    }
+    if (settings.versionCompatible != 0)
+    {
+        config.setFlag(trt::BuilderFlag::kVERSION_COMPATIBLE);
+    }
+    if (settings.hardwareCompatibility != 0)
+    {
+        config.setHardwareCompatibilityLevel(settings.hardwareCompatibility == 1
+                ? trt::HardwareCompatibilityLevel::kAMPERE_PLUS
+                : trt::HardwareCompatibilityLevel::kSAME_COMPUTE_CAPABILITY);
+    }
+    if (settings.detailed != 0)
+    {
+        config.setProfilingVerbosity(trt::ProfilingVerbosity::kDETAILED);
+    }
+}
+
+//! One static set of input shapes.
+void addProfile(trt::IBuilder& builder, trt::IBuilderConfig& config, RatplusTensor const* inputs, int32_t count)
+{
+    trt::IOptimizationProfile& profile
+        = expect(builder.createOptimizationProfile(), "IBuilder::createOptimizationProfile");
+    for (int32_t i = 0; i < count; ++i)
+    {
+        for (auto const which :
+            {trt::OptProfileSelector::kMIN, trt::OptProfileSelector::kOPT, trt::OptProfileSelector::kMAX})
+        {
+            if (!profile.setDimensions(inputs[i].name, which, shapeOf(inputs[i])))
+            {
+                throw std::runtime_error(
+                    std::string{"IOptimizationProfile::setDimensions refused those of `"} + inputs[i].name + "`");
+            }
+        }
+    }
+    if (config.addOptimizationProfile(&profile) < 0)
+    {
+        throw std::runtime_error("IBuilderConfig::addOptimizationProfile failed");
+    }
+}
+
 int32_t networkNew(RatplusSymbols const* symbols, void* logger, RatplusNetworkRequest const* request, void** out,
     RatplusText text) noexcept
 {
@@ -170,11 +233,10 @@ int32_t networkNew(RatplusSymbols const* symbols, void* logger, RatplusNetworkRe
         expect(made->network.get(), "IBuilder::createNetworkV2");
         made->config.reset(builder.createBuilderConfig());
         trt::IBuilderConfig& config = expect(made->config.get(), "IBuilder::createBuilderConfig");
-        // On by default: products of f32 would keep 10 bits of each operand.
-        config.clearFlag(trt::BuilderFlag::kTF32);
-        if (config.getFlag(trt::BuilderFlag::kTF32))
+        configure(config, request->settings);
+        for (int32_t i = 0; i < request->profileCount; ++i)
         {
-            throw std::runtime_error("IBuilderConfig::clearFlag left kTF32 on");
+            addProfile(builder, config, request->inputs + i * request->inputCount, request->inputCount);
         }
         made->parser.reset(static_cast<onnx::IParser*>(createParser(made->network.get(), &log, NV_ONNX_PARSER_VERSION)));
         onnx::IParser& parser = expect(made->parser.get(), "createNvOnnxParser");
@@ -338,52 +400,179 @@ void runtimeFree(void* runtime) noexcept
     delete static_cast<trt::IRuntime*>(runtime);
 }
 
-int32_t engineNew(void* runtime, void const* plan, size_t size, void** out, RatplusText text) noexcept
+//! A plan in memory, read from front to back.
+class Reader final : public trt::IStreamReaderV2
+{
+public:
+    explicit Reader(RatplusPlan const& plan) noexcept
+        : mPlan{plan}
+    {
+    }
+
+    int64_t read(void* to, int64_t size, cudaStream_t stream) noexcept override
+    {
+        int64_t const count = std::max<int64_t>(0, std::min(size, static_cast<int64_t>(mPlan.size) - mAt));
+        auto const* from = static_cast<char const*>(mPlan.data) + mAt;
+        if (count > 0 && mPlan.copy(mPlan.user, to, from, static_cast<size_t>(count), stream) != 0)
+        {
+            return -1;
+        }
+        mAt += count;
+        return count;
+    }
+
+    bool seek(int64_t offset, trt::SeekPosition where) noexcept override
+    {
+        auto const end = static_cast<int64_t>(mPlan.size);
+        int64_t const at
+            = offset + (where == trt::SeekPosition::kSET ? 0 : where == trt::SeekPosition::kCUR ? mAt : end);
+        if (at < 0 || at > end)
+        {
+            return false;
+        }
+        mAt = at;
+        return true;
+    }
+
+private:
+    RatplusPlan const& mPlan;
+    int64_t mAt{0};
+};
+
+//! An engine and what its contexts are made with.
+struct Engine
+{
+    std::unique_ptr<trt::ICudaEngine> engine;
+#if RATPLUS_RTX
+    std::unique_ptr<trt::IRuntimeCache> cache;
+    std::unique_ptr<trt::IRuntimeConfig> config;
+#endif
+};
+
+int32_t engineNew(void* runtime, RatplusPlan const* plan, void** out, RatplusText text) noexcept
 {
     return guarded(text, [&] {
-        *out = &expect(
-            static_cast<trt::IRuntime*>(runtime)->deserializeCudaEngine(plan, size), "IRuntime::deserializeCudaEngine");
+        auto& from = *static_cast<trt::IRuntime*>(runtime);
+        from.setEngineHostCodeAllowed(plan->hostCode != 0);
+        Reader reader{*plan};
+        auto made = std::make_unique<Engine>();
+        made->engine.reset(from.deserializeCudaEngine(reader));
+        expect(made->engine.get(), "IRuntime::deserializeCudaEngine");
+#if RATPLUS_RTX
+        made->config.reset(made->engine->createRuntimeConfig());
+        trt::IRuntimeConfig& config = expect(made->config.get(), "ICudaEngine::createRuntimeConfig");
+        config.setExecutionContextAllocationStrategy(trt::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+        made->cache.reset(config.createRuntimeCache());
+        trt::IRuntimeCache& cache = expect(made->cache.get(), "IRuntimeConfig::createRuntimeCache");
+        // Another machine's, or damaged, is left alone: everything is compiled anew.
+        static_cast<void>(plan->cacheSize > 0 && cache.deserialize(plan->cache, plan->cacheSize));
+        if (!config.setRuntimeCache(cache))
+        {
+            throw std::runtime_error("IRuntimeConfig::setRuntimeCache failed");
+        }
+#endif
+        *out = made.release();
     });
 }
 
-int32_t engineTensorCount(void* engine) noexcept
+int32_t engineInspect(void* engine, RatplusLog take, void* user, RatplusText text) noexcept
 {
-    return static_cast<trt::ICudaEngine*>(engine)->getNbIOTensors();
+    return guarded(text, [&] {
+        auto const& of = *static_cast<Engine*>(engine)->engine;
+        std::unique_ptr<trt::IEngineInspector> inspector{of.createEngineInspector()};
+        auto const format = trt::LayerInformationFormat::kJSON;
+        char const* json
+            = expect(inspector.get(), "ICudaEngine::createEngineInspector").getEngineInformation(format);
+        take(user, 0, &expect(json, "IEngineInspector::getEngineInformation"));
+    });
 }
 
-int32_t engineTensor(void* engine, int32_t index, RatplusTensor* out) noexcept
+int64_t engineScratch(void* engine, int32_t profile) noexcept
 {
-    auto const& of = *static_cast<trt::ICudaEngine*>(engine);
-    char const* name = of.getIOTensorName(index);
-    if (name == nullptr)
-    {
-        return 1;
-    }
-    bool const isInput = of.getTensorIOMode(name) == trt::TensorIOMode::kINPUT;
-    describe(*out, name, isInput, of.getTensorDataType(name), of.getTensorShape(name));
-    return 0;
+    return static_cast<Engine*>(engine)->engine->getDeviceMemorySizeForProfileV2(profile);
 }
 
-char const* engineAlias([[maybe_unused]] void* engine, [[maybe_unused]] char const* output) noexcept
+int32_t engineCache([[maybe_unused]] void* engine, RatplusBytes* out, RatplusText text) noexcept
 {
-#if !RATPLUS_RTX && NV_TENSORRT_MAJOR >= 11
-    return static_cast<trt::ICudaEngine*>(engine)->getAliasedInputTensor(output);
-#else
-    return nullptr;
+    return guarded(text, [&] {
+        *out = {};
+#if RATPLUS_RTX
+        give(*out, expect(static_cast<Engine*>(engine)->cache->serialize(), "IRuntimeCache::serialize"));
 #endif
+    });
 }
 
 void engineFree(void* engine) noexcept
 {
-    delete static_cast<trt::ICudaEngine*>(engine);
+    delete static_cast<Engine*>(engine);
 }
 
-int32_t contextNew(void* engine, void** out, RatplusText text) noexcept
+int32_t contextNew(void* engine, RatplusContextRequest const* request, void** out, RatplusText text) noexcept
 {
     return guarded(text, [&] {
-        *out = &expect(
-            static_cast<trt::ICudaEngine*>(engine)->createExecutionContext(), "ICudaEngine::createExecutionContext");
+        auto& from = *static_cast<Engine*>(engine);
+#if RATPLUS_RTX
+        auto const strategy = request->graph != 0 ? trt::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE
+                                                  : trt::CudaGraphStrategy::kDISABLED;
+        if (!from.config->setCudaGraphStrategy(strategy))
+        {
+            throw std::runtime_error("IRuntimeConfig::setCudaGraphStrategy failed");
+        }
+        std::unique_ptr<trt::IExecutionContext> made{from.engine->createExecutionContext(from.config.get())};
+#else
+        std::unique_ptr<trt::IExecutionContext> made{
+            from.engine->createExecutionContext(trt::ExecutionContextAllocationStrategy::kUSER_MANAGED)};
+#endif
+        trt::IExecutionContext& context = expect(made.get(), "ICudaEngine::createExecutionContext");
+        bool chosen = false;
+        for (int32_t i = 0; i < request->inputCount; ++i)
+        {
+            RatplusTensor const& input = request->inputs[i];
+            trt::Dims const known = from.engine->getTensorShape(input.name);
+            if (std::find(known.d, known.d + std::max(known.nbDims, 0), -1) == known.d + std::max(known.nbDims, 0))
+            {
+                continue;
+            }
+            if (!chosen
+                && !context.setOptimizationProfileAsync(
+                    request->profile, static_cast<cudaStream_t>(request->stream)))
+            {
+                throw std::runtime_error(
+                    "IExecutionContext::setOptimizationProfileAsync refused " + std::to_string(request->profile));
+            }
+            chosen = true;
+            if (!context.setInputShape(input.name, shapeOf(input)))
+            {
+                throw std::runtime_error(std::string{"IExecutionContext::setInputShape refused that of `"}
+                    + input.name + "`");
+            }
+        }
+        *out = made.release();
     });
+}
+
+int32_t contextTensorCount(void* context) noexcept
+{
+    return static_cast<trt::IExecutionContext*>(context)->getEngine().getNbIOTensors();
+}
+
+int32_t contextTensor(void* context, int32_t index, RatplusTensor* out) noexcept
+{
+    auto const& of = *static_cast<trt::IExecutionContext*>(context);
+    trt::ICudaEngine const& engine = of.getEngine();
+    char const* name = engine.getIOTensorName(index);
+    if (name == nullptr)
+    {
+        return 1;
+    }
+    bool const isInput = engine.getTensorIOMode(name) == trt::TensorIOMode::kINPUT;
+    describe(*out, name, isInput, engine.getTensorDataType(name), of.getTensorShape(name));
+    return 0;
+}
+
+void contextScratch(void* context, void* address, int64_t size) noexcept
+{
+    static_cast<trt::IExecutionContext*>(context)->setDeviceMemoryV2(address, size);
 }
 
 int32_t contextBind(void* context, char const* tensor, void* address) noexcept
@@ -419,11 +608,14 @@ RatplusTable const kTABLE{
     &runtimeCheck,
     &runtimeFree,
     &engineNew,
-    &engineTensorCount,
-    &engineTensor,
-    &engineAlias,
+    &engineInspect,
+    &engineScratch,
+    &engineCache,
     &engineFree,
     &contextNew,
+    &contextTensorCount,
+    &contextTensor,
+    &contextScratch,
     &contextBind,
     &contextEnqueue,
     &contextFree,

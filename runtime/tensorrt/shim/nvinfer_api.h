@@ -45,6 +45,19 @@ struct RatplusTensor
     int64_t dims[8];
 };
 
+//! How plans are built; what is 0, or negative where that says so, is left to TensorRT.
+struct RatplusBuildSettings
+{
+    uint64_t workspaceBytes;
+    //! 0 to 5; negative: TensorRT's own.
+    int32_t optimizationLevel;
+    int32_t versionCompatible;
+    //! 1: Ampere and later GPUs; 2: GPUs of the same compute capability.
+    int32_t hardwareCompatibility;
+    //! Layers say what they do in detail.
+    int32_t detailed;
+};
+
 struct RatplusNetworkRequest
 {
     void const* model;
@@ -58,6 +71,38 @@ struct RatplusNetworkRequest
     //! TensorRT for RTX: as 10 x major + minor; none leaves it to the library.
     int32_t const* capabilities;
     int32_t capabilityCount;
+    //! Names and shapes of inputs, `inputCount` for each profile.
+    RatplusTensor const* inputs;
+    int32_t inputCount;
+    int32_t profileCount;
+    RatplusBuildSettings settings;
+};
+
+//! Copies a part of a plan to the host or to the GPU, there in the stream. 0: done.
+using RatplusCopy = int32_t (*)(void* user, void* to, void const* from, size_t size, void* stream);
+
+struct RatplusPlan
+{
+    void const* data;
+    size_t size;
+    RatplusCopy copy;
+    void* user;
+    //! Whether code of the host that is in the plan may run.
+    int32_t hostCode;
+    //! TensorRT for RTX: what engineCache gave; may be empty.
+    void const* cache;
+    size_t cacheSize;
+};
+
+struct RatplusContextRequest
+{
+    int32_t profile;
+    //! TensorRT for RTX: whether runs are captured in a CUDA graph.
+    int32_t graph;
+    void* stream;
+    //! Names and shapes of inputs, of which those count that are open.
+    RatplusTensor const* inputs;
+    int32_t inputCount;
 };
 
 //! Every function that returns an int32_t: 0 is success, and the message says what failed else.
@@ -87,14 +132,19 @@ struct RatplusTable
     int32_t (*runtimeCheck)(void* runtime, void const* plan, size_t size, uint64_t* diagnostics, RatplusText);
     void (*runtimeFree)(void* runtime);
 
-    int32_t (*engineNew)(void* runtime, void const* plan, size_t size, void** engine, RatplusText);
-    int32_t (*engineTensorCount)(void* engine);
-    int32_t (*engineTensor)(void* engine, int32_t index, RatplusTensor*);
-    //! Input that the output shares memory with; null: none, or TensorRT before 11.
-    char const* (*engineAlias)(void* engine, char const* output);
+    int32_t (*engineNew)(void* runtime, RatplusPlan const*, void** engine, RatplusText);
+    //! Gives `take` every layer in words, as JSON.
+    int32_t (*engineInspect)(void* engine, RatplusLog take, void* user, RatplusText);
+    //! Bytes that a run at a profile needs beside its tensors.
+    int64_t (*engineScratch)(void* engine, int32_t profile);
+    //! TensorRT for RTX: what contexts have compiled. Empty else.
+    int32_t (*engineCache)(void* engine, RatplusBytes*, RatplusText);
     void (*engineFree)(void* engine);
 
-    int32_t (*contextNew)(void* engine, void** context, RatplusText);
+    int32_t (*contextNew)(void* engine, RatplusContextRequest const*, void** context, RatplusText);
+    int32_t (*contextTensorCount)(void* context);
+    int32_t (*contextTensor)(void* context, int32_t index, RatplusTensor*);
+    void (*contextScratch)(void* context, void* address, int64_t size);
     int32_t (*contextBind)(void* context, char const* tensor, void* address);
     int32_t (*contextEnqueue)(void* context, void* stream);
     void (*contextFree)(void* context);

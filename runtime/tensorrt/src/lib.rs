@@ -9,6 +9,7 @@ mod error;
 mod library;
 mod logger;
 mod search;
+mod settings;
 #[allow(unsafe_code)]
 mod shim;
 mod tensor;
@@ -16,8 +17,11 @@ mod tensor;
 pub use error::NvinferError;
 pub use library::Library;
 pub use search::{Folder, RTX_VARIABLE, VARIABLE};
-pub use shim::{Context, Engine, Network, NetworkSource, Runtime, Serialized};
-pub use tensor::{ElementKind, Tensor};
+pub use settings::{BuildSettings, HardwareCompatibility};
+pub use shim::{
+    Context, ContextOptions, Engine, Network, NetworkSource, PlanSource, Runtime, Serialized,
+};
+pub use tensor::{ElementKind, InputShape, Tensor};
 
 use std::fmt;
 

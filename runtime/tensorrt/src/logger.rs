@@ -12,8 +12,14 @@ const WORST: i32 = 1;
 pub(crate) struct Messages(Mutex<Vec<String>>);
 
 impl Messages {
-    /// Keeps a message if it is an error.
+    /// Keeps a message if it is an error, and shows it to who looks.
     pub fn log(&self, severity: i32, text: &str) {
+        match severity {
+            ..=WORST => tracing::error!("{text}"),
+            2 => tracing::warn!("{text}"),
+            3 => tracing::info!("{text}"),
+            _ => tracing::trace!("{text}"),
+        }
         if severity > WORST {
             return;
         }

@@ -39,3 +39,6 @@ pub struct Tensor {
     /// -1 where it is not static.
     pub shape: Vec<i64>,
 }
+
+/// Name of an input and a static shape of it.
+pub type InputShape = (String, Vec<i64>);

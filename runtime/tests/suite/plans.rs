@@ -30,10 +30,10 @@ fn package() -> (tempfile::TempDir, Manifest) {
     let plan = |engine: &ratplus_graphs::package::Engine| {
         let bytes = content(engine.seq_len);
         let info: FileInfo = info(&bytes);
-        let file = plan_file(&engine.name, &info);
+        let file = plan_file(&[&engine.name], &info);
         fs::write(folder.join(&file), bytes).unwrap();
         Plan {
-            engine: engine.name.clone(),
+            engines: vec![engine.name.clone()],
             file,
             info,
             onnx_sha256: manifest.files[&engine.files[&TARGET.graphs]].sha256.clone(),
@@ -41,6 +41,7 @@ fn package() -> (tempfile::TempDir, Manifest) {
     };
     let set = PlanSet {
         library: TARGET.library.into(),
+        version_compatible: false,
         tool: "test".into(),
         compute_capabilities: ["8.6", "12.0+"].map(|text| text.parse().unwrap()).to_vec(),
         weights_sha256: manifest.files[WEIGHTS_FILE].sha256.clone(),

@@ -5,12 +5,13 @@ mod network;
 mod runtime;
 
 pub(crate) use loaded::Loaded;
-pub use network::{Network, NetworkSource, Serialized};
-pub use runtime::{Context, Engine, Runtime};
+pub use network::{Network, NetworkSource};
+pub use runtime::{Context, ContextOptions, Engine, PlanSource, Runtime};
 
 use crate::logger::Messages;
-use crate::{ElementKind, Flavour, Product, Tensor};
-use std::ffi::{CStr, c_char, c_void};
+use crate::{ElementKind, Flavour, InputShape, Product, Tensor};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::ops::Deref;
 use std::ptr::{null, null_mut};
 
 type Log = unsafe extern "C" fn(*mut c_void, i32, *const c_char);
@@ -57,6 +58,41 @@ struct NetworkRequest {
     timing_cache_size: usize,
     capabilities: *const i32,
     capability_count: i32,
+    inputs: *const RawTensor,
+    input_count: i32,
+    profile_count: i32,
+    settings: RawSettings,
+}
+
+#[repr(C)]
+struct RawSettings {
+    workspace_bytes: u64,
+    optimization_level: i32,
+    version_compatible: i32,
+    hardware_compatibility: i32,
+    detailed: i32,
+}
+
+type Copy = unsafe extern "C" fn(*mut c_void, *mut c_void, *const u8, usize, *mut c_void) -> i32;
+
+#[repr(C)]
+struct RawPlan {
+    data: *const u8,
+    size: usize,
+    copy: Copy,
+    user: *mut c_void,
+    host_code: i32,
+    cache: *const u8,
+    cache_size: usize,
+}
+
+#[repr(C)]
+struct ContextRequest {
+    profile: i32,
+    graph: i32,
+    stream: *mut c_void,
+    inputs: *const RawTensor,
+    input_count: i32,
 }
 
 /// What the shim for one release can do: shim/nvinfer_api.h, field by field.
@@ -80,12 +116,15 @@ pub(crate) struct Table {
     runtime_new: unsafe extern "C" fn(*const Symbols, Raw, *const c_char, *mut Raw, Text) -> i32,
     runtime_check: unsafe extern "C" fn(Raw, *const u8, usize, *mut u64, Text) -> i32,
     runtime_free: unsafe extern "C" fn(Raw),
-    engine_new: unsafe extern "C" fn(Raw, *const u8, usize, *mut Raw, Text) -> i32,
-    engine_tensor_count: unsafe extern "C" fn(Raw) -> i32,
-    engine_tensor: unsafe extern "C" fn(Raw, i32, *mut RawTensor) -> i32,
-    engine_alias: unsafe extern "C" fn(Raw, *const c_char) -> *const c_char,
+    engine_new: unsafe extern "C" fn(Raw, *const RawPlan, *mut Raw, Text) -> i32,
+    engine_inspect: unsafe extern "C" fn(Raw, Log, *mut c_void, Text) -> i32,
+    engine_scratch: unsafe extern "C" fn(Raw, i32) -> i64,
+    engine_cache: unsafe extern "C" fn(Raw, *mut RawBytes, Text) -> i32,
     engine_free: unsafe extern "C" fn(Raw),
-    context_new: unsafe extern "C" fn(Raw, *mut Raw, Text) -> i32,
+    context_new: unsafe extern "C" fn(Raw, *const ContextRequest, *mut Raw, Text) -> i32,
+    context_tensor_count: unsafe extern "C" fn(Raw) -> i32,
+    context_tensor: unsafe extern "C" fn(Raw, i32, *mut RawTensor) -> i32,
+    context_scratch: unsafe extern "C" fn(Raw, *mut c_void, i64),
     context_bind: unsafe extern "C" fn(Raw, *const c_char, *mut c_void) -> i32,
     context_enqueue: unsafe extern "C" fn(Raw, *mut c_void) -> i32,
     context_free: unsafe extern "C" fn(Raw),
@@ -126,12 +165,80 @@ fn call(work: impl FnOnce(Text) -> i32) -> Result<(), String> {
     Err(message.to_string_lossy().into_owned())
 }
 
-impl RawBytes {
-    const EMPTY: Self = Self {
-        owner: null_mut(),
-        data: null(),
-        size: 0,
-    };
+/// Bytes that TensorRT made.
+pub struct Serialized {
+    raw: RawBytes,
+    table: &'static Table,
+}
+
+impl Serialized {
+    /// What `write` makes.
+    fn of(
+        table: &'static Table,
+        write: impl FnOnce(*mut RawBytes, Text) -> i32,
+    ) -> Result<Self, String> {
+        let raw = RawBytes {
+            owner: null_mut(),
+            data: null(),
+            size: 0,
+        };
+        let mut bytes = Self { raw, table };
+        call(|text| write(&raw mut bytes.raw, text))?;
+        Ok(bytes)
+    }
+}
+
+impl Deref for Serialized {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        if self.raw.data.is_null() {
+            return &[];
+        }
+        // SAFETY: TensorRT's memory holds as many bytes and nobody writes to it.
+        unsafe { std::slice::from_raw_parts(self.raw.data, self.raw.size) }
+    }
+}
+
+impl Drop for Serialized {
+    fn drop(&mut self) {
+        if !self.raw.owner.is_null() {
+            // SAFETY: the memory is freed once.
+            unsafe { (self.table.bytes_free)(self.raw.owner) }
+        }
+    }
+}
+
+/// Inputs as the shim takes them.
+struct RawInputs {
+    tensors: Vec<RawTensor>,
+    /// What the tensors point to.
+    _names: Vec<CString>,
+}
+
+impl RawInputs {
+    fn new(inputs: &[InputShape]) -> Self {
+        let names = inputs.iter().map(|(name, _)| CString::new(name.as_str()));
+        // TensorRT knows no name with a NUL byte.
+        let names: Vec<_> = names.map(Result::unwrap_or_default).collect();
+        let tensors = names.iter().zip(inputs).map(|(name, (_, shape))| {
+            let mut dims = [0; 8];
+            for (to, &size) in dims.iter_mut().zip(shape) {
+                *to = size;
+            }
+            RawTensor {
+                name: name.as_ptr(),
+                dtype: 0,
+                is_input: 1,
+                rank: shape.len() as i32,
+                dims,
+            }
+        });
+        Self {
+            tensors: tensors.collect(),
+            _names: names,
+        }
+    }
 }
 
 /// `count` tensors, each described by `describe`.

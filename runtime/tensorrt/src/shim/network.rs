@@ -1,9 +1,8 @@
 //! From an ONNX model to the bytes of a plan.
 
-use super::{NetworkRequest, Raw, RawBytes, Table, Text, call, tensors};
-use crate::{Library, NvinferError, Tensor};
+use super::{NetworkRequest, Raw, RawInputs, RawSettings, Serialized, Table, call, tensors};
+use crate::{BuildSettings, HardwareCompatibility, InputShape, Library, NvinferError, Tensor};
 use std::ffi::CString;
-use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::{null, null_mut};
@@ -22,6 +21,13 @@ pub struct NetworkSource<'a> {
     pub timing_cache: &'a [u8],
     /// TensorRT for RTX: GPUs to build for; none leaves it to the library.
     pub compute_capabilities: &'a [(u32, u32)],
+    /// Optimization profiles: for each the shapes of every open input, which it has and no others.
+    /// None where all are static.
+    pub profiles: &'a [Vec<InputShape>],
+    /// Whether [`Engine::inspect`](super::Engine::inspect) will tell of every layer in detail.
+    pub detailed: bool,
+    /// What else decides how the plan is built.
+    pub settings: &'a BuildSettings,
 }
 
 /// A parsed model, ready to be built. Types are the model's own.
@@ -36,7 +42,7 @@ pub(super) fn c_path(path: &Path) -> Result<CString, String> {
 }
 
 impl Network {
-    /// Parses a model of static shapes.
+    /// Parses a model.
     ///
     /// # Errors
     /// The parser's words, with the nodes they are about; no parser; no builder here.
@@ -50,6 +56,9 @@ impl Network {
         let capabilities: Vec<_> = capabilities
             .map(|&(major, minor)| i32::try_from(10 * major + minor).unwrap_or(i32::MAX))
             .collect();
+        let inputs = RawInputs::new(&source.profiles.concat());
+        let count = |list: usize| i32::try_from(list).unwrap_or(i32::MAX);
+        let settings = source.settings;
         let request = NetworkRequest {
             model: source.model.as_ptr(),
             model_size: source.model.len(),
@@ -58,7 +67,21 @@ impl Network {
             timing_cache: source.timing_cache.as_ptr(),
             timing_cache_size: source.timing_cache.len(),
             capabilities: capabilities.as_ptr(),
-            capability_count: i32::try_from(capabilities.len()).unwrap_or(i32::MAX),
+            capability_count: count(capabilities.len()),
+            inputs: inputs.tensors.as_ptr(),
+            input_count: count(source.profiles.first().map_or(0, Vec::len)),
+            profile_count: count(source.profiles.len()),
+            settings: RawSettings {
+                workspace_bytes: settings.workspace.unwrap_or(0),
+                optimization_level: settings.optimization_level.map_or(-1, i32::from),
+                version_compatible: settings.version_compatible.into(),
+                hardware_compatibility: match settings.hardware_compatibility {
+                    None => 0,
+                    Some(HardwareCompatibility::AmperePlus) => 1,
+                    Some(HardwareCompatibility::SameComputeCapability) => 2,
+                },
+                detailed: source.detailed.into(),
+            },
         };
         let mut raw = null_mut();
         // SAFETY: the symbols are the loaded library's, which is of the table's release; all
@@ -111,10 +134,11 @@ impl Network {
     /// # Errors
     /// TensorRT's words.
     pub fn build(&mut self) -> Result<Serialized, NvinferError> {
+        let table = self.table();
         // SAFETY: the network is live and the bytes valid for the write.
-        self.serialized("building the plan", |table, bytes, text| unsafe {
-            (table.network_build)(self.raw, bytes, text)
-        })
+        let write = |bytes, text| unsafe { (table.network_build)(self.raw, bytes, text) };
+        let plan = Serialized::of(table, write);
+        plan.map_err(|message| self.library.failed("building the plan", &message))
     }
 
     /// What was measured while building; `None` for TensorRT for RTX, which measures nothing.
@@ -122,26 +146,13 @@ impl Network {
     /// # Errors
     /// TensorRT's words.
     pub fn timing_cache(&mut self) -> Result<Option<Serialized>, NvinferError> {
-        // SAFETY: the network is live and the bytes valid for the write.
-        let cache = self.serialized("reading the timing cache", |table, bytes, text| unsafe {
-            (table.network_timing_cache)(self.raw, bytes, text)
-        })?;
-        Ok((!cache.raw.owner.is_null()).then_some(cache))
-    }
-
-    fn serialized(
-        &self,
-        what: &str,
-        write: impl FnOnce(&Table, *mut RawBytes, Text) -> i32,
-    ) -> Result<Serialized, NvinferError> {
         let table = self.table();
-        let mut bytes = Serialized {
-            raw: RawBytes::EMPTY,
-            table,
-        };
-        let written = call(|text| write(table, &raw mut bytes.raw, text));
-        written.map_err(|message| self.library.failed(what, &message))?;
-        Ok(bytes)
+        // SAFETY: the network is live and the bytes valid for the write.
+        let write = |bytes, text| unsafe { (table.network_timing_cache)(self.raw, bytes, text) };
+        let cache = Serialized::of(table, write);
+        let failed = |message: String| self.library.failed("reading the timing cache", &message);
+        let cache = cache.map_err(failed)?;
+        Ok((!cache.raw.owner.is_null()).then_some(cache))
     }
 }
 
@@ -149,32 +160,5 @@ impl Drop for Network {
     fn drop(&mut self) {
         // SAFETY: the network is freed once.
         unsafe { (self.table().network_free)(self.raw) }
-    }
-}
-
-/// Bytes that TensorRT made.
-pub struct Serialized {
-    raw: RawBytes,
-    table: &'static Table,
-}
-
-impl Deref for Serialized {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        if self.raw.data.is_null() {
-            return &[];
-        }
-        // SAFETY: TensorRT's memory holds as many bytes and nobody writes to it.
-        unsafe { std::slice::from_raw_parts(self.raw.data, self.raw.size) }
-    }
-}
-
-impl Drop for Serialized {
-    fn drop(&mut self) {
-        if !self.raw.owner.is_null() {
-            // SAFETY: the memory is freed once.
-            unsafe { (self.table.bytes_free)(self.raw.owner) }
-        }
     }
 }

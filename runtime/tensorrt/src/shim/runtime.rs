@@ -1,9 +1,9 @@
 //! Runs plans.
 
 use super::network::c_path;
-use super::{Raw, call, tensors};
-use crate::{Library, NvinferError, Tensor};
-use std::ffi::{CStr, CString, c_void};
+use super::{ContextRequest, Raw, RawInputs, RawPlan, Serialized, call, tensors};
+use crate::{InputShape, Library, NvinferError, Tensor};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
@@ -104,17 +104,36 @@ impl Runtime {
     ///
     /// # Errors
     /// TensorRT's words.
-    pub fn open(&self, plan: &[u8]) -> Result<Engine, NvinferError> {
+    pub fn open(&self, plan: &PlanSource<'_>) -> Result<Engine, NvinferError> {
+        unsafe extern "C" fn copy(
+            user: *mut c_void,
+            to: *mut c_void,
+            from: *const u8,
+            size: usize,
+            stream: *mut c_void,
+        ) -> i32 {
+            // SAFETY: `user` is the plan's function below, and the reader asks for parts of the plan.
+            let (copy, from) = unsafe {
+                let copy = &*user.cast::<&CopyPart<'_>>();
+                (copy, std::slice::from_raw_parts(from, size))
+            };
+            i32::from(!copy(to, from, stream))
+        }
+        let request = RawPlan {
+            data: plan.bytes.as_ptr(),
+            size: plan.bytes.len(),
+            copy,
+            user: (&raw const plan.copy).cast_mut().cast(),
+            host_code: plan.host_code.into(),
+            cache: plan.cache.as_ptr(),
+            cache_size: plan.cache.len(),
+        };
         let mut raw = null_mut();
-        // SAFETY: the runtime is live, the plan readable, the pointer valid for the write.
+        // SAFETY: the runtime is live; the plan, its function and the pointer for the result are valid
+        // for the call.
         let made = call(|text| unsafe {
-            (self.0.library.table.engine_new)(
-                self.0.raw,
-                plan.as_ptr(),
-                plan.len(),
-                &raw mut raw,
-                text,
-            )
+            let open = self.0.library.table.engine_new;
+            open(self.0.raw, &raw const request, &raw mut raw, text)
         });
         made.map_err(|message| self.0.library.failed("opening the plan", &message))?;
         Ok(Engine(Arc::new(EngineHandle {
@@ -122,6 +141,22 @@ impl Runtime {
             runtime: self.0.clone(),
         })))
     }
+}
+
+/// Copies a part of a plan to the address, on the host or on the GPU, there in the stream. Whether
+/// that was possible.
+pub type CopyPart<'a> = dyn Fn(*mut c_void, &[u8], *mut c_void) -> bool + 'a;
+
+/// A plan that is about to be opened.
+pub struct PlanSource<'a> {
+    /// All of it; it is read once, from front to back.
+    pub bytes: &'a [u8],
+    /// Gives TensorRT what it reads.
+    pub copy: &'a CopyPart<'a>,
+    /// Whether code for the host that is in the plan may run: it is version compatible.
+    pub host_code: bool,
+    /// TensorRT for RTX: what [`Engine::cache`] returned; may be empty, or of another machine.
+    pub cache: &'a [u8],
 }
 
 struct EngineHandle {
@@ -146,42 +181,71 @@ impl Drop for EngineHandle {
 pub struct Engine(Arc<EngineHandle>);
 
 impl Engine {
-    /// Inputs and outputs.
-    pub fn tensors(&self) -> Vec<Tensor> {
-        let table = self.0.runtime.library.table;
-        // SAFETY: the engine is live.
-        let count = unsafe { (table.engine_tensor_count)(self.0.raw) };
-        tensors(count, |index, tensor| {
-            // SAFETY: the engine is live, the index below its count, the tensor valid for the write.
-            unsafe { (table.engine_tensor)(self.0.raw, index, tensor) }
-        })
+    /// Every layer in words, as JSON; in detail where the plan was built so.
+    ///
+    /// # Errors
+    /// TensorRT's words.
+    pub fn inspect(&self) -> Result<String, NvinferError> {
+        unsafe extern "C" fn take(user: *mut c_void, _: i32, text: *const c_char) {
+            // SAFETY: `user` is the string below, `text` a C string of TensorRT's.
+            let (to, text) = unsafe { (&mut *user.cast::<String>(), CStr::from_ptr(text)) };
+            *to = text.to_string_lossy().into_owned();
+        }
+        let library = &self.0.runtime.library;
+        let mut json = String::new();
+        // SAFETY: the engine is live, and the string for the call.
+        let told = call(|text| unsafe {
+            let user = (&raw mut json).cast();
+            (library.table.engine_inspect)(self.0.raw, take, user, text)
+        });
+        told.map_err(|message| library.failed("inspecting the plan", &message))?;
+        Ok(json)
     }
 
-    /// The input that `output` has to share memory with; `None` where there is none or where
-    /// TensorRT, before 11, does not say.
-    pub fn alias(&self, output: &str) -> Option<String> {
-        let output = CString::new(output).ok()?;
-        // SAFETY: the engine is live, the name a C string; what is returned lives with the engine.
-        let input = unsafe {
-            let name = (self.0.runtime.library.table.engine_alias)(self.0.raw, output.as_ptr());
-            if name.is_null() {
-                return None;
-            }
-            CStr::from_ptr(name)
-        };
-        Some(input.to_string_lossy().into_owned())
+    /// Bytes of scratch memory that a run at a profile needs.
+    pub fn scratch_bytes(&self, profile: usize) -> usize {
+        let ask = self.0.runtime.library.table.engine_scratch;
+        // SAFETY: the engine is live.
+        let bytes = unsafe { ask(self.0.raw, profile as i32) };
+        usize::try_from(bytes).unwrap_or(0)
+    }
+
+    /// TensorRT for RTX: what its contexts have compiled so far; empty else.
+    ///
+    /// # Errors
+    /// TensorRT's words.
+    pub fn cache(&self) -> Result<Serialized, NvinferError> {
+        let library = &self.0.runtime.library;
+        let ask = library.table.engine_cache;
+        // SAFETY: the engine is live and the bytes valid for the write.
+        let cache = Serialized::of(library.table, |bytes, text| unsafe {
+            ask(self.0.raw, bytes, text)
+        });
+        cache.map_err(|message| library.failed("reading the runtime cache", &message))
     }
 
     /// What one run at a time needs.
     ///
+    /// # Safety
+    /// The options' stream is a live stream of the GPU that the engine was opened on.
+    ///
     /// # Errors
     /// TensorRT's words: usually too little memory.
-    pub fn context(&self) -> Result<Context, NvinferError> {
+    pub unsafe fn context(&self, options: &ContextOptions<'_>) -> Result<Context, NvinferError> {
+        let inputs = RawInputs::new(options.inputs);
+        let request = ContextRequest {
+            profile: options.profile as i32,
+            graph: options.graph.into(),
+            stream: options.stream,
+            inputs: inputs.tensors.as_ptr(),
+            input_count: inputs.tensors.len() as i32,
+        };
         let mut raw = null_mut();
         let library = &self.0.runtime.library;
         let make = library.table.context_new;
-        // SAFETY: the engine is live and the pointer valid for the write.
-        let made = call(|text| unsafe { make(self.0.raw, &raw mut raw, text) });
+        // SAFETY: the engine is live, the request and the pointer valid for the call; the stream is the
+        // caller's contract.
+        let made = call(|text| unsafe { make(self.0.raw, &raw const request, &raw mut raw, text) });
         made.map_err(|message| library.failed("making an execution context", &message))?;
         Ok(Context {
             raw,
@@ -190,7 +254,20 @@ impl Engine {
     }
 }
 
-/// Addresses and scratch memory of one run at a time.
+/// How a context is made. It has no scratch memory until [`Context::set_scratch`].
+#[derive(Clone, Copy, Debug)]
+pub struct ContextOptions<'a> {
+    /// Which of the plan's optimization profiles it runs.
+    pub profile: usize,
+    /// The profile's shapes; inputs that the plan has static do not count.
+    pub inputs: &'a [InputShape],
+    /// TensorRT for RTX: whether it captures its runs in a CUDA graph.
+    pub graph: bool,
+    /// What it may copy in while it is made.
+    pub stream: *mut c_void,
+}
+
+/// Addresses of one run at a time.
 pub struct Context {
     raw: Raw,
     engine: Arc<EngineHandle>,
@@ -202,6 +279,28 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
+    /// Inputs and outputs as the context's profile has them.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let table = self.engine.runtime.library.table;
+        // SAFETY: the context is live.
+        let count = unsafe { (table.context_tensor_count)(self.raw) };
+        tensors(count, |index, tensor| {
+            // SAFETY: the context is live, the index below its count, the tensor valid for the write.
+            unsafe { (table.context_tensor)(self.raw, index, tensor) }
+        })
+    }
+
+    /// Gives it scratch memory.
+    ///
+    /// # Safety
+    /// As [`bind`](Self::bind), of as many `bytes`; several contexts may share it, whose runs do not
+    /// overlap.
+    pub unsafe fn set_scratch(&mut self, address: u64, bytes: usize) {
+        let set = self.engine.runtime.library.table.context_scratch;
+        // SAFETY: the context is live; the rest is the caller's contract.
+        unsafe { set(self.raw, address as usize as *mut c_void, bytes as i64) };
+    }
+
     /// Gives a tensor its memory.
     ///
     /// # Safety

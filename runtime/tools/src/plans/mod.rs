@@ -5,15 +5,19 @@ mod stage;
 
 pub use error::BuildError;
 
-use ratplus_graphs::package::{Fallback, Manifest, WEIGHTS_FILE};
+use ratplus_graphs::package::{Fallback, Manifest, Target, WEIGHTS_FILE};
 use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
 use ratplus_kernels::cuda::{self, Device};
+pub use ratplus_nvinfer::{BuildSettings, HardwareCompatibility};
 use ratplus_nvinfer::{Library, Network, NetworkSource};
-use ratplus_runtime::backend::{BackendKind, PlanRequirements, check_tensors};
+use ratplus_runtime::backend::{
+    BackendKind, PlanRequirements, check_tensors, input_shapes, inspect_plan,
+};
 use ratplus_runtime::nvinfer::{self, NvinferError, Product};
-use ratplus_runtime::package::{EngineGraph, Package};
+use ratplus_runtime::package::Package;
 use serde::Serialize;
 use stage::Stage;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -37,9 +41,14 @@ pub struct BuildOptions {
     pub device: i32,
     /// TensorRT for RTX only: compute capabilities to build for; none are the library's usual ones.
     pub compute_capabilities: Vec<(u32, u32)>,
+    /// A plan, and a copy of the weights, for each engine, where one plan could hold all: each is then
+    /// built for its own sizes alone.
+    pub split_engines: bool,
+    /// What TensorRT is told.
+    pub settings: BuildSettings,
 }
 
-/// An engine whose plan is about to be built.
+/// A plan that is about to be built.
 #[derive(Clone, Copy, Debug)]
 pub struct BuildProgress<'a> {
     /// Its ONNX file.
@@ -56,6 +65,8 @@ pub struct BuildProgress<'a> {
 pub struct BuiltPlan {
     /// The ONNX file that it was built from.
     pub engine: String,
+    /// The package's engines that it holds.
+    pub engines: Vec<String>,
     /// Its file, from the package's folder on.
     pub file: String,
     /// Its size.
@@ -78,7 +89,7 @@ pub struct BuildReport {
     pub compute_capabilities: Vec<ComputeTarget>,
     /// What runs the custom nodes.
     pub custom_nodes: &'static str,
-    /// In the order of the manifest's engines.
+    /// Engines in the manifest's order.
     pub plans: Vec<BuiltPlan>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
@@ -101,6 +112,8 @@ struct Tools {
     plugins: Option<PathBuf>,
     targets: Vec<ComputeTarget>,
     timing_cache: Option<PathBuf>,
+    /// TensorRT's, which builds on it.
+    device: Option<&'static Device>,
 }
 
 impl Tools {
@@ -112,13 +125,27 @@ impl Tools {
         options: &BuildOptions,
     ) -> Result<Self, BuildError> {
         let mut problems = Vec::new();
-        if needs.product == Product::TensorRt && !options.compute_capabilities.is_empty() {
-            problems.push(
-                "it builds for the GPU that it runs on; compute capabilities are chosen for \
-                 tensorrt-rtx only"
-                    .into(),
-            );
-        }
+        let (settings, full) = (&options.settings, needs.product == Product::TensorRt);
+        let hardware = settings.hardware_compatibility;
+        let misplaced = [
+            (
+                "compute_capabilities",
+                full && !options.compute_capabilities.is_empty(),
+                "tensorrt-rtx only: tensorrt builds for the GPU that it runs on",
+            ),
+            (
+                "version_compatible",
+                !full && settings.version_compatible,
+                "tensorrt only",
+            ),
+            (
+                "hardware_compatibility",
+                !full && hardware.is_some(),
+                "tensorrt only",
+            ),
+        ];
+        let misplaced = misplaced.into_iter().filter(|(_, given, _)| *given);
+        problems.extend(misplaced.map(|(field, _, whose)| format!("`{field}` is for {whose}")));
         let library = nvinfer::open(needs.product, options.tensorrt.as_deref());
         let library = library.and_then(|library| library.can_build().map(|()| library));
         let library = library.map_err(|error| problems.push(error.to_string()));
@@ -126,8 +153,8 @@ impl Tools {
             let plugins = nvinfer::plugins(options.plugins.as_deref());
             plugins.map_err(|error| problems.push(error.to_string()))
         });
-        let (targets, timing_cache) = match needs.product {
-            Product::Rtx => (RTX_TARGETS.map(target).to_vec(), None),
+        let (targets, timing_cache, device) = match needs.product {
+            Product::Rtx => (RTX_TARGETS.map(target).to_vec(), None, None),
             Product::TensorRt => match Device::open(options.device) {
                 Ok(device) => {
                     let (major, minor) = device.limits().compute_capability;
@@ -136,11 +163,15 @@ impl Tools {
                         let version = version.unwrap_or_default();
                         folder.join(format!("tensorrt-{version}-sm_{major}{minor}.timing"))
                     });
-                    (vec![ComputeTarget::only((major, minor))], cache)
+                    let target = match settings.hardware_compatibility {
+                        Some(HardwareCompatibility::AmperePlus) => target(((8, 0), true)),
+                        _ => ComputeTarget::only((major, minor)),
+                    };
+                    (vec![target], cache, Some(device))
                 }
                 Err(error) => {
                     problems.push(format!("the GPU that the plans are built on: {error}"));
-                    (Vec::new(), None)
+                    (Vec::new(), None, None)
                 }
             },
         };
@@ -150,6 +181,7 @@ impl Tools {
                 plugins,
                 targets,
                 timing_cache,
+                device,
             }),
             _ => Err(BuildError::refused(backend, problems.join("\n  "))),
         }
@@ -171,7 +203,7 @@ fn target((capability, and_later): ((u32, u32), bool)) -> ComputeTarget {
     }
 }
 
-/// Builds every engine of `package` for `backend` and writes the plans below its folder. The
+/// Builds the plans of `package` for `backend` and writes the plans below its folder. The
 /// manifest, which names them, is replaced last: until then, and after any error, the package is
 /// as it was.
 ///
@@ -194,14 +226,12 @@ pub fn build(
     let timing = timing.and_then(|path| std::fs::read(path).ok());
     let mut timing = timing.unwrap_or_default();
     let (mut plans, mut built) = (Vec::new(), Vec::new());
-    let count = manifest.engines.len();
-    for index in 0..count {
-        let graph = package.graph(index, needs.graphs);
-        let EngineGraph {
-            engine,
-            file: onnx,
-            model,
-        } = graph.map_err(|error| BuildError::refused(backend, error))?;
+    let groups = groups(manifest, needs.graphs, options.split_engines);
+    let (engines, count) = (&manifest.engines, groups.len());
+    for (index, group) in groups.into_iter().enumerate() {
+        let graph = package.graph(group.start, needs.graphs);
+        let graph = graph.map_err(|error| BuildError::refused(backend, error))?;
+        let (onnx, model) = (graph.file, graph.model);
         progress(BuildProgress {
             engine: onnx,
             index,
@@ -210,34 +240,59 @@ pub fn build(
         let began = Instant::now();
         let failed = |error: NvinferError| BuildError::engine(onnx, error);
         let weights = package.weights_path();
+        let engines = &engines[group];
+        let profiles: Vec<_> = match needs.graphs.has_open_sizes() {
+            true => engines.iter().map(input_shapes).collect(),
+            false => Vec::new(),
+        };
         let source = NetworkSource {
             model: &package.encode(model, &[]),
             path: &weights.with_file_name(onnx),
             plugins: tools.plugins.as_deref(),
             timing_cache: &timing,
             compute_capabilities: &options.compute_capabilities,
+            profiles: &profiles,
+            detailed: needs.plugins,
+            settings: &options.settings,
         };
         let mut network = Network::parse(&tools.library, &source).map_err(failed)?;
-        check_tensors(engine, &network.tensors()).map_err(|problems| {
-            let problems = problems.join("\n  ");
-            let reason = format!("TensorRT's tensors are not the manifest's:\n  {problems}");
-            BuildError::engine(onnx, reason)
-        })?;
+        for engine in engines {
+            check_tensors(engine, &network.tensors(), true).map_err(|problems| {
+                let problems = problems.join("\n  ");
+                let reason = format!("TensorRT's tensors are not the manifest's:\n  {problems}");
+                BuildError::engine(onnx, reason)
+            })?;
+        }
         tools.note_targets(&network);
         let plan = network.build().map_err(failed)?;
         if let Some(cache) = network.timing_cache().map_err(failed)? {
             timing = cache.to_vec();
         }
-        let info = stage.write(&plan, |info| plan_file(&engine.name, info))?;
-        let file = plan_file(&engine.name, &info);
+        // It and the opened plan would be in memory at one time.
+        drop(network);
+        if let (Some(plugins), Some(device)) = (&tools.plugins, tools.device) {
+            let host_code = options.settings.version_compatible;
+            inspect_plan(&tools.library, plugins, device, &plan, host_code, manifest).map_err(|problems| {
+                let problems = problems.join("\n  ");
+                let reason = format!(
+                    "TensorRT built a plan that copies states at every step; another `optimization_level` or \
+                     release may not:\n  {problems}"
+                );
+                BuildError::engine(onnx, reason)
+            })?;
+        }
+        let names: Vec<_> = engines.iter().map(|engine| engine.name.clone()).collect();
+        let info = stage.write(&plan, |info| plan_file(&names, info))?;
+        let file = plan_file(&names, &info);
         built.push(BuiltPlan {
             engine: onnx.into(),
+            engines: names.clone(),
             file: stage.name_of(&file),
             bytes: info.bytes,
             seconds: began.elapsed().as_secs_f64(),
         });
         plans.push(Plan {
-            engine: engine.name.clone(),
+            engines: names,
             file,
             info,
             onnx_sha256: checksum(manifest, onnx),
@@ -245,6 +300,7 @@ pub fn build(
     }
     let set = PlanSet {
         library: tools.library.version(),
+        version_compatible: options.settings.version_compatible,
         tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
         compute_capabilities: tools.targets.clone(),
         weights_sha256: checksum(manifest, WEIGHTS_FILE),
@@ -269,6 +325,25 @@ pub fn build(
         notes,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Which of the manifest's engines a plan is built of: all of one graph, or each alone.
+fn groups(manifest: &Manifest, graphs: Target, split: bool) -> Vec<Range<usize>> {
+    let mut groups: Vec<Range<usize>> = Vec::new();
+    for (index, engine) in manifest.engines.iter().enumerate() {
+        let file = |index: usize| manifest.engines[index].file(graphs);
+        match groups.last_mut() {
+            Some(group) if !split && file(group.start) == engine.file(graphs) => group.end += 1,
+            _ => groups.push(index..index + 1),
+        }
+    }
+    groups
+}
+
+/// Host memory that building takes, about: the weights as the parser reads them, the builder's copy and
+/// the plan.
+pub fn host_memory_bytes(package: &Package) -> u64 {
+    3 * package.weights().len() as u64
 }
 
 fn checksum(manifest: &Manifest, file: &str) -> String {
