@@ -201,11 +201,17 @@ mod tests {
     use super::*;
     use ratplus_graphs::onnx::OPSET;
     use ratplus_graphs::package::{LogitsMode, PackageShape};
-    use ratplus_graphs::spec::ModelSpec;
+    use ratplus_graphs::pattern::Pattern;
+    use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 
     fn manifest() -> Manifest {
         let model = ModelSpec {
+            vocab_size: 100,
+            d_model: 128,
             num_layers: 1,
+            d_head: 64,
+            d_ffn: 512,
+            patterns: vec![LayerPatterns::Uniform(Pattern::DENSE)],
             ..ModelSpec::default()
         };
         let dtype = ElementType::BF16;
