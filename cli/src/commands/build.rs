@@ -23,7 +23,7 @@ pub fn run(args: BuildArgs) -> Outcome {
         hardware_compatibility: args.hardware_compatibility,
     };
     let needed = bytes(plans::host_memory_bytes(&package) as f64);
-    errln!("building takes about {needed} of host memory, three times the weights");
+    errln!("building takes about {needed} of host memory, four times the weights");
     let bar = spinner();
     let report = plans::build(&package, backend, &options, &mut |progress| {
         let plans::BuildProgress {

@@ -340,10 +340,10 @@ fn groups(manifest: &Manifest, graphs: Target, split: bool) -> Vec<Range<usize>>
     groups
 }
 
-/// Host memory that building takes, about: the weights as the parser reads them, the builder's copy and
-/// the plan.
+/// Host memory that building takes, about: the weights' file, the weights as the parser reads them, the
+/// builder's copy and the plan.
 pub fn host_memory_bytes(package: &Package) -> u64 {
-    3 * package.weights().len() as u64
+    4 * package.weights().len() as u64
 }
 
 fn checksum(manifest: &Manifest, file: &str) -> String {
