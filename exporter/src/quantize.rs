@@ -3,7 +3,7 @@
 mod block;
 
 use block::{Block, larger};
-use ratplus_graphs::precision::{IntegerLayout, Plane, Quantization};
+use ratplus_graphs::precision::{IntegerLayout, Quantization};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -44,23 +44,14 @@ pub(crate) struct Quantizer {
 
 impl Quantizer {
     pub(crate) fn new(quantization: Quantization, shape: [usize; 2]) -> Self {
-        let planes = quantization.planes().iter().enumerate();
-        let planes = planes.map(|(index, plane)| {
-            // As large as they get: a vector that grows would hold up to twice as much.
-            let tensors = plane.tensors(quantization, "", shape);
-            let mut bytes = tensors.iter().map(|(_, tensor)| tensor.bytes());
-            let mut reserved = || Vec::with_capacity(bytes.next().unwrap_or(0));
-            let blocks = reserved();
-            PlaneBytes {
-                // The first plane's leave at once.
-                blocks: if index == 0 { Vec::new() } else { blocks },
-                scales: reserved(),
-                zero_points: reserved(),
-            }
-        });
+        // As large as they get: a vector that grows would hold up to twice as much. Blocks leave at once.
+        let tensors = quantization.tensors("", shape);
+        let mut bytes = tensors.iter().map(|(_, tensor)| tensor.bytes()).skip(1);
+        let mut reserved = || Vec::with_capacity(bytes.next().unwrap_or(0));
         Self {
             done: Rows {
-                planes: planes.collect(),
+                scales: reserved(),
+                zero_points: reserved(),
                 ..Rows::default()
             },
             quantization,
@@ -72,7 +63,7 @@ impl Quantizer {
         }
     }
 
-    /// Takes little-endian f32 and gives the first node's blocks as far as they are complete.
+    /// Takes little-endian f32 and gives the blocks as far as they are complete.
     pub(crate) fn push(&mut self, mut bytes: &[u8]) -> Result<Vec<u8>, NotFinite> {
         if !self.split.is_empty() {
             let missing = bytes.len().min(4 - self.split.len());
@@ -111,21 +102,18 @@ impl Quantizer {
         }
         self.pending.drain(..rows * columns);
         self.rows += rows;
-        Ok(std::mem::take(&mut self.done.planes[0].blocks))
+        Ok(std::mem::take(&mut self.done.blocks))
     }
 
-    /// The bytes of every tensor after the first node's blocks, by name.
+    /// The bytes of every tensor after the blocks, by name.
     pub(crate) fn finish(self, name: String) -> (BTreeMap<String, Vec<u8>>, QuantizedWeight) {
         let quantization = self.quantization;
-        let (mut tensors, mut size) = (BTreeMap::new(), 0);
-        for (&plane, bytes) in quantization.planes().iter().zip(self.done.planes) {
-            let stored = plane.tensors(quantization, &name, self.shape);
-            let parts = [bytes.blocks, bytes.scales, bytes.zero_points];
-            for ((name, tensor), bytes) in stored.into_iter().zip(parts) {
-                size += tensor.bytes() as u64;
-                tensors.insert(name, bytes);
-            }
-        }
+        let stored = quantization.tensors(&name, self.shape);
+        let size = stored.iter().map(|(_, tensor)| tensor.bytes() as u64).sum();
+        let names = stored.into_iter().skip(1).map(|(name, _)| name);
+        let tensors = names
+            .zip([self.done.scales, self.done.zero_points])
+            .collect();
         let lost = QuantizedWeight {
             bytes: size,
             name,
@@ -140,18 +128,12 @@ impl Quantizer {
     }
 }
 
-/// The constants of one node.
-#[derive(Clone, Debug, Default)]
-struct PlaneBytes {
-    blocks: Vec<u8>,
-    scales: Vec<u8>,
-    zero_points: Vec<u8>,
-}
-
 /// Quantised rows, and what they lost.
 #[derive(Default)]
 struct Rows {
-    planes: Vec<PlaneBytes>,
+    blocks: Vec<u8>,
+    scales: Vec<u8>,
+    zero_points: Vec<u8>,
     squared_error: f64,
     squares: f64,
     max_error: f64,
@@ -165,10 +147,7 @@ impl Rows {
         columns: usize,
         first: usize,
     ) -> Result<Self, NotFinite> {
-        let mut rows = Self {
-            planes: vec![PlaneBytes::default(); quantization.planes().len()],
-            ..Self::default()
-        };
+        let mut rows = Self::default();
         let mut block = Block::default();
         for (index, row) in values.chunks_exact(columns).enumerate() {
             if let Some(column) = row.iter().position(|value| !value.is_finite()) {
@@ -178,9 +157,7 @@ impl Rows {
             for (index, values) in row.chunks(quantization.block_size).enumerate() {
                 block.fit(quantization, values);
                 rows.lose(values, &block);
-                for (&plane, bytes) in quantization.planes().iter().zip(&mut rows.planes) {
-                    bytes.push(quantization, plane, &block, index);
-                }
+                rows.push(quantization, &block, index);
             }
         }
         Ok(rows)
@@ -214,44 +191,40 @@ impl Rows {
     }
 
     fn append(&mut self, rows: Self) {
-        for (all, more) in self.planes.iter_mut().zip(rows.planes) {
-            all.blocks.extend(more.blocks);
-            all.scales.extend(more.scales);
-            all.zero_points.extend(more.zero_points);
-        }
+        self.blocks.extend(rows.blocks);
+        self.scales.extend(rows.scales);
+        self.zero_points.extend(rows.zero_points);
         self.squared_error += rows.squared_error;
         self.squares += rows.squares;
         self.max_error = self.max_error.max(rows.max_error);
     }
-}
 
-impl PlaneBytes {
-    fn push(&mut self, quantization: Quantization, plane: Plane, block: &Block, index: usize) {
-        let shift = plane.shift;
+    /// A block, the `index`th of its row.
+    fn push(&mut self, quantization: Quantization, block: &Block, index: usize) {
         let integers = &block.integers[..quantization.block_size];
         // Signed integers are those of the range around its middle, in two's complement.
         let sign = match quantization.layout {
             IntegerLayout::Product => 0,
             IntegerLayout::Dequantized => quantization.middle() as u8,
         };
-        match quantization.node_bits() {
+        match quantization.bits {
             4 => self
                 .blocks
                 .extend(integers.as_chunks().0.iter().map(|pair| {
-                    let [low, high] = pair.map(|integer: u8| integer >> shift & 0xf ^ sign);
+                    let [low, high] = pair.map(|integer: u8| integer ^ sign);
                     low | high << 4
                 })),
             _ => self
                 .blocks
                 .extend(integers.iter().map(|integer| integer ^ sign)),
         }
-        let scale = block.scale * (1u32 << shift) as f32;
-        self.scales.extend_from_slice(&scale.to_le_bytes());
-        if !plane.has_zero_points(quantization) {
+        self.scales.extend_from_slice(&block.scale.to_le_bytes());
+        if quantization.symmetric {
             return;
         }
-        let zero = (block.zero_point >> shift) as u8 & 0xf;
-        match self.zero_points.last_mut().filter(|_| index % 2 == 1) {
+        let zero = block.zero_point as u8;
+        let halves = quantization.bits == 4 && index % 2 == 1;
+        match self.zero_points.last_mut().filter(|_| halves) {
             Some(pair) => *pair |= zero << 4,
             None => self.zero_points.push(zero),
         }

@@ -90,6 +90,11 @@ impl TensorType {
         }
     }
 
+    /// What stands for an input that a node is without: a tensor that has no element.
+    pub fn none(dtype: ElementType) -> Self {
+        Self::new(dtype, [0])
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()

@@ -19,6 +19,7 @@ mod attention;
 pub mod cuda;
 mod element;
 mod isa;
+mod linear;
 mod operator;
 mod panics;
 mod parallel;
@@ -35,6 +36,7 @@ pub use attention::{
 };
 pub use element::Element;
 pub use isa::{Isa, isa};
+pub use linear::{LinearParams, linear, linear_on, linear_workspace_bytes};
 pub use operator::{CpuError, CpuKernel, CpuPlan, Processor};
 pub use panics::panic_words;
 pub use parallel::{ParallelFor, Serial};

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from operator_tool import lowered, tool
 from plugin_driver import garbage_outputs, make_session, random_inputs, run_bound
-from plugin_models import ModelOptions, build_model, numpy_type
+from plugin_models import INTEGERS, ModelOptions, build_model, numpy_type
 from trt_driver import Plugin, PluginSession, parsed_fields
 
 
@@ -192,6 +192,10 @@ class Function(Host):
     unfit = "nan"
 
     @classmethod
+    def types(cls, description):
+        return super().types(description) if description.has_body else []
+
+    @classmethod
     def make(cls, request):
         return cls()
 
@@ -215,7 +219,7 @@ class TractSession:
         self.inputs, self.outputs = node.inputs(t), node.outputs(t)
 
     def run_arrays(self, inputs, outputs):
-        types = {name: np.int64 if dtype == "i64" else np.float32 for name, (dtype, _) in self.inputs.items()}
+        types = {name: numpy_type(dtype) if dtype in INTEGERS else np.float32 for name, (dtype, _) in self.inputs.items()}
         carried = [inputs[name].astype(dtype) for name, dtype in types.items()]
         found = tool().ask("run", b"".join(array.tobytes() for array in carried), engine=self.engine)[1]
         values, start = np.frombuffer(found, np.float32), 0
@@ -243,11 +247,15 @@ class Tract(Host):
 
     def session(self, node, t, options=None, threads=1, **config):
         options = replace(options or ModelOptions(), declared=True)
-        return TractSession(build_model(node, t, options), node, t)
+        return TractSession(build_model(node.carried(), t, options), node, t)
 
 
 class TractInline(Tract):
     """The body in tract."""
+
+    @classmethod
+    def types(cls, description):
+        return super().types(description) if description.has_body else []
 
     refuses = False
     unfit = "nan"

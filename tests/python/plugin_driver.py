@@ -35,7 +35,7 @@ def random_inputs(rng, node, t, past, seq):
     for name, (dtype, shape) in node.inputs(t).items():
         if dtype != "i64":
             inputs[name] = rng.standard_normal(shape).astype(numpy_type(dtype))
-    return inputs | node.tables() | lengths_of(node, past, seq)
+    return inputs | node.tables(t) | lengths_of(node, past, seq)
 
 
 def garbage_outputs(node, t):
@@ -84,7 +84,7 @@ class Replay:
             for slot, tokens in enumerate(chunks[name]):
                 array[slot, : counts[slot]] = tokens
                 array[slot, counts[slot] :] = 1  # padding is finite, as a padded graph's is
-        inputs |= self.state | node.tables() | lengths_of(node, self.past, counts)
+        inputs |= self.state | node.tables(self.t) | lengths_of(node, self.past, counts)
         outputs = {name: garbage(*spec) for name, spec in node.outputs(self.t).items()}
         if self.in_place:
             outputs |= {new: inputs[old] for old, new in self.states.items()}

@@ -14,15 +14,19 @@ DTYPES = {
     "f16": (np.dtype(np.float16), TensorProto.FLOAT16),
     "bf16": (np.dtype(ml_dtypes.bfloat16), TensorProto.BFLOAT16),
 }
-ONNX_TYPES = {numpy: onnx for numpy, onnx in DTYPES.values()} | {np.dtype(np.int64): TensorProto.INT64}
+INTEGERS = {
+    "i64": (np.dtype(np.int64), TensorProto.INT64),
+    "u8": (np.dtype(np.uint8), TensorProto.UINT8),
+}
+ONNX_TYPES = {numpy: onnx for numpy, onnx in (DTYPES | INTEGERS).values()}
 
 
 def numpy_type(name):
-    return np.dtype(np.int64) if name == "i64" else DTYPES[name][0]
+    return (DTYPES | INTEGERS)[name][0]
 
 
 def onnx_type(name):
-    return TensorProto.INT64 if name == "i64" else DTYPES[name][1]
+    return (DTYPES | INTEGERS)[name][1]
 
 
 @dataclass

@@ -98,7 +98,7 @@ def test_library_decides_what_runs(package, tmp_path, route):
 
 def test_bare_nodes_need_the_library(export_case):
     directory = export_case("dense", fallback="none")
-    with pytest.raises(Exception, match="RecurrenceScan|DilatedAttention"):
+    with pytest.raises(Exception, match="RecurrenceScan|DilatedAttention|Linear"):
         options = ort.SessionOptions()
         options.log_severity_level = 4
         ort.InferenceSession(directory / "decode.onnx", options, ["CPUExecutionProvider"])

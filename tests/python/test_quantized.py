@@ -29,7 +29,7 @@ LINEAR = ("in_proj", "out_proj", "fc1", "fc2", "lm_head")
 
 
 def initializers(directory):
-    model = onnx.load(directory / "decode.onnx")
+    model = onnx.load(directory / "decode.cpu.onnx")
     return model, {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
@@ -39,16 +39,18 @@ def nibbles(array):
 
 
 def matrix(node, tensors):
-    """The f64 matrix of a node, as ONNX Runtime documents the operator."""
-    attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    rows, columns = attributes["N"], attributes["K"]
-    blocks, scales = tensors[node.input[1]], tensors[node.input[2]]
+    """The f64 matrix of a node, in the layout that ONNX Runtime documents for MatMulNBits."""
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    rows, columns, size = (attributes[name].i for name in ("out_features", "in_features", "block_size"))
+    bits = {b"int4": 4, b"int8": 8}[attributes["weight_type"].s]
+    blocks, scales = tensors[node.input[1]], tensors[node.input[3]]
     count = blocks.shape[1]
-    assert blocks.shape == (rows, -(-columns // attributes["block_size"]), attributes["block_size"] // 2)
-    zero = np.full((rows, count), 8)
-    if len(node.input) == 4:
-        zero = nibbles(tensors[node.input[3]].reshape(rows, -1))[:, :count]
-    values = (nibbles(blocks) - zero[:, :, None]) * scales.reshape(rows, count, 1).astype(np.float64)
+    assert blocks.shape == (rows, -(-columns // size), size * bits // 8)
+    unpack = nibbles if bits == 4 else lambda array: array.astype(np.int64)
+    zero = np.full((rows, count), 1 << (bits - 1))
+    if node.input[4:] and node.input[4].endswith(".zero_points"):
+        zero = unpack(tensors[node.input[4]].reshape(rows, -1))[:, :count]
+    values = (unpack(blocks) - zero[:, :, None]) * scales.reshape(rows, count, 1).astype(np.float64)
     return values.reshape(rows, -1)[:, :columns]
 
 
@@ -57,10 +59,9 @@ def matrices(directory):
     model, tensors = initializers(directory)
     found = {}
     for node in model.graph.node:
-        if node.op_type == "MatMulNBits":
-            assert node.domain == "com.microsoft"
-            name = node.input[1].removesuffix(".blocks").removesuffix(".high").removesuffix(".low")
-            found[name] = found.get(name, 0) + matrix(node, tensors)
+        if node.op_type == "Linear" and node.input[1].endswith(".blocks"):
+            assert node.domain == "ai.ratplus"
+            found[node.input[1].removesuffix(".blocks")] = matrix(node, tensors)
     return found
 
 

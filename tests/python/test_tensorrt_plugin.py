@@ -15,7 +15,7 @@ import trt_driver
 from conftest import ROOT, TENSORRT, constant, tensorrt_headers, tensorrt_library
 from onnx import helper
 from operator_tool import schemas
-from operators import DESCRIPTIONS
+from operators import GPU_DESCRIPTIONS as DESCRIPTIONS
 from operators.dilated_attention import DilatedAttention, Pattern
 from operators.recurrence_scan import RecurrenceScan
 from plugin_driver import garbage_outputs, random_inputs

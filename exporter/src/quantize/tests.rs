@@ -90,40 +90,37 @@ fn round_trip(
         first.extend(quantizer.push(piece).unwrap());
     }
     let (mut tensors, lost) = quantizer.finish("w".into());
-    let whole = quantization.planes()[0].tensors(quantization, "w", shape);
-    tensors.insert(whole[0].0.clone(), first);
-    let (blocks, bytes) = (quantization.blocks(shape[1]), quantization.block_size / 2);
+    let stored = quantization.tensors("w", shape);
+    tensors.insert(stored[0].0.clone(), first);
+    let mut stored = stored.iter().map(|(name, tensor)| {
+        let bytes = tensors.remove(name).unwrap();
+        assert_eq!(bytes.len(), tensor.bytes(), "{name}");
+        bytes
+    });
+    let (integers, scales, zeros) = (
+        stored.next().unwrap(),
+        stored.next().unwrap(),
+        stored.next(),
+    );
+    drop(stored);
+    let (blocks, bits) = (quantization.blocks(shape[1]), quantization.bits as usize);
+    // Every row starts a byte.
+    let number = |bytes: &[u8], row: usize, row_of: usize, index: usize| match bits {
+        4 => bytes[row * row_of.div_ceil(2) + index / 2] >> (4 * (index % 2)) & 15,
+        _ => bytes[row * row_of + index],
+    };
     let mut found = vec![0.0; values.len()];
-    for plane in quantization.planes() {
-        let constants = plane.tensors(quantization, "w", shape);
-        assert_eq!(constants.len(), plane.constants(quantization));
-        let mut constants = constants.iter().map(|(name, tensor)| {
-            let bytes = tensors.remove(name).unwrap();
-            assert_eq!(bytes.len(), tensor.bytes(), "{name}");
-            bytes
-        });
-        let integers = constants.next().unwrap();
-        let scales = constants.next().unwrap();
-        let zeros = constants.next();
-        drop(constants);
-        assert_eq!(integers.len(), shape[0] * blocks * bytes);
-        let nibble = |bytes: &[u8], index: usize| bytes[index / 2] >> (4 * (index % 2)) & 15;
-        for row in 0..shape[0] {
-            for column in 0..shape[1] {
-                let block = column / quantization.block_size;
-                let at = row * blocks + block;
-                let scale = f32::from_le_bytes(scales[4 * at..4 * at + 4].try_into().unwrap());
-                let row_bytes = &integers[row * blocks * bytes..];
-                let q = nibble(
-                    row_bytes,
-                    block * bytes * 2 + column % quantization.block_size,
-                );
-                let zero = zeros
-                    .as_ref()
-                    .map_or(8, |zeros| nibble(&zeros[row * blocks.div_ceil(2)..], block));
-                found[row * shape[1] + column] +=
-                    f64::from(scale) * (f64::from(q) - f64::from(zero));
-            }
+    for row in 0..shape[0] {
+        for column in 0..shape[1] {
+            let block = column / quantization.block_size;
+            let at = row * blocks + block;
+            let scale = f32::from_le_bytes(scales[4 * at..4 * at + 4].try_into().unwrap());
+            let q = number(&integers, row, blocks * quantization.block_size, column);
+            let middle = quantization.middle() as u8;
+            let zero = zeros
+                .as_ref()
+                .map_or(middle, |zeros| number(zeros, row, blocks, block));
+            found[row * shape[1] + column] = f64::from(scale) * (f64::from(q) - f64::from(zero));
         }
     }
     assert!(tensors.is_empty());

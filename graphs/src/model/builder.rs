@@ -2,10 +2,11 @@
 
 use super::lowering::Lowering;
 use super::{OPEN_SIZES, activation};
-use crate::onnx::{AttributeProto, NodeProto, NodeWriter, ValueInfoProto};
+use crate::onnx::{AttributeProto, NodeProto, NodeWriter, TensorProto, ValueInfoProto};
+use crate::ops::linear::dequantized;
 use crate::ops::{ElementType, TensorType};
-use crate::package::INPUT_IDS;
-use crate::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization, node_attributes};
+use crate::package::{INPUT_IDS, Products};
+use crate::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization};
 use crate::spec::Activation;
 
 const F32: ElementType = ElementType::F32;
@@ -32,6 +33,15 @@ impl Value {
         TensorType::new(self.dtype, &*self.shape)
     }
 
+    /// The shape with another last dimension.
+    pub fn with_width(&self, width: usize) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = width;
+        }
+        shape
+    }
+
     fn like(&self, name: String) -> Self {
         Self {
             name,
@@ -44,11 +54,11 @@ impl Value {
 pub(super) enum Matrix {
     /// As a value of its own type.
     Stored(Value),
-    /// As block-wise integers; the constants of each of its [planes](Quantization::planes).
+    /// As block-wise integers, in these constants.
     Blocks {
         quantization: Quantization,
         sizes: [usize; 2],
-        planes: Vec<Vec<String>>,
+        constants: Vec<String>,
     },
 }
 
@@ -84,6 +94,17 @@ impl Builder {
         self.w.set_prefix(prefix);
     }
 
+    pub fn fresh(&mut self, hint: &str) -> String {
+        self.w.fresh(hint)
+    }
+
+    /// Gives the value `from` the name `to`.
+    fn rename(&mut self, from: &str, to: &str) {
+        self.w.rename(from, to);
+        let declared = self.declared.iter_mut().filter(|info| info.name == from);
+        declared.for_each(|info| info.name = to.into());
+    }
+
     /// One output of a fresh name, or of `name`.
     fn node(
         &mut self,
@@ -107,8 +128,15 @@ impl Builder {
         Value::new(name, TensorType::new(data.dtype, shape))
     }
 
-    /// To rows, `[B * L, width]`, or to `[B, L, width]`.
+    /// The value in another shape, under `name` where it is given one: as rows, `[B * L, width]`, or as
+    /// `[B, L, width]`.
     pub fn reshape(&mut self, value: &Value, shape: &[usize], name: Option<&str>) -> Value {
+        if value.shape == shape {
+            if let Some(name) = name {
+                self.rename(&value.name, name);
+            }
+            return value.like(name.map_or_else(|| value.name.clone(), str::to_owned));
+        }
         let sizes = match shape {
             &[.., width] if self.lowering.has_open_sizes() => self.open_shape(shape.len(), width),
             _ => {
@@ -143,10 +171,10 @@ impl Builder {
         name
     }
 
-    /// Columns of a matrix, in parts of these widths.
+    /// The last dimension in parts of these widths.
     pub fn split(&mut self, rows: &Value, widths: &[usize]) -> Vec<Value> {
-        let names = self.w.split(&rows.name, 1, widths);
-        let part = |&width: &usize| TensorType::new(rows.dtype, [rows.shape[0], width]);
+        let names = self.w.split(&rows.name, -1, widths);
+        let part = |&width: &usize| TensorType::new(rows.dtype, rows.with_width(width));
         let parts = names.into_iter().zip(widths.iter().map(part));
         parts.map(|(name, part)| Value::new(name, part)).collect()
     }
@@ -160,12 +188,11 @@ impl Builder {
         Value::new(name, TensorType::new(to, &*value.shape))
     }
 
-    /// [`convert`](Self::convert) of what the last node made, under `name`.
+    /// [`convert`](Self::convert) under `name`.
     pub fn convert_as(&mut self, value: &Value, to: ElementType, name: &str) -> Value {
         match self.lowering.is_written(value.dtype, to) {
             true => self.w.cast_as(&value.name, to, name),
-            // The producer's output takes the name.
-            false => self.w.rename_last_output(&value.name, name),
+            false => self.rename(&value.name, name),
         }
         Value::new(name, TensorType::new(to, &*value.shape))
     }
@@ -198,52 +225,62 @@ impl Builder {
 
     /// `rows x matrix^T`: in the type of both with native products where they have one, else in
     /// f32.
-    pub fn linear(&mut self, rows: &Value, matrix: &Matrix, name: Option<&str>) -> Value {
+    pub fn linear(&mut self, rows: &Value, matrix: &Matrix) -> Value {
         let native = match matrix {
-            Matrix::Stored(stored) => self.lowering.native_products && stored.dtype == rows.dtype,
+            Matrix::Stored(stored) => {
+                self.lowering.products == Products::Native && stored.dtype == rows.dtype
+            }
             Matrix::Blocks { .. } => false,
         };
         let dtype = if native { rows.dtype } else { F32 };
+        let shape = rows.shape.clone();
         let rows = self.convert(rows, dtype);
+        let width = shape[shape.len() - 1];
+        let count = rows.tensor().elements() / width;
+        let rows = self.reshape(&rows, &[count, width], None);
         let (name, outputs) = match matrix {
             Matrix::Stored(stored) => {
                 let stored = self.convert(stored, dtype);
-                let name = self.product(&rows, &stored.name, name);
+                let name = self.product(&rows, &stored.name);
                 (name, stored.shape[0])
             }
             Matrix::Blocks {
                 quantization,
                 sizes,
-                planes,
-            } => {
-                let whole = planes.len() == 1;
-                let parts: Vec<_> = planes
-                    .iter()
-                    .map(|constants| {
-                        let name = name.filter(|_| whole);
-                        if self.lowering.widened_blocks {
-                            return self.product(&rows, &constants[0], name);
-                        }
-                        let mut operands = vec![rows.name.as_str()];
-                        operands.extend(constants.iter().map(String::as_str));
-                        let attributes = node_attributes(*quantization, *sizes);
-                        let op = (MICROSOFT_DOMAIN, MATMUL_NBITS);
-                        self.node(op, &operands, attributes, name)
-                    })
-                    .collect();
-                let sum = match &parts[..] {
-                    [high, low] => self.node(("", "Add"), &[high, low], Vec::new(), name),
-                    parts => parts.concat(),
-                };
-                (sum, sizes[0])
+                constants,
+            } if !self.lowering.widened_blocks
+                && (quantization.bits == 4 || self.lowering.products == Products::Native) =>
+            {
+                let mut operands = vec![rows.name.as_str()];
+                operands.extend(constants.iter().map(String::as_str));
+                let of_sizes = [("K", sizes[1]), ("N", sizes[0])]
+                    .map(|(name, size)| AttributeProto::int(name, size as i64));
+                let attributes = [&of_sizes[..], &quantization.node_attributes()].concat();
+                let op = (MICROSOFT_DOMAIN, MATMUL_NBITS);
+                (self.node(op, &operands, attributes, None), sizes[0])
             }
+            Matrix::Blocks {
+                quantization,
+                sizes,
+                constants,
+            } if !self.lowering.widened_blocks => {
+                let constant = |at| constants.get(at).map_or("", String::as_str);
+                let constants = [0, 1, 2].map(constant);
+                let matrix = dequantized(&mut self.w, *quantization, &rows.name, constants);
+                (self.product(&rows, &matrix), sizes[0])
+            }
+            Matrix::Blocks {
+                sizes, constants, ..
+            } => (self.product(&rows, &constants[0]), sizes[0]),
         };
-        Value::new(name, TensorType::new(dtype, [rows.shape[0], outputs]))
+        let made = Value::new(name, TensorType::new(dtype, [count, outputs]));
+        let shape = [&shape[..shape.len() - 1], &[outputs]].concat();
+        self.reshape(&made, &shape, None)
     }
 
-    fn product(&mut self, rows: &Value, matrix: &str, name: Option<&str>) -> String {
+    fn product(&mut self, rows: &Value, matrix: &str) -> String {
         let transposed = vec![AttributeProto::int("transB", 1)];
-        self.node(("", "Gemm"), &[&rows.name, matrix], transposed, name)
+        self.w.op("Gemm", &[&rows.name, matrix], transposed)
     }
 
     /// The rows divided by their root mean square, times `weight`; in f32.
@@ -253,7 +290,7 @@ impl Builder {
         let w = &mut self.w;
         let two = w.float(2.0);
         let squares = w.call("Pow", &[&rows.name, &two]);
-        let axis = w.ints(&[1]);
+        let axis = w.ints(&[-1]);
         let mean = w.call("ReduceMean", &[&squares, &axis]);
         let epsilon = w.float(epsilon);
         let mean = w.call("Add", &[&mean, &epsilon]);
@@ -270,10 +307,15 @@ impl Builder {
         value.like(name)
     }
 
-    /// `[B * L, d]` to `[B, d]`: the row of each sequence's last token, the first of an idle slot.
+    /// `[B, d]`, or `[B, 1, d]` of `[B, L, d]`: the row of each sequence's last token, the first of an
+    /// idle slot.
     pub fn last_tokens(&mut self, rows: &Value, seq_length: &Value) -> Value {
-        let (batch, width) = (seq_length.shape[0], rows.shape[1]);
-        let seq_len = rows.shape[0] / batch;
+        let batch = seq_length.shape[0];
+        let width = rows.shape[rows.shape.len() - 1];
+        let keeps_batch = rows.shape.len() == 3;
+        let count = rows.tensor().elements() / width;
+        let rows = &self.reshape(rows, &[count, width], None);
+        let seq_len = count / batch;
         let open = self.lowering.has_open_sizes();
         let w = &mut self.w;
         let one = w.ints(&[1]);
@@ -298,7 +340,23 @@ impl Builder {
         let first = w.ints(&first);
         let index = w.call("Add", &[&last, &first]);
         let index = seq_length.like(index);
-        self.gather(rows, &index)
+        let last = self.gather(rows, &index);
+        match keeps_batch {
+            true => self.reshape(&last, &[batch, 1, width], None),
+            false => last,
+        }
+    }
+
+    /// `seq_length` of the chunk that [`last_tokens`](Self::last_tokens) makes.
+    pub fn at_most_one(&mut self, seq_length: &Value) -> Value {
+        let one = self.w.ints(&[1]);
+        seq_length.like(self.w.call("Min", &[&seq_length.name, &one]))
+    }
+
+    /// A tensor of `dtype` without elements: it stands for an input that a node is without.
+    pub fn none(&mut self, dtype: ElementType) -> String {
+        self.w
+            .constant(TensorProto::raw(dtype.onnx(), &[0], Vec::new()))
     }
 
     /// Nodes that were written elsewhere.

@@ -7,14 +7,15 @@ use super::{EMBEDDED, FINAL_NORM, ROTARY_TABLES, Tap, Weight};
 use crate::onnx::{LowCasts, NodeProto, ValueInfoProto};
 use crate::ops::body::{self, BodyShape};
 use crate::ops::{
-    Axis, Definition, DilatedAttention, ElementType, Operator, Port, Ports, RecurrenceScan,
-    TensorType, dilated_attention, recurrence_scan,
+    Axis, Definition, DilatedAttention, ElementType, Linear, Op, Operator, Port, Ports,
+    RecurrenceScan, TensorType, dilated_attention, linear, recurrence_scan,
 };
 use crate::package::{
-    CustomNodes, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind,
+    CustomNodes, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, Products, SEQ_LENGTH,
+    StateKind,
 };
 use crate::precision::{IntegerLayout, Precision, Stored};
-use crate::spec::ModelSpec;
+use crate::spec::{Activation, ModelSpec};
 
 const F32: ElementType = ElementType::F32;
 
@@ -43,6 +44,7 @@ impl Sizes<'_> {
             num_heads: spec.num_heads(),
             head_dim: spec.d_head,
             max_seq_len: shape.max_seq_len,
+            quantization: self.precision.quantization,
         }
     }
 }
@@ -56,6 +58,10 @@ pub(super) fn write(
         b: Builder::new(lowering),
         sizes: *sizes,
         local: sizes.shape.dtype,
+        lengths: Value::new(
+            SEQ_LENGTH,
+            TensorType::new(ElementType::I64, [sizes.shape.batch]),
+        ),
     };
     model.write();
     model.b.finish()
@@ -66,13 +72,23 @@ struct Model<'a> {
     sizes: Sizes<'a>,
     /// Type of weights and of values between linear layers where nodes are being written.
     local: ElementType,
+    /// `seq_length` of the chunk that nodes are being written for.
+    lengths: Value,
+}
+
+/// What is part of a [`Linear`] beside its product.
+#[derive(Default)]
+struct Around {
+    norm: Option<Weight>,
+    gate: Option<Value>,
+    residual: Option<Value>,
+    activation: Option<Activation>,
 }
 
 impl Model<'_> {
     fn write(&mut self) {
         let Sizes { spec, shape, .. } = self.sizes;
         let (batch, seq_len) = (shape.batch, self.sizes.seq_len);
-        let rows = batch * seq_len;
         self.b.set_prefix("embedding.");
         let ids = TensorType::new(ElementType::I64, [batch, seq_len]);
         let ids = Value::new(INPUT_IDS, ids);
@@ -80,7 +96,7 @@ impl Model<'_> {
         let embedded = self.b.gather(&embedding, &ids);
         let mut stream = self
             .b
-            .reshape(&embedded, &[rows, spec.d_model], Some(EMBEDDED));
+            .reshape(&embedded, &self.activations(spec.d_model), Some(EMBEDDED));
         for layer in 0..spec.num_layers {
             stream = self.sequence_layer(layer, &stream);
             stream = self.feed_forward(layer, &stream);
@@ -89,22 +105,42 @@ impl Model<'_> {
         let last = match shape.logits {
             LogitsMode::All => stream,
             LogitsMode::Last => {
-                let lengths = TensorType::new(ElementType::I64, [batch]);
-                self.b
-                    .last_tokens(&stream, &Value::new(SEQ_LENGTH, lengths))
+                let lengths = self.lengths.clone();
+                let last = self.b.last_tokens(&stream, &lengths);
+                if self.b.lowering().products.keeps_batch() {
+                    self.lengths = self.b.at_most_one(&lengths);
+                }
+                last
             }
         };
         self.enter(Weight::LmHead);
         let hidden = self.norm(Weight::FinalNorm, &last);
         let hidden = self.b.convert_as(&hidden, self.local, FINAL_NORM);
-        let head = self.matrix(Weight::LmHead);
-        let logits = self.b.linear(&hidden, &head, None);
-        if shape.logits == LogitsMode::Last {
-            self.b.convert_as(&logits, F32, LOGITS);
-        } else {
-            let logits = self.b.convert(&logits, F32);
-            let all = [batch, seq_len, spec.vocab_size];
-            self.b.reshape(&logits, &all, Some(LOGITS));
+        let logits = match self.b.lowering().products {
+            // Logits are not rounded.
+            Products::Operator => {
+                let hidden = self.b.convert(&hidden, F32);
+                self.product(&hidden, Weight::LmHead, Around::default())
+            }
+            _ => {
+                let logits = self.linear(&hidden, Weight::LmHead);
+                self.b.convert(&logits, F32)
+            }
+        };
+        let all = [batch, seq_len, spec.vocab_size];
+        let shape: &[usize] = match shape.logits {
+            LogitsMode::Last => &[batch, spec.vocab_size],
+            LogitsMode::All => &all,
+        };
+        self.b.reshape(&logits, shape, Some(LOGITS));
+    }
+
+    /// The shape of activations of this width.
+    fn activations(&self, width: usize) -> Vec<usize> {
+        let (batch, seq_len) = (self.sizes.shape.batch, self.sizes.seq_len);
+        match self.b.lowering().products.keeps_batch() {
+            true => vec![batch, seq_len, width],
+            false => vec![batch * seq_len, width],
         }
     }
 
@@ -143,11 +179,8 @@ impl Model<'_> {
                 let lowering = self.b.lowering();
                 let dequantized = quantization.layout == IntegerLayout::Dequantized;
                 if dequantized && !lowering.widened_blocks {
-                    let local = if lowering.native_products {
-                        self.local
-                    } else {
-                        F32
-                    };
+                    let native = lowering.products == Products::Native;
+                    let local = if native { self.local } else { F32 };
                     let tensors = self.sizes.precision.tensors(weight, spec, self.dtype());
                     let mut constants = tensors
                         .into_iter()
@@ -157,14 +190,11 @@ impl Model<'_> {
                         return Matrix::Stored(self.b.dequantize(&integers, &scales, size, local));
                     }
                 }
-                let planes = quantization.planes().iter().map(|plane| {
-                    let tensors = plane.tensors(quantization, &weight.name(), sizes);
-                    tensors.into_iter().map(|(name, _)| name).collect()
-                });
+                let tensors = quantization.tensors(&weight.name(), sizes).into_iter();
                 Matrix::Blocks {
                     quantization,
                     sizes,
-                    planes: planes.collect(),
+                    constants: tensors.map(|(name, _)| name).collect(),
                 }
             }
             _ => Matrix::Stored(self.weight(weight)),
@@ -173,8 +203,139 @@ impl Model<'_> {
 
     /// A linear layer, in f32 or in the layer's type.
     fn linear(&mut self, rows: &Value, weight: Weight) -> Value {
+        // Those that the function is written for.
+        let of_function = match self.stored(weight) {
+            Stored::As(dtype) => {
+                dtype == self.dtype() && self.sizes.precision.quantization.is_none()
+            }
+            Stored::Blocks(_) => true,
+        };
+        // The head's chunk is not as long, and its logits are not rounded.
+        let of_function = of_function && weight != Weight::LmHead && rows.dtype == self.dtype();
+        if self.b.lowering().products == Products::Plain && of_function {
+            return self.product(rows, weight, Around::default());
+        }
         let matrix = self.matrix(weight);
-        self.b.linear(rows, &matrix, None)
+        self.b.linear(rows, &matrix)
+    }
+
+    /// A linear layer as [`Linear`], in the rows' type.
+    fn product(&mut self, rows: &Value, weight: Weight, around: Around) -> Value {
+        let spec = self.sizes.spec;
+        let (out_features, in_features) = match weight.shape(spec)[..] {
+            [outputs, inputs] => (outputs, inputs),
+            _ => unreachable!("the matrix of a linear layer"),
+        };
+        let place = self.sizes.precision.place(weight, spec, self.dtype());
+        let mut constants = self.sizes.precision.tensors(place, spec, self.dtype());
+        let operator = Linear {
+            in_features,
+            out_features,
+            weight: self.stored(place).into(),
+            activation: around.activation,
+            epsilon: around.norm.map(|_| spec.norm_eps as f32),
+        };
+        let output = self.b.fresh("linear");
+        let name = |value: Option<Value>| value.map_or_else(String::new, |value| value.name);
+        let norm = around.norm.map(|norm| {
+            let norm = self.weight(norm);
+            self.b.convert(&norm, rows.dtype)
+        });
+        let mut constants = constants.drain(..).map(|(name, _)| name);
+        let given = linear::Inputs {
+            input: rows.name.clone(),
+            weight: constants.next().unwrap_or_default(),
+            seq_length: self.lengths.name.clone(),
+            scales: constants.next().unwrap_or_default(),
+            zero_points: constants.next().unwrap_or_default(),
+            norm: name(norm),
+            gate: name(around.gate),
+            residual: name(around.residual),
+        };
+        // Nothing stands for an input at the end alone.
+        let mut list = given.into_list();
+        let last = list.iter().rposition(|name| !name.is_empty());
+        let ports = Op::Linear.inputs();
+        for (at, name) in list.iter_mut().enumerate() {
+            if name.is_empty() && Some(at) < last {
+                let dtype = ports[at].dtype.resolve(rows.dtype, rows.dtype);
+                *name = self.b.none(dtype.unwrap_or(rows.dtype));
+            }
+        }
+        let inputs = linear::Inputs::from_list(list.iter().map(String::as_str));
+        let outputs = linear::Outputs { output: &*output };
+        if let (Some(inputs), Some(domain)) = (inputs, self.b.lowering().custom.domain()) {
+            let node = body::node(&operator, output.clone(), domain, inputs, outputs);
+            self.b.extend(vec![node]);
+        }
+        let tensor = TensorType::new(rows.dtype, rows.with_width(out_features));
+        let value = Value::new(output, tensor);
+        // For tools that have no rule for it.
+        self.b.declare(&value, 0);
+        value
+    }
+
+    /// A norm and the linear layer after it, in the layer's type; an activation's between roundings.
+    fn normed_linear(
+        &mut self,
+        stream: &Value,
+        [norm, weight]: [Weight; 2],
+        activation: Option<Activation>,
+    ) -> Value {
+        if self.b.lowering().products == Products::Operator {
+            let rows = self.b.convert(stream, self.local);
+            let around = Around {
+                norm: Some(norm),
+                activation,
+                ..Around::default()
+            };
+            return self.product(&rows, weight, around);
+        }
+        let rows = self.norm(norm, stream);
+        let rows = self.b.convert(&rows, self.local);
+        let wide = self.linear(&rows, weight);
+        let wide = self.b.convert(&wide, self.local);
+        match activation {
+            None => wide,
+            Some(activation) => {
+                let active = self.b.activation(activation, &wide);
+                self.b.convert(&active, self.local)
+            }
+        }
+    }
+
+    /// A linear layer and the sum of its result and the residual stream, rounded once.
+    fn residual_linear(
+        &mut self,
+        rows: &Value,
+        gate: Option<&Value>,
+        weight: Weight,
+        stream: &Value,
+        name: &str,
+    ) -> Value {
+        let dtype = self.dtype();
+        if self.b.lowering().products == Products::Operator {
+            let around = Around {
+                gate: gate.cloned(),
+                residual: Some(self.b.convert(stream, self.local)),
+                ..Around::default()
+            };
+            let rows = self.b.convert(rows, self.local);
+            let sum = self.product(&rows, weight, around);
+            return self.b.convert_as(&sum, dtype, name);
+        }
+        let gated = gate.map(|gate| {
+            let attended = self.b.convert(rows, F32);
+            let gate = self.b.convert(gate, F32);
+            let gate = self.b.elementwise("Sigmoid", &[&gate]);
+            let gated = self.b.elementwise("Mul", &[&attended, &gate]);
+            self.b.convert(&gated, self.local)
+        });
+        let change = self.linear(gated.as_ref().unwrap_or(rows), weight);
+        let change = self.b.convert(&change, F32);
+        let stream = self.b.convert(stream, F32);
+        let sum = self.b.elementwise("Add", &[&stream, &change]);
+        self.b.convert_as(&sum, dtype, name)
     }
 
     /// In f32.
@@ -184,25 +345,14 @@ impl Model<'_> {
         self.b.rms_norm(rows, &weight, epsilon)
     }
 
-    /// The residual stream and a change, rounded once.
-    fn add(&mut self, stream: &Value, change: &Value, name: &str) -> Value {
-        let change = self.b.convert(change, F32);
-        let stream = self.b.convert(stream, F32);
-        let sum = self.b.elementwise("Add", &[&stream, &change]);
-        let dtype = self.dtype();
-        self.b.convert_as(&sum, dtype, name)
-    }
-
     fn sequence_layer(&mut self, layer: usize, stream: &Value) -> Value {
         let Sizes { spec, shape, .. } = self.sizes;
         let d = spec.d_model;
         let chunk = [shape.batch, self.sizes.seq_len, d];
         self.b.set_prefix(&format!("layers.{layer}.seq."));
         self.enter(Weight::InProj(layer));
-        let rows = self.norm(Weight::InputNorm(layer), stream);
-        let rows = self.b.convert(&rows, self.local);
-        let projected = self.linear(&rows, Weight::InProj(layer));
-        let projected = self.b.convert(&projected, self.local);
+        let weights = [Weight::InputNorm(layer), Weight::InProj(layer)];
+        let projected = self.normed_linear(stream, weights, None);
         let widths = vec![d; spec.in_proj_blocks()];
         let mut parts = self.b.split(&projected, &widths);
         // All but the output gate go to the operators.
@@ -259,28 +409,18 @@ impl Model<'_> {
             present_value: &StateKind::Value.present_name(layer),
         };
         let attention = self.custom(&operator, layer, inputs, outputs).output;
-        let rows = [chunk[0] * chunk[1], d];
-        let attended = self.b.reshape(&attention, &rows, None);
-        let attended = self.b.convert(&attended, F32);
-        let gate = self.b.convert(&parts[0], F32);
-        let gate = self.b.elementwise("Sigmoid", &[&gate]);
-        let gated = self.b.elementwise("Mul", &[&attended, &gate]);
-        let gated = self.b.convert(&gated, self.local);
-        let projected = self.linear(&gated, Weight::OutProj(layer));
-        self.add(stream, &projected, &Tap::Mixed.name(layer))
+        let attended = self.b.reshape(&attention, &self.activations(d), None);
+        let (weight, name) = (Weight::OutProj(layer), Tap::Mixed.name(layer));
+        self.residual_linear(&attended, Some(&parts[0]), weight, stream, &name)
     }
 
     fn feed_forward(&mut self, layer: usize, stream: &Value) -> Value {
         self.b.set_prefix(&format!("layers.{layer}.ffn."));
         self.enter(Weight::Fc1(layer));
-        let rows = self.norm(Weight::FfnNorm(layer), stream);
-        let rows = self.b.convert(&rows, self.local);
-        let wide = self.linear(&rows, Weight::Fc1(layer));
-        let wide = self.b.convert(&wide, self.local);
-        let active = self.b.activation(self.sizes.spec.activation, &wide);
-        let active = self.b.convert(&active, self.local);
-        let narrow = self.linear(&active, Weight::Fc2(layer));
-        self.add(stream, &narrow, &Tap::Hidden.name(layer))
+        let weights = [Weight::FfnNorm(layer), Weight::Fc1(layer)];
+        let active = self.normed_linear(stream, weights, Some(self.sizes.spec.activation));
+        let name = Tap::Hidden.name(layer);
+        self.residual_linear(&active, None, Weight::Fc2(layer), stream, &name)
     }
 
     /// A RAT+ operator: what it makes.
@@ -336,8 +476,15 @@ impl Model<'_> {
             Axis::HeadDim => spec.d_head,
             Axis::MaxSeqLen => shape.max_seq_len,
             Axis::HalfHeadDim => spec.d_head / 2,
+            // Of no operator that is declared here.
+            Axis::InFeatures
+            | Axis::OutFeatures
+            | Axis::Stored
+            | Axis::Scales
+            | Axis::ZeroPoints => 0,
         });
         let dtype = port.dtype.resolve(shape.dtype, shape.cache_dtype);
+        let dtype = dtype.unwrap_or(shape.dtype);
         TensorType::new(dtype, sizes.collect::<Vec<_>>())
     }
 }

@@ -2,19 +2,18 @@
 
 use crate::onnx::LowCasts;
 use crate::ops::ElementType;
-use crate::package::{CustomNodes, Fallback, Target};
+use crate::package::{CustomNodes, Fallback, Products, Target};
 
 /// How a graph is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lowering {
     /// The RAT+ operators.
     pub custom: CustomNodes,
-    /// Whether a linear layer whose rows and weight have one type multiplies in it, summing in f32
-    /// and rounding once, and not in f32.
-    pub native_products: bool,
+    /// Linear layers.
+    pub products: Products,
     /// Roundings to f16 and bf16.
     pub casts: LowCasts,
-    /// Whether block-wise integers come as f32 matrices, each under the name of its plane's blocks.
+    /// Whether block-wise integers come as f32 matrices, each under the name of its blocks.
     pub widened_blocks: bool,
 }
 
@@ -23,7 +22,7 @@ impl Lowering {
     pub fn of(target: Target, fallback: Fallback) -> Self {
         Self {
             custom: target.custom_nodes(fallback),
-            native_products: target.has_native_products(),
+            products: target.products(fallback),
             casts: LowCasts::Cast,
             widened_blocks: false,
         }
@@ -33,7 +32,7 @@ impl Lowering {
     pub fn reference(custom: CustomNodes, casts: LowCasts) -> Self {
         Self {
             custom,
-            native_products: false,
+            products: Products::Floats,
             casts,
             widened_blocks: true,
         }

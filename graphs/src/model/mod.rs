@@ -29,7 +29,8 @@ pub use weights::{ROTARY_TABLES, Weight, rotary_row};
 use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 use crate::ops::{DOMAIN_VERSION, Op, body};
 use crate::package::{
-    CustomNodes, Fallback, INPUT_IDS, LOGITS, LogitsMode, Target, TensorInfo, WEIGHTS_FILE,
+    CustomNodes, Fallback, INPUT_IDS, LOGITS, LogitsMode, Products, Target, TensorInfo,
+    WEIGHTS_FILE,
 };
 use crate::precision::{IntegerLayout, MICROSOFT_DOMAIN, MICROSOFT_VERSION};
 use lowering::Lowering;
@@ -82,7 +83,11 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
     }
     let mut functions = Vec::new();
     if lowering.custom == CustomNodes::WithFunctions {
-        let used = |op: &Op| spec.recurrence || *op != Op::RecurrenceScan;
+        let used = |op: &Op| match op {
+            Op::RecurrenceScan => spec.recurrence,
+            Op::Linear => lowering.products == Products::Plain,
+            Op::DilatedAttention => true,
+        };
         let body = sizes.body();
         let ops = Op::ALL.into_iter().filter(used);
         functions.extend(ops.map(|op| body::function(op, &body, opset)));

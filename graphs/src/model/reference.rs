@@ -10,7 +10,7 @@ use crate::onnx::{
 };
 use crate::ops::{DOMAIN, DOMAIN_VERSION, ElementType, Op, PortType, TensorType};
 use crate::package::{CustomNodes, PackageShape, TensorInfo};
-use crate::precision::{Plane, Precision, Quantization, Stored};
+use crate::precision::{Precision, Quantization, Stored};
 use crate::spec::ModelSpec;
 
 pub use crate::onnx::ROUND_TO;
@@ -134,7 +134,7 @@ pub fn reference(options: &ReferenceOptions<'_>) -> ReferenceGraph {
     let lowering = Lowering::reference(custom, options.rounding.casts());
     let (nodes, _) = layers::write(&sizes, lowering);
     let (inputs, mut outputs) = shape.tensors(spec, seq_len);
-    let tapped = taps(spec, &shape, sizes.precision, seq_len).into_iter();
+    let tapped = taps(spec, &shape, sizes.precision, seq_len, lowering.products).into_iter();
     outputs.extend(
         tapped
             .filter(|(name, _)| options.taps.contains(name))
@@ -159,13 +159,11 @@ pub struct ReferenceWeight {
 pub enum WeightParts {
     /// Its values.
     Values(StoredTensor),
-    /// Four bits of its integers.
+    /// Its integers.
     Blocks {
         /// How they were made.
         quantization: Quantization,
-        /// Which bits.
-        plane: Plane,
-        /// The constants of [`Plane::tensors`], in their order.
+        /// The constants of [`Quantization::tensors`], in their order.
         constants: Vec<StoredTensor>,
     },
 }
@@ -179,7 +177,7 @@ pub fn reference_weights(
     let (contents, _) = stored_contents(spec, shape, precision);
     let mut weights = Vec::new();
     for stored in contents {
-        let mut tensors = stored.tensors.into_iter();
+        let tensors = stored.tensors.into_iter();
         let Content::Weight(weight, Stored::Blocks(quantization)) = stored.content else {
             weights.extend(tensors.map(|tensor| ReferenceWeight {
                 info: TensorInfo {
@@ -190,25 +188,21 @@ pub fn reference_weights(
             }));
             continue;
         };
-        for &plane in quantization.planes() {
-            let count = plane.constants(quantization);
-            let constants: Vec<_> = tensors.by_ref().take(count).collect();
-            let Some(first) = constants.first() else {
-                continue;
-            };
-            let matrix = TensorType::new(ElementType::F32, weight.shape(spec));
-            weights.push(ReferenceWeight {
-                info: TensorInfo {
-                    name: first.name.clone(),
-                    tensor: matrix,
-                },
-                parts: WeightParts::Blocks {
-                    quantization,
-                    plane,
-                    constants,
-                },
-            });
-        }
+        let constants: Vec<_> = tensors.collect();
+        let Some(first) = constants.first() else {
+            continue;
+        };
+        let matrix = TensorType::new(ElementType::F32, weight.shape(spec));
+        weights.push(ReferenceWeight {
+            info: TensorInfo {
+                name: first.name.clone(),
+                tensor: matrix,
+            },
+            parts: WeightParts::Blocks {
+                quantization,
+                constants,
+            },
+        });
     }
     weights
 }

@@ -2,7 +2,7 @@
 
 use super::Weight;
 use crate::ops::{ElementType, TensorType};
-use crate::package::{LogitsMode, PackageShape};
+use crate::package::{LogitsMode, PackageShape, Products};
 use crate::precision::Precision;
 use crate::spec::ModelSpec;
 
@@ -15,9 +15,9 @@ pub enum Tap {
     GatedValue,
     /// Output of the attention, `[B, L, d]`.
     Attention,
-    /// Residual stream after the sequence layer, `[B * L, d]`.
+    /// Residual stream after the sequence layer; of the shape of [`taps`].
     Mixed,
-    /// Residual stream after the feed-forward layer, `[B * L, d]`.
+    /// Residual stream after the feed-forward layer; of the shape of [`taps`].
     Hidden,
 }
 
@@ -44,20 +44,27 @@ impl Tap {
     }
 }
 
-/// Name of the embedded tokens, `[B * L, d]`.
+/// Name of the embedded tokens; of the shape of [`taps`].
 pub const EMBEDDED: &str = "embedded";
-/// Name of the final norm's output: `[B * L, d]`, or `[B, d]` with [`LogitsMode::Last`].
+/// Name of the final norm's output; of the shape of [`taps`], and with [`LogitsMode::Last`] of one token
+/// a sequence.
 pub const FINAL_NORM: &str = "final_norm";
 
-/// Every tensor that can be tapped, in the order the graph computes them.
+/// Every tensor that can be tapped, in the order the graph computes them. Activations are
+/// `[B * L, d]`, or `[B, L, d]` where `products` [keep the batch's dimension](Products::keeps_batch).
 pub fn taps(
     spec: &ModelSpec,
     shape: &PackageShape,
     precision: &Precision,
     seq_len: usize,
+    products: Products,
 ) -> Vec<(String, TensorType)> {
     let (batch, d) = (shape.batch, spec.d_model);
-    let rows = TensorType::new(shape.dtype, [batch * seq_len, d]);
+    let activations = |dtype, seq_len| match products.keeps_batch() {
+        true => TensorType::new(dtype, [batch, seq_len, d]),
+        false => TensorType::new(dtype, [batch * seq_len, d]),
+    };
+    let rows = activations(shape.dtype, seq_len);
     let chunk = TensorType::new(shape.dtype, [batch, seq_len, d]);
     let mut list = vec![(EMBEDDED.to_owned(), rows.clone())];
     for layer in 0..spec.num_layers {
@@ -72,8 +79,8 @@ pub fn taps(
     let kept = precision.keep_f32.keeps(Weight::FinalNorm);
     let dtype = if kept { ElementType::F32 } else { shape.dtype };
     let last = match shape.logits {
-        LogitsMode::All => TensorType::new(dtype, [batch * seq_len, d]),
-        LogitsMode::Last => TensorType::new(dtype, [batch, d]),
+        LogitsMode::All => activations(dtype, seq_len),
+        LogitsMode::Last => activations(dtype, 1),
     };
     list.push((FINAL_NORM.to_owned(), last));
     list

@@ -2,7 +2,7 @@ use super::*;
 use crate::onnx::{IR_VERSION, NodeProto, OPSET};
 use crate::ops::{ElementType, TensorType};
 use crate::package::PackageShape;
-use crate::package::{LOGITS, LogitsMode};
+use crate::package::{LOGITS, LogitsMode, Products};
 use crate::pattern::Pattern;
 use crate::precision::Precision;
 use crate::precision::Quantization;
@@ -130,7 +130,7 @@ fn every_graph_makes_its_values_before_it_uses_them() {
                         (Rounding::AsStored, true),
                         (Rounding::None, false),
                     ] {
-                        let tapped: Vec<_> = taps(&spec, &shape, &precision, 3)
+                        let tapped: Vec<_> = taps(&spec, &shape, &precision, 3, Products::Floats)
                             .into_iter()
                             .map(|(name, _)| name)
                             .collect();
@@ -231,21 +231,38 @@ fn one_graph_for_tensorrt_is_every_engines() {
     }
 }
 
+/// Every matrix is in one product: a standard one, or `Linear`, with what surrounds it on CPUs.
 #[test]
-fn graphs_of_f32_differ_in_custom_nodes_alone() {
-    let portable = model(ElementType::F32, Target::Portable, Fallback::Function);
-    let cuda = model(ElementType::F32, Target::Cuda, Fallback::Function);
-    assert_eq!(portable, cuda);
-    let cpu = model(ElementType::F32, Target::Cpu, Fallback::Function);
-    assert_eq!((portable.graph, cpu.functions.len()), (cpu.graph, 0));
+fn every_target_has_its_products() {
+    let spec = spec();
+    let linear = Weight::all(&spec).into_iter().filter(|w| w.is_linear());
+    let linear = linear.count();
+    for dtype in ElementType::ACTIVATIONS {
+        for (target, fallback, operators) in [
+            (Target::Cpu, Fallback::Function, linear),
+            (Target::Cuda, Fallback::Function, 0),
+            (Target::Portable, Fallback::Inline, 0),
+            // All but the head.
+            (Target::Portable, Fallback::Function, linear - 1),
+        ] {
+            let model = model(dtype, target, fallback);
+            let counts = ["Linear", "Gemm"].map(|op| nodes(&model, op).len());
+            assert_eq!(counts, [operators, linear - operators], "{dtype} {target}");
+        }
+        let cpu = model(dtype, Target::Cpu, Fallback::Function);
+        assert_eq!(cpu.functions.len(), 0);
+        assert_eq!(nodes(&cpu, "Gelu").len() + nodes(&cpu, "Erf").len(), 0);
+        // The final norm's mean is the only one.
+        assert_eq!(nodes(&cpu, "ReduceMean").len(), 1);
+    }
 }
 
 #[test]
 fn the_reference_rounds_where_the_portable_graph_casts() {
     let (spec, shape) = (spec(), shape(ElementType::BF16, LogitsMode::All));
     let precision = Precision::default();
-    let portable = model_of(&spec, shape, &precision, Target::Portable, Fallback::None);
-    let of = |rounding| {
+    let inlined = model_of(&spec, shape, &precision, Target::Portable, Fallback::Inline);
+    let of = |rounding, inline| {
         reference(&ReferenceOptions {
             sizes: Sizes {
                 spec: &spec,
@@ -254,7 +271,7 @@ fn the_reference_rounds_where_the_portable_graph_casts() {
                 precision: &precision,
             },
             rounding,
-            inline: false,
+            inline,
             taps: &[],
         })
     };
@@ -262,10 +279,11 @@ fn the_reference_rounds_where_the_portable_graph_casts() {
         let to = node.find_attribute("to").and_then(|to| to.i);
         to == Some(ElementType::BF16.onnx().into())
     };
-    let casts = nodes(&portable, "Cast").iter().filter(narrow).count();
-    let rounded = of(Rounding::AsStored);
+    let casts = nodes(&inlined, "Cast").iter().filter(narrow).count();
+    let rounded = of(Rounding::AsStored, true);
     assert_eq!(nodes(&rounded.model, ROUND_TO).len(), casts);
-    let exact = of(Rounding::None);
+    let rounded = of(Rounding::AsStored, false);
+    let exact = of(Rounding::None, false);
     for model in [&rounded.model, &exact.model] {
         assert_eq!(nodes(model, "Cast").len(), 0);
         for info in model.graph.iter().flat_map(|graph| &graph.input) {
@@ -320,7 +338,7 @@ fn weights_of_the_reference_are_the_whole_file() {
     assert_eq!(found, stored);
     let head = TensorType::new(ElementType::F32, [spec.vocab_size, spec.d_model]);
     let weights = reference_weights(&spec, &shape, &precision);
-    let name = "head.lm_head.weight.low.blocks";
+    let name = "head.lm_head.weight.blocks";
     let found = weights.iter().find(|weight| weight.info.name == name);
     assert_eq!(found.unwrap().info.tensor, head);
 }

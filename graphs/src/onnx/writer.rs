@@ -45,12 +45,16 @@ impl NodeWriter {
         self.nodes.extend(nodes);
     }
 
-    /// Gives the last node's output `from` the name `to`.
-    pub fn rename_last_output(&mut self, from: &str, to: &str) {
-        if let Some(node) = self.nodes.last_mut() {
-            for output in node.output.iter_mut().filter(|output| *output == from) {
-                *output = to.into();
+    /// Gives the value `from` the name `to`.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        for node in self.nodes.iter_mut().rev() {
+            let values = node.input.iter_mut().chain(&mut node.output);
+            values
+                .filter(|value| *value == from)
+                .for_each(|value| *value = to.into());
+            if node.output.iter().any(|output| output == to) {
                 node.name = to.into();
+                return;
             }
         }
     }

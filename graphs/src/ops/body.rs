@@ -10,6 +10,7 @@ use super::{
 use crate::onnx::{
     AttributeProto, FunctionProto, LowCasts, NodeProto, NodeWriter, OperatorSetIdProto, TensorProto,
 };
+use crate::precision::{MICROSOFT_DOMAIN, MICROSOFT_VERSION, Quantization};
 
 /// The sizes that a body is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct BodyShape {
     pub head_dim: usize,
     /// `M`.
     pub max_seq_len: usize,
+    /// Of matrices.
+    pub quantization: Option<Quantization>,
 }
 
 /// One call of an operator, to be written in standard operators.
@@ -53,25 +56,39 @@ pub fn function(op: Op, shape: &BodyShape, opset: i64) -> FunctionProto {
             w: &mut writer,
             shape: *shape,
             operator: None,
-            inputs: Ports::from_ports(|port| port.name),
+            inputs: Ports::from_ports(|port| {
+                if O::in_function(port.name, shape) {
+                    port.name
+                } else {
+                    ""
+                }
+            }),
             outputs: Ports::from_ports(|port| port.name),
         });
         writer.finish()
     }
-    let names = |ports: &[Port]| ports.iter().map(|port| port.name.to_owned()).collect();
     let schema = op.schema();
+    let is_in = |name: &str| with_op!(op, O => O::in_function(name, shape));
+    let inputs = schema.inputs.iter().filter(|port| is_in(port.name));
+    let names = |port: &Port| port.name.to_owned();
+    let integers = shape
+        .quantization
+        .map(|_| (MICROSOFT_DOMAIN, MICROSOFT_VERSION));
+    let domains = [("", opset)].into_iter().chain(integers);
+    let domains = domains.map(|(domain, version)| OperatorSetIdProto {
+        domain: domain.into(),
+        version,
+    });
     let attribute = schema.attributes.iter().map(|attribute| attribute.name);
+    let attribute = attribute.filter(|name| is_in(name));
     let plugin = PLUGIN_ATTRIBUTES.iter().map(|&(name, _)| name);
     FunctionProto {
         name: op.name().into(),
-        input: names(schema.inputs),
-        output: names(schema.outputs),
+        input: inputs.map(names).collect(),
+        output: schema.outputs.iter().map(names).collect(),
         attribute: attribute.chain(plugin).map(str::to_owned).collect(),
         node: with_op!(op, O => write::<O>(shape)),
-        opset_import: vec![OperatorSetIdProto {
-            domain: String::new(),
-            version: opset,
-        }],
+        opset_import: domains.collect(),
         domain: super::DOMAIN.into(),
     }
 }
@@ -106,8 +123,11 @@ pub fn node<'n, O: Definition + Into<Operator>>(
     outputs: O::Outputs<&'n str>,
 ) -> NodeProto {
     let names = |list: Vec<&str>| list.into_iter().map(str::to_owned).collect();
+    let mut inputs = inputs.into_list();
+    let last = inputs.iter().rposition(|name| !name.is_empty());
+    inputs.truncate(last.map_or(0, |last| last + 1));
     NodeProto {
-        input: names(inputs.into_list()),
+        input: names(inputs),
         output: names(outputs.into_list()),
         name,
         op_type: O::SCHEMA.name.into(),

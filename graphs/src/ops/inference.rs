@@ -13,6 +13,12 @@ impl Dims {
     pub fn get(&self, axis: Axis) -> Option<usize> {
         self.0[axis as usize]
     }
+
+    /// With `size` for `axis`.
+    pub(super) fn with(mut self, axis: Axis, size: impl Into<Option<usize>>) -> Self {
+        self.0[axis as usize] = size.into();
+        self
+    }
 }
 
 impl Index<Axis> for Dims {
@@ -37,58 +43,105 @@ pub struct Inferred {
     pub element: ElementType,
     /// `C`; `T` where the operator has no cache.
     pub cache: ElementType,
+    /// Which inputs the node has.
+    pub has: Vec<bool>,
     /// Types of the outputs.
     pub outputs: Vec<TensorType>,
 }
 
-/// Types of the outputs of an operator, with all that its inputs say on the way; an attribute may tell
-/// `max_seq_len`, and `check` adds what `dims` contradict beside the ports.
+/// What an operator's attributes say of its inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    /// Sizes.
+    pub dims: Dims,
+    /// `W`.
+    pub weight: ElementType,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        Self {
+            dims: Dims::default(),
+            weight: ElementType::F32,
+        }
+    }
+}
+
+/// Types of the outputs of an operator, with all that its inputs say on the way beside what is
+/// `given`; `check` adds what they contradict beside the ports.
 ///
 /// # Errors
 /// The inputs' number, types or shapes contradict the schema or one another: all of it.
 pub(super) fn infer(
     op: Op,
     inputs: &[TensorType],
-    max_seq_len: Option<usize>,
-    check: impl FnOnce(&Dims, &mut Vec<String>),
+    given: Given,
+    check: impl FnOnce(&Inferred, &mut Vec<String>),
 ) -> Result<Inferred, SchemaErrors> {
-    let mut bound = Bound::match_inputs(op, inputs);
-    if max_seq_len.is_some() {
-        bound.dims.0[Axis::MaxSeqLen as usize] = max_seq_len;
+    let mut bound = Bound::match_inputs(op, inputs, given);
+    let element = bound.t.unwrap_or(ElementType::F32);
+    let mut node = Inferred {
+        dims: bound.dims,
+        element,
+        cache: bound.c.unwrap_or(element),
+        has: bound.has,
+        outputs: Vec::new(),
+    };
+    check(&node, &mut bound.errors);
+    bound.errors.extend(empty(&node.dims));
+    if !bound.errors.is_empty() {
+        return Err(SchemaErrors::new(op, bound.errors));
     }
-    check(&bound.dims, &mut bound.errors);
-    bound.finish()
+    let outputs = op.outputs().iter().map(|port| {
+        let shape: Vec<_> = port.axes.iter().map(|&axis| node.dims[axis]).collect();
+        let dtype = port.dtype.resolve(element, node.cache);
+        TensorType::new(dtype.unwrap_or(given.weight), shape)
+    });
+    node.outputs = outputs.collect();
+    Ok(node)
 }
 
 /// Input types matched against an operator's ports.
 struct Bound {
-    op: Op,
     t: Option<ElementType>,
     c: Option<ElementType>,
+    given: Given,
     dims: Dims,
+    has: Vec<bool>,
     errors: Vec<String>,
 }
 
 impl Bound {
-    fn match_inputs(op: Op, inputs: &[TensorType]) -> Self {
+    fn match_inputs(op: Op, inputs: &[TensorType], given: Given) -> Self {
+        let ports = op.inputs();
+        let none = TensorType::none(ElementType::U8);
+        let padded = inputs.iter().chain(std::iter::repeat(&none));
+        let found: Vec<_> = ports.iter().zip(padded).collect();
+        let has = |(port, input): &(&Port, &TensorType)| !port.optional || input.elements() > 0;
         let mut bound = Self {
-            op,
             t: None,
             c: None,
-            dims: Dims::default(),
+            given,
+            dims: given.dims,
+            has: found.iter().map(has).collect(),
             errors: Vec::new(),
         };
-        let ports = op.inputs();
-        if inputs.len() != ports.len() {
-            bound.errors.push(format!(
-                "expected {} inputs, found {}",
-                ports.len(),
-                inputs.len()
-            ));
+        let (least, most) = (op.schema().least_inputs(), ports.len());
+        if !(least..=most).contains(&inputs.len()) {
+            let expected = match least == most {
+                true => most.to_string(),
+                false => format!("{least} to {most}"),
+            };
+            let found = inputs.len();
+            bound
+                .errors
+                .push(format!("expected {expected} inputs, found {found}"));
             return bound;
         }
-        for (port, input) in ports.iter().zip(inputs) {
-            bound.match_port(port, input);
+        for (at, (port, input)) in found.into_iter().enumerate() {
+            if bound.has[at] {
+                bound.match_port(port, input);
+            }
         }
         bound
     }
@@ -97,14 +150,17 @@ impl Bound {
         let variable = match port.dtype {
             PortType::T => Some(&mut self.t),
             PortType::C => Some(&mut self.c),
-            PortType::F32 | PortType::I64 => None,
+            PortType::W | PortType::F32 | PortType::I64 | PortType::U8 => None,
         };
         let expected = match variable {
             Some(known) if ElementType::ACTIVATIONS.contains(&input.dtype) => {
                 *known.get_or_insert(input.dtype)
             }
             Some(known) => known.unwrap_or(ElementType::F32),
-            None => port.dtype.resolve(ElementType::F32, ElementType::F32),
+            None => {
+                let dtype = port.dtype.resolve(ElementType::F32, ElementType::F32);
+                dtype.unwrap_or(self.given.weight)
+            }
         };
         if input.dtype != expected {
             self.errors.push(format!(
@@ -112,7 +168,13 @@ impl Bound {
                 port.name, input.dtype
             ));
         }
-        if input.shape.len() != port.axes.len() {
+        let mut shape = input.shape.clone();
+        if port.dtype == PortType::W && shape.len() > port.axes.len() {
+            // Blocks of a row.
+            let row: usize = shape.drain(port.axes.len() - 1..).product();
+            shape.push(row);
+        }
+        if shape.len() != port.axes.len() {
             let axes: Vec<_> = port.axes.iter().map(|axis| axis.name()).collect();
             self.errors.push(format!(
                 "{}: expected [{}], found {:?}",
@@ -122,39 +184,26 @@ impl Bound {
             ));
             return;
         }
-        for (&axis, &size) in port.axes.iter().zip(&input.shape) {
+        for (&axis, &size) in port.axes.iter().zip(&shape) {
             let known = *self.dims.0[axis as usize].get_or_insert(size);
             if known != size {
+                let whence = match self.given.dims.get(axis) {
+                    Some(_) => "as attributes say",
+                    None => "as on earlier inputs",
+                };
                 self.errors.push(format!(
-                    "{}: expected {} = {known} as on earlier inputs, found {size}",
+                    "{}: expected {} = {known} {whence}, found {size}",
                     port.name,
                     axis.name()
                 ));
             }
         }
     }
+}
 
-    fn finish(mut self) -> Result<Inferred, SchemaErrors> {
-        for axis in [Axis::Batch, Axis::SeqLen, Axis::Channels] {
-            if self.dims.get(axis) == Some(0) {
-                self.errors
-                    .push(format!("{}: expected 1 or more, found 0", axis.name()));
-            }
-        }
-        if !self.errors.is_empty() {
-            return Err(SchemaErrors::new(self.op, self.errors));
-        }
-        let element = self.t.unwrap_or(ElementType::F32);
-        let cache = self.c.unwrap_or(element);
-        let outputs = self.op.outputs().iter().map(|port| {
-            let shape: Vec<_> = port.axes.iter().map(|&axis| self.dims[axis]).collect();
-            TensorType::new(port.dtype.resolve(element, cache), shape)
-        });
-        Ok(Inferred {
-            outputs: outputs.collect(),
-            dims: self.dims,
-            element,
-            cache,
-        })
-    }
+/// Dimensions that must not be 0.
+fn empty(dims: &Dims) -> impl Iterator<Item = String> {
+    let axes = [Axis::Batch, Axis::SeqLen, Axis::Channels].into_iter();
+    let empty = axes.filter(|&axis| dims.get(axis) == Some(0));
+    empty.map(|axis| format!("{}: expected 1 or more, found 0", axis.name()))
 }

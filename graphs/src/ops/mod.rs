@@ -13,7 +13,7 @@ mod schema;
 
 pub use crate::tensor::{ElementType, TensorType};
 pub use attributes::{AttributeKind, AttributeReader, AttributeSpec, AttributeValue, Attributes};
-pub use inference::{Dims, Inferred};
+pub use inference::{Dims, Given, Inferred};
 pub use lengths::{LengthError, check_lengths};
 pub use schema::{Axis, Port, PortType, Ports, Schema, check_gpu_cache};
 
@@ -55,21 +55,27 @@ pub trait Definition: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
     /// What a node carries.
     fn attributes(&self) -> Self::Attributes;
 
-    /// `M`, where an attribute tells and no port.
-    fn max_seq_len(&self) -> Option<usize> {
-        None
+    /// What attributes tell of the inputs.
+    fn given(&self) -> Given {
+        Given::default()
     }
 
-    /// Adds what is wrong with `dims`, as far as they are known, beside what the ports say.
-    fn check(&self, dims: &Dims, errors: &mut Vec<String>);
+    /// Adds what is wrong with a node, as far as its sizes are known, beside what the ports say.
+    fn check(&self, node: &Inferred, errors: &mut Vec<String>);
 
     /// Sizes, types and outputs of a node with inputs of these types.
     ///
     /// # Errors
     /// The inputs contradict the schema, the attributes or one another: everything that is wrong.
     fn infer(&self, inputs: &[TensorType]) -> Result<Inferred, SchemaErrors> {
-        let check = |dims: &Dims, errors: &mut _| self.check(dims, errors);
-        inference::infer(Self::OP, inputs, self.max_seq_len(), check)
+        let check = |node: &Inferred, errors: &mut _| self.check(node, errors);
+        inference::infer(Self::OP, inputs, self.given(), check)
+    }
+
+    /// Whether its model-local function in packages of `shape` has the input or attribute `name`.
+    fn in_function(name: &str, shape: &body::BodyShape) -> bool {
+        let _ = (name, shape);
+        true
     }
 
     /// Writes the operator in standard ONNX operators.
@@ -78,7 +84,49 @@ pub trait Definition: Clone + fmt::Debug + PartialEq + Send + Sync + 'static {
 
 /// Lists the operators: everything that goes over all of them is made here.
 macro_rules! registry {
-    ($d:tt $($(#[$doc:meta])* $module:ident::$name:ident,)*) => {
+    (
+        $d:tt
+        everywhere { $($(#[$gpu_doc:meta])* $gpu_module:ident::$gpu_name:ident,)* }
+        $($(#[$doc:meta])* $module:ident::$name:ident,)*
+    ) => {
+        registry! { @all $d
+            $($(#[$gpu_doc])* $gpu_module::$gpu_name,)*
+            $($(#[$doc])* $module::$name,)*
+        }
+
+        impl Op {
+            /// Those with kernels for GPUs.
+            pub const GPU: [Self; [$(stringify!($gpu_name)),*].len()] = [$(Self::$gpu_name),*];
+        }
+
+        /// As [`with_operator!`](crate::with_operator) for the operators of
+        /// [`Op::GPU`](crate::ops::Op::GPU), and `other` for the rest.
+        #[macro_export]
+        macro_rules! with_gpu_operator {
+            ($d operator:expr, $d inner:ident => $d body:expr, $d other:expr) => {
+                match $d operator {
+                    $($crate::ops::Operator::$gpu_name($d inner) => $d body,)*
+                    _ => $d other,
+                }
+            };
+        }
+
+        /// As [`with_op!`](crate::with_op) for the operators of
+        /// [`Op::GPU`](crate::ops::Op::GPU), and `other` for the rest.
+        #[macro_export]
+        macro_rules! with_gpu_op {
+            ($d op:expr, $d inner:ident => $d body:expr, $d other:expr) => {
+                match $d op {
+                    $($crate::ops::Op::$gpu_name => {
+                        type $d inner = $crate::ops::$gpu_name;
+                        $d body
+                    })*
+                    _ => $d other,
+                }
+            };
+        }
+    };
+    (@all $d:tt $($(#[$doc:meta])* $module:ident::$name:ident,)*) => {
         $(
             pub mod $module;
             pub use $module::$name;
@@ -138,10 +186,14 @@ macro_rules! registry {
 }
 
 registry! { $
-    /// The gated linear recurrence over keys and values.
-    recurrence_scan::RecurrenceScan,
-    /// Rotary embedding, dilated attention and the cache update.
-    dilated_attention::DilatedAttention,
+    everywhere {
+        /// The gated linear recurrence over keys and values.
+        recurrence_scan::RecurrenceScan,
+        /// Rotary embedding, dilated attention and the cache update.
+        dilated_attention::DilatedAttention,
+    }
+    /// Rows times a matrix that is read where it is stored; for CPUs.
+    linear::Linear,
 }
 
 // After the registry: it goes over the operators.

@@ -5,7 +5,7 @@
 
 use super::body::{BodyShape, Call, F32, LengthCheck, lengths, select, valid_rows};
 use super::schema::aliases;
-use super::{Attributes, Definition, Dims, Op, Ports, Schema};
+use super::{Attributes, Axis, Definition, Dims, Given, Inferred, Op, Ports, Schema};
 
 super::schema::ports! {
     /// Inputs of [`RecurrenceScan`].
@@ -90,11 +90,14 @@ impl Definition for RecurrenceScan {
         }
     }
 
-    fn max_seq_len(&self) -> Option<usize> {
-        self.max_seq_len
+    fn given(&self) -> Given {
+        Given {
+            dims: Dims::default().with(Axis::MaxSeqLen, self.max_seq_len),
+            ..Given::default()
+        }
     }
 
-    fn check(&self, _: &Dims, _: &mut Vec<String>) {}
+    fn check(&self, _: &Inferred, _: &mut Vec<String>) {}
 
     fn body(call: Call<'_, '_, Self>) {
         let Call {

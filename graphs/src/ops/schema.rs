@@ -11,20 +11,26 @@ pub enum PortType {
     /// value is rounded to it, to nearest even, before any query sees it, those of the chunk
     /// itself included: results do not depend on how a sequence is cut into chunks.
     C,
+    /// A matrix's own: what its operator's attributes say.
+    W,
     /// Always f32.
     F32,
     /// Always i64.
     I64,
+    /// Always bytes.
+    U8,
 }
 
 impl PortType {
-    /// The element type for given `T` and `C`.
-    pub fn resolve(self, t: ElementType, c: ElementType) -> ElementType {
+    /// The element type for given `T` and `C`; none for `W`.
+    pub fn resolve(self, t: ElementType, c: ElementType) -> Option<ElementType> {
         match self {
-            Self::T => t,
-            Self::C => c,
-            Self::F32 => ElementType::F32,
-            Self::I64 => ElementType::I64,
+            Self::T => Some(t),
+            Self::C => Some(c),
+            Self::W => None,
+            Self::F32 => Some(ElementType::F32),
+            Self::I64 => Some(ElementType::I64),
+            Self::U8 => Some(ElementType::U8),
         }
     }
 }
@@ -46,10 +52,20 @@ pub enum Axis {
     MaxSeqLen,
     /// `dh / 2`.
     HalfHeadDim,
+    /// `K`: columns of a matrix.
+    InFeatures,
+    /// Rows of a matrix, `N` of its product.
+    OutFeatures,
+    /// Elements that a row of a matrix is stored in.
+    Stored,
+    /// Scales of a matrix.
+    Scales,
+    /// Bytes that hold zero points of a matrix.
+    ZeroPoints,
 }
 
 impl Axis {
-    pub(super) const COUNT: usize = 7;
+    pub(super) const COUNT: usize = 12;
 
     /// Its letter in shapes.
     pub fn name(self) -> &'static str {
@@ -61,6 +77,11 @@ impl Axis {
             Self::HeadDim => "dh",
             Self::MaxSeqLen => "M",
             Self::HalfHeadDim => "dh/2",
+            Self::InFeatures => "in_features",
+            Self::OutFeatures => "out_features",
+            Self::Stored => "stored",
+            Self::Scales => "scales",
+            Self::ZeroPoints => "zero_points",
         }
     }
 }
@@ -74,6 +95,8 @@ pub struct Port {
     pub dtype: PortType,
     /// Named dimensions.
     pub axes: &'static [Axis],
+    /// Whether a node may be without it.
+    pub optional: bool,
 }
 
 /// One value a port, by the port's name and in the order of an operator's signature.
@@ -92,12 +115,15 @@ pub trait Ports<P>: Sized {
 }
 
 /// Declares a struct with one field a port, generic over what stands for a tensor there (a pointer,
-/// a device address, a slice, the name of a value), and the ports that it declares.
+/// a device address, a slice, the name of a value), and the ports that it declares. A node may be
+/// without one that ends in `or none`: a tensor without elements stands for it, or nothing at a list's
+/// end (runtimes up to ONNX Runtime 1.31 crash on an empty name before it), and in the struct a null
+/// pointer, an empty slice or an empty name.
 macro_rules! ports {
     (
         $(#[$struct_doc:meta])*
         $name:ident {
-            $($(#[$doc:meta])* $port:ident: $dtype:ident [$($axis:ident),*],)*
+            $($(#[$doc:meta])* $port:ident: $dtype:ident [$($axis:ident),*] $(or $none:ident)?,)*
         }
     ) => {
         $(#[$struct_doc])*
@@ -111,6 +137,7 @@ macro_rules! ports {
                 name: stringify!($port),
                 dtype: $crate::ops::PortType::$dtype,
                 axes: &[$($crate::ops::Axis::$axis),*],
+                optional: $crate::ops::schema::is_any(&[$(stringify!($none))?]),
             }),*];
 
             fn from_ports(
@@ -137,6 +164,11 @@ macro_rules! ports {
 }
 pub(super) use ports;
 
+/// Whether there is any of `words`.
+pub(super) const fn is_any(words: &[&str]) -> bool {
+    !words.is_empty()
+}
+
 /// What an operator looks like from outside.
 #[derive(Debug)]
 pub struct Schema {
@@ -158,6 +190,12 @@ impl Schema {
         self.inputs.iter().position(|port| port.name == name)
     }
 
+    /// Inputs that every node has.
+    pub fn least_inputs(&self) -> usize {
+        let last = self.inputs.iter().rposition(|port| !port.optional);
+        last.map_or(0, |place| place + 1)
+    }
+
     /// Whether an input has the dimension.
     pub fn has(&self, axis: Axis) -> bool {
         self.inputs.iter().any(|port| port.axes.contains(&axis))
@@ -168,12 +206,14 @@ impl Schema {
         self.inputs.iter().position(|port| port.dtype == variable)
     }
 
-    /// For each output, the first input of the same type and shape. Every operator has one for each:
-    /// tested.
-    pub fn outputs_like(&self) -> impl Iterator<Item = Option<usize>> {
-        self.outputs.iter().map(|output| {
-            let same = |input: &Port| input.dtype == output.dtype && input.axes == output.axes;
-            self.inputs.iter().position(same)
+    /// The first input that has the dimension, and its place there; every node has the input. Every
+    /// dimension of an output is one of an input's: tested.
+    pub fn source(&self, axis: Axis) -> Option<(usize, usize)> {
+        let inputs = self.inputs.iter().enumerate();
+        let mut places = inputs.filter(|(_, port)| !port.optional);
+        places.find_map(|(input, port)| {
+            let place = port.axes.iter().position(|&found| found == axis)?;
+            Some((input, place))
         })
     }
 

@@ -15,5 +15,5 @@ pub use manifest::{
 pub use state::{
     INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind, state_tensors,
 };
-pub use target::{CustomNodes, EVERY_ENGINE, Fallback, Target};
+pub use target::{CustomNodes, EVERY_ENGINE, Fallback, Products, Target};
 pub use text::{MAX_TOKENIZER_BYTES, SpecialTokens, TOKENIZER_FILE};

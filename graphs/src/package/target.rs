@@ -57,9 +57,39 @@ impl Target {
         self == Self::TensorRt
     }
 
-    /// Whether products of f16 and bf16 are in their own type, summed in f32 and rounded once.
-    pub fn has_native_products(self) -> bool {
-        matches!(self, Self::Cuda | Self::TensorRt)
+    /// How linear layers are written.
+    pub fn products(self, fallback: Fallback) -> Products {
+        match self {
+            Self::Portable if self.custom_nodes(fallback) == CustomNodes::Inline => {
+                Products::Floats
+            }
+            Self::Portable => Products::Plain,
+            Self::Cpu => Products::Operator,
+            Self::Cuda | Self::TensorRt => Products::Native,
+        }
+    }
+}
+
+/// How a graph writes linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Products {
+    /// As standard products of f32.
+    Floats,
+    /// As standard products of the rows' type where the matrix has the same, summed in f32 and rounded
+    /// once.
+    Native,
+    /// As [`Linear`](crate::ops::Linear) alone where its function has the types, else as
+    /// [`Floats`](Self::Floats).
+    Plain,
+    /// As [`Linear`](crate::ops::Linear), with what surrounds them.
+    Operator,
+}
+
+impl Products {
+    /// Whether activations keep the batch's dimension, `[B, L, width]`; else they are `[B * L, width]`.
+    pub fn keeps_batch(self) -> bool {
+        matches!(self, Self::Plain | Self::Operator)
     }
 }
 

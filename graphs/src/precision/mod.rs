@@ -6,11 +6,6 @@
 //! `scale * (q - zero_point)` with a scale of its own, and a zero point of its own unless all of
 //! them are in the middle of the range. Products are summed in f32.
 //!
-//! Eight bits are written as two nodes of four bits, the upper and the lower half of every
-//! integer: with f32 sums, ONNX Runtime 1.31 on a CPU runs a node of eight bits some 60 times as
-//! long as one of four, because it widens the whole matrix at every run. The sum of the two is the
-//! same number, and any runtime that has the operator has four bits.
-//!
 //! Packages for runtimes without that operator have the same integers as `DequantizeLinear` reads
 //! them: TensorRT keeps them so in a plan, and takes signed ones without zero points alone.
 
@@ -20,7 +15,7 @@ mod quantization;
 pub use keep::KeepF32;
 pub use quantization::{
     BLOCK_SIZES, DEFAULT_BLOCK_SIZE, IntegerLayout, MATMUL_NBITS, MICROSOFT_DOMAIN,
-    MICROSOFT_VERSION, Plane, Problem, Quantization, node_attributes,
+    MICROSOFT_VERSION, Problem, Quantization,
 };
 
 use crate::model::Weight;
@@ -92,11 +87,9 @@ impl Precision {
     ) -> Vec<(String, TensorType)> {
         let (name, shape) = (weight.name(), weight.shape(spec));
         match (self.stored(weight, dtype), &*shape) {
-            (Stored::Blocks(quantization), &[outputs, inputs]) => quantization
-                .planes()
-                .iter()
-                .flat_map(|plane| plane.tensors(quantization, &name, [outputs, inputs]))
-                .collect(),
+            (Stored::Blocks(quantization), &[outputs, inputs]) => {
+                quantization.tensors(&name, [outputs, inputs])
+            }
             (Stored::As(dtype), _) => vec![(name, TensorType::new(dtype, shape))],
             // Every linear layer's weight is a matrix.
             (Stored::Blocks(_), _) => Vec::new(),
@@ -242,8 +235,7 @@ mod tests {
             layout: Default::default(),
         };
         let shapes = |quantization: Quantization| -> Vec<_> {
-            let planes = quantization.planes().iter();
-            let tensors = planes.flat_map(|plane| plane.tensors(quantization, "w", [5, 70]));
+            let tensors = quantization.tensors("w", [5, 70]).into_iter();
             tensors
                 .map(|(name, tensor)| format!("{name} {tensor}"))
                 .collect()
@@ -262,15 +254,9 @@ mod tests {
         );
         assert_eq!(
             shapes(quantization(8, true)),
-            [
-                "w.high.blocks u8[5, 3, 16]",
-                "w.high.scales f32[15]",
-                "w.low.blocks u8[5, 3, 16]",
-                "w.low.scales f32[15]",
-                "w.low.zero_points u8[10]"
-            ]
+            ["w.blocks u8[5, 3, 32]", "w.scales f32[15]"]
         );
-        assert_eq!(shapes(quantization(8, false)).len(), 6);
+        assert_eq!(shapes(quantization(8, false))[2], "w.zero_points u8[15]");
         let dequantized = |bits| Quantization {
             layout: IntegerLayout::Dequantized,
             ..quantization(bits, true)

@@ -11,8 +11,6 @@ pub const MICROSOFT_DOMAIN: &str = "com.microsoft";
 pub const MICROSOFT_VERSION: i64 = 1;
 /// The operator that multiplies rows by a matrix of block-wise integers.
 pub const MATMUL_NBITS: &str = "MatMulNBits";
-/// Bits of one element in the operator.
-const NODE_BITS: u32 = 4;
 /// Value of `accuracy_level` that keeps rows in f32.
 const F32_ACCURACY: i64 = 1;
 /// Block sizes that the operator takes.
@@ -42,7 +40,7 @@ pub struct Quantization {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum IntegerLayout {
-    /// That of [`MATMUL_NBITS`]: unsigned, with zero points, four bits a node.
+    /// That of [`MATMUL_NBITS`]: unsigned, with zero points.
     #[default]
     Product,
     /// That of `DequantizeLinear`, for runtimes without the product: signed, without zero points,
@@ -76,29 +74,51 @@ impl Quantization {
         inputs.div_ceil(self.block_size)
     }
 
-    /// The nodes whose sum is the product, the upper half of the bits first.
-    pub fn planes(self) -> &'static [Plane] {
-        match (self.layout, self.bits) {
-            (IntegerLayout::Dequantized, _) | (_, 4) => &[Plane { half: "", shift: 0 }],
-            _ => &[
-                Plane {
-                    half: UPPER_HALF,
-                    shift: 4,
-                },
-                Plane {
-                    half: ".low",
-                    shift: 0,
-                },
-            ],
+    /// Name, type and shape of the constants of a matrix `name` of `[outputs, inputs]`, in the order of a
+    /// node's inputs.
+    ///
+    /// [`IntegerLayout::Product`]: `blocks [N, K / block_size, bytes of a block]`, of four bits two a byte,
+    /// the lower bits first; `scales [N * K / block_size]`; `zero_points` unless symmetric, in as many bits
+    /// as an integer, every row starting a byte.
+    ///
+    /// [`IntegerLayout::Dequantized`]: `integers [N, K]`, `scales [N, K / block_size]`.
+    pub fn tensors(self, name: &str, [outputs, inputs]: [usize; 2]) -> Vec<(String, TensorType)> {
+        let blocks = self.blocks(inputs);
+        let named = |what: &str, dtype, shape: Vec<usize>| {
+            (format!("{name}.{what}"), TensorType::new(dtype, shape))
+        };
+        if self.layout == IntegerLayout::Dequantized {
+            let dtype = match self.bits {
+                4 => ElementType::I4,
+                _ => ElementType::I8,
+            };
+            return vec![
+                named("integers", dtype, vec![outputs, inputs]),
+                named("scales", ElementType::F32, vec![outputs, blocks]),
+            ];
         }
+        let bytes = |elements: usize| (elements * self.bits as usize).div_ceil(8);
+        let block = vec![outputs, blocks, bytes(self.block_size)];
+        let mut tensors = vec![
+            named("blocks", ElementType::U8, block),
+            named("scales", ElementType::F32, vec![outputs * blocks]),
+        ];
+        if !self.symmetric {
+            let points = vec![outputs * bytes(blocks)];
+            tensors.push(named("zero_points", ElementType::U8, points));
+        }
+        tensors
     }
 
-    /// Bits of one element of a node's first constant.
-    pub fn node_bits(self) -> u32 {
-        match self.layout {
-            IntegerLayout::Product => NODE_BITS,
-            IntegerLayout::Dequantized => self.bits,
-        }
+    /// The attributes of a node of [`MATMUL_NBITS`], beside the sizes of its matrix.
+    pub fn node_attributes(self) -> Vec<AttributeProto> {
+        [
+            ("accuracy_level", F32_ACCURACY),
+            ("bits", i64::from(self.bits)),
+            ("block_size", self.block_size as i64),
+        ]
+        .map(|(name, value)| AttributeProto::int(name, value))
+        .into()
     }
 
     pub(super) fn problems(self) -> Vec<Problem> {
@@ -123,87 +143,4 @@ impl fmt::Display for Quantization {
         let kind = if self.symmetric { "" } else { "asymmetric " };
         write!(f, "int{}, {kind}blocks of {}", self.bits, self.block_size)
     }
-}
-
-/// What the names of the upper half's constants have after the matrix's.
-const UPPER_HALF: &str = ".high";
-
-/// Bits of every integer of a matrix: one node and its constants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plane {
-    half: &'static str,
-    /// Bits of the integer below these; the scale is that of the integer times `2^shift`.
-    pub shift: u32,
-}
-
-impl Plane {
-    /// Whether the node has zero points of its own: without them it takes 8.
-    pub fn has_zero_points(self, quantization: Quantization) -> bool {
-        // The lower half of a symmetric block's zero point is 0, the upper half 8.
-        !quantization.symmetric || quantization.bits == 8 && self.shift == 0
-    }
-
-    /// How many constants the node has.
-    pub fn constants(self, quantization: Quantization) -> usize {
-        2 + usize::from(self.has_zero_points(quantization))
-    }
-
-    /// Name, type and shape of the node's constants in the order of its inputs, for the matrix
-    /// `name` of `[outputs, inputs]`.
-    ///
-    /// [`IntegerLayout::Product`]: `blocks [N, K / block_size, block_size / 2]`, two elements a
-    /// byte, the lower bits first; `scales [N * K / block_size]`; `zero_points`, two a byte, every
-    /// row starting a byte.
-    ///
-    /// [`IntegerLayout::Dequantized`]: `integers [N, K]`, `scales [N, K / block_size]`.
-    pub fn tensors(
-        self,
-        quantization: Quantization,
-        name: &str,
-        [outputs, inputs]: [usize; 2],
-    ) -> Vec<(String, TensorType)> {
-        let blocks = quantization.blocks(inputs);
-        let named = |what: &str, dtype, shape: Vec<usize>| {
-            (
-                format!("{name}{}.{what}", self.half),
-                TensorType::new(dtype, shape),
-            )
-        };
-        if quantization.layout == IntegerLayout::Dequantized {
-            let dtype = match quantization.bits {
-                4 => ElementType::I4,
-                _ => ElementType::I8,
-            };
-            return vec![
-                named("integers", dtype, vec![outputs, inputs]),
-                named("scales", ElementType::F32, vec![outputs, blocks]),
-            ];
-        }
-        let bytes = quantization.block_size / 2;
-        let mut tensors = vec![
-            named("blocks", ElementType::U8, vec![outputs, blocks, bytes]),
-            named("scales", ElementType::F32, vec![outputs * blocks]),
-        ];
-        if self.has_zero_points(quantization) {
-            let bytes = outputs * blocks.div_ceil(2);
-            tensors.push(named("zero_points", ElementType::U8, vec![bytes]));
-        }
-        tensors
-    }
-}
-
-/// The attributes of a node for a matrix of `[outputs, inputs]`.
-pub fn node_attributes(
-    quantization: Quantization,
-    [outputs, inputs]: [usize; 2],
-) -> Vec<AttributeProto> {
-    [
-        ("K", inputs as i64),
-        ("N", outputs as i64),
-        ("accuracy_level", F32_ACCURACY),
-        ("bits", i64::from(NODE_BITS)),
-        ("block_size", quantization.block_size as i64),
-    ]
-    .map(|(name, value)| AttributeProto::int(name, value))
-    .into()
 }

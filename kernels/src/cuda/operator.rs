@@ -2,7 +2,7 @@
 
 use super::{CudaError, Device, DevicePtr, Stream};
 use ratplus_graphs::ops::{Definition, Inferred, Op, Operator, Ports, SchemaErrors, TensorType};
-use ratplus_graphs::{with_op, with_operator};
+use ratplus_graphs::{with_gpu_op, with_gpu_operator};
 use std::fmt;
 
 /// What computes an operator on a GPU.
@@ -66,8 +66,8 @@ pub struct LaunchBlock {
 
 /// The blocks of all kernels that ask for shared memory.
 pub fn launch_blocks() -> Vec<LaunchBlock> {
-    let operators = Op::ALL.into_iter();
-    let blocks = operators.flat_map(|op| with_op!(op, O => O::launch_blocks()));
+    let operators = Op::GPU.into_iter();
+    let blocks = operators.flat_map(|op| with_gpu_op!(op, O => O::launch_blocks(), Vec::new()));
     blocks.collect()
 }
 
@@ -93,6 +93,9 @@ pub enum PlanError {
     /// The cache has another type than the activations.
     #[error("{0}: {1}")]
     Cache(Op, String),
+    /// The operator is for CPUs.
+    #[error("{0}: expected an operator with kernels for GPUs; export for the target cuda")]
+    NoKernel(Op),
     /// The device has no kernels for them.
     #[error(transparent)]
     Cuda(#[from] CudaError),
@@ -113,7 +116,11 @@ impl OperatorPlan {
         let op = operator.op();
         let types = op.schema().check_gpu_types(node.element, node.cache);
         types.map_err(|reason| PlanError::Cache(op, reason))?;
-        let plan = with_operator!(operator, operator => planned(operator, device, &node))?;
+        let plan = with_gpu_operator!(
+            operator,
+            operator => planned(operator, device, &node)?,
+            return Err(PlanError::NoKernel(op))
+        );
         Ok(Self { op, plan })
     }
 

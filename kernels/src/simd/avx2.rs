@@ -1,6 +1,6 @@
 //! AVX2: 8 lanes.
 
-use super::{Gemm, Simd, gemm};
+use super::{Dots, Gemm, Simd, dots, gemm};
 use std::arch::x86_64::*;
 
 /// AVX2, FMA and F16C.
@@ -106,6 +106,30 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
 
+        fn reduce_add_each(a: [__m256; 4]) -> [f32; 4] {
+            let [a, b, c, d] = a;
+            let sums = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let (low, high) = halves(sums);
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(low, high));
+            out
+        }
+
+        fn load_u8(from: *const u8) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())))
+        }
+
+        fn load_u4(from: *const u8, zero: __m256, scale: __m256) -> [__m256; 2] {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
+            let low = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            let high = _mm256_srli_epi32::<4>(bytes);
+            let (low, high) = (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high));
+            [
+                _mm256_mul_ps(_mm256_sub_ps(low, zero), scale),
+                _mm256_mul_ps(_mm256_sub_ps(high, zero), scale),
+            ]
+        }
+
         fn reduce_max(a: __m256) -> f32 {
             let (low, high) = halves(a);
             let four = _mm_max_ps(low, high);
@@ -152,5 +176,16 @@ impl Simd for Avx2 {
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots(d: &Dots) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn compiled(d: &Dots) {
+            // SAFETY: forwarded. 12 sums and a vector of `w` fit 16 registers.
+            unsafe { dots::run::<Avx2, Avx2>(d, 3) }
+        }
+        // SAFETY: forwarded.
+        unsafe { compiled(d) }
     }
 }

@@ -1,6 +1,6 @@
 //! AVX-512: 16 lanes.
 
-use super::{Avx2, Gemm, Simd, gemm};
+use super::{Avx2, Dots, Gemm, Simd, dots, gemm};
 use std::arch::x86_64::*;
 
 /// AVX-512 F, BW, DQ and VL, with AVX2, FMA and F16C.
@@ -128,6 +128,43 @@ impl Simd for Avx512 {
             _mm512_reduce_add_ps(a)
         }
 
+        fn reduce_add_each(a: [__m512; 4]) -> [f32; 4] {
+            // Lanes 0 to 3 of every quarter together, then the quarters.
+            let [a, b, c, d] = a;
+            let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+            let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+            let quarters = _mm512_add_ps(low, high);
+            let halves = _mm256_add_ps(
+                _mm512_castps512_ps256(quarters),
+                _mm512_extractf32x8_ps::<1>(quarters),
+            );
+            let sums = _mm_add_ps(
+                _mm256_castps256_ps128(halves),
+                _mm256_extractf128_ps::<1>(halves),
+            );
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+
+        fn load_u8(from: *const u8) -> __m512 {
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())))
+        }
+
+        fn load_u4(from: *const u8, zero: __m512, scale: __m512) -> [__m512; 2] {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
+            let numbers = _mm512_setr_ps(
+                0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
+            );
+            let numbers = _mm512_mul_ps(_mm512_sub_ps(numbers, zero), scale);
+            // The index is the lowest four bits.
+            let upper = _mm512_srli_epi32::<4>(bytes);
+            [_mm512_permutexvar_ps(bytes, numbers), _mm512_permutexvar_ps(upper, numbers)]
+        }
+
         fn reduce_max(a: __m512) -> f32 {
             _mm512_reduce_max_ps(a)
         }
@@ -149,6 +186,32 @@ impl Simd for Avx512 {
         // SAFETY: forwarded.
         unsafe { compiled(g) }
     }
+
+    #[inline(always)]
+    unsafe fn dots(d: &Dots) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn compiled(d: &Dots) {
+            // SAFETY: forwarded. 24 sums and a vector of `w` fit 32 registers.
+            unsafe { dots::run::<Avx512, Avx512>(d, 6) }
+        }
+        // SAFETY: forwarded.
+        unsafe { compiled(d) }
+    }
+}
+
+/// `d` over pairs of bf16: `w` and `x` hold two in each f32, and `depth` and their strides count pairs;
+/// `c` holds f32.
+///
+/// # Safety
+/// As [`Simd::dots`], and the machine has AVX-512 with BF16.
+pub(crate) unsafe fn dots_bf16(d: &Dots) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    unsafe fn compiled(d: &Dots) {
+        // SAFETY: forwarded.
+        unsafe { dots::run::<Avx512, Pairs>(d, 6) }
+    }
+    // SAFETY: forwarded.
+    unsafe { compiled(d) }
 }
 
 /// Multiplies pairs of bf16 and adds both products, with two bf16 in each f32 of the operands.

@@ -56,6 +56,57 @@ pub(crate) unsafe fn exp2_one<S: Simd>(x: f32) -> f32 {
     lanes[0]
 }
 
+/// `1 / (1 + e^-x)`; the relative error of its lower tail is `|x|` times 1e-7.
+///
+/// # Safety
+/// The machine has `S`.
+#[inline(always)]
+pub(crate) unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: forwarded.
+    unsafe {
+        let one = S::splat(1.0);
+        let e = exp2::<S>(S::mul(S::splat(-LOG2_E), S::abs(x)));
+        S::div(S::select_negative(x, e, one), S::add(one, e))
+    }
+}
+
+/// Powers of `1 / (1 + z / 2)` in the exponent of `erfc(z)`, less `z^2`: Numerical Recipes (2nd
+/// edition, section 6.2), within 1.2e-7 of it.
+const ERFC: [f32; 10] = [
+    -1.265_512_2,
+    1.000_023_7,
+    0.374_091_96,
+    0.096_784_18,
+    -0.186_288_06,
+    0.278_868_07,
+    -1.135_204,
+    1.488_515_9,
+    -0.822_152_23,
+    0.170_872_77,
+];
+
+/// `(1 + erf(x / sqrt 2)) / 2`: the normal distribution's.
+///
+/// # Safety
+/// The machine has `S`.
+#[inline(always)]
+pub(crate) unsafe fn normal_cdf<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: forwarded.
+    unsafe {
+        let (one, half) = (S::splat(1.0), S::splat(0.5));
+        let z = S::mul(S::abs(x), S::splat(std::f32::consts::FRAC_1_SQRT_2));
+        let t = S::div(one, S::mul_add(half, z, one));
+        let mut p = S::splat(ERFC[9]);
+        for &power in ERFC[..9].iter().rev() {
+            p = S::mul_add(p, t, S::splat(power));
+        }
+        let exponent = S::neg_mul_add(z, z, p);
+        let erfc = S::mul(t, exp2::<S>(S::mul(exponent, S::splat(LOG2_E))));
+        let tail = S::mul(half, erfc);
+        S::select_negative(x, tail, S::sub(one, tail))
+    }
+}
+
 /// `g * h + (1 - g) * x` with `g = sigmoid(gate)`, for two pairs of `h` and `x`.
 ///
 /// The smaller of `g` and `1 - g` is computed, never as a difference, and moves the other side's

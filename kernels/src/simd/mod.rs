@@ -18,6 +18,7 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dots;
 mod gemm;
 mod math;
 mod portable;
@@ -25,9 +26,10 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{Avx512, dot_bf16};
+pub(crate) use avx512::{Avx512, dot_bf16, dots_bf16};
+pub(crate) use dots::Dots;
 pub(crate) use gemm::{Gemm, Into};
-pub(crate) use math::{exp2, exp2_one, gate_blend};
+pub(crate) use math::{exp2, exp2_one, gate_blend, normal_cdf, sigmoid};
 pub(crate) use portable::Portable;
 
 /// No instruction set has more lanes.
@@ -155,6 +157,25 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn keep_between(v: Self::V, low: Self::V, x: Self::V, high: Self::V) -> Self::V;
     /// The sum of all lanes.
     unsafe fn reduce_add(a: Self::V) -> f32;
+    /// The sum of all lanes of each, all in one order.
+    #[inline(always)]
+    unsafe fn reduce_add_each(a: [Self::V; 4]) -> [f32; 4] {
+        let [a, b, c, d] = a;
+        // SAFETY: forwarded.
+        unsafe {
+            [
+                Self::reduce_add(a),
+                Self::reduce_add(b),
+                Self::reduce_add(c),
+                Self::reduce_add(d),
+            ]
+        }
+    }
+    /// Loads bytes as whole numbers.
+    unsafe fn load_u8(from: *const u8) -> Self::V;
+    /// Loads a vector's number of bytes as two vectors, of the lower four bits of each and of the upper
+    /// ones: `scale (q - zero)`.
+    unsafe fn load_u4(from: *const u8, zero: Self::V, scale: Self::V) -> [Self::V; 2];
     /// The largest lane.
     unsafe fn reduce_max(a: Self::V) -> f32;
 
@@ -162,4 +183,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize);
     /// Runs `gemm`.
     unsafe fn gemm(gemm: &Gemm);
+    /// Runs `dots`.
+    unsafe fn dots(dots: &Dots);
 }

@@ -1,6 +1,6 @@
 //! Plain Rust: 4 lanes, which compilers turn into 128-bit vectors.
 
-use super::{Gemm, Simd, gemm};
+use super::{Dots, Gemm, Simd, dots, gemm};
 use half::{bf16, f16};
 
 /// What the target guarantees.
@@ -108,6 +108,24 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> V {
+        // SAFETY: the caller vouches for 4 bytes.
+        V(unsafe { from.cast::<[u8; 4]>().read() }.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_u4(from: *const u8, zero: V, scale: V) -> [V; 2] {
+        // SAFETY: the caller vouches for 4 bytes.
+        let bytes = unsafe { from.cast::<[u8; 4]>().read() };
+        [0, 4].map(|shift| {
+            let number = |i: usize| f32::from(bytes[i] >> shift & 15);
+            V(std::array::from_fn(|i| {
+                (number(i) - zero.0[i]) * scale.0[i]
+            }))
+        })
+    }
+
+    #[inline(always)]
     unsafe fn reduce_max(a: V) -> f32 {
         let larger = |a: f32, b: f32| if a > b { a } else { b };
         larger(larger(a.0[0], a.0[2]), larger(a.0[1], a.0[3]))
@@ -132,5 +150,16 @@ impl Simd for Portable {
         }
         // SAFETY: forwarded.
         unsafe { compiled(g) }
+    }
+
+    #[inline(always)]
+    unsafe fn dots(d: &Dots) {
+        #[inline(never)]
+        unsafe fn compiled(d: &Dots) {
+            // SAFETY: forwarded.
+            unsafe { dots::run::<Portable, Portable>(d, 2) }
+        }
+        // SAFETY: forwarded.
+        unsafe { compiled(d) }
     }
 }

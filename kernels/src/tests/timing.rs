@@ -48,7 +48,7 @@ fn best_by(clock: impl Fn() -> f64, mut work: impl FnMut()) -> f64 {
 
 /// The best of several runs in seconds: of this thread where it does all the work, and on the
 /// wall where `pool` has threads.
-fn best(pool: &dyn ParallelFor, work: impl FnMut()) -> f64 {
+pub(super) fn best(pool: &dyn ParallelFor, work: impl FnMut()) -> f64 {
     if pool.threads() > 1 {
         let start = Instant::now();
         best_by(|| start.elapsed().as_secs_f64(), work)
@@ -80,7 +80,17 @@ fn timing() {
         scan::<bf16>(isa);
         attention::<f32>(isa);
         attention::<bf16>(isa);
+        super::linear::timing(isa);
     }
+}
+
+#[test]
+#[ignore = "prints timings"]
+fn timing_linear() {
+    isas()
+        .into_iter()
+        .filter(|isa| *isa != Isa::Portable)
+        .for_each(super::linear::timing);
 }
 
 kernel! {

@@ -465,9 +465,9 @@ impl TensorShape {
         &self.dims[..self.rank.min(MAX_RANK)]
     }
 
-    /// Whether every dimension is known. ORT describes an unknown rank as rank 0.
+    /// Whether every dimension is known, or there is no tensor. ORT describes an unknown rank as rank 0.
     pub fn is_known(&self) -> bool {
-        self.rank > 0 && self.dims().iter().all(|&dim| dim >= 0)
+        *self == Tensor::NONE.shape || self.rank > 0 && self.dims().iter().all(|&dim| dim >= 0)
     }
 }
 

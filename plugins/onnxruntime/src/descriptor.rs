@@ -95,8 +95,8 @@ impl Descriptor {
             GetOutputType: Some(get_output_type),
             GetOutputTypeCount: Some(get_output_type_count),
             KernelDestroy: Some(kernel_destroy),
-            GetInputCharacteristic: Some(get_characteristic),
-            GetOutputCharacteristic: Some(get_characteristic),
+            GetInputCharacteristic: Some(get_input_characteristic),
+            GetOutputCharacteristic: Some(get_output_characteristic),
             GetInputMemoryType: Some(get_input_memory_type),
             GetVariadicInputMinArity: Some(get_min_arity),
             GetVariadicInputHomogeneity: Some(get_homogeneity),
@@ -130,11 +130,11 @@ impl Descriptor {
         (&raw const *self).cast()
     }
 
-    /// The element type of `port`; none outside the schema.
+    /// The element type of `port`; undefined, which is any, for a matrix and outside the schema.
     fn element_of(&self, port: Option<&Port>) -> ONNXTensorElementDataType {
         use ONNXTensorElementDataType::*;
         let Types { element, cache } = self.types;
-        match port.map(|port| port.dtype.resolve(element, cache)) {
+        match port.and_then(|port| port.dtype.resolve(element, cache)) {
             Some(ElementType::F32) => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
             Some(ElementType::F16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
             Some(ElementType::BF16) => ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16,
@@ -199,7 +199,19 @@ unsafe extern "system" fn get_output_type_count(op: *const OrtCustomOp) -> usize
     unsafe { descriptor(op) }.op.outputs().len()
 }
 
-unsafe extern "system" fn get_characteristic(
+unsafe extern "system" fn get_input_characteristic(
+    op: *const OrtCustomOp,
+    index: usize,
+) -> OrtCustomOpInputOutputCharacteristic {
+    // SAFETY: ORT passes back what it was given.
+    let port = unsafe { descriptor(op) }.op.inputs().get(index);
+    match port {
+        Some(port) if port.optional => OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_OPTIONAL,
+        _ => OrtCustomOpInputOutputCharacteristic::INPUT_OUTPUT_REQUIRED,
+    }
+}
+
+unsafe extern "system" fn get_output_characteristic(
     _: *const OrtCustomOp,
     _: usize,
 ) -> OrtCustomOpInputOutputCharacteristic {

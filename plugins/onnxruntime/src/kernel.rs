@@ -147,6 +147,9 @@ impl Kernel {
             // SAFETY: the caller's contract; the value lives as long as the run.
             unsafe {
                 self.api.context_input(context, index, &mut value)?;
+                if value.is_null() && port.optional {
+                    continue;
+                }
                 if value.is_null() {
                     let message = format!("{}: expected a tensor, found none", port.name);
                     return Err(Failure::invalid(message));
@@ -169,6 +172,11 @@ impl Kernel {
             }
         };
         let plan = &prepared.plan;
+        for (input, has) in inputs.iter_mut().zip(&plan.node.has) {
+            if !has {
+                *input = Tensor::NONE;
+            }
+        }
         let mut outputs = [Tensor::NONE; MAX_OUTPUTS];
         let outputs = &mut outputs[..plan.outputs.len()];
         for (index, (output, shape)) in outputs.iter_mut().zip(&plan.outputs).enumerate() {
@@ -235,9 +243,13 @@ impl Kernel {
     fn check_types(&self, inputs: &[TensorShape]) -> Result<(), Failure> {
         let Types { element, cache } = self.types;
         for (port, input) in self.operator.op().inputs().iter().zip(inputs) {
-            let expected = port.dtype.resolve(element, cache);
             let variable = matches!(port.dtype, PortType::T | PortType::C);
-            if variable && input.element != expected.onnx() {
+            let expected = port.dtype.resolve(element, cache).filter(|_| variable);
+            let none = port.optional && *input == Tensor::NONE.shape;
+            if let Some(expected) = expected
+                && !none
+                && input.element != expected.onnx()
+            {
                 let found = ElementType::from_onnx(input.element).map_or_else(
                     || format!("ONNX element type {}", input.element),
                     |found| found.to_string(),
@@ -279,17 +291,26 @@ unsafe fn declared_plan(
         api.info_input_count(info, &mut inputs)?;
         api.info_output_count(info, &mut outputs)?;
     }
-    let expected = (op.inputs().len(), op.outputs().len());
-    if (inputs, outputs) != expected {
+    let (least, most) = (op.schema().least_inputs(), op.inputs().len());
+    if !(least..=most).contains(&inputs) || outputs != op.outputs().len() {
+        let expected = match least == most {
+            true => most.to_string(),
+            false => format!("{least} to {most}"),
+        };
         return Err(Failure::invalid(format!(
-            "expected {} inputs and {} outputs, found {inputs} and {outputs}",
-            expected.0, expected.1
+            "expected {expected} inputs and {} outputs, found {inputs} and {outputs}",
+            op.outputs().len()
         )));
     }
     // SAFETY: the caller's contract.
     let declared = |index| unsafe { api.declared_input(info, index) };
     // A type that cannot be had is as good as an unknown shape: every run checks.
     let shapes: Result<Vec<_>, _> = (0..inputs).map(declared).collect();
+    let padded = |mut shapes: Vec<_>| {
+        shapes.resize(most, Tensor::NONE.shape);
+        shapes
+    };
+    let shapes = shapes.map(padded);
     match shapes {
         Ok(shapes) if shapes.iter().all(TensorShape::is_known) => {
             Plan::new(operator, &shapes).map(Some)

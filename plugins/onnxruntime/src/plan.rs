@@ -1,6 +1,6 @@
 //! What a node's input shapes decide.
 
-use crate::api::{Failure, TensorShape};
+use crate::api::{Failure, Tensor, TensorShape};
 use ratplus_graphs::ops::{ElementType, Inferred, Op, Operator, TensorType};
 
 /// What is known once the shapes of all inputs are.
@@ -42,10 +42,13 @@ impl Plan {
 /// The inputs as the schema's functions take them.
 fn tensor_types(op: Op, inputs: &[TensorShape]) -> Result<Vec<TensorType>, Failure> {
     let typed = |(index, input): (usize, &TensorShape)| {
+        if *input == Tensor::NONE.shape {
+            return Ok(TensorType::none(ElementType::U8));
+        }
         let Some(dtype) = ElementType::from_onnx(input.element) else {
             let name = op.inputs().get(index).map_or("?", |port| port.name);
             return Err(Failure::invalid(format!(
-                "{op}: {name}: expected f32, f16, bf16 or i64 elements, found ONNX element type {}",
+                "{op}: {name}: expected f32, f16, bf16, i64 or u8 elements, found ONNX element type {}",
                 input.element
             )));
         };

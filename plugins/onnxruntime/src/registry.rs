@@ -91,7 +91,11 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
     unsafe { api.create_domain(name.as_ptr(), &mut domain)? };
     let cuda = api.api_18(level).filter(|_| cfg!(feature = "cuda"));
     for provider in providers(cuda) {
-        for op in Op::ALL {
+        let ops: &[Op] = match provider {
+            Provider::Cpu => &Op::ALL,
+            Provider::Cuda(..) => &Op::GPU,
+        };
+        for &op in ops {
             for types in Types::of(op) {
                 let descriptor = Descriptor::new(api, level, provider, op, types);
                 let descriptor: &'static Descriptor = Box::leak(Box::new(descriptor));

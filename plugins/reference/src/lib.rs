@@ -11,6 +11,7 @@
 mod dilated_attention;
 mod error;
 pub mod full;
+mod linear;
 mod operator;
 mod recurrence_scan;
 

@@ -6,13 +6,15 @@ use ratplus_graphs::ops::{
 };
 use ratplus_graphs::with_operator;
 
-/// The elements of an input, row-major; `T` and `C` are carried in f32.
+/// The elements of an input, row-major; `T`, `C` and `W` of floats are carried in f32.
 #[derive(Clone, Copy, Debug)]
 pub enum Values<'a> {
     /// Of a port of `T`, `C` or f32.
     F32(&'a [f32]),
     /// Of a port of i64.
     I64(&'a [i64]),
+    /// Of a port of bytes.
+    U8(&'a [u8]),
 }
 
 impl<'a> Values<'a> {
@@ -20,6 +22,7 @@ impl<'a> Values<'a> {
         match self {
             Self::F32(values) => values.len(),
             Self::I64(values) => values.len(),
+            Self::U8(values) => values.len(),
         }
     }
 
@@ -27,15 +30,23 @@ impl<'a> Values<'a> {
     pub(crate) fn f32s(self) -> &'a [f32] {
         match self {
             Self::F32(values) => values,
-            Self::I64(_) => &[],
+            Self::I64(_) | Self::U8(_) => &[],
         }
     }
 
     /// The elements of a port of i64; none of one of numbers.
     pub(crate) fn i64s(self) -> &'a [i64] {
         match self {
-            Self::F32(_) => &[],
             Self::I64(values) => values,
+            Self::F32(_) | Self::U8(_) => &[],
+        }
+    }
+
+    /// The elements of a port of bytes; none of another.
+    pub(crate) fn u8s(self) -> &'a [u8] {
+        match self {
+            Self::U8(values) => values,
+            Self::F32(_) | Self::I64(_) => &[],
         }
     }
 }
@@ -77,6 +88,14 @@ impl<'a> Input<'a> {
             values: Values::I64(values),
         }
     }
+
+    /// What stands for an input that the node is without.
+    pub fn none() -> Self {
+        Self {
+            tensor: TensorType::none(ElementType::U8),
+            values: Values::U8(&[]),
+        }
+    }
 }
 
 /// Runs an operator: f32 outputs by name, padding 0.
@@ -112,7 +131,13 @@ fn execute<O: Reference>(
     let op = O::OP;
     let types: Vec<_> = inputs.iter().map(|input| input.tensor.clone()).collect();
     let node = operator.infer(&types)?;
-    for (port, input) in op.inputs().iter().zip(inputs) {
+    let padding = op.inputs().len().saturating_sub(inputs.len());
+    let padding = std::iter::repeat_n(Input::none(), padding);
+    let inputs: Vec<_> = inputs.iter().cloned().chain(padding).collect();
+    for ((port, input), has) in op.inputs().iter().zip(&inputs).zip(&node.has) {
+        if !has {
+            continue;
+        }
         let (expected, found) = (input.tensor.elements(), input.values.len());
         if expected != found {
             let wrong = format!("{}: expected {expected} elements, found {found}", port.name);

@@ -142,7 +142,7 @@ fn at<T>(node: &Node, place: &str, bad: T, body: impl FnOnce() -> Result<T, Stri
 fn op(index: i32) -> Result<Op, String> {
     let found = usize::try_from(index)
         .ok()
-        .and_then(|index| Op::ALL.get(index));
+        .and_then(|index| Op::GPU.get(index));
     found.copied().ok_or_else(|| format!("no operator {index}"))
 }
 
@@ -172,7 +172,7 @@ struct Calls {
 }
 
 static CALLS: Calls = Calls {
-    operators: Op::ALL.len() as i32,
+    operators: Op::GPU.len() as i32,
     describe: describe_operator,
     create,
     clone,

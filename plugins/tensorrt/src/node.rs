@@ -116,8 +116,7 @@ impl Node {
         for (to, port) in outputs.iter_mut().zip(self.op.outputs()) {
             *to = match port.dtype {
                 PortType::T | PortType::C => inputs[0],
-                PortType::F32 => data_type(ElementType::F32),
-                PortType::I64 => data_type(ElementType::I64),
+                fixed => resolved(fixed, ElementType::F32).map_or(inputs[0], data_type),
             };
         }
         Ok(())
@@ -205,8 +204,8 @@ impl Node {
         ports
             .map(|(port, tensor)| {
                 let mut tensor = *tensor;
-                if !typed {
-                    tensor.dtype = data_type(port.dtype.resolve(ElementType::F32, ElementType::F32));
+                if let (false, Some(dtype)) = (typed, resolved(port.dtype, ElementType::F32)) {
+                    tensor.dtype = data_type(dtype);
                 }
                 tensor.known().ok_or_else(|| {
                     let found = type_name(tensor.dtype);
@@ -416,9 +415,13 @@ fn fits(port: PortType, code: i32, first: i32) -> bool {
             code == first
                 && element(code).is_some_and(|found| ElementType::ACTIVATIONS.contains(&found))
         }
-        PortType::F32 => element(code) == Some(ElementType::F32),
-        PortType::I64 => element(code) == Some(ElementType::I64),
+        fixed => element(code) == resolved(fixed, ElementType::F32),
     }
+}
+
+/// The type of a port where `T` and `C` are `t`.
+fn resolved(port: PortType, t: ElementType) -> Option<ElementType> {
+    port.resolve(t, t)
 }
 
 fn expected_type(port: PortType, first: i32) -> String {
@@ -426,8 +429,8 @@ fn expected_type(port: PortType, first: i32) -> String {
     match (port, activation) {
         (PortType::T | PortType::C, None) => "f32, f16 or bf16".into(),
         (port, found) => {
-            let t = found.unwrap_or(ElementType::F32);
-            port.resolve(t, t).to_string()
+            let dtype = resolved(port, found.unwrap_or(ElementType::F32));
+            dtype.map_or_else(String::new, |dtype| dtype.to_string())
         }
     }
 }

@@ -1,14 +1,14 @@
 //! What TensorRT is told about each operator, made of its schema.
 
 use crate::abi::{FLOAT32, Field, INT32, MAX_RANK, Operator, Source};
-use ratplus_graphs::ops::{AttributeKind, Axis, DOMAIN, Op, PLUGIN_VERSION};
+use ratplus_graphs::ops::{AttributeKind, DOMAIN, Op, PLUGIN_VERSION};
 use std::ffi::{CString, c_char};
 use std::ptr::null;
 use std::sync::LazyLock;
 
-/// The operators in the order of [`Op::ALL`].
+/// The operators in the order of [`Op::GPU`].
 static OPERATORS: LazyLock<Vec<Operator>> =
-    LazyLock::new(|| Op::ALL.into_iter().map(describe).collect());
+    LazyLock::new(|| Op::GPU.into_iter().map(describe).collect());
 
 /// The operator with this number.
 pub fn operator(index: i32) -> Option<&'static Operator> {
@@ -44,7 +44,11 @@ fn describe(op: Op) -> Operator {
     let sources = op.outputs().iter().flat_map(|port| {
         let mut sources = [Source { input: 0, axis: 0 }; MAX_RANK];
         for (to, &axis) in sources.iter_mut().zip(port.axes) {
-            *to = source(op, axis);
+            let (input, place) = op.schema().source(axis).unwrap_or_default();
+            *to = Source {
+                input: input as i32,
+                axis: place as i32,
+            };
         }
         sources
     });
@@ -62,27 +66,13 @@ fn describe(op: Op) -> Operator {
     }
 }
 
-/// The first input that has the dimension. Every dimension of an output is one of an input's:
-/// tested below.
-fn source(op: Op, axis: Axis) -> Source {
-    let inputs = op.inputs().iter().enumerate();
-    let mut places = inputs.filter_map(|(input, port)| {
-        let place = port.axes.iter().position(|&found| found == axis)?;
-        Some(Source {
-            input: input as i32,
-            axis: place as i32,
-        })
-    });
-    places.next().unwrap_or(Source { input: 0, axis: 0 })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_dimension_of_an_output_comes_from_an_input() {
-        for (index, op) in Op::ALL.into_iter().enumerate() {
+        for (index, op) in Op::GPU.into_iter().enumerate() {
             let described = operator(index as i32).unwrap();
             let outputs = op.outputs();
             // SAFETY: the table has as many entries.
@@ -98,14 +88,14 @@ mod tests {
                 assert!(port.axes.len() <= MAX_RANK);
             }
         }
-        assert!(operator(Op::ALL.len() as i32).is_none() && operator(-1).is_none());
+        assert!(operator(Op::GPU.len() as i32).is_none() && operator(-1).is_none());
     }
 
     #[test]
     fn tables_fit_the_classes() {
         // kMaxOperators and kMaxTensors of cpp/abi.h.
-        assert!(Op::ALL.len() <= 8);
-        for op in Op::ALL {
+        assert!(Op::GPU.len() <= 8);
+        for op in Op::GPU {
             assert!(op.inputs().len() + op.outputs().len() <= 16);
         }
     }

@@ -16,6 +16,8 @@ pub enum TensorRef<'a> {
     I64(&'a [i64]),
     /// States; f16 and bf16 packages take them in f32 too.
     F32(&'a [f32]),
+    /// Integers of a matrix, where it is an input.
+    U8(&'a [u8]),
 }
 
 impl TensorRef<'_> {
@@ -23,6 +25,7 @@ impl TensorRef<'_> {
         match self {
             Self::I64(_) => ElementType::I64,
             Self::F32(_) => ElementType::F32,
+            Self::U8(_) => ElementType::U8,
         }
     }
 
@@ -30,6 +33,7 @@ impl TensorRef<'_> {
         match self {
             Self::I64(values) => values.len(),
             Self::F32(values) => values.len(),
+            Self::U8(values) => values.len(),
         }
     }
 }
@@ -148,6 +152,7 @@ impl TractEngine {
             let tensor = match given {
                 Some((_, TensorRef::I64(data))) => Tensor::from_shape(shape, data),
                 Some((_, TensorRef::F32(data))) => Tensor::from_shape(shape, data),
+                Some((_, TensorRef::U8(data))) => Tensor::from_shape(shape, data),
                 None => continue,
             };
             values.push(tensor.map_err(TractError::stage("running"))?.into_tvalue());

@@ -184,13 +184,23 @@ impl Expansion for Custom {
         inputs: &'p [TensorProxy],
         outputs: &'p [TensorProxy],
     ) -> InferenceResult {
-        check_input_arity(inputs, self.operator.op().inputs().len())?;
-        check_output_arity(outputs, self.operator.op().outputs().len())?;
-        let models = self.operator.op().schema().outputs_like();
-        for (output, input) in outputs.iter().zip(models) {
-            if let Some(input) = input {
-                solver.equals(&output.datum_type, &inputs[input].datum_type)?;
-                solver.equals(&output.shape, &inputs[input].shape)?;
+        let schema = self.operator.op().schema();
+        if !(schema.least_inputs()..=schema.inputs.len()).contains(&inputs.len()) {
+            bail!("{}: found {} inputs", schema.name, inputs.len());
+        }
+        check_output_arity(outputs, schema.outputs.len())?;
+        for (output, port) in outputs.iter().zip(schema.outputs) {
+            // Everything else is carried in f32.
+            solver.equals(&output.datum_type, DatumType::F32)?;
+            solver.equals(&output.rank, port.axes.len() as i64)?;
+            for (place, &axis) in port.axes.iter().enumerate() {
+                if let Some((input, from)) = schema.source(axis) {
+                    // What contradicts the schema is told later, with names.
+                    solver.given(&inputs[input].shape, move |solver, shape| {
+                        let size = shape.get(from).cloned().unwrap_or_default();
+                        solver.equals(&output.shape[place], size)
+                    })?;
+                }
             }
         }
         Ok(())
@@ -240,7 +250,8 @@ fn tensor_type(datum_type: DatumType, shape: &[usize]) -> TractResult<TensorType
     let dtype = match datum_type {
         DatumType::F32 => ElementType::F32,
         DatumType::I64 => ElementType::I64,
-        other => bail!("expected f32 or i64, found {other:?}"),
+        DatumType::U8 => ElementType::U8,
+        other => bail!("expected f32, i64 or u8, found {other:?}"),
     };
     Ok(TensorType::new(dtype, shape))
 }
@@ -258,6 +269,7 @@ impl EvalOp for Custom {
             let tensor = tensor_type(input.datum_type(), input.shape())?;
             let values = match tensor.dtype {
                 ElementType::I64 => Values::I64(plain.as_slice()?),
+                ElementType::U8 => Values::U8(plain.as_slice()?),
                 _ => Values::F32(plain.as_slice()?),
             };
             Ok(Input { tensor, values })

@@ -3,29 +3,28 @@
 
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::precision::{IntegerLayout, Plane, Quantization};
+use ratplus_graphs::precision::{IntegerLayout, Quantization};
 
-/// The matrix `[outputs, inputs]` of one plane, row by row, from the bytes of its constants;
+/// The matrix `[outputs, inputs]`, row by row, from the bytes of its constants;
 /// `noise` moves every value by up to half a step, as rounding did.
 ///
 /// # Errors
 /// The bytes are not those of such a matrix.
 pub(crate) fn widen(
     quantization: Quantization,
-    plane: Plane,
     [outputs, inputs]: [usize; 2],
     constants: &[Vec<u8>],
     noise: &mut Option<ChaCha8Rng>,
 ) -> Result<Vec<f32>, String> {
-    // Rounding decided the lowest bits alone.
-    let mut noise = noise.as_mut().filter(|_| plane.shift == 0);
     let block_size = quantization.block_size;
     let row_blocks = quantization.blocks(inputs);
-    let zero_bytes = row_blocks.div_ceil(2);
+    let bits = quantization.bits as usize;
+    let zero_bytes = (row_blocks * bits).div_ceil(8);
     let signed = quantization.layout == IntegerLayout::Dequantized;
-    let (bits, row_elements) = match signed {
-        true => (quantization.bits as usize, inputs),
-        false => (4, row_blocks * block_size),
+    let row_elements = if signed {
+        inputs
+    } else {
+        row_blocks * block_size
     };
     let [blocks, scales] = [0, 1].map(|part| constants.get(part).map_or(&[][..], |part| part));
     let zero_points = constants.get(2);
@@ -41,9 +40,11 @@ pub(crate) fn widen(
             ));
         }
     }
-    let half = |byte: u8, index: usize| match index % 2 {
-        0 => byte & 15,
-        _ => byte >> 4,
+    // The lower half of a byte comes first.
+    let integer = |byte: u8, index: usize| match (bits, index % 2) {
+        (4, 0) => byte & 15,
+        (4, _) => byte >> 4,
+        _ => byte,
     };
     let mut matrix = Vec::with_capacity(outputs * inputs);
     for row in 0..outputs {
@@ -53,13 +54,16 @@ pub(crate) fn widen(
             let element = row * row_elements + column;
             let byte = blocks[element * bits / 8];
             let zero = match zero_points {
-                Some(bytes) => half(bytes[row * zero_bytes + block / 2], block),
-                None => 8,
+                Some(points) => {
+                    i32::from(integer(points[row * zero_bytes + block * bits / 8], block))
+                }
+                None => quantization.middle() as i32,
             };
+            let found = integer(byte, element);
             let steps = match (signed, bits) {
-                (false, _) => i32::from(half(byte, element)) - i32::from(zero),
-                (true, 4) => i32::from((half(byte, element) << 4) as i8 >> 4),
-                (true, _) => i32::from(byte as i8),
+                (false, _) => i32::from(found) - zero,
+                (true, 4) => i32::from((found << 4) as i8 >> 4),
+                (true, _) => i32::from(found as i8),
             };
             let mut scale = [0; 4];
             scale.copy_from_slice(&scales[4 * index..4 * index + 4]);

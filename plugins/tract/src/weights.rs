@@ -4,7 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::model::{ReferenceWeight, StoredTensor, WeightParts, carrier};
 use ratplus_graphs::ops::{ElementType, TensorType};
-use ratplus_graphs::precision::{Plane, Quantization};
+use ratplus_graphs::precision::Quantization;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -68,11 +68,10 @@ impl TractWeights {
                 WeightParts::Values(stored) => values(&stored.tensor, &bytes(stored)?, &mut noise),
                 WeightParts::Blocks {
                     quantization,
-                    plane,
                     constants,
                 } => {
                     let constants = constants.iter().map(bytes).collect::<Result<Vec<_>, _>>()?;
-                    matrix(*quantization, *plane, &info.tensor, &constants, &mut noise)
+                    matrix(*quantization, &info.tensor, &constants, &mut noise)
                 }
             };
             let loaded = loaded.map_err(|what| fail(&info.name, what))?;
@@ -99,10 +98,9 @@ impl TractWeights {
     }
 }
 
-/// One plane of block-wise integers as tract takes it.
+/// Block-wise integers as tract takes them.
 fn matrix(
     quantization: Quantization,
-    plane: Plane,
     tensor: &TensorType,
     constants: &[Vec<u8>],
     noise: &mut Option<ChaCha8Rng>,
@@ -110,7 +108,7 @@ fn matrix(
     let &[outputs, inputs] = &*tensor.shape else {
         return Err(format!("expected a matrix, found {tensor}"));
     };
-    let matrix = quantized::widen(quantization, plane, [outputs, inputs], constants, noise)?;
+    let matrix = quantized::widen(quantization, [outputs, inputs], constants, noise)?;
     let matrix = Tensor::from_shape(&tensor.shape, &matrix).map_err(|error| error.to_string())?;
     Ok(Arc::new(matrix))
 }

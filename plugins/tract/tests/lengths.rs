@@ -19,6 +19,7 @@ const SHAPE: BodyShape = BodyShape {
     num_heads: 2,
     head_dim: 4,
     max_seq_len: 20,
+    quantization: None,
 };
 /// `past_length` and `seq_length`, on both sides of every bound.
 const LENGTHS: [i64; 13] = [

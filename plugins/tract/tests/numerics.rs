@@ -169,6 +169,7 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
                 num_heads: 1,
                 head_dim: channels,
                 max_seq_len: 16,
+                quantization: None,
             };
             let inputs = [
                 &chunk,
@@ -306,6 +307,7 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
                         num_heads: 2,
                         head_dim: DIM,
                         max_seq_len: MAX,
+                        quantization: None,
                     };
                     let inputs = [
                         &chunk, &chunk, &chunk, &rows, &rows, &lengths, &lengths, &table, &table,

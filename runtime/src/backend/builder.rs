@@ -6,9 +6,11 @@ use super::{
 };
 use crate::engine::Limits;
 use crate::package::{EngineGraph, Package};
+use crate::raw::EMULATED;
 use ratplus_graphs::model::taps;
+use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::ops::TensorType;
-use ratplus_graphs::package::{Engine, Manifest, Target};
+use ratplus_graphs::package::{Engine, Fallback, Manifest, Target};
 
 /// How a session of a package is opened; see [`Session::builder`].
 ///
@@ -138,7 +140,7 @@ impl<'a> SessionBuilder<'a> {
                     index,
                     seq_len,
                     batch,
-                    taps: self.taps(seq_len)?,
+                    taps: self.taps(seq_len, target(kind, manifest))?,
                 });
             }
         }
@@ -154,7 +156,11 @@ impl<'a> SessionBuilder<'a> {
     }
 
     /// The extra outputs that are asked for, of the engine of a length.
-    fn taps(&self, seq_len: usize) -> Result<Vec<(String, TensorType)>, BackendError> {
+    fn taps(
+        &self,
+        seq_len: usize,
+        target: Target,
+    ) -> Result<Vec<(String, TensorType)>, BackendError> {
         let wanted = &self.inspection.extra_outputs;
         let manifest = self.package.manifest();
         let mut known = taps(
@@ -162,6 +168,7 @@ impl<'a> SessionBuilder<'a> {
             &manifest.shape(),
             &manifest.precision,
             seq_len,
+            target.products(manifest.fallback),
         );
         let names: Vec<_> = known.iter().map(|(name, _)| name.as_str()).collect();
         if let Some(unknown) = wanted.iter().find(|name| !names.contains(&name.as_str())) {
@@ -173,6 +180,16 @@ impl<'a> SessionBuilder<'a> {
         }
         known.retain(|(name, _)| wanted.contains(name));
         Ok(known)
+    }
+}
+
+/// What the graphs are built for that a backend of ONNX Runtime runs; tract's have their own.
+fn target(kind: BackendKind, manifest: &Manifest) -> Target {
+    match kind {
+        BackendKind::OrtCpu if manifest.fallback != Fallback::Inline => Target::Cpu,
+        // The CPU, where the emulator's products run, has none in bf16.
+        BackendKind::OrtCuda if !(EMULATED && manifest.dtype == ElementType::BF16) => Target::Cuda,
+        _ => Target::Portable,
     }
 }
 
@@ -200,6 +217,11 @@ pub(super) struct OpenedEngine {
 impl<'a> Opening<'a> {
     pub fn manifest(&self) -> &'a Manifest {
         self.options.package.manifest()
+    }
+
+    /// What a backend of ONNX Runtime runs.
+    pub fn target(&self) -> Target {
+        target(self.kind, self.manifest())
     }
 
     /// The engine at `position` of those opened, built for `target`.

@@ -3,10 +3,12 @@
 
 use prost::Message;
 use ratplus_graphs::model::{StoredTensor, Weight, value_infos};
-use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
-use ratplus_graphs::ops::{DOMAIN, ElementType, Op};
+use ratplus_graphs::onnx::{
+    AttributeProto, AttributeType, ModelProto, NodeProto, TensorProto, ValueInfoProto,
+};
+use ratplus_graphs::ops::{DOMAIN, Definition, ElementType, Linear, Op};
 use ratplus_graphs::package::{CustomNodes, Engine, Manifest, Target, WEIGHTS_FILE};
-use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored, node_attributes};
+use ratplus_graphs::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Stored};
 use std::collections::BTreeMap;
 
 /// Decodes an engine's file for `target` and checks it against the manifest.
@@ -86,6 +88,7 @@ fn check(
     );
     initializers(storage, &graph.initializer, &mut problems);
     let products = products(manifest);
+    let matrices = matrices(manifest);
     let nodes = target.custom_nodes(manifest.fallback);
     for node in &graph.node {
         if node.domain == MICROSOFT_DOMAIN && node.op_type == MATMUL_NBITS {
@@ -94,6 +97,9 @@ fn check(
             continue;
         }
         check_node(node, nodes.domain(), &mut problems);
+        if node.op_type == Op::Linear.name() {
+            check_linear(node, &matrices, &mut problems);
+        }
     }
     for function in &model.functions {
         let known = Op::ALL.iter().any(|op| op.name() == function.name);
@@ -104,6 +110,10 @@ fn check(
             ));
         }
         for node in &function.node {
+            if node.domain == MICROSOFT_DOMAIN && node.op_type == MATMUL_NBITS {
+                check_body_product(manifest, node, &mut problems);
+                continue;
+            }
             check_node(node, None, &mut problems);
         }
     }
@@ -221,16 +231,15 @@ fn products(manifest: &Manifest) -> BTreeMap<String, Product> {
         let (Stored::Blocks(quantization), &[outputs, inputs]) = (stored, &*shape) else {
             continue;
         };
-        for plane in quantization.planes() {
-            let tensors = plane.tensors(quantization, &weight.name(), [outputs, inputs]);
-            let constants: Vec<_> = tensors.into_iter().map(|(name, _)| name).collect();
-            let attributes = node_attributes(quantization, [outputs, inputs]);
-            let product = Product {
-                constants: constants.clone(),
-                attributes,
-            };
-            products.extend(constants.into_iter().next().map(|name| (name, product)));
-        }
+        let tensors = quantization.tensors(&weight.name(), [outputs, inputs]);
+        let constants: Vec<_> = tensors.into_iter().map(|(name, _)| name).collect();
+        let sizes = [("K", inputs), ("N", outputs)];
+        let sizes = sizes.map(|(name, size)| AttributeProto::int(name, size as i64));
+        let product = Product {
+            attributes: [&sizes[..], &quantization.node_attributes()].concat(),
+            constants: constants.clone(),
+        };
+        products.extend(constants.into_iter().next().map(|name| (name, product)));
     }
     products
 }
@@ -268,6 +277,68 @@ fn check_product(node: &NodeProto, expected: Option<&Product>, problems: &mut Ve
             node.name,
             show(&expected.attributes),
             show(&attributes)
+        ));
+    }
+}
+
+/// The product of integers in the body of [`Op::Linear`]: its sizes are the node's.
+fn check_body_product(manifest: &Manifest, node: &NodeProto, problems: &mut Vec<String>) {
+    let quantization = manifest.precision.quantization;
+    let mut expected: Vec<_> = [("K", "in_features"), ("N", "out_features")]
+        .map(|(name, of)| AttributeProto::reference(name, of, AttributeType::Int))
+        .into();
+    expected.extend(quantization.iter().flat_map(|of| of.node_attributes()));
+    let symmetric = quantization.is_some_and(|of| of.symmetric);
+    let constants = &["weight", "scales", "zero_points"][..3 - usize::from(symmetric)];
+    if node.attribute != expected || node.input[1..] != *constants {
+        problems.push(format!(
+            "node `{}`: expected {MATMUL_NBITS} of the function's own inputs and sizes",
+            node.name
+        ));
+    }
+}
+
+/// The operator of every matrix of the package, by the matrix's first constant.
+fn matrices(manifest: &Manifest) -> BTreeMap<String, Linear> {
+    let mut matrices = BTreeMap::new();
+    for weight in Weight::all(&manifest.model) {
+        let stored = manifest.precision.stored(weight, manifest.dtype);
+        let tensors = manifest
+            .precision
+            .tensors(weight, &manifest.model, manifest.dtype);
+        let shape = weight.shape(&manifest.model);
+        if let (Some((name, _)), &[out_features, in_features]) =
+            (tensors.into_iter().next(), &*shape)
+        {
+            let linear = Linear {
+                in_features,
+                out_features,
+                weight: stored.into(),
+                activation: None,
+                epsilon: None,
+            };
+            matrices.insert(name, linear);
+        }
+    }
+    matrices
+}
+
+/// Sizes in attributes decide what a runtime without the library reads of the constants.
+fn check_linear(node: &NodeProto, matrices: &BTreeMap<String, Linear>, problems: &mut Vec<String>) {
+    let matrix = node.input.get(1).map_or("", String::as_str);
+    let expected = matrices.get(matrix).map(Definition::attributes);
+    let sizes = expected.map(|expected| {
+        let of = |name: &str| node.find_attribute(name);
+        of("in_features").and_then(|found| found.i) == Some(expected.in_features)
+            && of("out_features").and_then(|found| found.i) == Some(expected.out_features)
+            && of("weight_type").and_then(|found| found.s.as_deref())
+                == Some(expected.weight_type.as_bytes())
+            && of("block_size").and_then(|found| found.i) == expected.block_size
+    });
+    if sizes != Some(true) {
+        problems.push(format!(
+            "node `{}`: expected a matrix of the package and its sizes, found others for `{matrix}`",
+            node.name
         ));
     }
 }

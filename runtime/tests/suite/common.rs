@@ -167,7 +167,12 @@ pub fn write_manifest(dir: &Path, manifest: &Manifest) {
 
 /// The portable file of the engine `index`.
 pub fn portable(manifest: &Manifest, index: usize) -> String {
-    manifest.engines[index].files[&Target::Portable].clone()
+    file(manifest, index, Target::Portable)
+}
+
+/// The file of the engine `index` for `target`.
+pub fn file(manifest: &Manifest, index: usize, target: Target) -> String {
+    manifest.engines[index].files[&target].clone()
 }
 
 pub fn info(bytes: &[u8]) -> FileInfo {

@@ -1,13 +1,13 @@
 //! Packages of block-wise integers.
 
 use crate::common::{
-    Options, backends, fixture, info, open, portable, tokens, verified, write_manifest,
+    Options, backends, file, fixture, info, open, portable, tokens, verified, write_manifest,
     write_package,
 };
 use prost::Message;
 use ratplus_graphs::onnx::{AttributeProto, ModelProto, NodeProto};
 use ratplus_graphs::ops::ElementType;
-use ratplus_graphs::package::{Fallback, LogitsMode};
+use ratplus_graphs::package::{Fallback, LogitsMode, Target};
 use ratplus_graphs::precision::{MATMUL_NBITS, Quantization};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::BackendKind;
@@ -91,10 +91,10 @@ fn engine_plans_are_refused_with_the_reason() {
 }
 
 /// Replaces an engine's graph, checksum included: only the guard can object.
-fn refuse(expected: &str, change: impl FnOnce(&mut ModelProto)) {
+fn refuse(target: Target, expected: &str, change: impl FnOnce(&mut ModelProto)) {
     let dir = tempfile::tempdir().unwrap();
     let mut manifest = write_package(dir.path(), quantized(8, 32, true), 1);
-    let file = portable(&manifest, 1);
+    let file = file(&manifest, 1, target);
     let path = dir.path().join(&file);
     let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
     change(&mut model);
@@ -107,9 +107,14 @@ fn refuse(expected: &str, change: impl FnOnce(&mut ModelProto)) {
     assert_eq!(problems, [format!("{file}: {expected}")]);
 }
 
-fn product(model: &mut ModelProto) -> &mut NodeProto {
+fn first<'a>(model: &'a mut ModelProto, op_type: &str) -> &'a mut NodeProto {
     let mut nodes = model.graph.iter_mut().flat_map(|graph| &mut graph.node);
-    nodes.find(|node| node.op_type == MATMUL_NBITS).unwrap()
+    nodes.find(|node| node.op_type == op_type).unwrap()
+}
+
+fn set(node: &mut NodeProto, attribute: AttributeProto) {
+    node.attribute.retain(|other| other.name != attribute.name);
+    node.attribute.push(attribute);
 }
 
 /// An operator that reads as many bytes as its attributes say must not be told more than there are.
@@ -117,52 +122,84 @@ fn product(model: &mut ModelProto) -> &mut NodeProto {
 fn sizes_that_are_not_the_matrix_s_are_refused() {
     let name = "backbone.layers.0.seq_layer.in_proj.weight";
     let node = "layers.0.seq.matmulnbits_12";
-    let attributes = |n: &str| {
+    let refuse = |expected: &str, change: &dyn Fn(&mut NodeProto)| {
+        refuse(
+            Target::Cuda,
+            &format!("node `{node}`: {expected}"),
+            |model| {
+                change(first(model, MATMUL_NBITS));
+            },
+        );
+    };
+    let attributes = |found: &str| {
         format!(
-            "node `{node}`: expected the attributes K=24 N=120 accuracy_level=1 \
-             bits=4 block_size=32 for the model's sizes, found {n}"
+            "expected the attributes K=24 N=120 accuracy_level=1 bits=8 block_size=32 for the model's \
+             sizes, found {found}"
         )
     };
-    let set = |name: &'static str, value: i64| {
-        move |model: &mut ModelProto| {
-            let attributes = &mut product(model).attribute;
-            attributes.retain(|attribute| attribute.name != name);
-            attributes.push(AttributeProto::int(name, value));
-        }
-    };
-    let rest = "accuracy_level=1 bits=4 block_size=32";
-    refuse(&attributes(&format!("K=4096 N=120 {rest}")), set("K", 4096));
-    refuse(&attributes(&format!("K=24 N=-1 {rest}")), set("N", -1));
-    refuse(
-        &attributes("K=24 N=120 accuracy_level=1 bits=8 block_size=32"),
-        set("bits", 8),
-    );
-    refuse(
-        &attributes(&format!("K=24 N=120 {rest} more=1")),
-        set("more", 1),
-    );
+    let rest = "accuracy_level=1 bits=8 block_size=32";
+    for (found, attribute, value) in [
+        (format!("K=4096 N=120 {rest}"), "K", 4096),
+        (format!("K=24 N=-1 {rest}"), "N", -1),
+        (
+            "K=24 N=120 accuracy_level=1 bits=4 block_size=32".into(),
+            "bits",
+            4,
+        ),
+        (format!("K=24 N=120 {rest} more=1"), "more", 1),
+    ] {
+        let attribute = AttributeProto::int(attribute, value);
+        refuse(&attributes(&found), &|node| set(node, attribute.clone()));
+    }
     let inputs = |found: &str| {
         format!(
-            "node `{node}`: expected one output and, after the rows, the inputs {name}.high.blocks, \
-             {name}.high.scales, found {found}"
+            "expected one output and, after the rows, the inputs {name}.blocks, {name}.scales, found {found}"
         )
     };
-    refuse(&inputs(&format!("{name}.high.blocks, rope.cos")), |model| {
-        product(model).input[2] = "rope.cos".into();
+    refuse(&inputs(&format!("{name}.blocks, rope.cos")), &|node| {
+        node.input[2] = "rope.cos".into();
     });
-    refuse(&inputs(&format!("{name}.high.blocks")), |model| {
-        product(model).input.truncate(2);
+    refuse(&inputs(&format!("{name}.blocks")), &|node| {
+        node.input.truncate(2)
     });
     refuse(
-        &format!(
-            "node `{node}`: its matrix `embedding.wte.weight` is not one that the manifest has as integers"
-        ),
-        |model| product(model).input[1] = "embedding.wte.weight".into(),
+        "its matrix `embedding.wte.weight` is not one that the manifest has as integers",
+        &|node| node.input[1] = "embedding.wte.weight".into(),
     );
     refuse(
-        &format!("node `{node}`: operator `com.microsoft.Other` is not one a package may use here"),
-        |model| product(model).op_type = "Other".into(),
+        "operator `com.microsoft.Other` is not one a package may use here",
+        &|node| node.op_type = "Other".into(),
     );
+}
+
+/// So it is with the operator of this project, whose function has the other's node.
+#[test]
+fn sizes_of_linear_are_the_matrix_s_too() {
+    let name = "backbone.layers.0.seq_layer.in_proj.weight.blocks";
+    let found = |matrix: &str| {
+        format!("expected a matrix of the package and its sizes, found others for `{matrix}`")
+    };
+    for target in [Target::Portable, Target::Cpu] {
+        for attribute in [
+            AttributeProto::int("in_features", 4096),
+            AttributeProto::int("out_features", -1),
+            AttributeProto::int("block_size", 16),
+            AttributeProto::string("weight_type", "int4"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let manifest = write_package(dir.path(), quantized(8, 32, true), 1);
+            let path = dir.path().join(file(&manifest, 1, target));
+            let mut model = ModelProto::decode(&std::fs::read(path).unwrap()[..]).unwrap();
+            let node = first(&mut model, "Linear").name.clone();
+            refuse(
+                target,
+                &format!("node `{node}`: {}", found(name)),
+                |model| {
+                    set(first(model, "Linear"), attribute);
+                },
+            );
+        }
+    }
 }
 
 /// In a package without integers the operator is a stranger's.
@@ -173,11 +210,7 @@ fn plain_packages_have_no_such_nodes() {
     let file = portable(&manifest, 1);
     let path = dir.path().join(&file);
     let mut model = ModelProto::decode(&std::fs::read(&path).unwrap()[..]).unwrap();
-    let nodes = &mut model.graph.as_mut().unwrap().node;
-    let gemm = nodes
-        .iter_mut()
-        .find(|node| node.op_type == "Gemm")
-        .unwrap();
+    let gemm = first(&mut model, "Linear");
     gemm.domain = "com.microsoft".into();
     gemm.op_type = MATMUL_NBITS.into();
     let bytes = model.encode_to_vec();

@@ -6,6 +6,7 @@ use crate::common::{
 use ratplus_graphs::model::{FINAL_NORM, Tap};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{Fallback, LogitsMode};
+use ratplus_graphs::precision::Quantization;
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::inspection::{Inspection, extra_output};
 use ratplus_runtime::backend::{BackendError, BackendKind, Implementation, Session};
@@ -364,9 +365,17 @@ fn what_ran_is_what_was_asked_for() {
             let engines = fixture.package.manifest().engines.len();
             assert_eq!(session.implementations().len(), engines);
             for engine in session.implementations() {
-                // The reference reads no file: it has its nodes in every package.
-                let inline = fallback == Fallback::Inline && kind != BackendKind::Tract;
-                assert_eq!(engine.nodes.len(), if inline { 0 } else { 4 });
+                // Two layers of two operators and four matrices, and the head, which is a standard product
+                // in portable graphs.
+                let nodes = match (kind, fallback) {
+                    // The reference reads no file: it has its nodes in every package.
+                    (BackendKind::Tract, _) => 4,
+                    (_, Fallback::Inline) => 0,
+                    (BackendKind::OrtCpu, _) => 13,
+                    (BackendKind::OrtFallback, _) => 12,
+                    _ => 4,
+                };
+                assert_eq!(engine.nodes.len(), nodes, "{kind} {fallback}");
                 for node in &engine.nodes {
                     let expected = match kind {
                         BackendKind::OrtCpu | BackendKind::OrtCuda => Implementation::Kernel {
@@ -455,5 +464,57 @@ fn linked_packages_run_like_real_ones() {
             bits(&run(&mut open(&real, kind), 0, &prompt, &chunks)),
             "{kind}"
         );
+    }
+}
+
+/// On CPUs a step of a sequence has the same bits in the engine of one slot and in that of all, whatever
+/// the others do.
+#[test]
+fn a_decode_step_has_the_same_bits_in_every_batch() {
+    const BATCH: usize = 8;
+    let integers = |bits| Quantization {
+        bits,
+        block_size: 32,
+        symmetric: false,
+        layout: Default::default(),
+    };
+    for (dtype, quantization) in [
+        (ElementType::F32, None),
+        (ElementType::F16, None),
+        (ElementType::BF16, None),
+        (ElementType::F32, Some(integers(8))),
+        (ElementType::BF16, Some(integers(4))),
+    ] {
+        let fixture = fixture(Options {
+            batch: BATCH,
+            dtype,
+            quantization,
+            ..Options::default()
+        });
+        let [mut alone, mut together] = [(); 2].map(|()| open(&fixture, BackendKind::OrtCpu));
+        for slot in 0..BATCH {
+            let prompt = tokens(slot as u64, 1 + slot % 4);
+            for session in [&mut alone, &mut together] {
+                session.run_slot(slot, 4, &prompt).unwrap();
+            }
+        }
+        for step in 0..6 {
+            let next = tokens(100 + step, BATCH);
+            // Slots are idle in turn.
+            let runs = |slot: usize| !(slot as u64 + step).is_multiple_of(3);
+            let ids: Vec<_> = next.iter().map(|&id| i64::from(id)).collect();
+            let lengths: Vec<_> = (0..BATCH).map(|slot| i64::from(runs(slot))).collect();
+            let found: Vec<_> = {
+                let made = together.run(1, &ids, &lengths).unwrap();
+                let slots = (0..BATCH).map(|slot| made.last_logits(slot).map(bits));
+                slots.collect()
+            };
+            for slot in (0..BATCH).filter(|&slot| runs(slot)) {
+                let made = alone.run_slot(slot, 1, &next[slot..=slot]).unwrap();
+                let expected = made.last_logits(slot).map(bits);
+                assert!(expected.is_some());
+                assert_eq!(found[slot], expected, "{dtype}, step {step}, slot {slot}");
+            }
+        }
     }
 }

@@ -57,6 +57,8 @@ class Node:
     product = 0
     # Whether any way to cut a sequence leaves the same bits in the states.
     states_are_exact = False
+    # Whether any node can be written in standard operators.
+    has_body = True
     # (attributes to replace, what the refusal says). A missing one and one of another kind are known already.
     bad_attributes = ()
     # (shapes to replace, what the refusal says), beside those that two ports say differently.
@@ -70,7 +72,11 @@ class Node:
     def op(self):
         return type(self).__name__
 
-    def tables(self):
+    def carried(self):
+        """The node for an implementation that has f16 and bf16 in f32."""
+        return self
+
+    def tables(self, t="f32"):
         """Values of the inputs that are neither tokens, states nor lengths."""
         return {}
 
@@ -97,7 +103,11 @@ class Node:
     @property
     def chunks(self):
         """Inputs with a row a token."""
-        return [port["name"] for port in self.schema()["inputs"] if "L" in port["axes"]]
+        return [port["name"] for port in self.ports() if "L" in port["axes"]]
+
+    def ports(self):
+        """The inputs that the node has."""
+        return self.schema()["inputs"]
 
     @property
     def results(self):
@@ -132,3 +142,5 @@ def _load():
 
 
 DESCRIPTIONS = _load()
+# Those with kernels for GPUs.
+GPU_DESCRIPTIONS = {op: description for op, description in DESCRIPTIONS.items() if description.schema()["gpu_types"]}

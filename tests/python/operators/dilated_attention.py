@@ -130,7 +130,7 @@ class DilatedAttention(Node):
     def rows(self):
         return sum(p.rows(self.max_seq_len) for p in self.patterns)
 
-    def tables(self):
+    def tables(self, t="f32"):
         half = self.head_dim // 2
         angles = np.arange(self.max_seq_len)[:, None] * 10000.0 ** (-np.arange(half) / half)
         return {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}

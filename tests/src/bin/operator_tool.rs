@@ -97,10 +97,12 @@ fn schema(op: Op) -> Value {
         let dtype = match port.dtype {
             PortType::T => "T",
             PortType::C => "C",
+            PortType::W => "W",
             PortType::F32 => "f32",
             PortType::I64 => "i64",
+            PortType::U8 => "u8",
         };
-        json!({ "name": port.name, "dtype": dtype, "axes": axes })
+        json!({ "name": port.name, "dtype": dtype, "axes": axes, "optional": port.optional })
     };
     let attribute = |attribute: &AttributeSpec| {
         let kind = match attribute.kind {
@@ -118,7 +120,7 @@ fn schema(op: Op) -> Value {
     let types = pairs_of_types(schema);
     let on_gpu = types
         .iter()
-        .filter(|(t, c)| schema.check_gpu_types(*t, *c).is_ok());
+        .filter(|(t, c)| Op::GPU.contains(&op) && schema.check_gpu_types(*t, *c).is_ok());
     let texts = |&(t, c): &(ElementType, ElementType)| json!([t.to_string(), c.to_string()]);
     json!({
         "inputs": schema.inputs.iter().map(port).collect::<Vec<_>>(),
@@ -287,6 +289,7 @@ fn body_shape(operator: &Operator, node: &Inferred, max_seq_len: usize) -> BodyS
         num_heads,
         head_dim: node.dims.get(Axis::HeadDim).unwrap_or(channels / num_heads),
         max_seq_len: node.dims.get(Axis::MaxSeqLen).unwrap_or(max_seq_len),
+        quantization: None,
     }
 }
 
@@ -345,11 +348,14 @@ impl Engines {
         let mut rest = bytes;
         let mut given = Vec::new();
         for info in engine.inputs() {
-            let integers = info.tensor.dtype == ElementType::I64;
-            let size = info.tensor.elements() * if integers { 8 } else { 4 };
+            let dtype = match info.tensor.dtype {
+                dtype @ (ElementType::I64 | ElementType::U8) => dtype,
+                _ => ElementType::F32,
+            };
+            let size = info.tensor.elements() * dtype.size();
             let (own, others) = rest.split_at_checked(size).ok_or("an input is cut short")?;
             rest = others;
-            given.push((info.name.clone(), InputData::read(integers, own)));
+            given.push((info.name.clone(), InputData::read(dtype, own)));
         }
         let inputs: Vec<_> = given
             .iter()
@@ -375,26 +381,21 @@ impl Engines {
 enum InputData {
     I64(Vec<i64>),
     F32(Vec<f32>),
+    U8(Vec<u8>),
 }
 
 impl InputData {
-    fn read(integers: bool, bytes: &[u8]) -> Self {
-        if integers {
-            let (values, _) = bytes.as_chunks();
-            Self::I64(
-                values
-                    .iter()
-                    .map(|value| i64::from_le_bytes(*value))
-                    .collect(),
-            )
-        } else {
-            let (values, _) = bytes.as_chunks();
-            Self::F32(
-                values
-                    .iter()
-                    .map(|value| f32::from_le_bytes(*value))
-                    .collect(),
-            )
+    fn read(dtype: ElementType, bytes: &[u8]) -> Self {
+        match dtype {
+            ElementType::I64 => {
+                let (values, _) = bytes.as_chunks();
+                Self::I64(values.iter().map(|it| i64::from_le_bytes(*it)).collect())
+            }
+            ElementType::U8 => Self::U8(bytes.to_vec()),
+            _ => {
+                let (values, _) = bytes.as_chunks();
+                Self::F32(values.iter().map(|it| f32::from_le_bytes(*it)).collect())
+            }
         }
     }
 
@@ -402,6 +403,7 @@ impl InputData {
         match self {
             Self::I64(values) => TensorRef::I64(values),
             Self::F32(values) => TensorRef::F32(values),
+            Self::U8(values) => TensorRef::U8(values),
         }
     }
 }

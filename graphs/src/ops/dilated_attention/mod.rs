@@ -6,7 +6,7 @@ mod rows;
 
 use super::body::Call;
 use super::schema::aliases;
-use super::{Attributes, Axis, Definition, Dims, Op, Ports, Schema};
+use super::{Attributes, Axis, Definition, Inferred, Op, Ports, Schema};
 use crate::cache::CacheLayout;
 use crate::none_wrong;
 use crate::pattern::Pattern;
@@ -166,8 +166,9 @@ impl Definition for DilatedAttention {
     }
 
     /// `N` is `num_heads x dh`, `R` the sum of the heads' rows for `M`, and `L` at most `M`.
-    fn check(&self, dims: &Dims, errors: &mut Vec<String>) {
+    fn check(&self, node: &Inferred, errors: &mut Vec<String>) {
         use Axis::{Channels, HalfHeadDim, HeadDim, MaxSeqLen, Rows, SeqLen};
+        let dims = &node.dims;
         if let (Some(channels), Some(head_dim)) = (dims.get(Channels), dims.get(HeadDim)) {
             let heads = self.num_heads();
             if heads.checked_mul(head_dim) != Some(channels) {

@@ -12,15 +12,13 @@ use super::profile_file::{ProfileFile, ProfileFolder};
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library::{self, LibraryError, OnnxRuntime};
 use crate::package::EngineGraph;
-use crate::raw::{
-    Binding, EMULATED, KernelRun, KernelWatch, Memory, Model, OrtSession, Value, Weights,
-};
+use crate::raw::{Binding, KernelRun, KernelWatch, Memory, Model, OrtSession, Value, Weights};
 use cuda::Gpu;
 use ort::environment::Environment;
 use ort::session::Session;
 use ort::session::builder::PrepackedWeights;
-use ratplus_graphs::ops::{ElementType, check_gpu_cache};
-use ratplus_graphs::package::{Fallback, Target, WEIGHTS_FILE};
+use ratplus_graphs::ops::check_gpu_cache;
+use ratplus_graphs::package::{Fallback, WEIGHTS_FILE};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -155,7 +153,7 @@ impl OrtDriver {
     /// Builds the engine at `position` of the plan, binds it and runs it once on idle slots.
     fn add_engine(&mut self, shared: &Shared<'_>, position: usize) -> Result<(), BackendError> {
         let opening = shared.opening;
-        let graph = opening.graph(position, target(opening))?;
+        let graph = opening.graph(position, opening.target())?;
         let file = graph.file;
         let _span = tracing::debug_span!("build", file).entered();
         // On a GPU it also shows where standard nodes ran.
@@ -233,11 +231,18 @@ impl OrtDriver {
     ) -> Result<OrtSession, BackendError> {
         let opening = shared.opening;
         let (options, package) = (opening.options, opening.options.package);
-        let taps = &opening.engines[position].taps;
+        let engine = &opening.engines[position];
+        let mut taps = engine.taps.clone();
+        for slots in taps
+            .iter_mut()
+            .flat_map(|(_, tensor)| tensor.shape.first_mut())
+        {
+            *slots = *slots / opening.manifest().batch * engine.batch;
+        }
         let EngineGraph { file, model, .. } = *graph;
         let folder = package.weights_path().parent();
         let model = match folder.filter(|_| shared.runtime.memory_models_have_external_data()) {
-            Some(folder) => Model::Content(package.encode(model, taps), folder.into()),
+            Some(folder) => Model::Content(package.encode(model, &taps), folder.into()),
             None if taps.is_empty() => Model::File(package.dir().join(file)),
             None => {
                 return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));
@@ -391,16 +396,5 @@ impl Driver for OrtDriver {
             })
         });
         times.collect()
-    }
-}
-
-/// What the graphs are built for that the backend runs.
-fn target(opening: &Opening<'_>) -> Target {
-    let manifest = opening.manifest();
-    match opening.kind {
-        BackendKind::OrtCpu if manifest.fallback != Fallback::Inline => Target::Cpu,
-        // The CPU, where the emulator's products run, has none in bf16.
-        BackendKind::OrtCuda if !(EMULATED && manifest.dtype == ElementType::BF16) => Target::Cuda,
-        _ => Target::Portable,
     }
 }

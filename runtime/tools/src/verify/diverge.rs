@@ -4,7 +4,7 @@ use super::turn::turns;
 use super::{Golden, Route, Verifier, VerifyError};
 use ratplus_graphs::model::{self, FINAL_NORM};
 use ratplus_graphs::ops::ElementType;
-use ratplus_graphs::package::LogitsMode;
+use ratplus_graphs::package::{LogitsMode, Products};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::backend::inspection::Exactness;
@@ -35,11 +35,17 @@ impl Verifier<'_> {
         });
         let relative = roundings[0].max(roundings[1]);
         let width = manifest.model.d_model;
-        let names: Vec<_> = model::taps(&manifest.model, &shape, &manifest.precision, 1)
-            .into_iter()
-            .map(|(name, _)| name)
-            .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)
-            .collect();
+        let names: Vec<_> = model::taps(
+            &manifest.model,
+            &shape,
+            &manifest.precision,
+            1,
+            Products::Floats,
+        )
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)
+        .collect();
         let mut expected = self.open(BackendKind::Tract, names.clone(), Exactness::AsStored)?;
         let mut found = self.open(backend, names.clone(), Exactness::AsStored)?;
         for turn in turns(&found, golden, route)? {

@@ -1,0 +1,142 @@
+//! Some columns of all rows.
+
+use super::Call;
+use super::few::{self, Few};
+use super::finish::finish_row;
+use super::matrix::{Form, unpack};
+use crate::element::Element;
+use crate::scratch::Carver;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::dots_bf16;
+use crate::simd::{Dots, Simd};
+
+/// f32 of the depth that are summed before their sum is added to the total: what a few rows of both
+/// operands have in the first cache. Part of the result: sums have this order for any number of rows.
+const DEPTH: usize = 1024;
+/// From column to column of an unpacked matrix.
+const UNPACKED_STRIDE: usize = DEPTH + 16;
+/// Columns of a task at most.
+const WIDTH: usize = 64;
+/// Rows whose sums are kept at a time.
+const ROWS: usize = 480;
+/// Few rows: the matrix is read at the memory's speed.
+const FEW: usize = 16;
+
+/// Columns of a task. Results do not depend on it.
+pub(super) fn width<T>(call: &Call<'_, T>, threads: usize) -> usize {
+    let columns = call.params.operator.out_features;
+    let spread = columns.div_ceil(4 * threads.max(1));
+    spread.next_multiple_of(16).clamp(16, WIDTH)
+}
+
+/// Columns whose matrix is unpacked at a time: in the first cache, or all of a task's; none where it is
+/// multiplied as it is stored.
+fn unpacked<T>(call: &Call<'_, T>, all: usize) -> usize {
+    match call.rows.len() {
+        _ if call.form.direct(call.params).is_some() => 0,
+        0..=FEW => 4,
+        _ => all,
+    }
+}
+
+/// f32 of scratch that a task of so many columns needs.
+pub(super) fn scratch_floats<T>(call: &Call<'_, T>, all: usize) -> usize {
+    let kept = call.rows.len().min(ROWS);
+    Carver::size(unpacked(call, all) * UNPACKED_STRIDE) + Carver::size(kept * WIDTH)
+}
+
+/// # Safety
+/// There are at most [`WIDTH`] columns, which nobody else writes, and [`scratch_floats`] of scratch; rows
+/// are laid out; the machine has `S`.
+#[inline(always)]
+pub(super) unsafe fn columns_body<S: Simd, T: Element>(
+    call: &Call<'_, T>,
+    first: usize,
+    last: usize,
+    scratch: *mut f32,
+) {
+    let params = call.params;
+    let depth = call.form.depth(params.operator);
+    let direct = call.form.direct(params);
+    let all = last - first;
+    let in_registers = few::is_chosen::<S, T>(params, call.form, call.rows.len());
+    let part = match unpacked(call, all) {
+        _ if in_registers => all,
+        0 => all,
+        part => part,
+    };
+    let mut carver = Carver::new(scratch);
+    // SAFETY: the scratch has as much; the caller's contract.
+    unsafe {
+        let unpacked = carver.take(unpacked(call, all) * UNPACKED_STRIDE);
+        let sums = carver.take(call.rows.len().min(ROWS) * WIDTH);
+        for start in (0..call.rows.len()).step_by(ROWS) {
+            let rows = (call.rows.len() - start).min(ROWS);
+            for column in (0..all).step_by(part) {
+                let columns = part.min(all - column);
+                for k in (0..depth).step_by(DEPTH) {
+                    let count = DEPTH.min(depth - k);
+                    if in_registers {
+                        let part = Few {
+                            column: first + column,
+                            columns,
+                            rows,
+                            first: k,
+                            depth: count,
+                            x: call.x.add(start * call.stride + k),
+                            x_stride: call.stride,
+                            c: sums.add(column),
+                            c_stride: WIDTH,
+                        };
+                        few::few::<S, T>(params, &part);
+                        continue;
+                    }
+                    let (w, w_stride) = match direct {
+                        Some((w, stride)) => (w.add((first + column) * stride + k), stride),
+                        None => {
+                            for at in 0..columns {
+                                let row = first + column + at;
+                                let to = unpacked.add(at * UNPACKED_STRIDE);
+                                unpack::<S, T>(params, call.form, row, k, count, to);
+                            }
+                            (unpacked.cast_const(), UNPACKED_STRIDE)
+                        }
+                    };
+                    let few = rows <= FEW && direct.is_some();
+                    let dots = Dots {
+                        columns,
+                        rows,
+                        depth: count,
+                        w,
+                        w_stride,
+                        x: call.x.add(start * call.stride + k),
+                        x_stride: call.stride,
+                        c: sums.add(column),
+                        c_stride: WIDTH,
+                        add: k > 0,
+                        ahead: if few { 16 * w_stride } else { 0 },
+                    };
+                    match call.form {
+                        Form::Floats => S::dots(&dots),
+                        #[cfg(target_arch = "x86_64")]
+                        Form::Pairs => dots_bf16(&dots),
+                        #[cfg(not(target_arch = "x86_64"))]
+                        Form::Pairs => {}
+                    }
+                }
+            }
+            for row in 0..rows {
+                let to = call.rows[start + row] as usize;
+                finish_row::<S, T>(params, sums.add(row * WIDTH), to, first, last);
+            }
+        }
+        for &row in call.unused {
+            let to = row as usize * params.operator.out_features + first;
+            let length = *params.seq_length.add(row as usize / params.seq_len);
+            let fits = (0..=params.seq_len as i64).contains(&length);
+            // All zero bytes are +0 in every element type, all bits a NaN.
+            let byte = if fits { 0 } else { 0xff };
+            std::ptr::write_bytes(params.output.add(to), byte, all);
+        }
+    }
+}

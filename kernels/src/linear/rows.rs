@@ -1,0 +1,109 @@
+//! Rows of the input as they are multiplied: what comes before the product, rounded to `T`.
+
+use super::matrix::{Form, is_interleaved};
+use super::{Call, finish::rounded};
+use crate::element::{Element, sealed::Convert};
+use crate::simd::{Simd, sigmoid};
+use half::bf16;
+
+/// # Safety
+/// `index` is one of the call's rows, which nobody else writes; the machine has `S`.
+#[inline(always)]
+pub(super) unsafe fn row_body<S: Simd, T: Element>(call: &Call<'_, T>, index: usize) {
+    let params = call.params;
+    let columns = params.operator.in_features;
+    let depth = call.form.depth(params.operator);
+    let source = call.rows[index] as usize * columns;
+    // SAFETY: the caller's contract; rows have `depth` f32.
+    unsafe {
+        let from = params.input.add(source);
+        let to = call.x.add(index * call.stride);
+        let gate = (!params.gate.is_null()).then(|| params.gate.wrapping_add(source));
+        let root = match params.operator.epsilon {
+            Some(epsilon) if !params.norm.is_null() => {
+                let mean = mean_square::<S, T>(from, columns);
+                Some(S::splat((mean + epsilon).sqrt()))
+            }
+            _ => None,
+        };
+        let value = |k: usize, count: usize| {
+            let load = |from: *const T| match count == S::LANES {
+                true => T::load::<S>(from.add(k)),
+                false => T::load_partial::<S>(from.add(k), count),
+            };
+            let x = load(from);
+            match (root, gate) {
+                (Some(root), _) => rounded::<S, T>(S::mul(S::div(x, root), load(params.norm))),
+                (_, Some(gate)) => rounded::<S, T>(S::mul(x, sigmoid::<S>(load(gate)))),
+                _ => x,
+            }
+        };
+        match call.form {
+            Form::Floats => {
+                let mut k = 0;
+                while k < columns {
+                    let count = S::LANES.min(columns - k);
+                    // Lanes past the end are zero.
+                    S::store(to.add(k), value(k, count));
+                    k += S::LANES;
+                }
+                std::ptr::write_bytes(to.add(k), 0, depth - k);
+                if is_interleaved::<S>(params.operator) {
+                    for k in (0..depth).step_by(2 * S::LANES) {
+                        interleave::<S>(to.add(k));
+                    }
+                }
+            }
+            Form::Pairs => {
+                let to = to.cast::<bf16>();
+                let mut k = 0;
+                while k < columns {
+                    let count = S::LANES.min(columns - k);
+                    bf16::store::<S>(to.add(k), value(k, count));
+                    k += S::LANES;
+                }
+                std::ptr::write_bytes(to.add(k), 0, 2 * depth - k);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// There are so many elements; the machine has `S`.
+#[inline(always)]
+unsafe fn mean_square<S: Simd, T: Element>(from: *const T, count: usize) -> f32 {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sums = [S::splat(0.0); 4];
+        let mut k = 0;
+        while k < count {
+            let rest = count - k;
+            let x = match rest >= S::LANES {
+                true => T::load::<S>(from.add(k)),
+                false => T::load_partial::<S>(from.add(k), rest),
+            };
+            let sum = &mut sums[k / S::LANES % 4];
+            *sum = S::mul_add(x, x, *sum);
+            k += S::LANES;
+        }
+        let sum = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+        S::reduce_add(sum) / count as f32
+    }
+}
+
+/// Puts the even elements of two vectors before the odd ones, as bytes of two elements are unpacked.
+///
+/// # Safety
+/// There are two vectors.
+#[inline(always)]
+unsafe fn interleave<S: Simd>(at: *mut f32) {
+    let mut both = [0.0; 2 * crate::simd::MAX_LANES];
+    // SAFETY: the caller's contract.
+    unsafe {
+        for i in 0..S::LANES {
+            both[i] = *at.add(2 * i);
+            both[S::LANES + i] = *at.add(2 * i + 1);
+        }
+        std::ptr::copy_nonoverlapping(both.as_ptr(), at, 2 * S::LANES);
+    }
+}

@@ -1,0 +1,480 @@
+//! `Linear` against f64.
+
+use super::timing::best;
+use super::{Real, Threads, isas};
+use crate::{Isa, LinearParams, ParallelFor, Serial, linear_on, linear_workspace_bytes};
+use half::{bf16, f16};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use ratplus_graphs::ops::linear::WeightType;
+use ratplus_graphs::ops::{ElementType, Linear};
+use ratplus_graphs::spec::Activation;
+use std::hint::black_box;
+use std::ptr::null;
+
+/// A matrix as it is stored, and in f64.
+struct Matrix {
+    bytes: Vec<u8>,
+    scales: Vec<f32>,
+    zero_points: Vec<u8>,
+    real: Vec<f64>,
+}
+
+fn matrix(rng: &mut ChaCha8Rng, operator: &Linear, symmetric: bool) -> Matrix {
+    let (n, k) = (operator.out_features, operator.in_features);
+    let mut made = Matrix {
+        bytes: Vec::new(),
+        scales: Vec::new(),
+        zero_points: Vec::new(),
+        real: Vec::new(),
+    };
+    match operator.weight {
+        WeightType::Float(dtype) => {
+            for _ in 0..n * k {
+                let x: f32 = rng.random_range(-1.0..1.0);
+                let (bytes, real) = match dtype {
+                    ElementType::F16 => (
+                        f16::of(x.into()).to_bits().to_le_bytes().to_vec(),
+                        f16::of(x.into()).real(),
+                    ),
+                    ElementType::BF16 => (
+                        bf16::of(x.into()).to_bits().to_le_bytes().to_vec(),
+                        bf16::of(x.into()).real(),
+                    ),
+                    _ => (x.to_le_bytes().to_vec(), x.into()),
+                };
+                made.bytes.extend(bytes);
+                made.real.push(real);
+            }
+        }
+        WeightType::Blocks { bits, block_size } => {
+            let largest = (1 << bits) - 1;
+            for _ in 0..n {
+                let mut points = Vec::new();
+                let mut row = Vec::new();
+                for _ in 0..operator.blocks() {
+                    let scale: f32 = rng.random_range(0.01..0.1);
+                    made.scales.push(scale);
+                    let zero = if symmetric {
+                        1 << (bits - 1)
+                    } else {
+                        rng.random_range(0..=largest)
+                    };
+                    points.push(zero as u8);
+                    for _ in 0..block_size {
+                        let q: u32 = rng.random_range(0..=largest);
+                        row.push(q as u8);
+                        let real = f64::from(scale) * (f64::from(q) - f64::from(zero));
+                        made.real.push(real);
+                    }
+                }
+                made.real.truncate(made.real.len() - (row.len() - k));
+                for (values, to) in [(row, &mut made.bytes), (points, &mut made.zero_points)] {
+                    match bits {
+                        8 => to.extend(values),
+                        _ => to.extend(
+                            values
+                                .chunks(2)
+                                .map(|it| it[0] | it.get(1).unwrap_or(&0) << 4),
+                        ),
+                    }
+                }
+            }
+            if symmetric {
+                made.zero_points.clear();
+            }
+        }
+    }
+    made
+}
+
+/// What surrounds a product.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Around {
+    Nothing,
+    Norm,
+    Gate,
+}
+
+struct Problem<T> {
+    operator: Linear,
+    around: Around,
+    batch: usize,
+    seq_len: usize,
+    seq_length: Vec<i64>,
+    input: Vec<T>,
+    norm: Vec<T>,
+    gate: Vec<T>,
+    residual: Option<Vec<T>>,
+    matrix: Matrix,
+}
+
+fn pointer<T>(list: &[T]) -> *const T {
+    if list.is_empty() {
+        null()
+    } else {
+        list.as_ptr()
+    }
+}
+
+impl<T: Real> Problem<T> {
+    fn run(&self, isa: Isa, pool: &dyn ParallelFor) -> Vec<T> {
+        let rows = self.batch * self.seq_len;
+        let bytes = linear_workspace_bytes(&self.operator, self.batch, self.seq_len);
+        let mut workspace = vec![0xa5u8; bytes + 64];
+        let start = workspace.as_ptr().align_offset(64);
+        let mut output = vec![T::poison(); rows * self.operator.out_features];
+        let params = LinearParams {
+            operator: &self.operator,
+            batch: self.batch,
+            seq_len: self.seq_len,
+            input: self.input.as_ptr(),
+            weight: self.matrix.bytes.as_ptr(),
+            seq_length: self.seq_length.as_ptr(),
+            scales: pointer(&self.matrix.scales),
+            zero_points: pointer(&self.matrix.zero_points),
+            norm: pointer(&self.norm),
+            gate: pointer(&self.gate),
+            residual: self.residual.as_ref().map_or(null(), |it| it.as_ptr()),
+            output: output.as_mut_ptr(),
+        };
+        // SAFETY: every buffer has its tensor's size.
+        unsafe { linear_on(isa, &params, workspace[start..].as_mut_ptr(), pool) };
+        output
+    }
+
+    /// The output in f64, and for each sum what its error is measured against.
+    fn model(&self) -> (Vec<f64>, Vec<f64>) {
+        let Linear {
+            in_features: k,
+            out_features: n,
+            ..
+        } = self.operator;
+        let round = |x: f64| T::of(x).real();
+        let mut outputs = Vec::new();
+        let mut sizes = Vec::new();
+        for row in 0..self.batch * self.seq_len {
+            let x: Vec<_> = self.input[row * k..][..k]
+                .iter()
+                .map(|x| x.real())
+                .collect();
+            let mean = x.iter().map(|x| x * x).sum::<f64>() / k as f64;
+            let root = (mean + f64::from(self.operator.epsilon.unwrap_or(0.0))).sqrt();
+            let x: Vec<_> = match self.around {
+                Around::Nothing => x,
+                Around::Norm => x
+                    .iter()
+                    .zip(&self.norm)
+                    .map(|(x, w)| round(x / root * w.real()))
+                    .collect(),
+                Around::Gate => {
+                    let gates = self.gate[row * k..].iter();
+                    x.iter()
+                        .zip(gates)
+                        .map(|(x, g)| round(x / (1.0 + (-g.real()).exp())))
+                        .collect()
+                }
+            };
+            for column in 0..n {
+                let w = &self.matrix.real[column * k..][..k];
+                let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                let mut size: f64 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
+                let mut y = sum;
+                if let Some(residual) = &self.residual {
+                    let residual = residual[row * n + column].real();
+                    y += residual;
+                    size += residual.abs();
+                }
+                y = match self.operator.activation {
+                    None => y,
+                    Some(Activation::Gelu) => 0.5 * y * libm_erfc(-y / 2f64.sqrt()),
+                    Some(Activation::FastGelu) => {
+                        let inner =
+                            (2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y * y * y);
+                        0.5 * y * (1.0 + inner.tanh())
+                    }
+                    Some(Activation::Silu) => y / (1.0 + (-y).exp()),
+                    Some(Activation::Relu) => y.max(0.0),
+                    Some(Activation::ReluSquared) => {
+                        size = 2.0 * size * size;
+                        y.max(0.0) * y.max(0.0)
+                    }
+                };
+                outputs.push(y);
+                sizes.push(size);
+            }
+        }
+        (outputs, sizes)
+    }
+}
+
+/// `1 - erf(x)` by its series, or by its continued fraction where that converges sooner.
+fn libm_erfc(x: f64) -> f64 {
+    if x < 0.0 {
+        return 2.0 - libm_erfc(-x);
+    }
+    if x < 2.5 {
+        let (mut term, mut sum, mut n) = (x, x, 0.0);
+        while term.abs() > 1e-18 {
+            n += 1.0;
+            term *= -x * x / n;
+            sum += term / (2.0 * n + 1.0);
+        }
+        return 1.0 - 2.0 / std::f64::consts::PI.sqrt() * sum;
+    }
+    let mut fraction = 0.0;
+    for n in (1..200).rev() {
+        fraction = f64::from(n) / 2.0 / (x + fraction);
+    }
+    (-x * x).exp() / std::f64::consts::PI.sqrt() / (x + fraction)
+}
+
+fn values<T: Real>(rng: &mut ChaCha8Rng, count: usize) -> Vec<T> {
+    (0..count)
+        .map(|_| T::of(rng.random_range(-1.0..1.0)))
+        .collect()
+}
+
+fn problem<T: Real>(rng: &mut ChaCha8Rng, weight: WeightType) -> Problem<T> {
+    const SIZES: [usize; 9] = [1, 3, 16, 32, 33, 64, 100, 320, 1500];
+    let sizes = [rng.random_range(0..SIZES.len()), rng.random_range(0..6)];
+    let [in_features, out_features] = [SIZES[sizes[0]], [1, 3, 4, 17, 64, 150][sizes[1]]];
+    let around = [Around::Nothing, Around::Norm, Around::Gate][rng.random_range(0..3)];
+    let activations = [
+        None,
+        Some(Activation::Gelu),
+        Some(Activation::FastGelu),
+        Some(Activation::Silu),
+        Some(Activation::Relu),
+        Some(Activation::ReluSquared),
+    ];
+    let activation = activations[rng.random_range(0..6)];
+    let operator = Linear {
+        in_features,
+        out_features,
+        weight,
+        activation,
+        epsilon: (around == Around::Norm).then_some(1e-6),
+    };
+    let (batch, seq_len) = [(1, 1), (3, 1), (2, 5), (1, 40)][rng.random_range(0..4)];
+    let rows = batch * seq_len;
+    let sized = |wanted: bool, size| if wanted { size } else { 0 };
+    let residual = activation.is_none() && rng.random_bool(0.5);
+    let symmetric = rng.random_bool(0.5);
+    Problem {
+        batch,
+        seq_len,
+        seq_length: (0..batch)
+            .map(|_| rng.random_range(-2..seq_len as i64 + 3))
+            .collect(),
+        input: values(rng, rows * in_features),
+        norm: values(rng, sized(around == Around::Norm, in_features)),
+        gate: values(rng, sized(around == Around::Gate, rows * in_features)),
+        residual: residual.then(|| values(rng, rows * out_features)),
+        matrix: matrix(rng, &operator, symmetric),
+        operator,
+        around,
+    }
+}
+
+fn weights() -> Vec<WeightType> {
+    let floats = ElementType::ACTIVATIONS.map(WeightType::Float);
+    let blocks = [(4, 16), (4, 32), (4, 128), (8, 16), (8, 64), (8, 256)];
+    let blocks = blocks.map(|(bits, block_size)| WeightType::Blocks { bits, block_size });
+    floats.into_iter().chain(blocks).collect()
+}
+
+fn agrees<T: Real>(seed: u64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for weight in weights() {
+        for _ in 0..12 {
+            let problem = problem::<T>(&mut rng, weight);
+            let (model, sizes) = problem.model();
+            for isa in isas() {
+                let output = problem.run(isa, &Serial);
+                let n = problem.operator.out_features;
+                for (at, (y, (&model, &size))) in
+                    output.iter().zip(model.iter().zip(&sizes)).enumerate()
+                {
+                    let (slot, token) = (at / n / problem.seq_len, at / n % problem.seq_len);
+                    let length = problem.seq_length[slot];
+                    if !(0..=problem.seq_len as i64).contains(&length) {
+                        assert!(y.real().is_nan());
+                        continue;
+                    }
+                    if token as i64 >= length {
+                        assert_eq!(y.real(), 0.0);
+                        continue;
+                    }
+                    // Roundings of operands (norm, gate) may go the other way in `T`.
+                    let operands = if problem.around == Around::Nothing {
+                        0.0
+                    } else {
+                        T::UNIT
+                    };
+                    let bound =
+                        2.5 * T::UNIT * model.abs() + size * (4e-6 + 0.1 * operands) + T::SUBNORMAL;
+                    let bound = bound
+                        + problem
+                            .operator
+                            .activation
+                            .map_or(0.0, |_| 2.5 * T::UNIT * size);
+                    assert!(
+                        (y.real() - model).abs() <= bound,
+                        "{isa:?} {:?} {:?}: {} for {model}, off by {:e} of {bound:e}",
+                        problem.operator,
+                        problem.around,
+                        y.real(),
+                        (y.real() - model).abs()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_f64() {
+    agrees::<f32>(1);
+    agrees::<f16>(2);
+    agrees::<bf16>(3);
+}
+
+/// Tasks backwards, as if other threads were faster.
+struct Backwards(usize);
+
+impl ParallelFor for Backwards {
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).rev().for_each(task);
+    }
+
+    fn threads(&self) -> usize {
+        self.0
+    }
+}
+
+fn bits_are_kept<T: Real>(seed: u64) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    for weight in weights() {
+        for in_features in [96, 1504, 2500] {
+            let operator = Linear {
+                in_features,
+                out_features: 150,
+                weight,
+                activation: Some(Activation::Gelu),
+                epsilon: Some(1e-6),
+            };
+            let (batch, seq_len) = (3, 7);
+            let mut whole = Problem::<T> {
+                batch,
+                seq_len,
+                seq_length: vec![7, 3, 6],
+                input: values(&mut rng, batch * seq_len * in_features),
+                norm: values(&mut rng, in_features),
+                gate: Vec::new(),
+                residual: None,
+                matrix: matrix(&mut rng, &operator, false),
+                operator,
+                around: Around::Norm,
+            };
+            for isa in isas() {
+                let together = whole.run(isa, &Serial);
+                for threads in [1, 2, 64] {
+                    assert!(
+                        whole
+                            .run(isa, &Backwards(threads))
+                            .iter()
+                            .zip(&together)
+                            .all(|(a, b)| a.bits() == b.bits())
+                    );
+                }
+                let input = whole.input.clone();
+                let shape = (whole.batch, whole.seq_len, whole.seq_length.clone());
+                for (slot, tokens) in [7, 3, 6].into_iter().enumerate() {
+                    for token in 0..tokens {
+                        let row = slot * seq_len + token;
+                        whole.input = input[row * in_features..][..in_features].to_vec();
+                        (whole.batch, whole.seq_len, whole.seq_length) = (1, 1, vec![1]);
+                        let alone = whole.run(isa, &Serial);
+                        let beside = &together[row * 150..][..150];
+                        assert!(
+                            alone.iter().zip(beside).all(|(a, b)| a.bits() == b.bits()),
+                            "{isa:?} {weight:?} {in_features}"
+                        );
+                    }
+                }
+                whole.input = input;
+                (whole.batch, whole.seq_len, whole.seq_length) = shape;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_beside_others() {
+    bits_are_kept::<f32>(4);
+    bits_are_kept::<f16>(5);
+    bits_are_kept::<bf16>(6);
+}
+
+/// Products with a matrix larger than the caches, of one row, of eight and of a chunk.
+pub(super) fn timing(isa: Isa) {
+    timed::<f32>(isa, WeightType::Float(ElementType::F32));
+    timed::<f16>(isa, WeightType::Float(ElementType::F16));
+    timed::<bf16>(isa, WeightType::Float(ElementType::BF16));
+    for bits in [4, 8] {
+        let block_size = 32;
+        timed::<bf16>(isa, WeightType::Blocks { bits, block_size });
+    }
+}
+
+fn timed<T: Real>(isa: Isa, weight: WeightType) {
+    const REPEATED: usize = 256;
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut operator = Linear {
+        in_features: 2048,
+        out_features: 64,
+        weight,
+        activation: None,
+        epsilon: None,
+    };
+    let mut matrix = matrix(&mut rng, &operator, true);
+    operator.out_features *= REPEATED;
+    matrix.bytes = matrix.bytes.repeat(REPEATED);
+    matrix.scales = matrix.scales.repeat(REPEATED);
+    let size = matrix.bytes.len() + 4 * matrix.scales.len();
+    let mut problem = Problem::<T> {
+        batch: 1,
+        seq_len: 1,
+        seq_length: vec![1],
+        input: values(&mut rng, 512 * 2048),
+        norm: Vec::new(),
+        gate: Vec::new(),
+        residual: None,
+        matrix,
+        operator,
+        around: Around::Nothing,
+    };
+    for rows in [1, 8, 512] {
+        problem.seq_len = rows;
+        problem.seq_length = vec![rows as i64];
+        let [one, two] = [&Serial as &dyn ParallelFor, &Threads(2)].map(|pool| {
+            best(pool, || {
+                black_box(problem.run(isa, pool));
+            })
+        });
+        let flops =
+            2.0 * (rows * problem.operator.in_features * problem.operator.out_features) as f64;
+        println!(
+            "{} {} linear of {rows} x {weight:?}: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s; 2 threads {:.1} GB/s, \
+             {:.0} GFLOP/s",
+            isa.name(),
+            T::TYPE,
+            1e3 * one,
+            1e-9 * size as f64 / one,
+            1e-9 * flops / one,
+            1e-9 * size as f64 / two,
+            1e-9 * flops / two
+        );
+    }
+}
