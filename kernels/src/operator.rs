@@ -51,7 +51,7 @@ pub trait CpuKernel: Definition {
 #[derive(Debug)]
 pub struct CpuPlan {
     op: Op,
-    node: Inferred,
+    node: Box<Inferred>,
     plan: Box<dyn Run>,
 }
 
@@ -82,7 +82,7 @@ impl CpuPlan {
         }
         Self {
             op: operator.op(),
-            node: node.clone(),
+            node: Box::new(node.clone()),
             plan: with_operator!(operator, operator => planned(operator, node)),
         }
     }
