@@ -37,7 +37,7 @@ impl ExportPlan {
         let mut manifest = options.manifest();
         let sized = |bytes| FileInfo {
             bytes,
-            sha256: "0".repeat(64),
+            blake3: "0".repeat(64),
         };
         let mut graphs = Vec::new();
         for engine in &manifest.engines {

@@ -4,7 +4,6 @@
 are used.
 """
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 import trt_driver
 from safetensors.numpy import load_file
 
@@ -222,9 +222,9 @@ def golden_case(name: str) -> Case:
 
 def sealed(text: str) -> str:
     """A manifest with the checksum of its content."""
-    open_text = re.sub(r'"sha256": "[0-9a-f]*"\n}\n$', '"sha256": ""\n}\n', text)
-    checksum = hashlib.sha256(open_text.encode()).hexdigest()
-    return open_text.removesuffix('"sha256": ""\n}\n') + f'"sha256": "{checksum}"\n}}\n'
+    open_text = re.sub(r'"blake3": "[0-9a-f]*"\n}\n$', '"blake3": ""\n}\n', text)
+    checksum = blake3(open_text.encode()).hexdigest()
+    return open_text.removesuffix('"blake3": ""\n}\n') + f'"blake3": "{checksum}"\n}}\n'
 
 
 CASES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())

@@ -4,7 +4,6 @@ The stand-in has TensorRT's real interfaces, from its headers, and a made-up mod
 tokens and positions drive, and logits that point at it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from conftest import ROOT, sealed
 from nvinfer_double import compile_double
 from safetensors.numpy import save_file
@@ -94,22 +94,22 @@ def add_plans(package: Path, kind: Kind, library=None, targets=("8.0+",), first_
     engines = manifest["engines"]
     for group in [engines] if kind.in_place else [[engine] for engine in engines]:
         content = plan_text(kind, group, first_word, layers).encode()
-        checksum = hashlib.sha256(content).hexdigest()
+        checksum = blake3(content).hexdigest()
         name = f"{group[0]['name'] if len(group) == 1 else 'model'}-{checksum[:16]}.plan"
         (folder / name).write_bytes(content)
-        onnx = manifest["files"][group[0]["files"]["tensorrt" if kind.in_place else "cuda"]]["sha256"]
+        onnx = manifest["files"][group[0]["files"]["tensorrt" if kind.in_place else "cuda"]]["blake3"]
         names = [engine["name"] for engine in group]
-        plans.append({"engines": names, "file": name, "bytes": len(content), "sha256": checksum, "onnx_sha256": onnx})
+        plans.append({"engines": names, "file": name, "bytes": len(content), "blake3": checksum, "onnx_blake3": onnx})
     record = {
         "library": library or kind.version(),
         "tool": "test",
         "compute_capabilities": list(targets),
-        "weights_sha256": manifest["files"]["weights.bin"]["sha256"],
+        "weights_blake3": manifest["files"]["weights.bin"]["blake3"],
         "plans": plans,
     }
     lines = json.dumps({"plans": {kind.backend: record}}, indent=2).splitlines()[1:-1]
-    head, seal = text.rsplit(',\n  "sha256"', 1)
-    text = head + ",\n" + "\n".join(lines) + ',\n  "sha256"' + seal
+    head, seal = text.rsplit(',\n  "blake3"', 1)
+    text = head + ",\n" + "\n".join(lines) + ',\n  "blake3"' + seal
     (package / "manifest.json").write_text(sealed(text))
 
 

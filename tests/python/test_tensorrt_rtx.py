@@ -1,6 +1,5 @@
 """`ratplus build` with the real TensorRT for RTX, which builds plans on machines without a GPU."""
 
-import hashlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+from blake3 import blake3
 from golden_maker import make
 from conftest import ROOT, Export, golden_case, run_export, sealed
 
@@ -69,7 +69,7 @@ def package(export, tmp_path):
 def listing(package: Path) -> dict:
     """Every file with its content's checksum."""
     files = (path for path in sorted(package.rglob("*")) if path.is_file())
-    return {str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(package)): blake3(path.read_bytes()).hexdigest() for path in files}
 
 
 def manifest(package: Path) -> dict:
@@ -80,7 +80,7 @@ def check_plans(package: Path, report: dict):
     """The files are those that the manifest and the report name, and nothing else is there."""
     written = manifest(package)
     plans = written["plans"][BACKEND]
-    assert plans["weights_sha256"] == written["files"]["weights.bin"]["sha256"]
+    assert plans["weights_blake3"] == written["files"]["weights.bin"]["blake3"]
     assert plans["library"] == report["library"]
     assert plans["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0+"]
     found = {path.name for path in (package / "plans" / BACKEND).iterdir()}
@@ -90,9 +90,9 @@ def check_plans(package: Path, report: dict):
         path = package / "plans" / BACKEND / plan["file"]
         assert plan["engines"] == built["engines"] == [engine["name"]]
         assert built["engine"] == engine["files"]["cuda"]
-        assert plan["onnx_sha256"] == written["files"][engine["files"]["cuda"]]["sha256"]
+        assert plan["onnx_blake3"] == written["files"][engine["files"]["cuda"]]["blake3"]
         assert plan["bytes"] == path.stat().st_size == built["bytes"]
-        assert plan["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert plan["blake3"] == blake3(path.read_bytes()).hexdigest()
         assert built["file"] == f"plans/{BACKEND}/{plan['file']}"
 
 
@@ -251,10 +251,10 @@ def reseal(package: Path, file: str, content: bytes):
     text = (package / "manifest.json").read_text()
     old = manifest(package)["files"][file]
     (package / file).write_bytes(content)
-    line = '"{}": {{\n      "bytes": {},\n      "sha256": "{}"'
-    new = line.format(file, len(content), hashlib.sha256(content).hexdigest())
-    assert text.count(line.format(file, old["bytes"], old["sha256"])) == 1
-    text = text.replace(line.format(file, old["bytes"], old["sha256"]), new)
+    line = '"{}": {{\n      "bytes": {},\n      "blake3": "{}"'
+    new = line.format(file, len(content), blake3(content).hexdigest())
+    assert text.count(line.format(file, old["bytes"], old["blake3"])) == 1
+    text = text.replace(line.format(file, old["bytes"], old["blake3"]), new)
     (package / "manifest.json").write_text(sealed(text))
 
 
@@ -298,7 +298,7 @@ def test_running_without_a_gpu_is_one_error(package, build, ratplus, no_gpu):
     (plan,) = directory.glob("plans/*/decode-*.plan")
     content = bytearray(plan.read_bytes())
     content[len(content) // 2] ^= 1
-    for damaged, word in ((bytes(content), "SHA-256"), (bytes(content[:-1]), "bytes")):
+    for damaged, word in ((bytes(content), "BLAKE3"), (bytes(content[:-1]), "bytes")):
         plan.write_bytes(damaged)
         for command in (generate, ("verify", directory, "--backend", BACKEND, "--tokens", 8)):
             done = ratplus(*command, code=2)
@@ -306,7 +306,7 @@ def test_running_without_a_gpu_is_one_error(package, build, ratplus, no_gpu):
             assert "again" in done.stderr
     reseal(directory, "decode.cuda.onnx", renamed_operator(directory, "decode.cuda.onnx"))
     done = ratplus(*generate, code=2)
-    assert "plan of decode.cuda.onnx: built from a file with SHA-256" in done.stderr
+    assert "plan of decode.cuda.onnx: built from a file with BLAKE3" in done.stderr
 
 
 @pytest.mark.parametrize("dtype, logits", [("f32", "last"), ("bf16", "last"), ("f16", "all")])

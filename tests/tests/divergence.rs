@@ -2,9 +2,8 @@
 
 use prost::Message;
 use ratplus_graphs::onnx::ModelProto;
-use ratplus_graphs::package::{Manifest, Target};
+use ratplus_graphs::package::{FileInfo, Manifest, Target};
 use ratplus_tests::{golden_case, run, texts};
-use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 
 /// Halves the scores in the attention's function body and reseals the package: ONNX Runtime
@@ -59,11 +58,7 @@ fn the_first_tensor_that_differs_is_named() {
         let bytes = model.encode_to_vec();
         std::fs::write(package.join(file), &bytes).unwrap();
         let info = manifest.files.get_mut(file).unwrap();
-        info.bytes = bytes.len() as u64;
-        info.sha256 = Sha256::digest(&bytes)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        *info = FileInfo::of(&bytes);
     }
     std::fs::write(package.join("manifest.json"), manifest.to_json()).unwrap();
 

@@ -1,8 +1,8 @@
 //! Writes and hashes at once.
 
 use crate::ExportError;
+use blake3::Hasher;
 use ratplus_graphs::package::FileInfo;
-use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub struct HashingWriter {
     position: u64,
     full: Option<SyncSender<Vec<u8>>>,
     empty: Receiver<Vec<u8>>,
-    hasher: Option<JoinHandle<Sha256>>,
+    hasher: Option<JoinHandle<Hasher>>,
 }
 
 impl HashingWriter {
@@ -37,7 +37,7 @@ impl HashingWriter {
             let _ = hashed.send(Vec::with_capacity(BUFFER));
         }
         let hasher = std::thread::spawn(move || {
-            let mut hasher = Sha256::new();
+            let mut hasher = Hasher::new();
             for mut buffer in to_hash {
                 hasher.update(&buffer);
                 buffer.clear();
@@ -120,7 +120,7 @@ impl HashingWriter {
         };
         Ok(FileInfo {
             bytes: self.position,
-            sha256: format!("{:x}", hasher.finalize()),
+            blake3: hasher.finalize().to_string(),
         })
     }
 }

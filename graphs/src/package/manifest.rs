@@ -8,8 +8,8 @@ use crate::none_wrong;
 use crate::ops::ElementType;
 use crate::precision::Precision;
 use crate::spec::ModelSpec;
+use blake3::Hasher;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// Name of the manifest in a package.
@@ -31,16 +31,16 @@ pub const MAX_SEQ_LEN: usize = 1 << 28;
 pub struct FileInfo {
     /// Length in bytes.
     pub bytes: u64,
-    /// SHA-256, lower-case hexadecimal.
-    pub sha256: String,
+    /// BLAKE3, lower-case hexadecimal.
+    pub blake3: String,
 }
 
 impl FileInfo {
-    /// Of a file of these bytes.
+    /// Of a file of these bytes; all cores read long ones.
     pub fn of(bytes: &[u8]) -> Self {
         Self {
             bytes: bytes.len() as u64,
-            sha256: format!("{:x}", Sha256::digest(bytes)),
+            blake3: Hasher::new().update_rayon(bytes).finalize().to_string(),
         }
     }
 }
@@ -421,16 +421,16 @@ impl Manifest {
     /// The bytes of `manifest.json`: the manifest and a checksum over itself, so that one changed
     /// bit anywhere in a package is found.
     pub fn to_json(&self) -> Vec<u8> {
-        let write = |sha256: String| {
+        let write = |blake3: String| {
             let sealed = Sealed {
                 manifest: self,
-                sha256,
+                blake3,
             };
             let mut json = serde_json::to_vec_pretty(&sealed).unwrap_or_default();
             json.push(b'\n');
             json
         };
-        write(FileInfo::of(&write(String::new())).sha256)
+        write(FileInfo::of(&write(String::new())).blake3)
     }
 }
 
@@ -440,5 +440,5 @@ struct Sealed<'a> {
     #[serde(flatten)]
     manifest: &'a Manifest,
     /// Of this file with this field empty.
-    sha256: String,
+    blake3: String,
 }

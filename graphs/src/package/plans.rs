@@ -91,8 +91,8 @@ pub struct Plan {
     /// Size and checksum of that file.
     #[serde(flatten)]
     pub info: FileInfo,
-    /// SHA-256 of the ONNX file that it was built from.
-    pub onnx_sha256: String,
+    /// BLAKE3 of the ONNX file that it was built from.
+    pub onnx_blake3: String,
 }
 
 /// The plans of one backend.
@@ -107,8 +107,8 @@ pub struct PlanSet {
     pub tool: String,
     /// GPUs that they are for.
     pub compute_capabilities: Vec<ComputeTarget>,
-    /// SHA-256 of the weights that they hold.
-    pub weights_sha256: String,
+    /// BLAKE3 of the weights that they hold.
+    pub weights_blake3: String,
     /// Engines in the manifest's order.
     pub plans: Vec<Plan>,
 }
@@ -124,7 +124,7 @@ pub fn plan_file<E: AsRef<str>>(engines: &[E], info: &FileInfo) -> String {
         [one] => one.as_ref(),
         _ => EVERY_ENGINE,
     };
-    let start = info.sha256.get(..16).unwrap_or(&info.sha256);
+    let start = info.blake3.get(..16).unwrap_or(&info.blake3);
     format!("{name}-{start}.plan")
 }
 
@@ -160,7 +160,7 @@ fn is_hexadecimal(text: &str) -> bool {
     text.bytes().all(digit)
 }
 
-fn is_sha256(text: &str) -> bool {
+fn is_checksum(text: &str) -> bool {
     text.len() == 64 && is_hexadecimal(text)
 }
 
@@ -174,13 +174,13 @@ impl PlanSet {
         }
         let checksums = self.plans.iter().flat_map(|plan| {
             [
-                (plan.file.as_str(), "sha256", &plan.info.sha256),
-                (&plan.file, "onnx_sha256", &plan.onnx_sha256),
+                (plan.file.as_str(), "blake3", &plan.info.blake3),
+                (&plan.file, "onnx_blake3", &plan.onnx_blake3),
             ]
         });
-        let checksums = checksums.chain([("the set", "weights_sha256", &self.weights_sha256)]);
+        let checksums = checksums.chain([("the set", "weights_blake3", &self.weights_blake3)]);
         for (of, field, text) in checksums {
-            if !is_sha256(text) {
+            if !is_checksum(text) {
                 wrong(format!(
                     "{of}: {field}: expected 64 hexadecimal digits, found `{text}`"
                 ));
@@ -261,20 +261,20 @@ mod tests {
     fn set() -> (PlanSet, Vec<Engine>) {
         let info = FileInfo {
             bytes: 10,
-            sha256: "0123456789abcdef".repeat(4),
+            blake3: "0123456789abcdef".repeat(4),
         };
         let plan = |engine: &str| Plan {
             engines: vec![engine.into()],
             file: plan_file(&[engine], &info),
             info: info.clone(),
-            onnx_sha256: info.sha256.clone(),
+            onnx_blake3: info.blake3.clone(),
         };
         let set = PlanSet {
             library: "1.7.1.116".into(),
             version_compatible: false,
             tool: "ratplus 0".into(),
             compute_capabilities: vec![ComputeTarget::only((8, 6))],
-            weights_sha256: info.sha256.clone(),
+            weights_blake3: info.blake3.clone(),
             plans: vec![plan("decode"), plan("prefill_16")],
         };
         let engine = |seq_len| Engine {
@@ -303,11 +303,11 @@ mod tests {
             "`../decode.plan`",
         );
         bad(
-            &|set| set.plans[0].info.sha256.make_ascii_uppercase(),
+            &|set| set.plans[0].info.blake3.make_ascii_uppercase(),
             "decode-",
         );
-        bad(&|set| set.plans[0].onnx_sha256.clear(), "onnx_sha256");
-        bad(&|set| set.weights_sha256.push('0'), "weights_sha256");
+        bad(&|set| set.plans[0].onnx_blake3.clear(), "onnx_blake3");
+        bad(&|set| set.weights_blake3.push('0'), "weights_blake3");
         bad(
             &|set| drop(set.plans.pop()),
             "for decode, prefill_16, found decode",

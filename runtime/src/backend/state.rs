@@ -3,7 +3,6 @@
 use super::{BackendError, Session};
 use ratplus_graphs::none_wrong;
 use ratplus_graphs::package::{Manifest, WEIGHTS_FILE};
-use sha2::{Digest, Sha256};
 
 /// A sequence after a number of tokens: with it, another slot of any session of the same package goes on
 /// as this one would have, on the same backend bit for bit.
@@ -29,13 +28,13 @@ impl SlotState {
 /// What packages have in common whose states are the same: weights, model, types and longest sequence.
 pub(super) fn fingerprint(manifest: &Manifest) -> String {
     let weights = manifest.files.get(WEIGHTS_FILE);
-    let weights = weights.map_or("", |info| info.sha256.as_str());
+    let weights = weights.map_or("", |info| info.blake3.as_str());
     let shape = manifest.shape();
     let text = format!(
         "{weights} {:?} {:?} {} {} {}",
         manifest.model, manifest.precision, shape.dtype, shape.cache_dtype, shape.max_seq_len
     );
-    format!("{:x}", Sha256::digest(text))
+    blake3::hash(text.as_bytes()).to_string()
 }
 
 impl Session {

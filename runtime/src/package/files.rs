@@ -106,13 +106,13 @@ impl Files {
     }
 
     fn check_content(&self, name: &str, info: &FileInfo, content: &[u8]) -> Result<(), String> {
-        let found = FileInfo::of(content).sha256;
-        if found == info.sha256 {
+        let found = FileInfo::of(content).blake3;
+        if found == info.blake3 {
             return Ok(());
         }
         Err(format!(
-            "{name}: expected SHA-256 {}, found {found}; {}",
-            info.sha256, self.advice
+            "{name}: expected BLAKE3 {}, found {found}; {}",
+            info.blake3, self.advice
         ))
     }
 

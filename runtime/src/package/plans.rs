@@ -62,7 +62,7 @@ impl Package {
         for engine in &self.manifest.engines {
             // The manifest's own check has a plan for every engine.
             let plan = set.place(&engine.name).map(|(plan, _)| &set.plans[plan]);
-            let built_from = plan.map_or("", |plan| plan.onnx_sha256.as_str());
+            let built_from = plan.map_or("", |plan| plan.onnx_blake3.as_str());
             let file = engine.file(target.graphs).unwrap_or_default();
             let found = self.checksum(file);
             let problem = stale(file, built_from, found, &again);
@@ -102,7 +102,7 @@ impl Package {
     /// The checksum that the manifest has for a file of the package.
     fn checksum(&self, file: &str) -> &str {
         let info = self.manifest.files.get(file);
-        info.map_or("", |info| info.sha256.as_str())
+        info.map_or("", |info| info.blake3.as_str())
     }
 
     /// What a set of plans was built with, against what is to run it.
@@ -131,11 +131,11 @@ impl Package {
             ));
         }
         let found = self.checksum(WEIGHTS_FILE);
-        if found != set.weights_sha256 {
+        if found != set.weights_blake3 {
             problems.push(format!(
-                "plans for {backend}: built from a {WEIGHTS_FILE} with SHA-256 {}, found {found}; \
+                "plans for {backend}: built from a {WEIGHTS_FILE} with BLAKE3 {}, found {found}; \
                  {again}",
-                set.weights_sha256
+                set.weights_blake3
             ));
         }
         problems
@@ -143,5 +143,5 @@ impl Package {
 }
 
 fn stale(file: &str, built_from: &str, found: &str, again: &str) -> String {
-    format!("plan of {file}: built from a file with SHA-256 {built_from}, found {found}; {again}")
+    format!("plan of {file}: built from a file with BLAKE3 {built_from}, found {found}; {again}")
 }

@@ -17,7 +17,6 @@ use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::ort_library;
 use ratplus_runtime::package::Package;
 use ratplus_tools::verify::{VerifyOptions, VerifyReport, verify};
-use sha2::{Digest, Sha256};
 use std::path::Path;
 
 #[derive(Clone, Copy)]
@@ -176,14 +175,7 @@ pub fn file(manifest: &Manifest, index: usize, target: Target) -> String {
 }
 
 pub fn info(bytes: &[u8]) -> FileInfo {
-    let sha256 = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    FileInfo {
-        bytes: bytes.len() as u64,
-        sha256,
-    }
+    FileInfo::of(bytes)
 }
 
 /// An opened package in a folder that is gone with it.

@@ -1,12 +1,12 @@
 //! The same bytes for any number of threads, in every run and every process.
 
 use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, tokens};
+use blake3::Hasher;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{Fallback, LogitsMode};
 use ratplus_runtime::backend::Session;
 use ratplus_runtime::planner::plan;
 use ratplus_tests::times;
-use sha2::{Digest, Sha256};
 use std::process::Command;
 
 const RUNS: usize = 20;
@@ -22,7 +22,7 @@ fn hash(session: &mut Session) -> String {
     let chunks = plan(prompt.len(), session.lengths(), MAX_SEQ_LEN).unwrap();
     let decode = (0..8).map(|_| (1, 1));
     let chunks = chunks.iter().map(|chunk| (chunk.engine_len, chunk.tokens));
-    let (mut hash, mut done) = (Sha256::new(), 0);
+    let (mut hash, mut done) = (Hasher::new(), 0);
     for (length, count) in chunks.chain(decode) {
         // Another prompt in every slot.
         let id = |slot: usize, index: usize| {
@@ -38,12 +38,12 @@ fn hash(session: &mut Session) -> String {
             .unwrap();
         for slot in 0..batch {
             for logit in step.last_logits(slot).unwrap() {
-                hash.update(logit.to_le_bytes());
+                hash.update(&logit.to_le_bytes());
             }
         }
         done += count;
     }
-    format!("{:x}", hash.finalize())
+    hash.finalize().to_string()
 }
 
 /// A line for each backend, type, number of threads and run.

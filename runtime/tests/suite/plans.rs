@@ -36,7 +36,7 @@ fn package() -> (tempfile::TempDir, Manifest) {
             engines: vec![engine.name.clone()],
             file,
             info,
-            onnx_sha256: manifest.files[&engine.files[&TARGET.graphs]].sha256.clone(),
+            onnx_blake3: manifest.files[&engine.files[&TARGET.graphs]].blake3.clone(),
         }
     };
     let set = PlanSet {
@@ -44,7 +44,7 @@ fn package() -> (tempfile::TempDir, Manifest) {
         version_compatible: false,
         tool: "test".into(),
         compute_capabilities: ["8.6", "12.0+"].map(|text| text.parse().unwrap()).to_vec(),
-        weights_sha256: manifest.files[WEIGHTS_FILE].sha256.clone(),
+        weights_blake3: manifest.files[WEIGHTS_FILE].blake3.clone(),
         plans: manifest.engines.iter().map(plan).collect(),
     };
     manifest.plans.insert(BACKEND.into(), set);
@@ -123,12 +123,12 @@ fn plans_for_something_else_are_refused() {
 fn plans_of_other_files_are_refused() {
     let (dir, mut manifest) = package();
     let set = manifest.plans.get_mut(BACKEND).unwrap();
-    set.weights_sha256 = "0".repeat(64);
-    set.plans[1].onnx_sha256 = "1".repeat(64);
+    set.weights_blake3 = "0".repeat(64);
+    set.plans[1].onnx_blake3 = "1".repeat(64);
     write_manifest(dir.path(), &manifest);
     let text = refused(dir.path(), &TARGET);
     for part in [
-        "a weights.bin with SHA-256 000",
+        "a weights.bin with BLAKE3 000",
         "plan of decode_b2.cuda.onnx",
     ] {
         assert!(text.contains(part), "{text}");
@@ -148,7 +148,7 @@ fn damaged_plans_are_refused() {
         (&good[1..], "bytes, found"),
         (&[], "bytes, found 0"),
         (&longer[..], "bytes, found"),
-        (&flipped[..], "expected SHA-256"),
+        (&flipped[..], "expected BLAKE3"),
     ] {
         fs::write(&path, bytes).unwrap();
         let text = refused(dir.path(), &TARGET);

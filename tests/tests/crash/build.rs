@@ -2,9 +2,8 @@
 
 use crate::faults::preload;
 use crate::scene::{Scene, Tree, say, succeeded, tree};
-use ratplus_graphs::package::{MANIFEST_FILE, Manifest};
+use ratplus_graphs::package::{FileInfo, MANIFEST_FILE, Manifest};
 use ratplus_graphs::plans::plans_folder;
-use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,7 +39,7 @@ fn judge(package: &Path, before: &Tree) -> Result<bool, String> {
         let bytes = found
             .get(&file)
             .ok_or(format!("{} is missing", plan.file))?;
-        if format!("{:x}", Sha256::digest(bytes)) != plan.info.sha256 {
+        if FileInfo::of(bytes).blake3 != plan.info.blake3 {
             return Err(format!("half of {}", plan.file));
         }
     }

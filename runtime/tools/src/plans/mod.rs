@@ -295,7 +295,7 @@ pub fn build(
             engines: names,
             file,
             info,
-            onnx_sha256: checksum(manifest, onnx),
+            onnx_blake3: checksum(manifest, onnx),
         });
     }
     let set = PlanSet {
@@ -303,7 +303,7 @@ pub fn build(
         version_compatible: options.settings.version_compatible,
         tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
         compute_capabilities: tools.targets.clone(),
-        weights_sha256: checksum(manifest, WEIGHTS_FILE),
+        weights_blake3: checksum(manifest, WEIGHTS_FILE),
         plans,
     };
     stage.publish(set)?;
@@ -348,5 +348,5 @@ pub fn host_memory_bytes(package: &Package) -> u64 {
 
 fn checksum(manifest: &Manifest, file: &str) -> String {
     let info = manifest.files.get(file);
-    info.map(|info| info.sha256.clone()).unwrap_or_default()
+    info.map(|info| info.blake3.clone()).unwrap_or_default()
 }

@@ -10,7 +10,7 @@ pub const WORDS: &[&[u8]] = &[
     b"\"tensorrt\":",
     b"\"tensorrt-rtx\":",
     b"\"files\":{",
-    b"\"sha256\":\"\"",
+    b"\"blake3\":\"\"",
     b"\"bytes\":18446744073709551615",
     b"\"cache_dtype\":\"bf16\"",
     b"\"precision\":{",

@@ -50,7 +50,7 @@ pub fn package(fallback: Fallback, quantization: Option<Quantization>) -> Packag
     let (storage, bytes) = storage(&manifest.model, &shape, &manifest.precision);
     let info = |bytes| FileInfo {
         bytes,
-        sha256: "0".repeat(64),
+        blake3: "0".repeat(64),
     };
     let mut files = BTreeMap::from([(WEIGHTS_FILE.to_owned(), info(bytes))]);
     let mut models = Vec::new();
