@@ -12,6 +12,7 @@ use ratplus_runtime::generate::{
     generate_observed,
 };
 use ratplus_runtime::package::Package;
+use ratplus_runtime::planner::plan;
 use ratplus_runtime::sampler::Sampling;
 use ratplus_runtime::text::{StreamDecoder, TextError, Tokenizer};
 use ratplus_tools::verify::Implementations;
@@ -26,7 +27,7 @@ const MOST_PROBLEMS: usize = 20;
 pub fn run(args: GenerateArgs) -> Outcome {
     let backend: BackendKind = args.backend.parse().or_input()?;
     let mut prompts = Prompts::read(&args)?;
-    let package = Package::open(&args.dir).or_input()?;
+    let package = super::while_opening(&args.dir, || Package::open(&args.dir)).or_input()?;
     let (tokenizer, special_tokens) = super::tokenizer(&package, &args.dir, args.special_tokens)?;
     let manifest = package.manifest();
     let mut sampling = Sampling::default();
@@ -60,9 +61,13 @@ pub fn run(args: GenerateArgs) -> Outcome {
             stop_tokens: stop_tokens.clone(),
         })
         .collect();
-    let session = session_builder(&package, &args.libraries)
-        .open(backend)
-        .or_input()?;
+    let lengths = lengths(&requests, &limits);
+    let session = super::while_opening(&args.dir, || {
+        session_builder(&package, &args.libraries)
+            .engines(lengths)
+            .open(backend)
+    });
+    let session = session.or_input()?;
     for engines in Implementations::of(backend, &session).engines {
         errln!("{backend}: {engines}");
     }
@@ -76,6 +81,15 @@ pub fn run(args: GenerateArgs) -> Outcome {
         print_stats(&generation);
     }
     end(&generation, &prompts, limits.max_seq_len)
+}
+
+/// Lengths of the engines that the requests run on: the planner's chunks are the same without the
+/// others.
+fn lengths(requests: &[Request], limits: &Limits) -> BTreeSet<usize> {
+    let prompts = requests.iter().map(|request| request.prompt.len());
+    let chunks = prompts.flat_map(|tokens| plan(tokens, &limits.lengths, limits.max_seq_len));
+    let chunks = chunks.flatten().map(|chunk| chunk.engine_len);
+    chunks.chain([1]).collect()
 }
 
 /// The problems as one message, the first of them where they are many.

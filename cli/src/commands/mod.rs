@@ -14,13 +14,14 @@ pub mod verify;
 use crate::args::LibraryArgs;
 use crate::output::{Failure, OrInput};
 use crate::streams::errln;
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use ratplus_graphs::package::SpecialTokens;
 use ratplus_runtime::backend::{BackendKind, Session, SessionBuilder};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::text::Tokenizer;
 use std::io::{IsTerminal, Read};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// Says what runs, on a terminal only.
@@ -30,6 +31,28 @@ fn spinner() -> ProgressBar {
         bar.enable_steady_tick(Duration::from_millis(100));
     }
     bar
+}
+
+/// What `open` gives; on a terminal, what is being done where it takes longer than a glance.
+fn while_opening<T>(dir: &Path, open: impl FnOnce() -> T) -> T {
+    const GLANCE: Duration = Duration::from_millis(500);
+    let bar = ProgressBar::hidden().with_message(format!("{}: opening", dir.display()));
+    let (opened, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let slow = wait.recv_timeout(GLANCE) == Err(RecvTimeoutError::Timeout);
+            if slow && std::io::stderr().is_terminal() {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+                bar.set_style(ProgressStyle::default_spinner());
+                bar.enable_steady_tick(Duration::from_millis(100));
+                let _ = wait.recv();
+                bar.finish_and_clear();
+            }
+        });
+        let result = open();
+        drop(opened);
+        result
+    })
 }
 
 /// The backends of these names.

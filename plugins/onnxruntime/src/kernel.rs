@@ -5,7 +5,7 @@ use crate::attributes::KernelAttributes;
 use crate::compute::{Call, Cpu, Prepared, Processor};
 use crate::descriptor::{Descriptor, Provider, Types};
 use crate::plan::Plan;
-use crate::watch::Told;
+use crate::watch;
 use ort_sys::{OrtKernelContext, OrtKernelInfo};
 use ratplus_graphs::ops::{DOMAIN, ElementType, Operator, PortType};
 use std::ptr::null_mut;
@@ -26,7 +26,6 @@ pub struct Kernel {
     pub api: Api,
     /// What messages call it.
     name: String,
-    told: Told,
     operator: Operator,
     types: Types,
     /// Filled from the first on. Shapes beyond these are planned anew at every run.
@@ -55,15 +54,16 @@ impl Kernel {
         let node = unsafe { descriptor.api.node_name(info) }.unwrap_or_default();
         let name = format!("node {node:?} ({DOMAIN}.{})", descriptor.op);
         // SAFETY: the caller's contract.
-        let made = unsafe { Self::named(descriptor, &node, name.clone(), info) };
-        made.map_err(|failure| failure.prefixed(name))
+        let made = unsafe { Self::named(descriptor, name.clone(), info) };
+        let made = made.map_err(|failure| failure.prefixed(name))?;
+        watch::made(&node, descriptor.name, descriptor.provider);
+        Ok(made)
     }
 
     /// # Safety
     /// As [`Kernel::new`].
     unsafe fn named(
         descriptor: &'static Descriptor,
-        node: &str,
         name: String,
         info: *const OrtKernelInfo,
     ) -> Result<Self, Failure> {
@@ -105,7 +105,6 @@ impl Kernel {
         Ok(Self {
             api,
             name,
-            told: Told::new(node, descriptor.name, descriptor.provider),
             operator,
             types,
             plans,
@@ -129,9 +128,7 @@ impl Kernel {
         #[cfg(feature = "fault-injection")]
         let _inside = self.order.enter();
         // SAFETY: the caller's contract.
-        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(&self.name))?;
-        self.told.ran();
-        Ok(())
+        unsafe { self.run(context) }.map_err(|failure| failure.prefixed(&self.name))
     }
 
     /// # Safety

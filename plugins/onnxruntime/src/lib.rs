@@ -86,20 +86,17 @@ pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usi
     .unwrap_or(0)
 }
 
-/// Has `watcher` called after every run of a node of this library that is made on the calling
-/// thread and succeeds, until this is called again there: with null, nothing is. It gets
-/// `context`, and the node's name, its operator's and its execution provider's as C strings that
-/// live as long as the call. A session that runs its nodes one after the other runs them on the
-/// thread that called `Run`. On a GPU the work is under way then.
+/// Has `watcher` called for every kernel of this library that is made on the calling thread, until
+/// this is called again there: with null, nothing is. It gets `context`, and the name of the
+/// kernel's node, its operator's and its execution provider's as C strings that live as long as the
+/// call. A session makes its kernels on the thread that makes it, and a node that has one is run by
+/// nothing else.
 ///
 /// # Safety
 /// `watcher` may be called with `context` until this is called again on this thread, and does not
 /// unwind.
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)] // As ORT's.
-pub unsafe extern "C" fn RatplusWatchKernels(
-    watcher: Option<watch::Watcher>,
-    context: *mut c_void,
-) {
+pub unsafe extern "C" fn RatplusWatchNodes(watcher: Option<watch::Watcher>, context: *mut c_void) {
     watch::watch(watcher, context);
 }

@@ -1,4 +1,4 @@
-//! Tells whoever asks which nodes the kernels of this library run.
+//! Tells whoever asks which nodes of a session this library has kernels for.
 
 use crate::descriptor::Provider;
 use std::cell::Cell;
@@ -13,36 +13,19 @@ thread_local! {
     static WATCHER: Cell<Option<(Watcher, *mut c_void)>> = const { Cell::new(None) };
 }
 
-/// Has `watcher` hear of the runs of this thread; none hears of them without one.
+/// Has `watcher` hear of the kernels that are made on this thread; none hears of them without one.
 pub fn watch(watcher: Option<Watcher>, context: *mut c_void) {
     WATCHER.set(watcher.map(|watcher| (watcher, context)));
 }
 
-/// What a watcher hears of a node.
-pub struct Told {
-    node: CString,
-    op_type: &'static CStr,
-    provider: &'static CStr,
-}
-
-impl Told {
-    /// Of a node that ORT made.
-    pub fn new(node: &str, op_type: &'static CStr, provider: Provider) -> Self {
-        Self {
-            // It came as a C string.
-            node: CString::new(node).unwrap_or_default(),
-            op_type,
-            provider: provider.name(),
-        }
-    }
-
-    /// The node has run, on this thread.
-    pub fn ran(&self) {
-        if let Some((watcher, context)) = WATCHER.get() {
-            let (node, op) = (self.node.as_ptr(), self.op_type.as_ptr());
-            // SAFETY: the promise of whoever gave the watcher; the strings outlive the call.
-            unsafe { watcher(context, node, op, self.provider.as_ptr()) };
-        }
+/// The node has a kernel, which was made on this thread.
+pub fn made(node: &str, op_type: &CStr, provider: Provider) {
+    if let Some((watcher, context)) = WATCHER.get() {
+        // It came as a C string.
+        let node = CString::new(node).unwrap_or_default();
+        let provider = provider.name();
+        // SAFETY: the promise of whoever gave the watcher; the strings outlive the call.
+        unsafe { watcher(context, node.as_ptr(), op_type.as_ptr(), provider.as_ptr()) };
     }
 }
 
@@ -69,15 +52,15 @@ mod tests {
     }
 
     #[test]
-    fn runs_of_this_thread_are_told_while_they_are_watched() {
-        let told = Told::new("a", c"Scan", Provider::Cpu);
+    fn kernels_made_on_this_thread_are_told_while_they_are_watched() {
+        let made = || made("a", c"Scan", Provider::Cpu);
         let mut heard: Vec<String> = Vec::new();
-        told.ran();
+        made();
         watch(Some(push), (&raw mut heard).cast());
-        told.ran();
-        std::thread::scope(|scope| scope.spawn(|| told.ran()).join()).unwrap();
+        made();
+        std::thread::scope(|scope| scope.spawn(made).join()).unwrap();
         watch(None, std::ptr::null_mut());
-        told.ran();
+        made();
         assert_eq!(heard, ["a", "Scan", "CPUExecutionProvider"]);
     }
 }

@@ -76,9 +76,9 @@ impl<'a> SessionBuilder<'a> {
         self
     }
 
-    /// Opens the engines and runs each once on idle slots: ONNX Runtime shows then which
-    /// implementation runs every custom node; TensorRT's plans were built with one and have no
-    /// other.
+    /// Opens the engines, and runs each that decodes once on idle slots, on a GPU every one. ONNX
+    /// Runtime shows then which implementation runs every custom node; TensorRT's plans were built
+    /// with one and have no other.
     ///
     /// # Errors
     /// A library is missing, the package cannot run on this backend, an option names something

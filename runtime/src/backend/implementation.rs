@@ -1,10 +1,10 @@
-//! Which code ran each custom node, as seen in a real run.
+//! Which code runs each custom node of a session.
 
 use super::ort::cuda;
 use super::profile::{Arguments, Profile};
 use super::{BackendError, BackendKind};
 use crate::package::EngineGraph;
-use crate::raw::KernelRun;
+use crate::raw::NodeKernel;
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::ops::DOMAIN;
 use std::collections::BTreeSet;
@@ -114,14 +114,14 @@ impl EngineImplementations {
         }
     }
 
-    /// Of an engine that ONNX Runtime has run, where `kernels` of the RAT+ operator library ran
-    /// these nodes. The function body ran the others: ONNX Runtime has no operators of the domain,
+    /// Of an engine whose session has `kernels` of the RAT+ operator library. The function body runs
+    /// the other nodes: ONNX Runtime has no operators of the domain,
     /// and one without a kernel and without a function is no model to it. `profile` is that of the
     /// run on a GPU, or why there is none.
-    pub(super) fn of_run(
+    pub(super) fn of_session(
         kind: BackendKind,
         graph: &EngineGraph<'_>,
-        kernels: &[KernelRun],
+        kernels: &[NodeKernel],
         profile: Option<Result<Profile, String>>,
     ) -> Result<Self, BackendError> {
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
@@ -250,9 +250,9 @@ mod tests {
         }
     }
 
-    fn ran(node: &str, op_type: &str, provider: &str) -> KernelRun {
+    fn ran(node: &str, op_type: &str, provider: &str) -> NodeKernel {
         let [node, op_type, provider] = [node, op_type, provider].map(str::to_owned);
-        KernelRun {
+        NodeKernel {
             node,
             op_type,
             provider,
@@ -261,10 +261,10 @@ mod tests {
 
     fn read(
         kind: BackendKind,
-        kernels: &[KernelRun],
+        kernels: &[NodeKernel],
         profile: Option<Result<Profile, String>>,
     ) -> Result<Vec<Implementation>, String> {
-        EngineImplementations::of_run(kind, &graph(&engine()), kernels, profile)
+        EngineImplementations::of_session(kind, &graph(&engine()), kernels, profile)
             .map(|found| {
                 let nodes = found.nodes.into_iter();
                 nodes.map(|node| node.implementation).collect()
@@ -307,7 +307,7 @@ mod tests {
     fn everything_of_ort_cuda_runs_on_the_gpu() {
         let gpu = cuda::PROVIDER;
         let kernels = [ran("a", "Scan", gpu), ran("b", "Scan", gpu)];
-        let read = |kernels: &[KernelRun], events: &[(&str, &str)]| {
+        let read = |kernels: &[NodeKernel], events: &[(&str, &str)]| {
             let event = |(name, op): &(&str, &str)| {
                 let (provider, op) = op.split_once(':').unwrap_or((gpu, op));
                 serde_json::json!({"cat": "Node", "name": format!("{name}_kernel_time"),
@@ -346,8 +346,12 @@ mod tests {
         let engine = engine();
         let kernels = ["a", "b"].map(|node| ran(node, "Scan", cuda::PROVIDER));
         let profile = Some(Err("no folder".into()));
-        let found =
-            EngineImplementations::of_run(BackendKind::OrtCuda, &graph(&engine), &kernels, profile);
+        let found = EngineImplementations::of_session(
+            BackendKind::OrtCuda,
+            &graph(&engine),
+            &kernels,
+            profile,
+        );
         let expected = format!(
             "decode.onnx: 2 x Scan: kernel ({}); where standard nodes ran was not seen: no folder",
             cuda::PROVIDER

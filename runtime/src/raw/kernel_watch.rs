@@ -1,4 +1,4 @@
-//! What the library of RAT+ operators knows of the nodes that its kernels ran.
+//! Which nodes of a session the library of RAT+ operators has kernels for.
 
 use super::dylib;
 use std::ffi::{CStr, c_char, c_void};
@@ -8,15 +8,15 @@ use std::ptr::null_mut;
 type Watcher = unsafe extern "C" fn(*mut c_void, *const c_char, *const c_char, *const c_char);
 type WatchKernels = unsafe extern "C" fn(Option<Watcher>, *mut c_void);
 
-/// A node that a kernel of the library has run.
+/// A node that a kernel of the library runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct KernelRun {
+pub(crate) struct NodeKernel {
     pub node: String,
     pub op_type: String,
     pub provider: String,
 }
 
-/// The library's function that reports runs.
+/// The library's function that reports kernels as they are made.
 #[derive(Clone, Copy)]
 pub(crate) struct KernelWatch(WatchKernels);
 
@@ -26,15 +26,15 @@ impl KernelWatch {
         let library = dylib::open(library)?;
         // SAFETY: the function has had this signature since there is one of its name, and the
         // library is never unloaded.
-        let watch = unsafe { library.get("RatplusWatchKernels") }.map_err(|_| {
-            "it exports no RatplusWatchKernels, which says what its kernels ran: it is no \
+        let watch = unsafe { library.get("RatplusWatchNodes") }.map_err(|_| {
+            "it exports no RatplusWatchNodes, which says what its kernels run: it is no \
              library of RAT+ operators, or an older one"
         })?;
         Ok(Self(*watch))
     }
 
-    /// What kernels ran on this thread during `body`, in order.
-    pub fn during<T>(self, body: impl FnOnce() -> T) -> (T, Vec<KernelRun>) {
+    /// The nodes whose kernels were made on this thread during `body`, in order.
+    pub fn during<T>(self, body: impl FnOnce() -> T) -> (T, Vec<NodeKernel>) {
         struct Ends(WatchKernels);
         impl Drop for Ends {
             fn drop(&mut self) {
@@ -42,33 +42,33 @@ impl KernelWatch {
                 unsafe { (self.0)(None, null_mut()) };
             }
         }
-        let mut runs: Vec<KernelRun> = Vec::new();
+        let mut made: Vec<NodeKernel> = Vec::new();
         let result = {
             let _ends = Ends(self.0);
-            // SAFETY: `runs` outlives the watching, which ends before it is used again, also where
+            // SAFETY: `made` outlives the watching, which ends before it is used again, also where
             // `body` unwinds; the watcher takes a pointer to such a list.
-            unsafe { (self.0)(Some(push), (&raw mut runs).cast()) };
+            unsafe { (self.0)(Some(push), (&raw mut made).cast()) };
             body()
         };
-        (result, runs)
+        (result, made)
     }
 }
 
 /// # Safety
-/// `runs` is a list that nobody else uses now, the others are C strings.
+/// `made` is a list that nobody else uses now, the others are C strings.
 unsafe extern "C" fn push(
-    runs: *mut c_void,
+    made: *mut c_void,
     node: *const c_char,
     op_type: *const c_char,
     provider: *const c_char,
 ) {
     // SAFETY: the caller's contract.
-    let (runs, [node, op_type, provider]) = unsafe {
+    let (made, [node, op_type, provider]) = unsafe {
         let text = |text| CStr::from_ptr(text).to_string_lossy().into_owned();
         let texts = [node, op_type, provider].map(text);
-        (&mut *runs.cast::<Vec<KernelRun>>(), texts)
+        (&mut *made.cast::<Vec<NodeKernel>>(), texts)
     };
-    runs.push(KernelRun {
+    made.push(NodeKernel {
         node,
         op_type,
         provider,

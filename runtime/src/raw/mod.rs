@@ -15,7 +15,7 @@ mod value;
 pub(crate) use device::{CudaError, Device, OwnedStream, Stream};
 pub(crate) use dylib::open as open_library;
 pub(crate) use environment::{environment, providers, version_of};
-pub(crate) use kernel_watch::{KernelRun, KernelWatch};
+pub(crate) use kernel_watch::{KernelWatch, NodeKernel};
 pub(crate) use memory::{Memory, Plain, Visible, map_file};
 pub(crate) use session::{Binding, Model, OrtSession};
 #[cfg(feature = "tensorrt")]

@@ -69,7 +69,7 @@ fn another_library_in_place_of_the_operators_is_refused() {
     let mut options = OrtOptions::default();
     options.operators = Some(runtime.path.clone());
     let found = refusal(&fixture(Options::default()), options).unwrap();
-    assert!(found.contains("RatplusWatchKernels"), "{found}");
+    assert!(found.contains("RatplusWatchNodes"), "{found}");
     assert!(
         found.contains(&runtime.path.display().to_string()),
         "{found}"

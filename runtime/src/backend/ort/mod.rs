@@ -12,7 +12,7 @@ use super::profile_file::{ProfileFile, ProfileFolder};
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library::{self, LibraryError, OnnxRuntime};
 use crate::package::EngineGraph;
-use crate::raw::{Binding, KernelRun, KernelWatch, Memory, Model, OrtSession, Value, Weights};
+use crate::raw::{Binding, KernelWatch, Memory, Model, NodeKernel, OrtSession, Value, Weights};
 use cuda::Gpu;
 use ort::environment::Environment;
 use ort::session::Session;
@@ -150,7 +150,8 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
 }
 
 impl OrtDriver {
-    /// Builds the engine at `position` of the plan, binds it and runs it once on idle slots.
+    /// Builds the engine at `position` of the plan and binds it. One that decodes or is timed is run once
+    /// on idle slots, and so is every one on a GPU.
     fn add_engine(&mut self, shared: &Shared<'_>, position: usize) -> Result<(), BackendError> {
         let opening = shared.opening;
         let graph = opening.graph(position, opening.target())?;
@@ -169,7 +170,8 @@ impl OrtDriver {
         let all = opening.engines[position].batch == opening.manifest().batch;
         let recorded = self.gpu.is_some() && graph.engine.seq_len == 1 && all;
         let recorded = recorded && !opening.options.cuda.without_graph;
-        let session = self.build(shared, position, &graph, prefix.as_deref(), recorded)?;
+        let build = || self.build(shared, position, &graph, prefix.as_deref(), recorded);
+        let (session, kernels) = watched(shared.operators.as_deref(), build)?;
         let places = self.buffers.bindings(position);
         let bindings = places
             .map(|(slot, side)| self.bind(&session, position, slot, side))
@@ -191,33 +193,18 @@ impl OrtDriver {
             recorded: recorded.then(|| thread::current().id()),
             profile,
         });
-        let kernels = self.run_watched(position, shared.operators.as_deref())?;
+        if profiled || graph.engine.seq_len == 1 {
+            self.run_idle(position)?;
+        }
         if kept {
             return Ok(());
         }
         let profile = without
             .map(Err)
             .or_else(|| self.engines[position].end_profile());
-        let seen = EngineImplementations::of_run(opening.kind, &graph, &kernels, profile)?;
+        let seen = EngineImplementations::of_session(opening.kind, &graph, &kernels, profile)?;
         self.implementations.push(seen);
         Ok(())
-    }
-
-    /// Runs an engine on idle slots; what kernels of the library `operators` ran in it.
-    fn run_watched(
-        &mut self,
-        engine: usize,
-        operators: Option<&Path>,
-    ) -> Result<Vec<KernelRun>, BackendError> {
-        let Some(operators) = operators else {
-            return self.run_idle(engine).map(|()| Vec::new());
-        };
-        let watch = KernelWatch::of(operators).map_err(|reason| BackendError::Operators {
-            path: operators.into(),
-            reason,
-        })?;
-        let (ran, kernels) = watch.during(|| self.run_idle(engine));
-        ran.map(|()| kernels)
     }
 
     /// The session of an engine, with everything that it shares with the others.
@@ -321,6 +308,22 @@ impl OrtDriver {
         ran.map_err(failed(file, ORT))?;
         finished
     }
+}
+
+/// What `build` makes, and the nodes that kernels of the library `operators` run in it.
+fn watched<T>(
+    operators: Option<&Path>,
+    build: impl FnOnce() -> Result<T, BackendError>,
+) -> Result<(T, Vec<NodeKernel>), BackendError> {
+    let Some(operators) = operators else {
+        return build().map(|made| (made, Vec::new()));
+    };
+    let watch = KernelWatch::of(operators).map_err(|reason| BackendError::Operators {
+        path: operators.into(),
+        reason,
+    })?;
+    let (made, kernels) = watch.during(build);
+    made.map(|made| (made, kernels))
 }
 
 /// Whose words an error has.
