@@ -19,7 +19,7 @@ pub const WEIGHTS_FILE: &str = "weights.bin";
 /// Value of [`Manifest::format`].
 pub const FORMAT: &str = "ratplus-package";
 /// Version of the package format this code reads and writes.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 /// Largest batch of a package.
 pub const MAX_BATCH: usize = 1 << 16;
