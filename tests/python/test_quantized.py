@@ -189,7 +189,8 @@ SIGNED = [("--quantize", "int4"), ("--quantize", "int8", "--block-size", "64")]
 def test_integers_for_tensorrt_are_the_checkpoints_weights(export_case, fallback, dtype, kind):
     weights = load_file(golden_case(CASE).checkpoint)
     directory = export_case(CASE, dtype=dtype, fallback=fallback, more=kind)
-    file = "decode.cuda.onnx" if fallback == "inline" else "decode.tensorrt.onnx"
+    (decode,) = [e for e in json.loads((directory / "manifest.json").read_text())["engines"] if e["name"] == "decode"]
+    file = decode["files"]["cuda" if fallback == "inline" else "tensorrt"]
     model = onnx.load(directory / file)
     onnx.checker.check_model(str(directory / file), full_check=True)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
