@@ -7,20 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from onnx import helper
-from operators import DESCRIPTIONS, GPU_DESCRIPTIONS
+from operators import DESCRIPTIONS
 from operators.dilated_attention import DilatedAttention, Pattern
 from plugin_driver import bind, garbage_outputs, make_session, random_inputs, run_bound
 from plugin_models import DOMAIN, PLUGIN, ModelOptions, build_model
 
 every_operator = pytest.mark.parametrize("op", DESCRIPTIONS)
-
-
-@pytest.fixture(autouse=True)
-def there(request):
-    """The library for CUDA has the operators for GPUs alone."""
-    op = getattr(request.node, "callspec", None) and request.node.callspec.params.get("op")
-    if op and op not in GPU_DESCRIPTIONS and request.getfixturevalue("operators").cuda:
-        pytest.skip(f"{op} is for CPUs")
 
 
 def test_one_attribute_value_stands_for_all_heads(operators):

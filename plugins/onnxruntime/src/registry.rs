@@ -91,11 +91,12 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
     unsafe { api.create_domain(name.as_ptr(), &mut domain)? };
     let cuda = api.api_18(level).filter(|_| cfg!(feature = "cuda"));
     for provider in providers(cuda) {
-        let ops: &[Op] = match provider {
-            Provider::Cpu => &Op::ALL,
-            Provider::Cuda(..) => &Op::GPU,
-        };
-        for &op in ops {
+        let ops = Op::ALL.into_iter().filter(|op| match provider {
+            // In the emulator those for GPUs stand for the CPU's.
+            Provider::Cpu => !EMULATED || !Op::GPU.contains(op),
+            Provider::Cuda(..) => Op::GPU.contains(op),
+        });
+        for op in ops {
             for types in Types::of(op) {
                 let descriptor = Descriptor::new(api, level, provider, op, types);
                 let descriptor: &'static Descriptor = Box::leak(Box::new(descriptor));
@@ -112,10 +113,8 @@ fn make_domain(api: Api, level: u32) -> Result<*mut OrtCustomOpDomain, Failure> 
     Ok(domain)
 }
 
-/// Those that the operators are registered for; `cuda` is what CUDA's need. In the emulator CUDA's
-/// stands for the CPU's.
+/// Those that the operators are registered for; `cuda` is what CUDA's need.
 fn providers(cuda: Option<Api18>) -> impl Iterator<Item = Provider> {
-    let cpu = (!EMULATED).then_some(Provider::Cpu);
     let names = if EMULATED {
         &CUDA_PROVIDERS[..1]
     } else {
@@ -124,7 +123,7 @@ fn providers(cuda: Option<Api18>) -> impl Iterator<Item = Provider> {
     let cuda = cuda
         .into_iter()
         .flat_map(|api| names.iter().map(move |name| Provider::Cuda(api, name)));
-    cpu.into_iter().chain(cuda)
+    std::iter::once(Provider::Cpu).chain(cuda)
 }
 
 /// A status from a runtime too old to be worked with. Its table starts with `CreateStatus`, as
