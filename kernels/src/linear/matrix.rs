@@ -16,20 +16,25 @@ pub(super) enum Form {
     Pairs,
 }
 
+/// Whether there are dot products of bf16 that are faster than f32's.
+fn multiplies_bf16(isa: Isa) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return isa == Isa::Avx512Bf16;
+    #[cfg(not(target_arch = "x86_64"))]
+    return isa != Isa::Portable;
+}
+
 /// Rows end in zeros up to a multiple of so many f32, whole vectors in every instruction set.
 const PADDING: usize = 32;
 
 impl Form {
     pub fn of<T: Element>(isa: Isa, operator: &Linear) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Avx512Bf16
-            && T::TYPE == ElementType::BF16
-            && operator.weight == WeightType::Float(ElementType::BF16)
-        {
-            return Self::Pairs;
+        let of_bf16 = WeightType::Float(ElementType::BF16);
+        let both = T::TYPE == ElementType::BF16 && operator.weight == of_bf16;
+        match both && multiplies_bf16(isa) {
+            true => Self::Pairs,
+            false => Self::Floats,
         }
-        let _ = (isa, operator);
-        Self::Floats
     }
 
     /// Elements that one f32 of a row holds.
