@@ -280,6 +280,33 @@ def test_lengths_that_do_not_fit_are_told_and_the_slot_stays_as_it_was(host, des
     close(session)
 
 
+@cases(lambda host, description: "past_length" not in description.example().lengths, ONE_TYPE)
+def test_a_length_that_does_not_fit_makes_its_slot_nan_and_no_other(host, description, t, c):
+    """Of an operator that is not told where a slot's sequence stands."""
+    node = description.example()
+    session, rng = host.session(node, t), np.random.default_rng(3)
+    good = random_inputs(rng, node, t, [0, 0], [node.seq_len, node.seq_len])
+    expected = garbage_outputs(node, t)
+    run_bound(session, good, expected)
+    for seq in (-1, node.seq_len + 1, BIG, -BIG - 1):
+        found = garbage_outputs(node, t)
+        run_bound(session, good | {"seq_length": np.array([node.seq_len, seq])}, found)
+        for name in node.results:
+            assert found[name][0].tobytes() == expected[name][0].tobytes(), f"{name}, seq {seq}"
+            assert np.isnan(found[name][1]).all(), f"{name}, seq {seq}"
+    # Padding is zero, and NaN where an operator before made it so.
+    for value, check in ((1, lambda rows: (rows == 0).all()), (np.nan, lambda rows: np.isnan(rows).all())):
+        inputs, found = dict(good), garbage_outputs(node, t)
+        inputs["seq_length"] = np.array([node.seq_len, 1])
+        for name in node.chunks:
+            inputs[name] = good[name].copy()
+            inputs[name][1, 1:] = value
+        run_bound(session, inputs, found)
+        for name in node.results:
+            assert np.isfinite(found[name][1, 0]).all() and check(found[name][1, 1:]), name
+    close(session)
+
+
 OTHER_KIND = {"int": 2.5, "ints": "text", "float": 1, "string": 1}
 
 

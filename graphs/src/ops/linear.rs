@@ -44,8 +44,9 @@ super::schema::ports! {
 super::schema::ports! {
     /// Outputs of [`Linear`].
     Outputs {
-        /// `[B, L, N]` of `T`: the result; rows at or past `seq_length` are not computed, and zero. A slot
-        /// whose `seq_length` is not 0 to `L` is NaN.
+        /// `[B, L, N]` of `T`: the result; rows at or past `seq_length` are not computed: zero, or NaN where
+        /// `seq_length` is not 0 to `L` or the input's row is NaN, which says that the slot's lengths do
+        /// not fit.
         output: T [Batch, SeqLen, OutFeatures],
     }
 }
@@ -67,6 +68,9 @@ super::attributes::attributes! {
         epsilon: Option<f32>,
     }
 }
+
+/// No product of two sizes overflows.
+const MOST_FEATURES: usize = 1 << 28;
 
 /// How a matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,12 +158,10 @@ impl Definition for Linear {
     fn new(raw: RawAttributes) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
         let mut size = |name: &str, found: i64| match usize::try_from(found) {
-            // As in the reader of checkpoints: no product of two overflows.
-            Ok(size) if (1..=1 << 28).contains(&size) => size,
+            Ok(size) if (1..=MOST_FEATURES).contains(&size) => size,
             _ => {
-                let expected = 1 << 28;
                 errors.push(format!(
-                    "attribute {name}: expected 1 to {expected}, found {found}"
+                    "attribute {name}: expected 1 to {MOST_FEATURES}, found {found}"
                 ));
                 1
             }

@@ -8,7 +8,7 @@ use crate::element::Element;
 use crate::scratch::Carver;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::dots_bf16;
-use crate::simd::{Dots, Simd};
+use crate::simd::{Dots, MAX_LANES, Simd};
 
 /// f32 of the depth that are summed before their sum is added to the total: what a few rows of both
 /// operands have in the first cache. Part of the result: sums have this order for any number of rows.
@@ -20,7 +20,7 @@ const WIDTH: usize = 64;
 /// Rows whose sums are kept at a time.
 const ROWS: usize = 480;
 /// Few rows: the matrix is read at the memory's speed.
-const FEW: usize = 16;
+pub(super) const FEW: usize = 16;
 
 /// Columns of a task. Results do not depend on it.
 pub(super) fn width<T>(call: &Call<'_, T>, threads: usize) -> usize {
@@ -132,11 +132,31 @@ pub(super) unsafe fn columns_body<S: Simd, T: Element>(
         }
         for &row in call.unused {
             let to = row as usize * params.operator.out_features + first;
-            let length = *params.seq_length.add(row as usize / params.seq_len);
-            let fits = (0..=params.seq_len as i64).contains(&length);
             // All zero bytes are +0 in every element type, all bits a NaN.
-            let byte = if fits { 0 } else { 0xff };
+            let byte = if is_nan::<S, T>(call, row as usize) {
+                0xff
+            } else {
+                0
+            };
             std::ptr::write_bytes(params.output.add(to), byte, all);
         }
+    }
+}
+
+/// Whether a row that is not computed is NaN: where the slot's length does not fit, or an operator before
+/// this one found that and made the row NaN.
+///
+/// # Safety
+/// As [`columns_body`].
+#[inline(always)]
+unsafe fn is_nan<S: Simd, T: Element>(call: &Call<'_, T>, row: usize) -> bool {
+    let params = call.params;
+    let mut first = [0.0; MAX_LANES];
+    // SAFETY: the caller's contract; no vector has more lanes.
+    unsafe {
+        let length = *params.seq_length.add(row / params.seq_len);
+        let from = params.input.add(row * params.operator.in_features);
+        S::store(first.as_mut_ptr(), T::load_partial::<S>(from, 1));
+        !(0..=params.seq_len as i64).contains(&length) || first[0].is_nan()
     }
 }

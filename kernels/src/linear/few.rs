@@ -4,12 +4,9 @@
 use super::LinearParams;
 use super::matrix::{Form, is_interleaved, zero_point};
 use crate::element::Element;
-use crate::simd::{Simd, prefetch};
+use crate::simd::{COLUMNS, Simd, prefetch, write_sums};
 use half::{bf16, f16};
 use ratplus_graphs::ops::{ElementType, linear::WeightType};
-
-/// Columns of a register block.
-const COLUMNS: usize = 4;
 
 /// Rows of a register block at most.
 const fn most<S: Simd>() -> usize {
@@ -242,16 +239,8 @@ unsafe fn columns<S: Simd, T, W: Stored, const MR: usize>(
                 }
                 k += 2 * S::LANES;
             }
-            let [first, second, third, fourth] = acc;
-            let rows = first.into_iter().zip(second).zip(third).zip(fourth);
-            for (m, (((a, b), c), d)) in rows.enumerate() {
-                let sums = S::reduce_add_each([a, b, c, d]);
-                let to = part.c.add((row + m) * part.c_stride + column);
-                for (n, sum) in sums.into_iter().enumerate().take(there) {
-                    let to = to.add(n);
-                    *to = if part.first > 0 { *to + sum } else { sum };
-                }
-            }
+            let c = part.c.add(row * part.c_stride + column);
+            write_sums::<S, MR>(acc, there, (c, part.c_stride), part.first > 0);
         }
     }
 }

@@ -47,7 +47,8 @@ pub struct LinearParams<'a, T> {
     pub gate: *const T,
     /// `[B, L, N]`
     pub residual: *const T,
-    /// `[B, L, N]`: the result, zero in rows at or past `seq_length`; NaN where that is not 0 to `L`.
+    /// `[B, L, N]`: the result. Rows at or past `seq_length` are zero, or NaN where `seq_length` is not
+    /// 0 to `L` or the input's row starts with NaN.
     pub output: *mut T,
 }
 
@@ -127,10 +128,10 @@ pub unsafe fn linear_on<T: Element>(
     // vouches for.
     unsafe {
         let lay = |index| lay_out(isa, &call, index);
-        // A single row is laid out sooner than another thread wakes up.
+        // A few rows are laid out sooner than another thread wakes up.
         match valid {
             0..4 => (0..valid).for_each(lay),
-            _ => pool.run(valid, &|index| lay_out(isa, &call, index)),
+            _ => pool.run(valid, &lay),
         }
         let width = columns::width(&call, pool.threads());
         let tasks = params.operator.out_features.div_ceil(width);
@@ -191,8 +192,12 @@ impl CpuKernel for Linear {
         }
     }
 
+    /// None for a few rows: those of a decode step are laid out in memory that the thread keeps.
     fn workspace_bytes(plan: &LinearPlan) -> usize {
-        linear_workspace_bytes(&plan.operator, plan.batch, plan.seq_len)
+        match plan.batch * plan.seq_len {
+            0..=columns::FEW => 0,
+            _ => linear_workspace_bytes(&plan.operator, plan.batch, plan.seq_len),
+        }
     }
 
     unsafe fn run(
@@ -202,24 +207,32 @@ impl CpuKernel for Linear {
         workspace: *mut u8,
         on: Processor<'_>,
     ) -> Result<(), LengthError> {
-        with_element!(plan.element, T => {
-            let params = LinearParams::<T> {
-                operator: &plan.operator,
-                batch: plan.batch,
-                seq_len: plan.seq_len,
-                input: inputs.input.cast(),
-                weight: inputs.weight,
-                seq_length: inputs.seq_length.cast(),
-                scales: inputs.scales.cast(),
-                zero_points: inputs.zero_points,
-                norm: inputs.norm.cast(),
-                gate: inputs.gate.cast(),
-                residual: inputs.residual.cast(),
-                output: outputs.output.cast(),
-            };
-            // SAFETY: forwarded.
-            unsafe { linear_on(on.isa, &params, workspace, on.threads) }
-        });
+        let run = |workspace: *mut u8| {
+            with_element!(plan.element, T => {
+                let params = LinearParams::<T> {
+                    operator: &plan.operator,
+                    batch: plan.batch,
+                    seq_len: plan.seq_len,
+                    input: inputs.input.cast(),
+                    weight: inputs.weight,
+                    seq_length: inputs.seq_length.cast(),
+                    scales: inputs.scales.cast(),
+                    zero_points: inputs.zero_points,
+                    norm: inputs.norm.cast(),
+                    gate: inputs.gate.cast(),
+                    residual: inputs.residual.cast(),
+                    output: outputs.output.cast(),
+                };
+                // SAFETY: forwarded.
+                unsafe { linear_on(on.isa, &params, workspace, on.threads) }
+            })
+        };
+        if Self::workspace_bytes(plan) > 0 {
+            run(workspace);
+        } else {
+            let bytes = linear_workspace_bytes(&plan.operator, plan.batch, plan.seq_len);
+            with_scratch(bytes.div_ceil(size_of::<f32>()), |own| run(own.cast()));
+        }
         Ok(())
     }
 }

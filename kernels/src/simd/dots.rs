@@ -33,7 +33,32 @@ pub struct Dots {
 }
 
 /// Columns of a register block.
-pub(super) const COLUMNS: usize = 4;
+pub(crate) const COLUMNS: usize = 4;
+
+/// Writes the sums of the lanes of `MR` rows and the first `columns` columns to `c`, or adds them to it.
+///
+/// # Safety
+/// `c` has as many rows and columns; the machine has `S`.
+#[inline(always)]
+pub(crate) unsafe fn write_sums<S: Simd, const MR: usize>(
+    lanes: [[S::V; MR]; COLUMNS],
+    columns: usize,
+    (c, c_stride): (*mut f32, usize),
+    add: bool,
+) {
+    let [first, second, third, fourth] = lanes;
+    let rows = first.into_iter().zip(second).zip(third).zip(fourth);
+    for (m, (((a, b), third), fourth)) in rows.enumerate() {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let sums = S::reduce_add_each([a, b, third, fourth]);
+            for (n, sum) in sums.into_iter().enumerate().take(columns) {
+                let to = c.add(m * c_stride + n);
+                *to = if add { *to + sum } else { sum };
+            }
+        }
+    }
+}
 
 /// `MR` rows and [`COLUMNS`] columns in registers, of which the first `columns` count.
 ///
@@ -65,16 +90,8 @@ unsafe fn block<S: Simd, M: Multiply<S>, const MR: usize>(
             }
             k += S::LANES;
         }
-        let [first, second, third, fourth] = acc;
-        let rows = first.into_iter().zip(second).zip(third).zip(fourth);
-        for (m, (((a, b), c), e)) in rows.enumerate() {
-            let sums = S::reduce_add_each([a, b, c, e]);
-            let c = d.c.add((row + m) * d.c_stride + column);
-            for (n, sum) in sums.into_iter().enumerate().take(columns) {
-                let c = c.add(n);
-                *c = if d.add { *c + sum } else { sum };
-            }
-        }
+        let c = d.c.add(row * d.c_stride + column);
+        write_sums::<S, MR>(acc, columns, (c, d.c_stride), d.add);
     }
 }
 

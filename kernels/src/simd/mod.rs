@@ -27,7 +27,7 @@ mod portable;
 pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::{Avx512, dot_bf16, dots_bf16};
-pub(crate) use dots::Dots;
+pub(crate) use dots::{COLUMNS, Dots, write_sums};
 pub(crate) use gemm::{Gemm, Into};
 pub(crate) use math::{exp2, exp2_one, gate_blend, normal_cdf, sigmoid};
 pub(crate) use portable::Portable;

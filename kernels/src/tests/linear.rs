@@ -410,6 +410,26 @@ fn bits_are_kept<T: Real>(seed: u64) {
     }
 }
 
+/// What an operator before found of a slot's lengths is passed on.
+#[test]
+fn padding_is_nan_where_its_input_is() {
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    for weight in weights() {
+        let mut problem = problem::<bf16>(&mut rng, weight);
+        let (k, n) = (problem.operator.in_features, problem.operator.out_features);
+        (problem.batch, problem.seq_len, problem.seq_length) = (1, 3, vec![1]);
+        problem.input = values(&mut rng, 3 * k);
+        problem.input[2 * k..].fill(bf16::NAN);
+        (problem.gate, problem.residual) = (Vec::new(), None);
+        for isa in isas() {
+            let output = problem.run(isa, &Serial);
+            let row = |row: usize| output[row * n..][..n].iter().map(|y| y.real());
+            assert!(row(0).all(f64::is_finite) && row(1).all(|y| y == 0.0));
+            assert!(row(2).all(f64::is_nan));
+        }
+    }
+}
+
 #[test]
 fn a_row_has_the_same_bits_alone_and_beside_others() {
     bits_are_kept::<f32>(4);

@@ -26,10 +26,14 @@ impl Reference for Linear {
                 outputs.output[token * rows..][..rows].fill(f32::NAN);
                 continue;
             }
+            let x = &inputs.input.f32s()[token * columns..][..columns];
             if (token % seq_len) as i64 >= length {
+                if x[0].is_nan() {
+                    outputs.output[token * rows..][..rows].fill(f32::NAN);
+                }
                 continue;
             }
-            let x = inputs.input.f32s()[token * columns..][..columns].iter();
+            let x = x.iter();
             let mut x: Vec<_> = x.map(|&x| f64::from(x)).collect();
             if !norm.is_empty() {
                 let mean = x.iter().map(|x| x * x).sum::<f64>() / columns as f64;
