@@ -23,7 +23,6 @@ pub fn run(args: BuildArgs) -> Outcome {
         hardware_compatibility: args.hardware_compatibility,
     };
     let needed = bytes(plans::host_memory_bytes(&package) as f64);
-    errln!("building takes about {needed} of host memory, four times the weights");
     let bar = spinner();
     let report = plans::build(&package, backend, &options, &mut |progress| {
         let plans::BuildProgress {
@@ -31,6 +30,12 @@ pub fn run(args: BuildArgs) -> Outcome {
             index,
             count,
         } = progress;
+        // What cannot be built at all was refused by now.
+        if index == 0 {
+            let said =
+                format!("building takes about {needed} of host memory, four times the weights");
+            bar.suspend(|| errln!("{said}"));
+        }
         bar.set_message(format!("{engine} ({} of {count})", index + 1));
     });
     bar.finish_and_clear();
