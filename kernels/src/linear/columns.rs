@@ -4,6 +4,8 @@ use super::Call;
 use super::few::{self, Few};
 use super::finish::finish_row;
 use super::matrix::{Form, unpack};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use crate::element::Element;
 use crate::scratch::Carver;
 #[cfg(target_arch = "x86_64")]
@@ -34,6 +36,8 @@ pub(super) fn width<T>(call: &Call<'_, T>, threads: usize) -> usize {
 fn unpacked<T>(call: &Call<'_, T>, all: usize) -> usize {
     match call.rows.len() {
         _ if call.form.direct(call.params).is_some() => 0,
+        #[cfg(target_arch = "x86_64")]
+        _ if matches!(call.form, Form::Tiles(_)) => 0,
         0..=FEW => 4,
         _ => all,
     }
@@ -42,6 +46,10 @@ fn unpacked<T>(call: &Call<'_, T>, all: usize) -> usize {
 /// f32 of scratch that a task of so many columns needs.
 pub(super) fn scratch_floats<T>(call: &Call<'_, T>, all: usize) -> usize {
     let kept = call.rows.len().min(ROWS);
+    #[cfg(target_arch = "x86_64")]
+    if matches!(call.form, Form::Tiles(_)) {
+        return Carver::size(kept.next_multiple_of(8) * WIDTH) + tiles::sums_floats(all, kept);
+    }
     Carver::size(unpacked(call, all) * UNPACKED_STRIDE) + Carver::size(kept * WIDTH)
 }
 
@@ -69,11 +77,24 @@ pub(super) unsafe fn columns_body<S: Simd, T: Element>(
     // SAFETY: the scratch has as much; the caller's contract.
     unsafe {
         let unpacked = carver.take(unpacked(call, all) * UNPACKED_STRIDE);
-        let sums = carver.take(call.rows.len().min(ROWS) * WIDTH);
+        let sums = carver.take(call.rows.len().min(ROWS).next_multiple_of(8) * WIDTH);
+        #[cfg(target_arch = "x86_64")]
+        let own = carver.take(0);
         for start in (0..call.rows.len()).step_by(ROWS) {
             let rows = (call.rows.len() - start).min(ROWS);
             for column in (0..all).step_by(part) {
                 let columns = part.min(all - column);
+                #[cfg(target_arch = "x86_64")]
+                if matches!(call.form, Form::Tiles(_)) {
+                    let part = tiles::Part {
+                        columns: first..last,
+                        rows: start..start + rows,
+                        to: sums,
+                        stride: WIDTH,
+                    };
+                    tiles::sums::<S, T>(call, &part, own);
+                    continue;
+                }
                 for k in (0..depth).step_by(DEPTH) {
                     let count = DEPTH.min(depth - k);
                     if in_registers {
@@ -119,9 +140,9 @@ pub(super) unsafe fn columns_body<S: Simd, T: Element>(
                     match call.form {
                         Form::Floats => S::dots(&dots),
                         #[cfg(target_arch = "x86_64")]
-                        Form::Pairs => dots_bf16(&dots),
+                        _ => dots_bf16(&dots),
                         #[cfg(not(target_arch = "x86_64"))]
-                        Form::Pairs => {}
+                        _ => {}
                     }
                 }
             }

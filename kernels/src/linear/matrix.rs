@@ -1,6 +1,8 @@
 //! The matrix: how its rows are stored, and what they are multiplied as.
 
 use super::LinearParams;
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use crate::element::{Element, sealed::Convert};
 use crate::isa::Isa;
 use crate::simd::Simd;
@@ -9,11 +11,25 @@ use ratplus_graphs::ops::{ElementType, Linear, linear::WeightType};
 
 /// What operands are multiplied as. Depths count f32, of which one holds a pair of bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// As f32.
     Floats,
     /// As bf16, where both operands are.
     Pairs,
+    /// As bf16 by tiles.
+    #[cfg(target_arch = "x86_64")]
+    Tiles(Unit),
+}
+
+/// What multiplies tiles.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// The processor.
+    Amx,
+    /// Intel's manual in plain loops.
+    #[cfg(test)]
+    Manual,
 }
 
 /// Whether there are dot products of bf16 that are faster than f32's.
@@ -31,9 +47,11 @@ impl Form {
     pub fn of<T: Element>(isa: Isa, operator: &Linear) -> Self {
         let of_bf16 = WeightType::Float(ElementType::BF16);
         let both = T::TYPE == ElementType::BF16 && operator.weight == of_bf16;
-        match both && multiplies_bf16(isa) {
-            true => Self::Pairs,
-            false => Self::Floats,
+        match both {
+            #[cfg(target_arch = "x86_64")]
+            true if isa == Isa::Amx => Self::Tiles(Unit::Amx),
+            true if multiplies_bf16(isa) => Self::Pairs,
+            _ => Self::Floats,
         }
     }
 
@@ -41,7 +59,16 @@ impl Form {
     fn elements(self) -> usize {
         match self {
             Self::Floats => 1,
-            Self::Pairs => 2,
+            _ => 2,
+        }
+    }
+
+    /// f32 that rows are padded to a multiple of.
+    fn padding(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(_) => tiles::STEP,
+            _ => PADDING,
         }
     }
 
@@ -51,7 +78,9 @@ impl Form {
             WeightType::Float(_) => operator.in_features,
             WeightType::Blocks { block_size, .. } => operator.blocks() * block_size,
         };
-        columns.div_ceil(self.elements()).next_multiple_of(PADDING)
+        columns
+            .div_ceil(self.elements())
+            .next_multiple_of(self.padding())
     }
 
     /// From row to row: rows a multiple of a page apart would share the places of the first cache.
@@ -66,6 +95,8 @@ impl Form {
         let same = match self {
             Self::Floats => operator.weight == WeightType::Float(ElementType::F32),
             Self::Pairs => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles(_) => false,
         };
         let depth = columns / self.elements();
         (same && depth * self.elements() == columns && depth.is_multiple_of(PADDING))
@@ -98,14 +129,14 @@ pub(super) unsafe fn unpack<S: Simd, T>(
     // SAFETY: forwarded.
     unsafe {
         match (params.operator.weight, form) {
-            (WeightType::Float(_), Form::Pairs) => {
+            (WeightType::Float(_), form) if form != Form::Floats => {
                 let from = params.weight.cast::<bf16>().add(row * columns + 2 * first);
                 let there = (columns - (2 * first).min(columns)).min(2 * count);
                 let to = to.cast::<bf16>();
                 std::ptr::copy_nonoverlapping(from, to, there);
                 std::ptr::write_bytes(to.add(there), 0, 2 * count - there);
             }
-            (WeightType::Float(dtype), Form::Floats) => {
+            (WeightType::Float(dtype), _) => {
                 let there = (columns - first.min(columns)).min(count);
                 let at = row * columns + first;
                 match dtype {

@@ -1,13 +1,15 @@
 //! `Linear`.
 //!
 //! Rows are rounded and laid out once ([`rows`]); then every task computes some columns of all of them
-//! ([`columns`]), from a matrix that is read where it is stored ([`matrix`]).
+//! ([`columns`]), from a matrix that is read where it is stored ([`matrix`]): by vectors, or by tiles.
 
 mod columns;
 mod few;
 mod finish;
-mod matrix;
+pub(crate) mod matrix;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use crate::element::{Element, with_element};
 use crate::isa::{Isa, kernel};
@@ -18,7 +20,7 @@ use columns::columns_body;
 use matrix::Form;
 use ratplus_graphs::ops::linear::{Inputs, Outputs};
 use ratplus_graphs::ops::{Axis, ElementType, Inferred, LengthError, Linear};
-use rows::row_body;
+use rows::rows_body;
 use std::slice;
 
 /// The tensors of one `Linear` call, dense and row-major; null where the node is without one. `B` is
@@ -91,6 +93,22 @@ pub unsafe fn linear_on<T: Element>(
     workspace: *mut u8,
     pool: &dyn ParallelFor,
 ) {
+    let form = Form::of::<T>(isa, params.operator);
+    // SAFETY: forwarded.
+    unsafe { linear_as(isa, form, params, workspace, pool) }
+}
+
+/// [`linear_on`] with a chosen form.
+///
+/// # Safety
+/// As [`linear_on`], and the machine, the matrix and `T` have the form.
+pub(crate) unsafe fn linear_as<T: Element>(
+    isa: Isa,
+    form: Form,
+    params: &LinearParams<'_, T>,
+    workspace: *mut u8,
+    pool: &dyn ParallelFor,
+) {
     let most = params.batch * params.seq_len;
     // SAFETY: the caller vouches for `[B]` and for the workspace.
     let (lengths, list) = unsafe {
@@ -113,7 +131,6 @@ pub unsafe fn linear_on<T: Element>(
             }
         }
     }
-    let form = Form::of::<T>(isa, params.operator);
     let offset = (most * size_of::<u32>()).next_multiple_of(LINE);
     let call = Call {
         params,
@@ -127,11 +144,12 @@ pub unsafe fn linear_on<T: Element>(
     // SAFETY: every task writes rows and columns of its own, within the tensors that the caller
     // vouches for.
     unsafe {
-        let lay = |index| lay_out(isa, &call, index);
+        let floats = rows::scratch_floats(&call);
+        let lay = |index| with_scratch(floats, |scratch| lay_out(isa, &call, index, scratch));
         // A few rows are laid out sooner than another thread wakes up.
-        match valid {
-            0..4 => (0..valid).for_each(lay),
-            _ => pool.run(valid, &lay),
+        match (valid, valid.div_ceil(rows::together(&call))) {
+            (0..4, groups) => (0..groups).for_each(lay),
+            (_, groups) => pool.run(groups, &lay),
         }
         let width = columns::width(&call, pool.threads());
         let tasks = params.operator.out_features.div_ceil(width);
@@ -154,7 +172,7 @@ struct Call<'a, T> {
     rows: &'a [u32],
     /// Rows of the output that are not.
     unused: &'a [u32],
-    /// `[rows, stride]`: the rows as [`Form`] says.
+    /// `[rows, stride]`: the rows as [`Form`] says; by tiles in groups of `[depth, group]`.
     x: *mut f32,
 }
 
@@ -162,8 +180,8 @@ struct Call<'a, T> {
 unsafe impl<T> Sync for Call<'_, T> {}
 
 kernel! {
-    /// Lays out one of the call's rows.
-    fn lay_out<T>(call: &Call<'_, T>, index: usize) = row_body
+    /// Lays out one of the call's rows, or a group of them.
+    fn lay_out<T>(call: &Call<'_, T>, index: usize, scratch: *mut f32) = rows_body
 }
 
 kernel! {

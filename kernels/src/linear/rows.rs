@@ -1,15 +1,60 @@
 //! Rows of the input as they are multiplied: what comes before the product, rounded to `T`.
 
 use super::matrix::{Form, is_interleaved};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{Call, finish::rounded};
 use crate::element::{Element, sealed::Convert};
 use crate::simd::{Simd, sigmoid};
 use half::bf16;
 
+/// Rows that are laid out together.
+pub(super) fn together<T>(call: &Call<'_, T>) -> usize {
+    match call.form {
+        #[cfg(target_arch = "x86_64")]
+        Form::Tiles(_) => tiles::group(call),
+        _ => 1,
+    }
+}
+
+/// f32 of scratch that laying them out needs.
+pub(super) fn scratch_floats<T>(call: &Call<'_, T>) -> usize {
+    match call.form {
+        #[cfg(target_arch = "x86_64")]
+        Form::Tiles(_) => tiles::lay_out_floats(call),
+        _ => 0,
+    }
+}
+
 /// # Safety
-/// `index` is one of the call's rows, which nobody else writes; the machine has `S`.
+/// `index` is one of the call's rows, or of its groups of [`together`], which nobody else writes; there is
+/// [`scratch_floats`] of scratch; the machine has `S`.
 #[inline(always)]
-pub(super) unsafe fn row_body<S: Simd, T: Element>(call: &Call<'_, T>, index: usize) {
+pub(super) unsafe fn rows_body<S: Simd, T: Element>(
+    call: &Call<'_, T>,
+    index: usize,
+    scratch: *mut f32,
+) {
+    // SAFETY: forwarded; rows have `stride` f32.
+    unsafe {
+        match call.form {
+            #[cfg(target_arch = "x86_64")]
+            Form::Tiles(_) => tiles::lay_out::<S, T>(call, index, scratch),
+            _ => write_row::<S, T>(call, index, call.x.add(index * call.stride)),
+        }
+    }
+}
+
+/// Writes one of the call's rows to `to`, which has [`Form::depth`] f32.
+///
+/// # Safety
+/// There is such a row; the machine has `S`.
+#[inline(always)]
+pub(super) unsafe fn write_row<S: Simd, T: Element>(
+    call: &Call<'_, T>,
+    index: usize,
+    to: *mut f32,
+) {
     let params = call.params;
     let columns = params.operator.in_features;
     let depth = call.form.depth(params.operator);
@@ -17,7 +62,6 @@ pub(super) unsafe fn row_body<S: Simd, T: Element>(call: &Call<'_, T>, index: us
     // SAFETY: the caller's contract; rows have `depth` f32.
     unsafe {
         let from = params.input.add(source);
-        let to = call.x.add(index * call.stride);
         let gate = (!params.gate.is_null()).then(|| params.gate.wrapping_add(source));
         let root = match params.operator.epsilon {
             Some(epsilon) if !params.norm.is_null() => {
@@ -54,7 +98,7 @@ pub(super) unsafe fn row_body<S: Simd, T: Element>(call: &Call<'_, T>, index: us
                     }
                 }
             }
-            Form::Pairs => {
+            _ => {
                 let to = to.cast::<bf16>();
                 let mut k = 0;
                 while k < columns {

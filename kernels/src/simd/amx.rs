@@ -46,35 +46,132 @@ pub(crate) fn is_permitted() -> bool {
 #[repr(C, align(64))]
 struct Config([u8; 64]);
 
-/// Every tile with 16 rows of 64 bytes.
-static FULL: Config = {
-    let mut config = [0; 64];
-    config[0] = 1;
-    let mut tile = 0;
-    while tile < 8 {
-        config[16 + 2 * tile] = 64;
-        config[48 + tile] = 16;
-        tile += 1;
+impl Config {
+    /// 16 rows in every tile: of 64 bytes in tiles 4 and 5, and of `columns` f32 in the others.
+    fn new(columns: usize) -> Self {
+        let mut config = [0; 64];
+        config[0] = 1;
+        for tile in 0..8 {
+            config[16 + 2 * tile] = if matches!(tile, 4 | 5) {
+                64
+            } else {
+                4 * columns as u8
+            };
+            config[48 + tile] = 16;
+        }
+        Self(config)
     }
-    Config(config)
-};
+}
 
-/// Tiles of this thread, set up for [`product`]; as they were before once dropped.
+/// Eight tile registers. 0 to 3 are sums, 4 and 5 left and 6 and 7 right operands: [`Registers::dot`]
+/// asks for a sum as wide as the right operand.
+pub(crate) trait Registers {
+    /// Tiles of 16 rows: 4 and 5 of 32 bf16, the others of `columns` f32 or pairs of bf16, at most 16.
+    ///
+    /// # Safety
+    /// The machine has them and the process may use them.
+    unsafe fn new(columns: usize) -> Self;
+
+    /// `TILE = 0`
+    ///
+    /// # Safety
+    /// Nothing more than [`Registers::new`] asks for.
+    unsafe fn zero<const TILE: usize>(&mut self);
+
+    /// Loads rows that are `stride` bytes apart.
+    ///
+    /// # Safety
+    /// They are readable, as wide as the tile.
+    unsafe fn load<const TILE: usize>(&mut self, from: *const u8, stride: usize);
+
+    /// Stores rows `stride` bytes apart.
+    ///
+    /// # Safety
+    /// They are writable, as wide as the tile.
+    unsafe fn store<const TILE: usize>(&mut self, to: *mut u8, stride: usize);
+
+    /// `SUM += LEFT RIGHT`
+    ///
+    /// # Safety
+    /// Nothing more than [`Registers::new`] asks for.
+    unsafe fn dot<const SUM: usize, const LEFT: usize, const RIGHT: usize>(&mut self);
+}
+
+/// An instruction that changes tiles.
+macro_rules! change_tiles {
+    ($instruction:literal, [$($operands:tt)*], $memory:ident) => {
+        asm!(
+            $instruction,
+            $($operands)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options($memory, nostack, preserves_flags),
+        )
+    };
+}
+
+/// Tiles of this thread; as they were before once dropped. They keep their values from one statement
+/// of assembly to the next: compilers use none.
 pub(crate) struct Tiles {
     before: Config,
 }
 
-impl Tiles {
-    /// # Safety
-    /// The machine has AMX and the process may use it.
-    pub(crate) unsafe fn new() -> Self {
+impl Registers for Tiles {
+    unsafe fn new(columns: usize) -> Self {
         let mut before = Config([0; 64]);
+        let config = Config::new(columns);
         // SAFETY: both are 64 bytes.
         unsafe {
             asm!("sttilecfg [{}]", in(reg) &raw mut before, options(nostack, preserves_flags));
-            asm!("ldtilecfg [{}]", in(reg) &raw const FULL, options(nostack, preserves_flags, readonly));
+            change_tiles!("ldtilecfg [{from}]", [from = in(reg) &raw const config,], readonly);
         }
         Self { before }
+    }
+
+    #[inline(always)]
+    unsafe fn zero<const TILE: usize>(&mut self) {
+        // SAFETY: changes a tile alone.
+        unsafe {
+            change_tiles!("tilezero tmm{tile}", [tile = const TILE,], nomem);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load<const TILE: usize>(&mut self, from: *const u8, stride: usize) {
+        // SAFETY: reads what the caller vouches for.
+        unsafe {
+            change_tiles!(
+                "tileloadd tmm{tile}, [{from} + 1*{stride}]",
+                [tile = const TILE, from = in(reg) from, stride = in(reg) stride,],
+                readonly
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store<const TILE: usize>(&mut self, to: *mut u8, stride: usize) {
+        // SAFETY: writes what the caller vouches for.
+        unsafe {
+            asm!(
+                "tilestored [{to} + 1*{stride}], tmm{tile}",
+                tile = const TILE,
+                to = in(reg) to,
+                stride = in(reg) stride,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<const SUM: usize, const LEFT: usize, const RIGHT: usize>(&mut self) {
+        // SAFETY: changes a tile alone.
+        unsafe {
+            change_tiles!(
+                "tdpbf16ps tmm{sum}, tmm{left}, tmm{right}",
+                [sum = const SUM, left = const LEFT, right = const RIGHT,],
+                nomem
+            );
+        }
     }
 }
 
@@ -83,9 +180,9 @@ impl Drop for Tiles {
         // SAFETY: `new` vouched for AMX; without a palette tiles are in their first state.
         unsafe {
             if self.before.0[0] == 0 {
-                asm!("tilerelease", options(nomem, nostack, preserves_flags));
+                change_tiles!("tilerelease", [], nomem);
             } else {
-                asm!("ldtilecfg [{}]", in(reg) &raw const self.before, options(nostack, preserves_flags, readonly));
+                change_tiles!("ldtilecfg [{from}]", [from = in(reg) &raw const self.before,], readonly);
             }
         }
     }
@@ -114,7 +211,7 @@ pub(crate) struct Product {
 /// Runs `p`.
 ///
 /// # Safety
-/// The matrices are readable, `c` is writable and apart, and this thread has [`Tiles`].
+/// The matrices are readable, `c` is writable and apart, and this thread has [`Tiles`] of 16 columns.
 #[inline(always)]
 pub(crate) unsafe fn product(p: &Product) {
     // SAFETY: offsets are within 32 rows, and 64 bytes a step.

@@ -1,8 +1,11 @@
 //! `Linear` against f64.
 
 use super::timing::best;
-use super::{Real, Threads, isas};
-use crate::{Isa, LinearParams, ParallelFor, Serial, linear_on, linear_workspace_bytes};
+use super::{Real, Threads, assert_bits, isas};
+#[cfg(target_arch = "x86_64")]
+use crate::linear::matrix::Unit;
+use crate::linear::{linear_as, matrix::Form};
+use crate::{Isa, LinearParams, ParallelFor, Serial, linear_workspace_bytes};
 use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -118,18 +121,45 @@ fn pointer<T>(list: &[T]) -> *const T {
 }
 
 impl<T: Real> Problem<T> {
-    fn run(&self, isa: Isa, pool: &dyn ParallelFor) -> Vec<T> {
+    /// What the product can be computed with here.
+    fn ways(&self) -> Vec<(Isa, Form)> {
+        let mut ways: Vec<_> = isas()
+            .into_iter()
+            .map(|isa| (isa, Form::of::<T>(isa, &self.operator)))
+            .collect();
+        #[cfg(target_arch = "x86_64")]
+        if let (ElementType::BF16, WeightType::Float(ElementType::BF16)) =
+            (T::TYPE, self.operator.weight)
+        {
+            ways.extend(
+                isas()
+                    .into_iter()
+                    .map(|isa| (isa, Form::Tiles(Unit::Manual))),
+            );
+        }
+        ways
+    }
+
+    fn run(&self, (isa, form): (Isa, Form), pool: &dyn ParallelFor) -> Vec<T> {
         let rows = self.batch * self.seq_len;
         let bytes = linear_workspace_bytes(&self.operator, self.batch, self.seq_len);
-        let mut workspace = vec![0xa5u8; bytes + 64];
+        let mut workspace = vec![0xa5u8; bytes + 128];
         let start = workspace.as_ptr().align_offset(64);
         let mut output = vec![T::poison(); rows * self.operator.out_features];
+        // What is read past the matrix ends the test.
+        #[cfg(unix)]
+        let guarded =
+            (self.matrix.bytes.len() < 1 << 24).then(|| super::Guarded::new(&self.matrix.bytes));
+        #[cfg(unix)]
+        let weight = guarded.as_ref().map(|it| it.start);
+        #[cfg(not(unix))]
+        let weight = None;
         let params = LinearParams {
             operator: &self.operator,
             batch: self.batch,
             seq_len: self.seq_len,
             input: self.input.as_ptr(),
-            weight: self.matrix.bytes.as_ptr(),
+            weight: weight.unwrap_or(self.matrix.bytes.as_ptr()),
             seq_length: self.seq_length.as_ptr(),
             scales: pointer(&self.matrix.scales),
             zero_points: pointer(&self.matrix.zero_points),
@@ -139,7 +169,9 @@ impl<T: Real> Problem<T> {
             output: output.as_mut_ptr(),
         };
         // SAFETY: every buffer has its tensor's size.
-        unsafe { linear_on(isa, &params, workspace[start..].as_mut_ptr(), pool) };
+        unsafe { linear_as(isa, form, &params, workspace[start..].as_mut_ptr(), pool) };
+        let after = &workspace[start + bytes..];
+        assert!(after.iter().all(|byte| *byte == 0xa5), "{form:?}");
         output
     }
 
@@ -290,8 +322,8 @@ fn agrees<T: Real>(seed: u64) {
         for _ in 0..12 {
             let problem = problem::<T>(&mut rng, weight);
             let (model, sizes) = problem.model();
-            for isa in isas() {
-                let output = problem.run(isa, &Serial);
+            for way in problem.ways() {
+                let output = problem.run(way, &Serial);
                 let n = problem.operator.out_features;
                 for (at, (y, (&model, &size))) in
                     output.iter().zip(model.iter().zip(&sizes)).enumerate()
@@ -321,7 +353,7 @@ fn agrees<T: Real>(seed: u64) {
                             .map_or(0.0, |_| 2.5 * T::UNIT * size);
                     assert!(
                         (y.real() - model).abs() <= bound,
-                        "{isa:?} {:?} {:?}: {} for {model}, off by {:e} of {bound:e}",
+                        "{way:?} {:?} {:?}: {} for {model}, off by {:e} of {bound:e}",
                         problem.operator,
                         problem.around,
                         y.real(),
@@ -377,12 +409,12 @@ fn bits_are_kept<T: Real>(seed: u64) {
                 operator,
                 around: Around::Norm,
             };
-            for isa in isas() {
-                let together = whole.run(isa, &Serial);
+            for way in whole.ways() {
+                let together = whole.run(way, &Serial);
                 for threads in [1, 2, 64] {
                     assert!(
                         whole
-                            .run(isa, &Backwards(threads))
+                            .run(way, &Backwards(threads))
                             .iter()
                             .zip(&together)
                             .all(|(a, b)| a.bits() == b.bits())
@@ -395,11 +427,11 @@ fn bits_are_kept<T: Real>(seed: u64) {
                         let row = slot * seq_len + token;
                         whole.input = input[row * in_features..][..in_features].to_vec();
                         (whole.batch, whole.seq_len, whole.seq_length) = (1, 1, vec![1]);
-                        let alone = whole.run(isa, &Serial);
+                        let alone = whole.run(way, &Serial);
                         let beside = &together[row * 150..][..150];
                         assert!(
                             alone.iter().zip(beside).all(|(a, b)| a.bits() == b.bits()),
-                            "{isa:?} {weight:?} {in_features}"
+                            "{way:?} {weight:?} {in_features}"
                         );
                     }
                 }
@@ -421,8 +453,8 @@ fn padding_is_nan_where_its_input_is() {
         problem.input = values(&mut rng, 3 * k);
         problem.input[2 * k..].fill(bf16::NAN);
         (problem.gate, problem.residual) = (Vec::new(), None);
-        for isa in isas() {
-            let output = problem.run(isa, &Serial);
+        for way in problem.ways() {
+            let output = problem.run(way, &Serial);
             let row = |row: usize| output[row * n..][..n].iter().map(|y| y.real());
             assert!(row(0).all(f64::is_finite) && row(1).all(|y| y == 0.0));
             assert!(row(2).all(f64::is_nan));
@@ -435,6 +467,45 @@ fn a_row_has_the_same_bits_alone_and_beside_others() {
     bits_are_kept::<f32>(4);
     bits_are_kept::<f16>(5);
     bits_are_kept::<bf16>(6);
+}
+
+/// More rows than are summed at a time, and ends that fill no tile.
+#[test]
+fn a_row_has_the_same_bits_among_hundreds() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let operator = Linear {
+        in_features: 1068,
+        out_features: 50,
+        weight: WeightType::Float(ElementType::BF16),
+        activation: None,
+        epsilon: None,
+    };
+    let (k, n, rows) = (operator.in_features, operator.out_features, 500);
+    let mut problem = Problem::<bf16> {
+        batch: 1,
+        seq_len: rows,
+        seq_length: vec![rows as i64],
+        input: values(&mut rng, rows * k),
+        norm: Vec::new(),
+        gate: Vec::new(),
+        residual: None,
+        matrix: matrix(&mut rng, &operator, false),
+        operator,
+        around: Around::Nothing,
+    };
+    let input = problem.input.clone();
+    for way in problem.ways() {
+        (problem.seq_len, problem.seq_length) = (rows, vec![rows as i64]);
+        problem.input.clone_from(&input);
+        let together = problem.run(way, &Threads(2));
+        for (first, count) in [(0, 1), (14, 3), (31, 9), (470, 17), (498, 2)] {
+            (problem.seq_len, problem.seq_length) = (count, vec![count as i64]);
+            problem.input = input[first * k..][..count * k].to_vec();
+            let apart = problem.run(way, &Serial);
+            let place = format!("{way:?}, rows from {first} on");
+            assert_bits(&apart, &together[first * n..][..count * n], &place);
+        }
+    }
 }
 
 /// Products with a matrix larger than the caches, of one row, of eight and of a chunk.
@@ -475,12 +546,13 @@ fn timed<T: Real>(isa: Isa, weight: WeightType) {
         operator,
         around: Around::Nothing,
     };
+    let way = (isa, Form::of::<T>(isa, &problem.operator));
     for rows in [1, 8, 512] {
         problem.seq_len = rows;
         problem.seq_length = vec![rows as i64];
         let [one, two] = [&Serial as &dyn ParallelFor, &Threads(2)].map(|pool| {
             best(pool, || {
-                black_box(problem.run(isa, pool));
+                black_box(problem.run(way, pool));
             })
         });
         let flops =

@@ -13,6 +13,8 @@ mod model;
 mod numerics;
 mod scan;
 mod simd;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiles;
 #[cfg(unix)]
 mod timing;
 
@@ -100,6 +102,49 @@ pub(crate) fn random<T: Real>(rng: &mut ChaCha8Rng, count: usize, limit: f64) ->
     (0..count)
         .map(|_| T::of(rng.random_range(-limit..limit)))
         .collect()
+}
+
+/// A copy of bytes after which nothing can be read.
+#[cfg(unix)]
+pub(crate) struct Guarded {
+    pages: *mut libc::c_void,
+    bytes: usize,
+    pub start: *const u8,
+}
+
+#[cfg(unix)]
+impl Guarded {
+    pub fn new(of: &[u8]) -> Self {
+        // No machine has larger pages.
+        const PAGE: usize = 1 << 16;
+        let bytes = of.len().next_multiple_of(PAGE) + PAGE;
+        let (access, kind) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANON,
+        );
+        // SAFETY: memory of our own, of which the last page is given up.
+        unsafe {
+            let pages = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
+            assert_ne!(pages, libc::MAP_FAILED);
+            let end = pages.cast::<u8>().add(bytes - PAGE);
+            assert_eq!(libc::mprotect(end.cast(), PAGE, libc::PROT_NONE), 0);
+            let start = end.sub(of.len());
+            start.copy_from_nonoverlapping(of.as_ptr(), of.len());
+            Self {
+                pages,
+                bytes,
+                start,
+            }
+        }
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nobody has it.
+        assert_eq!(unsafe { libc::munmap(self.pages, self.bytes) }, 0);
+    }
 }
 
 /// Runs the tasks from the last to the first.

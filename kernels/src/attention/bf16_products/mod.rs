@@ -14,7 +14,7 @@ use crate::element::Element;
 use crate::isa::Isa;
 use crate::rope::rotate;
 use crate::scratch::{Carver, with_scratch};
-use crate::simd::amx::Tiles;
+use crate::simd::amx::{Registers, Tiles};
 use crate::simd::{Avx512, Simd};
 use half::bf16;
 use panel::{DEPTH, Keys, PANEL, Panel, Product, softmax};
@@ -64,7 +64,7 @@ pub(super) unsafe fn attend<T: Element, C: Element>(
         unsafe {
             let tile = Tile::new(floats, call.params.head_dim, tokens);
             if matches!(call.isa, Isa::Amx) {
-                let tiles = Tiles::new();
+                let tiles = Tiles::new(16);
                 attend_tile::<T, C, true>(call, head, &tile, sources);
                 drop(tiles);
             } else {
