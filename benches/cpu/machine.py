@@ -8,7 +8,7 @@ from pathlib import Path
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 # CPUs that other processes take while a row is timed, from which on it counts as disturbed.
 DISTURBED = 0.1
-PACKAGES = ("torch", "numpy", "onnx", "onnxruntime")
+PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "llama_cpp_python", "openvino")
 
 
 def read(path):
@@ -64,13 +64,15 @@ def describe():
 
 
 def busy_seconds():
-    """CPU seconds that all processes have used, and those of this one; None where the system does not say."""
+    """CPU seconds that all processes have used, and those of this one and of its ended children; None where the
+    system does not say."""
     fields = field(read("/proc/stat").replace("cpu  ", "cpu : ", 1), "cpu").split()
     if len(fields) < 8:
         return None
     user, nice, system, _, _, interrupt, soft, stolen = map(int, fields[:8])
     mine = os.times()
-    return (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system
+    own = mine.user + mine.system + mine.children_user + mine.children_system
+    return (user + nice + system + interrupt + soft + stolen) / os.sysconf("SC_CLK_TCK"), own
 
 
 def load():

@@ -12,6 +12,9 @@ import charts  # noqa: E402
 from machine import DISTURBED  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
+PAGE = "cpu.md"
+# Begins what model_report.py writes, to the end of the page.
+MODEL = "## A whole model"
 DENSE = [1, 0, 0]
 GATHERED = ("SDPA on gathered keys",)
 FLEX = ("Flex, mask made before",)
@@ -186,7 +189,7 @@ def about(document):
     return "\n".join(lines) + "\n"
 
 
-def limits_section(document):
+def limits_table(document):
     """Limits at both ends of the run."""
     found = document["limits"]
     rows = []
@@ -197,7 +200,7 @@ def limits_section(document):
             cells.append(f"{limit['rate'] / 1e9:.4g}, {limit['way']}" if "rate" in limit else limit["reason"])
         rows.append(cells)
     text = "Thousand millions a second: FLOPs, or bytes; the best of several ways.\n\n"
-    return "## Limits\n\n" + text + table(["limit", "start", "end"], rows)
+    return text + table(["limit", "start", "end"], rows)
 
 
 def checks_section(document):
@@ -280,14 +283,20 @@ def page(document, pictures):
     parts.append("## Goals\n\n" + table(["ratio", "goal", "found"], goals(data)))
     captions = {"cpu_peers.svg": "Our kernels and the others", "cpu_time.svg": "Time against the length of the prompt"}
     parts += [f"![{words}]({name})\n" for name, words in captions.items() if name in pictures]
-    parts += ["## How to read this\n\n" + READING, PROFILE, limits_section(document)]
+    parts += ["## How to read this\n\n" + READING, PROFILE, "## Limits\n\n" + limits_table(document)]
     parts += [part_section(data, part) for part in ("chain", "attention", "scan", "decode")]
     parts.append(checks_section(document))
     return "\n".join(part for part in parts if part)
 
 
+def parts_of(page):
+    """The kernels' part of a page and the whole model's, which are written apart; empty where there is none."""
+    kernels, heading, model = (page.read_text() if page.is_file() else "").partition(MODEL)
+    return kernels.rstrip() + "\n" * bool(kernels), heading + model
+
+
 def write(document, folder):
-    """Writes the page and its drawings into a folder; the drawings of an older run go."""
+    """Writes the kernels' part of the page and its drawings into a folder; the drawings of an older run go."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = drawings(Data(document))
     for old in folder.glob("cpu_*.svg"):
@@ -295,7 +304,8 @@ def write(document, folder):
             old.unlink()
     for name, drawing in pictures.items():
         (folder / name).write_text(drawing)
-    (folder / "cpu.md").write_text(page(document, pictures))
+    _, model = parts_of(folder / PAGE)
+    (folder / PAGE).write_text(page(document, pictures) + ("\n" + model if model else ""))
 
 
 def main(arguments):

@@ -43,6 +43,9 @@ cargo xtask <command>
   peers [--suite must|full] [--seconds N]
           measures the CPU kernels next to ONNX Runtime's and PyTorch's ways, with wheels of its
           own (several GB) in target/peers; writes docs/cpu.md
+  peers --suite model [--size 1.5b|tiny] [--seconds N] [--continue]
+          measures a whole model next to llama.cpp, built here from source, PyTorch and OpenVINO,
+          with 15 GB of models in target/peers; writes the end of docs/cpu.md
   sanitize [--thread]
           the custom-op library built with AddressSanitizer, or with ThreadSanitizer, in Python
           and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)

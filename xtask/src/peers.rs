@@ -1,5 +1,5 @@
-//! The CPU kernels against what one would run instead: an environment with PyTorch, the build, the
-//! measurement, and docs/cpu.md.
+//! The CPU kernels, and a whole model, against what one would run instead: an environment with
+//! PyTorch (and llama.cpp and OpenVINO), the build, the measurement, and docs/cpu.md.
 
 use crate::Outcome;
 use crate::setup;
@@ -9,15 +9,21 @@ use crate::workspace::{Workspace, python_of};
 use std::path::Path;
 use std::process::Command;
 
-const SCRIPT: &str = "benches/cpu/peers.py";
 const REQUIREMENTS: &str = "benches/cpu/requirements.txt";
-const SUITES: [&str; 2] = ["must", "full"];
+const MODEL_REQUIREMENTS: &str = "benches/cpu/requirements-model.txt";
+/// The last is of whole models.
+const SUITES: [&str; 3] = ["must", "full", "model"];
+const SIZES: [&str; 2] = ["1.5b", "tiny"];
 
 /// What the command line asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Options {
     suite: String,
     seconds: Option<u64>,
+    /// Of the whole model.
+    size: Option<String>,
+    /// Whether the whole model's earlier results are kept.
+    resume: bool,
 }
 
 impl Options {
@@ -25,29 +31,50 @@ impl Options {
     pub fn parse(words: &[&str]) -> Result<Self, Error> {
         let mut options = Self {
             suite: SUITES[0].to_owned(),
-            seconds: None,
+            ..Self::default()
         };
         let mut words = words.iter();
         while let Some(&flag) = words.next() {
+            if flag == "--continue" {
+                options.resume = true;
+                continue;
+            }
             let value = words.next().copied().unwrap_or_default();
             match flag {
                 "--suite" if SUITES.contains(&value) => options.suite = value.to_owned(),
                 "--seconds" if value.parse::<u64>().is_ok() => {
                     options.seconds = value.parse().ok();
                 }
+                "--size" if SIZES.contains(&value) => options.size = Some(value.to_owned()),
                 _ => {
-                    return Err(Error::new(
-                        format!(
-                            "peers: expected `--suite {}` or `--seconds N`, found `{}`",
-                            SUITES.join("|"),
-                            format!("{flag} {value}").trim_end()
-                        ),
-                        "correct the command line",
-                    ));
+                    return Err(Self::refused(format!(
+                        "`--suite {}`, `--seconds N`, and of the suite `model` `--size {}` or `--continue`, \
+                         found `{}`",
+                        SUITES.join("|"),
+                        SIZES.join("|"),
+                        format!("{flag} {value}").trim_end()
+                    )));
                 }
             }
         }
+        if !options.of_model() && (options.resume || options.size.is_some()) {
+            let found = "`--size` or `--continue` without `--suite model`";
+            return Err(Self::refused(format!(
+                "them with a whole model alone, found {found}"
+            )));
+        }
         Ok(options)
+    }
+
+    fn refused(expected: String) -> Error {
+        Error::new(
+            format!("peers: expected {expected}"),
+            "correct the command line",
+        )
+    }
+
+    fn of_model(&self) -> bool {
+        self.suite == SUITES[2]
     }
 }
 
@@ -58,9 +85,48 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
     let python = python_of(&folder);
     say("    PyTorch's wheels take several GB below the target directory");
     setup::environment(workspace, &folder, REQUIREMENTS, || Ok(()))?;
+    if options.of_model() {
+        say("    llama.cpp is built from source: some minutes, once");
+        setup::environment(workspace, &folder, MODEL_REQUIREMENTS, || Ok(()))?;
+    } else {
+        prepare_compiler(&steps, &python);
+    }
+    build(&steps)?;
+    let mut measure = Command::new(workspace.absolute(&python));
+    let (script, results) = match options.of_model() {
+        true => ("benches/cpu/model_peers.py", "model.json"),
+        false => ("benches/cpu/peers.py", "results.json"),
+    };
+    measure
+        .arg(script)
+        .arg("--library")
+        .arg(workspace.absolute(&workspace.ort_plugin()))
+        .arg("--program")
+        .arg(workspace.absolute(&workspace.program()))
+        .arg("--json")
+        .arg(workspace.absolute(&folder.join(results)))
+        .args(["--docs", "docs"]);
+    if options.of_model() {
+        let models = folder.join("models");
+        measure.arg("--models").arg(workspace.absolute(&models));
+        measure.args(options.size.iter().flat_map(|size| ["--size", size]));
+        measure.args(options.resume.then_some("--continue"));
+    } else {
+        let compiled = workspace.absolute(&folder.join("torchinductor"));
+        measure.args(["--suite", &options.suite]);
+        measure.env("TORCHINDUCTOR_CACHE_DIR", compiled);
+    }
+    if let Some(seconds) = options.seconds {
+        measure.args(["--seconds", &seconds.to_string()]);
+    }
+    steps.try_run("measure ours and the others", &mut measure)
+}
+
+/// What PyTorch compiles with; where it cannot be had, rows have no figures.
+fn prepare_compiler(steps: &Steps<'_>, python: &Path) {
     for problem in [
-        toolkit::check_cxx_compiler(&steps),
-        check_headers(&steps, &python),
+        toolkit::check_cxx_compiler(steps),
+        check_headers(steps, python),
     ] {
         if let Err(error) = problem {
             say(&format!(
@@ -68,6 +134,9 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
             ));
         }
     }
+}
+
+fn build(steps: &Steps<'_>) -> Result<(), Error> {
     let mut build = Command::new("cargo");
     build.args(["build", "--release"]);
     build.args(["-p", "ratplus", "-p", "ratplus-onnxruntime"]);
@@ -77,25 +146,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
         "build the ratplus command, the ONNX Runtime library and what the benchmarks need",
         &mut build,
         "mend what the compiler says above, then run it again",
-    )?;
-    let mut measure = Command::new(workspace.absolute(&python));
-    measure
-        .args([SCRIPT, "--suite", &options.suite])
-        .arg("--library")
-        .arg(workspace.absolute(&workspace.ort_plugin()))
-        .arg("--program")
-        .arg(workspace.absolute(&workspace.program()))
-        .arg("--json")
-        .arg(workspace.absolute(&folder.join("results.json")))
-        .args(["--docs", "docs"])
-        .env(
-            "TORCHINDUCTOR_CACHE_DIR",
-            workspace.absolute(&folder.join("torchinductor")),
-        );
-    if let Some(seconds) = options.seconds {
-        measure.args(["--seconds", &seconds.to_string()]);
-    }
-    steps.try_run("measure the CPU kernels and the others", &mut measure)
+    )
 }
 
 /// Finds Python's headers, which PyTorch's compiled code includes, or installs Debian's where this
@@ -135,12 +186,25 @@ mod tests {
         let options = |suite: &str, seconds| Options {
             suite: suite.into(),
             seconds,
+            ..Options::default()
         };
         assert_eq!(read(&[]), Ok(options("must", None)));
         assert_eq!(
             read(&["--seconds", "60", "--suite", "full"]),
             Ok(options("full", Some(60)))
         );
+        assert_eq!(
+            read(&["--suite", "model", "--size", "tiny", "--continue"]),
+            Ok(Options {
+                size: Some("tiny".into()),
+                resume: true,
+                ..options("model", None)
+            })
+        );
+        for words in [&["--size", "tiny"][..], &["--suite", "full", "--continue"]] {
+            let message = read(words).unwrap_err();
+            assert!(message.contains("without `--suite model`"), "{message}");
+        }
         for words in [
             &["--suite", "all"][..],
             &["--seconds"],

@@ -49,7 +49,9 @@ pub fn environment(
             "restore the file from the repository",
         )
     })?;
-    let stamp = venv.join(STAMP);
+    // One environment may have several lists.
+    let list = Path::new(requirements).with_extension("stamp");
+    let stamp = venv.join(list.file_name().unwrap_or(STAMP.as_ref()));
     let wanted = format!("{version}\n{wheels}");
     let found = std::fs::read_to_string(&stamp).unwrap_or_default();
     let own = python_of(venv);

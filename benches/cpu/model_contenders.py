@@ -1,0 +1,216 @@
+"""Who decodes a whole model: what each needs on disk, how it is measured, and why it may be missing here."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import model_llama
+from model_sizes import PATTERN
+
+HERE = Path(__file__).resolve().parent
+TOKENIZER = HERE.parents[1] / "tests" / "golden" / "kjv_d16w64i4" / "tokenizer.json"
+# Tokens: as many as model_llama.py's first prompt.
+PROMPT = "In the beginning God"
+BITS = ("bf16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders share."""
+
+    size: object
+    threads: int
+    program: Path
+    library: Path
+    # Of models and packages.
+    folder: Path
+
+
+def run(command, **more):
+    """Standard output of a command; its last words where it fails."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, **more)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise RuntimeError(f"{Path(command[0]).name}: exit {done.returncode}: {' '.join(lines[-3:])[:300]}")
+    return done.stdout
+
+
+def up_to_date(path, key, sources=()):
+    """Whether `path` was made for `key`, after the files that it is made by."""
+    stamp = path.with_name(path.name + ".stamp")
+    try:
+        made = stamp.stat().st_mtime
+        fresh = all(made > source.stat().st_mtime for source in sources)
+        return path.exists() and fresh and stamp.read_text() == key
+    except OSError:
+        return False
+
+
+def stamp(path, key):
+    path.with_name(path.name + ".stamp").write_text(key)
+
+
+class Ours:
+    """A package of ours, measured by `ratplus bench` and `ratplus generate`."""
+
+    program, needs = "ours", ()
+
+    def __init__(self, setting, bits, batch=1):
+        self.setting, self.bits, self.batch = setting, bits, batch
+        self.name = f"ours {bits}" + (f" x {batch}" if batch > 1 else "")
+        self.package = setting.folder / f"{setting.size.name}-{self.name.replace(' ', '-')}"
+
+    def flags(self):
+        size = self.setting.size
+        longest = size.longest if self.batch == 1 else size.prompt + size.new_tokens
+        flags = ["--dtype", "bf16", "--prefill-lengths", size.prompt, "--max-seq-len", longest, "--batch", self.batch]
+        if self.batch == 1 and size.vocab_size >= 2048:
+            flags += ["--tokenizer", TOKENIZER]
+        return flags + ([] if self.bits == "bf16" else ["--quantize", self.bits])
+
+    def prepare(self):
+        export(self.setting, self.package, self.flags())
+
+    def measure(self):
+        size, threads = self.setting.size, self.setting.threads
+        contexts = size.contexts if self.batch == 1 else [size.prompt]
+        with tempfile.TemporaryDirectory(dir=self.setting.folder) as folder:
+            results = Path(folder) / "bench.json"
+            command = [self.setting.program, "bench", self.package, "--threads", threads, "--repeat", 1, "--json", results]
+            command += ["--prompt", size.prompt, "--context", ",".join(map(str, contexts)), "-n", size.new_tokens]
+            run(command, env=environment(self.setting))
+            report = json.loads(results.read_text())[0]
+        rates = {(row["decode"], row["context"]): row["tokens_per_second"]["p50"] for row in report["measured"]}
+        found = {"decode": {context: rates[True, context] for context in contexts}, "prompt": rates[False, 0]}
+        found |= {"weights_bytes": report["weights_bytes"], "state_bytes": report["state_bytes"]}
+        found["resident_bytes"] = report["peak_resident_bytes"]
+        # The embedding is a table of its own where the head is integers; a token reads a row of it.
+        table = 0 if self.bits == "bf16" else 2 * size.vocab_size * size.d_model
+        found["read_bytes"] = report["weights_bytes"] - table
+        if self.batch == 1:
+            generate = [self.setting.program, "generate", self.package, "--prompt", PROMPT, "-n", 1, "--threads", threads]
+            begin = time.perf_counter()
+            run(generate, env=environment(self.setting))
+            found["first_token"] = time.perf_counter() - begin
+        return found
+
+
+def environment(setting):
+    """That `ratplus` finds its libraries in."""
+    made = dict(os.environ, RATPLUS_ORT_LIBRARY=str(setting.library))
+    if "ORT_DYLIB_PATH" not in made:
+        for folder in importlib.util.find_spec("onnxruntime").submodule_search_locations:
+            made |= {"ORT_DYLIB_PATH": str(path) for path in Path(folder).glob("capi/libonnxruntime.so.*")}
+    return made
+
+
+def export(setting, package, flags):
+    """Writes a package of random weights, unless it is there; weights that another has as well are its file."""
+    config = setting.folder / f"{setting.size.name}.json"
+    key = json.dumps([setting.size.config(), *map(str, flags)])
+    if up_to_date(package, key, [setting.program]):
+        return
+    config.write_text(setting.size.config())
+    command = [setting.program, "export", "--synthetic", "config", "--config", config, *flags, "-o", package]
+    run(command)
+    checksum = lambda folder: json.loads((folder / "manifest.json").read_text())["files"]["weights.bin"]  # noqa: E731
+    for other in sorted(setting.folder.iterdir()):
+        same = other != package and (other / "manifest.json").is_file() and checksum(other) == checksum(package)
+        if same:
+            os.remove(package / "weights.bin")
+            os.link(other / "weights.bin", package / "weights.bin")
+            break
+    stamp(package, key)
+
+
+class Worker:
+    """A peer that is measured by a program of benches/cpu in a process of its own."""
+
+    batch = 1
+
+    def __init__(self, setting, bits):
+        self.setting, self.bits, self.name = setting, bits, f"{self.program} {bits}"
+
+    def prepare(self):
+        """PyTorch makes its weights as it starts."""
+
+    def more(self):
+        return []
+
+    def work(self, *more):
+        words = ["--size", self.setting.size.name, "--threads", self.setting.threads, *self.more(), *more]
+        return json.loads(run([sys.executable, HERE / self.script, *words]))
+
+    def measure(self):
+        found = self.work()
+        found["decode"] = {int(context): rate for context, rate in found["decode"].items()}
+        found["weights_bytes"] = found["read_bytes"] = 2 * self.setting.size.weights
+        return found
+
+
+class LlamaCpp(Worker):
+    program, needs, script = "llama.cpp", ("llama_cpp", "gguf"), "model_llama.py"
+
+    def __init__(self, setting, bits):
+        super().__init__(setting, bits)
+        self.model = setting.folder / f"{setting.size.name}-{bits}.gguf"
+
+    def prepare(self):
+        key = json.dumps([repr(self.setting.size), model_llama.TYPES[self.bits]])
+        if not up_to_date(self.model, key):
+            model_llama.write(self.setting.size, self.bits, self.model)
+            stamp(self.model, key)
+
+    def more(self):
+        return ["--model", self.model]
+
+    def measure(self):
+        found = super().measure() | self.work("--first-token")
+        found["weights_bytes"] = found["read_bytes"] = self.model.stat().st_size
+        return found
+
+
+class PyTorch(Worker):
+    program, needs, script = "PyTorch", ("torch",), "model_torch.py"
+
+
+class OpenVino(Worker):
+    program, needs, script = "OpenVINO", ("openvino",), "model_openvino.py"
+
+    def __init__(self, setting, bits):
+        super().__init__(setting, bits)
+        self.package = setting.folder / f"{setting.size.name}-inline-{bits}"
+
+    def prepare(self):
+        size = self.setting.size
+        flags = ["--dtype", self.bits, "--prefill-lengths", size.prompt, "--max-seq-len", size.longest]
+        export(self.setting, self.package, [*flags, "--fallback", "inline"])
+
+    def more(self):
+        return ["--package", self.package]
+
+
+def missing(contender):
+    """Why a contender cannot be measured here, or None."""
+    absent = [name for name in contender.needs if importlib.util.find_spec(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def contenders(setting):
+    """In the order of a round: ours and llama.cpp's of a kind in turn."""
+    made = []
+    for bits in BITS:
+        made += [Ours(setting, bits), LlamaCpp(setting, bits)]
+    made += [Ours(setting, bits, setting.size.batch) for bits in ("bf16", "int4")]
+    return [*made, PyTorch(setting, "bf16"), OpenVino(setting, "bf16")]
+
+
+def words():
+    """The pattern of ours, in words."""
+    return f"D={PATTERN['dilation']} W={PATTERN['local_window']} I={PATTERN['initial']}"

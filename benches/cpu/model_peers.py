@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Measures a whole model, ours next to llama.cpp, PyTorch and OpenVINO, each in processes of its own, one after the
+other in rounds.
+
+`cargo xtask peers --suite model` installs and builds what this needs. Packages and models are written first, unless they
+are there. Results are written after every step; `--continue` goes on from there.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path += [str(HERE), str(ROOT / "tests" / "python")]
+
+import machine  # noqa: E402
+from limits import Limits  # noqa: E402
+from model_contenders import Setting, contenders, missing  # noqa: E402
+from model_sizes import SIZES  # noqa: E402
+from peers import below_root  # noqa: E402
+
+# Seconds that are kept for the limits at the end.
+RESERVE = 20
+
+
+def parse(words):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="1.5b", choices=SIZES, help="of the model (default: 1.5b)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all are measured, at most (default: 3)")
+    parser.add_argument("--seconds", type=float, default=840, help="no step is started that may end after these (default: 840)")
+    parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
+    parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
+    parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
+    parser.add_argument("--models", type=Path, default=ROOT / "target/peers/models", help="where packages and models are kept")
+    parser.add_argument("--json", type=Path, help="where results go, after every step")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="keep the steps that --json holds")
+    parser.add_argument("--docs", type=Path, help="the folder whose cpu.md gets the results, and their drawing")
+    options = parser.parse_args(words)
+    for flag, value in [("--threads", options.threads), ("--rounds", options.rounds)]:
+        if value < 1:
+            parser.error(f"{flag}: expected 1 or more, found {value}")
+    for flag, path in [("--library", options.library), ("--program", options.program)]:
+        if not path.is_file():
+            parser.error(f"{flag}: {path}: no such file; `cargo build --release -p ratplus -p ratplus-onnxruntime` makes it")
+    if options.resume and not options.json:
+        parser.error("--continue: expected --json FILE with it")
+    return options
+
+
+class Measurement:
+    """What has been found."""
+
+    def __init__(self, options, words):
+        self.options = options
+        self.deadline = time.monotonic() + options.seconds - RESERVE
+        options.models.mkdir(parents=True, exist_ok=True)
+        files = (options.program.resolve(), options.library.resolve())
+        self.setting = Setting(SIZES[options.size], options.threads, *files, options.models.resolve())
+        size = self.setting.size
+        self.document = {
+            "command": shlex.join(["python3", "benches/cpu/model_peers.py", *map(below_root, words)]),
+            "date": time.strftime("%Y-%m-%d"), "size": size.name, "threads": options.threads, "prompt": size.prompt,
+            "contexts": list(size.contexts), "new_tokens": size.new_tokens, "batch": size.batch,
+            "dense_ffn": size.dense_ffn, "weights": size.weights, "machine": machine.describe(),
+            "load": {"start": machine.load()}, "limits": {}, "skipped": [], "steps": [],
+        }  # fmt: skip
+        if options.resume and options.json.is_file():
+            self.take_over(json.loads(options.json.read_text()))
+
+    def take_over(self, earlier):
+        """Steps of an earlier run, which has to be one of the same."""
+        for field in ("size", "threads", "machine"):
+            if earlier.get(field) != self.document[field]:
+                raise SystemExit(
+                    f"error: {self.options.json}: --continue expects `{field}` {self.document[field]!r}, found "
+                    f"{earlier.get(field)!r}; measure anew without --continue"
+                )
+        self.document["steps"] = [step for step in earlier["steps"] if "reason" not in step]
+        self.document["limits"] = earlier["limits"]
+
+    def save(self):
+        if self.options.json:
+            self.options.json.parent.mkdir(parents=True, exist_ok=True)
+            self.options.json.write_text(json.dumps(self.document, indent=1) + "\n")
+
+    def skip(self, name, reason):
+        self.document["skipped"].append({"contender": name, "reason": reason})
+        print(f"skipped: {name}: {reason}", flush=True)
+
+    def limits(self, when):
+        try:
+            import torch
+        except ImportError:
+            torch = None
+        small = self.setting.size.name == "tiny"
+        self.document["limits"][when] = Limits(torch, self.options.threads, small).measure()
+
+    def run(self):
+        """Whether ours were measured."""
+        present = []
+        for contender in contenders(self.setting):
+            reason = missing(contender)
+            if reason:
+                self.skip(contender.name, reason)
+                continue
+            begin = time.monotonic()
+            contender.prepare()
+            present.append(contender)
+            if time.monotonic() - begin > 1:
+                print(f"prepared {contender.name} in {time.monotonic() - begin:.0f} s", flush=True)
+        # Preparing is not measuring: it is done once.
+        self.deadline = time.monotonic() + self.options.seconds - RESERVE
+        self.limits("start")
+        self.save()
+        for turn in range(self.options.rounds):
+            for contender in present:
+                if self.steps(contender) <= turn:
+                    self.step(contender, turn)
+        self.limits("end")
+        self.document["load"]["end"] = machine.load()
+        self.save()
+        failed = [step["contender"] for step in self.document["steps"] if "reason" in step]
+        print(f"{len(self.document['steps'])} steps measured, {len(self.document['skipped'])} skipped", flush=True)
+        return not any(name.startswith("ours") for name in failed)
+
+    def steps(self, contender):
+        return sum(step["contender"] == contender.name for step in self.document["steps"])
+
+    def step(self, contender, turn):
+        """Measures a contender once, or says why not."""
+        known = [step["seconds"] for step in self.document["steps"] if step["contender"] == contender.name]
+        left = self.deadline - time.monotonic()
+        if max(known, default=0) > left:
+            about = f", of about {max(known):.0f} s," if known else ""
+            self.skip(contender.name, f"round {turn + 1}{about} does not end within --seconds {self.options.seconds:g}")
+            return
+        before, begin = machine.busy_seconds(), time.monotonic()
+        step = {"contender": contender.name, "program": contender.program, "bits": contender.bits, "batch": contender.batch}
+        try:
+            step |= contender.measure()
+        except Exception as error:  # noqa: BLE001 - a failure is a result
+            step["reason"] = f"{type(error).__name__}: {error}"[:400].replace(str(ROOT), ".")
+        step["seconds"] = time.monotonic() - begin
+        after = machine.busy_seconds()
+        if before and after and step["seconds"] > 0.2:
+            everyone, mine = (late - early for early, late in zip(before, after))
+            step["others_cpus"] = round(max(0.0, everyone - mine) / step["seconds"], 2)
+        self.document["steps"].append(step)
+        self.save()
+        print(f"{turn + 1}: {contender.name:20} {words_of(step)}", flush=True)
+
+
+def words_of(step):
+    """A step's results in one line."""
+    if "reason" in step:
+        return step["reason"]
+    rates = ", ".join(f"{rate:.2f} tokens/s after {context}" for context, rate in step["decode"].items())
+    parts = [rates, f"prompt {step['prompt']:.1f} tokens/s", f"resident {step['resident_bytes'] / 1e9:.2f} GB"]
+    if "first_token" in step:
+        parts.append(f"first token {step['first_token']:.2f} s")
+    return "; ".join([*parts, f"({step['seconds']:.0f} s, others {step.get('others_cpus', '?')} CPUs)"])
+
+
+def main(words):
+    """Runs all rounds; the exit code."""
+    options = parse(words)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(options.threads)
+    measurement = Measurement(options, words)
+    right = measurement.run()
+    if options.docs:
+        import model_report
+
+        model_report.write(measurement.document, options.docs)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
