@@ -68,8 +68,7 @@ class Ours:
 
     def flags(self):
         size = self.setting.size
-        longest = size.longest if self.batch == 1 else size.prompt + size.new_tokens
-        flags = ["--dtype", "bf16", "--prefill-lengths", size.prompt, "--max-seq-len", longest, "--batch", self.batch]
+        flags = ["--dtype", "bf16", "--prefill-lengths", size.prompt, "--max-seq-len", size.longest, "--batch", self.batch]
         if self.batch == 1 and size.vocab_size >= 2048:
             flags += ["--tokenizer", TOKENIZER]
         return flags + ([] if self.bits == "bf16" else ["--quantize", self.bits])
