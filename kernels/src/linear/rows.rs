@@ -35,6 +35,8 @@ pub(super) unsafe fn rows_body<S: Simd, T: Element>(
     index: usize,
     scratch: *mut f32,
 ) {
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = scratch;
     // SAFETY: forwarded; rows have `stride` f32.
     unsafe {
         match call.form {
