@@ -20,6 +20,27 @@ constexpr i32 SHARE_ROWS = 256;
 template <i32 DIM>
 constexpr i32 DECODE_SHARED_FLOATS = 2 * DECODE_WARPS + (DECODE_WARPS + 2) * DIM;
 
+// Counts the blocks of a head that are done, in memory that holds anything at the start: its upper 56 bits
+// are a mark, and where they are not, the first block to look puts it there. No block counts before it has
+// looked, and the last one leaves a count of zero. As f32 and in its first halves the mark is a NaN that no
+// instruction makes: what a kernel computed is not taken for a count.
+struct Arrivals {
+    static constexpr u64 MARK = 0x7fb9ffe37fb9ff00ull;
+    u64* const at;
+
+    // Of the block's head.
+    RATPLUS_DEVICE Arrivals(const AttentionParams& p, u32 slot)
+        : at(p.arrived + static_cast<i64>(slot) * p.launch_heads + block_y()) {}
+
+    RATPLUS_DEVICE u64 look() const { return load_relaxed(at); }
+    RATPLUS_DEVICE static bool is_marked(u64 seen) { return (seen ^ MARK) <= 0xff; }
+    // Unless another block did since `seen` was there.
+    RATPLUS_DEVICE void mark(u64 seen) const { compare_and_store(at, seen, MARK); }
+    // How many have come before; between two `block_barrier`s.
+    RATPLUS_DEVICE i32 count() const { return static_cast<i32>(atomic_increment_ordered(at) & 0xff); }
+    RATPLUS_DEVICE void reset() const { store_relaxed(at, MARK); }
+};
+
 // A softmax over some keys: the largest score, the sum of the weights relative to it, and this
 // lane's channels of the weighted values.
 template <i32 WIDTH>
@@ -48,6 +69,11 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
             store16(at.output + d, Vec16{});
         }
         return;
+    }
+
+    u64 seen = Arrivals::MARK;
+    if (p.splits > 1 && thread == 0) {
+        seen = Arrivals(p, slot).look();
     }
 
     // The token itself: every group has it.
@@ -89,6 +115,9 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
     if (group == 0) {
         store_floats(own, key);
         store_floats(own + DIM, value);
+    }
+    if (!Arrivals::is_marked(seen)) {
+        Arrivals(p, slot).mark(seen);
     }
     const auto dot = [&](const float (&row)[WIDTH]) {
         float sum = 0.0f;
@@ -201,6 +230,7 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
         }
     }
     if (p.splits > 1) {
+        const Arrivals arrivals(p, slot);
         const i64 of_head = static_cast<i64>(slot) * p.launch_heads + block_y();
         float* const partials = p.partial + of_head * p.splits * (DIM + 2);
         if (thread < DIM) {
@@ -212,13 +242,16 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
             }
         }
         block_barrier();
-        u32* const arrived = reinterpret_cast<u32*>(shared);
+        i32* const before = reinterpret_cast<i32*>(shared);
         if (thread == 0) {
-            *arrived = atomic_increment_ordered(p.arrived + of_head);
+            *before = arrivals.count();
         }
         block_barrier();
-        if (*arrived != static_cast<u32>(p.splits - 1)) {
+        if (*before != p.splits - 1) {
             return;
+        }
+        if (thread == 0) {
+            arrivals.reset();
         }
         if (thread < DIM) {
             top = LOWEST;

@@ -3,7 +3,8 @@
 // A block has queries of one head: 128 for many keys, 64 for few keys. A warp has sixteen of them, or
 // 32 where there are registers for their results: it reads keys and values from shared memory half as
 // often. Unless the block has eight warps, a multiprocessor holds two blocks, and one computes while the
-// other starts or ends.
+// other starts or ends. Its queries' fragments stay in registers; where keys are and who sees them waits in
+// shared memory for the two moments of a tile that ask for it.
 // One online softmax: it starts from each query's own key, whose score is a row product, so that no
 // row is ever empty and no diagonal tile is computed where nobody sees another's own key; then come
 // the tiles of the set of keys. Masks are computed on the tiles that some query does not see in
@@ -14,6 +15,8 @@
 namespace ratplus {
 
 constexpr i32 PREFILL_KEYS = 64;
+// Room for a TilePlan.
+constexpr i32 PLAN_BYTES = 128;
 
 template <typename T, i32 DIM, i32 THREADS, class Keys, class Tile>
 RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const Tile& tile, i32 past, T* keys,
@@ -31,6 +34,13 @@ RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const T
     });
     copy_async_commit();
 }
+
+template <typename T, class Keys, class Tiles>
+struct TilePlan {
+    HeadTensors<T> at;
+    Keys set;
+    Tiles tiles;
+};
 
 // A warp has BANDS times sixteen queries.
 template <typename T, i32 DIM, i32 WARPS, i32 BANDS, class Keys>
@@ -57,12 +67,20 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     const i32 past = static_cast<i32>(s.past);
     const i32 first = past + token;
     const auto tiles = set.template tiles<KEYS>(first, count);
+    const i32 tile_count = tiles.count;
 
-    // The queries, two tiles of keys and of values, the queries' own scores.
+    // The queries, two tiles of keys and of values, the queries' own scores, the plan.
     T* const queries = reinterpret_cast<T*>(shared_memory());
     T* const keys = queries + QUERIES * DIM;
     T* const values = keys + 2 * KEYS * DIM;
     float* const self_scores = reinterpret_cast<float*>(values + 2 * KEYS * DIM);
+    using Tiles = decltype(set.template tiles<KEYS>(0, 0));
+    using Plan = TilePlan<T, Keys, Tiles>;
+    static_assert(sizeof(Plan) <= PLAN_BYTES && QUERIES * sizeof(float) % alignof(Plan) == 0, "it has its room");
+    Plan* const plan = reinterpret_cast<Plan*>(self_scores + QUERIES);
+    if (thread == 0) {
+        *plan = Plan{at, set, tiles};
+    }
     using Loaded = Queries<T, DIM, THREADS, BAND_QUERIES>;
     const auto store = [&](const Loaded& loaded, i32 from) {
         loaded.store(p, queries + from * DIM, self_scores + from,
@@ -85,7 +103,7 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     for (i32 band = 0; band < BANDS; ++band) {
         own[band].load(at, token, row + 16 * band, count, column);
     }
-    if (tiles.count > 0) {
+    if (tile_count > 0) {
         copy_tile<T, DIM, THREADS>(set, at, tiles.tile(0), past, keys, values);
     }
     store(loaded, 0);
@@ -113,45 +131,50 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
         }
     }
     const float scale = score_scale(p);
+    u32 query[DIM / 16][BANDS][4];
+    RATPLUS_UNROLL
+    for (i32 k = 0; k < DIM / 16; ++k) {
+        RATPLUS_UNROLL
+        for (i32 band = 0; band < BANDS; ++band) {
+            load_blocks(query[k][band], queries + chunk_at<DIM>(base + 16 * band + lane % 16, 2 * k + lane / 16));
+        }
+    }
 
-    for (i32 index = 0; index < tiles.count; ++index) {
+    for (i32 index = 0; index < tile_count; ++index) {
         const i32 stage = index & 1;
         const T* const key = keys + stage * KEYS * DIM;
         const T* const value = values + stage * KEYS * DIM;
         copy_async_wait<0>();
         // The tile is here, and every warp has left the one before it.
         block_barrier();
-        if (index + 1 < tiles.count) {
+        if (index + 1 < tile_count) {
             const i32 other = (1 - stage) * KEYS * DIM;
-            copy_tile<T, DIM, THREADS>(set, at, tiles.tile(index + 1), past, keys + other, values + other);
+            const Plan now = *plan;
+            copy_tile<T, DIM, THREADS>(now.set, now.at, now.tiles.tile(index + 1), past, keys + other, values + other);
         }
         float score[BANDS][KEYS / 8][4] = {};
         RATPLUS_UNROLL
         for (i32 k = 0; k < DIM / 16; ++k) {
-            // Again for every tile: there are no registers to keep them in.
-            u32 query[BANDS][4];
-            RATPLUS_UNROLL
-            for (i32 band = 0; band < BANDS; ++band) {
-                load_blocks(query[band], queries + chunk_at<DIM>(base + 16 * band + lane % 16, 2 * k + lane / 16));
-            }
             RATPLUS_UNROLL
             for (i32 n = 0; n < KEYS / 8; n += 2) {
                 u32 block[4];
                 load_blocks(block, key + chunk_at<DIM>(n * 8 + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
                 RATPLUS_UNROLL
                 for (i32 band = 0; band < BANDS; ++band) {
-                    multiply_blocks<T>(score[band][n], query[band], block[0], block[1]);
-                    multiply_blocks<T>(score[band][n + 1], query[band], block[2], block[3]);
+                    multiply_blocks<T>(score[band][n], query[k][band], block[0], block[1]);
+                    multiply_blocks<T>(score[band][n + 1], query[k][band], block[2], block[3]);
                 }
             }
         }
-        const auto tile = tiles.tile(index);
-        if (!tiles.all_visible(tile)) {
+        const Tiles again = plan->tiles;
+        const auto tile = again.tile(index);
+        if (!again.all_visible(tile)) {
+            const Keys who = plan->set;
             RATPLUS_UNROLL
             for (i32 band = 0; band < BANDS; ++band) {
                 RATPLUS_UNROLL
                 for (i32 half = 0; half < 2; ++half) {
-                    const Visible seen = set.visible(tile, sight[band][half]);
+                    const Visible seen = who.visible(tile, sight[band][half]);
                     const i32 high = minimum(seen.high, tile.count);
                     RATPLUS_UNROLL
                     for (i32 n = 0; n < KEYS / 8; ++n) {

@@ -54,10 +54,25 @@ RATPLUS_DEVICE u32 shuffle(u32 value, u32 lane) { return __shfl_sync(~0u, value,
 RATPLUS_DEVICE u32 atomic_increment(u32* address) { return atomicAdd(address, 1u); }
 // Between two `block_barrier`s: what the block wrote before is seen by blocks that increment later, and
 // what earlier ones wrote by this block after.
-RATPLUS_DEVICE u32 atomic_increment_ordered(u32* address) {
-    u32 old;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(address) : "memory");
+RATPLUS_DEVICE u64 atomic_increment_ordered(u64* address) {
+    u64 old;
+    asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(old) : "l"(address) : "memory");
     return old;
+}
+// What other blocks may change meanwhile.
+RATPLUS_DEVICE u64 load_relaxed(const u64* address) {
+    u64 value;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+    return value;
+}
+RATPLUS_DEVICE void store_relaxed(u64* address, u64 value) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+// Stores `value` where `expected` still is.
+RATPLUS_DEVICE void compare_and_store(u64* address, u64 expected, u64 value) {
+    asm volatile("{ .reg .b64 old; atom.relaxed.gpu.global.cas.b64 old, [%0], %1, %2; }" ::"l"(address), "l"(expected),
+                 "l"(value)
+                 : "memory");
 }
 RATPLUS_DEVICE u32 load_acquire(const u32* address) {
     u32 value;

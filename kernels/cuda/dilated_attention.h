@@ -40,8 +40,8 @@ struct AttentionParams {
     void* rotated;
     // Split decode only: [B, heads of this launch, splits, dh + 2] f32.
     float* partial;
-    // Split decode only: [B, heads of this launch], zero at the start.
-    u32* arrived;
+    // Split decode only: [B, heads of this launch], anything at the start.
+    u64* arrived;
     // R
     i64 rows;
     float scale;

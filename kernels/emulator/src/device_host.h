@@ -48,9 +48,15 @@ inline u32 atomic_increment(u32* address) {
     emulator::note_progress();
     return __atomic_fetch_add(address, 1u, __ATOMIC_RELAXED);
 }
-inline u32 atomic_increment_ordered(u32* address) {
+inline u64 atomic_increment_ordered(u64* address) {
     emulator::note_progress();
-    return __atomic_fetch_add(address, 1u, __ATOMIC_ACQ_REL);
+    return __atomic_fetch_add(address, u64{1}, __ATOMIC_ACQ_REL);
+}
+inline u64 load_relaxed(const u64* address) { return __atomic_load_n(address, __ATOMIC_RELAXED); }
+inline void store_relaxed(u64* address, u64 value) { __atomic_store_n(address, value, __ATOMIC_RELAXED); }
+inline void compare_and_store(u64* address, u64 expected, u64 value) {
+    emulator::note_progress();
+    __atomic_compare_exchange_n(address, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 inline u32 load_acquire(const u32* address, RATPLUS_SITE) {
     emulator::note_look(site);

@@ -8,6 +8,7 @@ use crate::cuda::{
     ScanMethod, ScanPlan, ScanShape, Stream,
 };
 use half::bf16;
+use rand::Rng;
 use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::{ElementType, dilated_attention, recurrence_scan};
 use ratplus_graphs::pattern::Pattern;
@@ -213,6 +214,46 @@ fn a_thousand_steps_are_the_same_captured_in_place_and_double_buffered() {
             // A thousand swaps end on the first side.
             assert_eq!(state, layer.read::<u32>(layer.state[0][which], token));
             assert_eq!(cache, layer.read::<u16>(layer.cache[0][which], rows));
+        }
+    }
+    assert_no_error(device);
+}
+
+#[test]
+fn blocks_of_a_head_are_counted_in_memory_that_holds_anything() {
+    const STEPS: usize = 3;
+    let device = device();
+    let layer = Layer::new(device);
+    let token = layer.token();
+    let bytes = layer.attention.workspace_bytes();
+    let mut rng = rng(12);
+    let inputs = [(); 4].map(|()| random::<bf16>(&mut rng, token, 2.0));
+    for (address, values) in layer.inputs.into_iter().zip(&inputs) {
+        layer.buffers.write(address, values);
+    }
+    let rows = BATCH * layer.layout.rows() * DIM;
+    let cache = random::<bf16>(&mut rng, rows, 1.0);
+    // The last one is what a launch leaves.
+    let mark = 0x7fb9_ffe3_7fb9_ff00u64.to_le_bytes().repeat(bytes / 8);
+    let anything: Vec<u8> = (0..bytes).map(|_| rng.random()).collect();
+    let mut want = None;
+    for before in [vec![0; bytes], vec![0xff; bytes], anything, mark] {
+        layer.buffers.write(layer.workspace[1], &before);
+        layer.cache[0]
+            .into_iter()
+            .for_each(|address| layer.buffers.write(address, &cache));
+        for schedule in Schedule::ALL {
+            schedule.set();
+            for step in 0..STEPS {
+                // Every share of a head has rows.
+                let past = [MAX_SEQ_LEN as i64 - 1, MAX_SEQ_LEN as i64 - 2];
+                layer.buffers.write(layer.lengths[0], &past);
+                layer.buffers.write(layer.lengths[1], &[1i64; 2]);
+                layer.launch(0, 0, Stream(std::ptr::null_mut()));
+                let output = layer.read::<u16>(layer.output, token);
+                let want = want.get_or_insert_with(|| output.clone());
+                assert_eq!(*want, output, "{schedule:?} {step} {:x?}", &before[..8]);
+            }
         }
     }
     assert_no_error(device);

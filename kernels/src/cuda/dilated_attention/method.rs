@@ -76,16 +76,19 @@ pub(super) struct AttentionBlock {
 
 const DECODE_WARPS: usize = 4;
 const ANY_WARPS: usize = 4;
+/// What blocks of `mma.sync` know of their keys.
+const PLAN_BYTES: usize = 128;
 
 impl AttentionBlock {
     pub fn new(method: AttentionMethod, head_dim: usize) -> Self {
         const STAGES: usize = 2;
+        const BARRIERS: usize = 4 * STAGES * size_of::<u64>();
         let floats = |warps: usize, floats: usize| Self {
             queries: 1,
             threads: 32 * warps as u32,
             shared_bytes: floats * size_of::<f32>(),
         };
-        let (queries, keys, threads, barriers) = match method {
+        let (queries, keys, threads, rest) = match method {
             // Two numbers and a row a warp; two rows of the token itself.
             AttentionMethod::Decode => {
                 let rows = DECODE_WARPS + 2;
@@ -95,18 +98,18 @@ impl AttentionBlock {
                 return floats(ANY_WARPS, 2 * ANY_WARPS + ANY_WARPS * head_dim);
             }
             // Warps of 32 queries, or of 16.
-            AttentionMethod::Tiles if head_dim == 64 => (128, 64, 128, 0),
-            AttentionMethod::Tiles => (128, 64, 256, 0),
-            AttentionMethod::SmallTiles => (64, 64, 128, 0),
-            AttentionMethod::Hopper => (128, 128, 384, 4 * STAGES),
-            AttentionMethod::SmallHopper => (64, 64, 256, 4 * STAGES),
+            AttentionMethod::Tiles if head_dim == 64 => (128, 64, 128, PLAN_BYTES),
+            AttentionMethod::Tiles => (128, 64, 256, PLAN_BYTES),
+            AttentionMethod::SmallTiles => (64, 64, 128, PLAN_BYTES),
+            AttentionMethod::Hopper => (128, 128, 384, BARRIERS),
+            AttentionMethod::SmallHopper => (64, 64, 256, BARRIERS),
         };
-        // Queries, keys and values of 16 bits, a score a query, barriers of eight bytes.
+        // Queries, keys and values of 16 bits, a score a query.
         let rows = queries + 2 * STAGES * keys;
         Self {
             queries,
             threads,
-            shared_bytes: rows * head_dim * 2 + queries * size_of::<f32>() + barriers * 8,
+            shared_bytes: rows * head_dim * 2 + queries * size_of::<f32>() + rest,
         }
     }
 }
@@ -173,6 +176,8 @@ mod tests {
     fn blocks_are_those_of_the_kernels() {
         let decode = include_str!("../../../cuda/attention_decode.cuh");
         assert_eq!(32 * DECODE_WARPS, constant(decode, "DECODE_THREADS"));
+        let prefill = include_str!("../../../cuda/attention_prefill.cuh");
+        assert_eq!(PLAN_BYTES, constant(prefill, "PLAN_BYTES"));
         let any = include_str!("../../../cuda/attention_any.cuh");
         assert_eq!(ANY_WARPS, constant(any, "ANY_WARPS"));
     }

@@ -259,7 +259,7 @@ impl AttentionPlan {
             1 => [0; 2],
             _ => [
                 workspace.take(heads * splits * (head_dim + 2) * size_of::<f32>()),
-                workspace.take(heads * size_of::<u32>()),
+                workspace.take(heads * size_of::<u64>()),
             ],
         };
         ([rotated, partial, arrived], workspace)
@@ -289,14 +289,6 @@ impl AttentionPlan {
         };
         if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
             launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
-        }
-        if params.splits > 1 {
-            let bytes = batch * params.launch_heads as usize * size_of::<u32>();
-            // SAFETY: a part of the workspace.
-            unsafe {
-                self.device
-                    .memset_zero_async(params.arrived, bytes, stream)?
-            };
         }
         let AttentionBlock {
             queries,

@@ -4,7 +4,7 @@
 const RESIDENT: usize = 6;
 /// Rows that are worth a block.
 pub(super) const SHARE_ROWS: usize = 256;
-/// No head has more blocks.
+/// No head has more blocks: the last of them counts in eight bits.
 pub(super) const MAX_SPLITS: usize = 128;
 
 /// Blocks per head for `heads` heads of all slots with at most `rows` rows each: the fewest that
