@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{Fallback, LogitsMode, SpecialTokens};
 use ratplus_graphs::plans::ComputeTarget;
-use ratplus_graphs::precision::KeepF32;
+use ratplus_graphs::precision::{Activations, KeepF32};
 use ratplus_tools::plans::HardwareCompatibility;
 use serde::de::DeserializeOwned;
 use std::num::NonZeroUsize;
@@ -104,6 +104,10 @@ pub struct ExportArgs {
     /// Give every block a zero point of its own too
     #[arg(long, requires = "quantize")]
     pub asymmetric: bool,
+    /// What rows are rounded to before they are multiplied with integers, on CPUs: nothing further, or
+    /// 8 bits and a scale for every block, for faster products
+    #[arg(long, requires = "quantize", value_parser = one_of::<Activations>(["float", "int8"]), default_value = "float")]
+    pub activations: Activations,
     /// Layers that are neither quantised nor rounded to --dtype: numbers from 0, ranges, and `head`,
     /// such as 0,30-31,head
     #[arg(long, value_name = "LAYERS")]

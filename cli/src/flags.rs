@@ -1,7 +1,8 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 38] = [
+const FLAGS: [(&str, &str); 39] = [
+    ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
     ("batch", "--batch"),

@@ -202,6 +202,7 @@ fn options_are_checked_together() {
             block_size: 24,
             symmetric: true,
             layout: Default::default(),
+            activations: Default::default(),
         }),
         keep_f32: "0,7-9".parse().unwrap(),
     };

@@ -149,6 +149,7 @@ fn precision(args: &ExportArgs) -> Precision {
         block_size: args.block_size.unwrap_or(DEFAULT_BLOCK_SIZE),
         symmetric: !args.asymmetric,
         layout: args.fallback.integer_layout(),
+        activations: args.activations,
     });
     Precision {
         quantization,

@@ -25,6 +25,7 @@ fn dequantized_layouts_have_positive_scales() {
     for bits in [4, 8] {
         let quantization = Quantization {
             layout: IntegerLayout::Dequantized,
+            activations: Default::default(),
             ..quantization((bits, 32, true))
         };
         let mut quantizer = Quantizer::new(quantization, [3, 64]);
@@ -72,6 +73,7 @@ fn quantization((bits, block_size, symmetric): (u32, usize, bool)) -> Quantizati
         block_size,
         symmetric,
         layout: Default::default(),
+        activations: Default::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::lowering::Lowering;
 use super::{OPEN_SIZES, activation};
 use crate::onnx::{AttributeProto, NodeProto, NodeWriter, TensorProto, ValueInfoProto};
-use crate::ops::linear::dequantized;
+use crate::ops::linear::{self, dequantized};
 use crate::ops::{ElementType, TensorType};
 use crate::package::{INPUT_IDS, Products};
 use crate::precision::{MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization};
@@ -221,6 +221,14 @@ impl Builder {
         let inputs = [integers.name.as_str(), &scales.name];
         let name = self.node(("", "DequantizeLinear"), &inputs, attributes.into(), None);
         Value::new(name, TensorType::new(to, &*integers.shape))
+    }
+
+    /// Rows in f32, in blocks of 8 bits and a scale.
+    pub fn rounded_to_bytes(&mut self, rows: &Value, block_size: usize) -> Value {
+        let rows = self.convert(rows, F32);
+        let width = rows.shape.last().copied();
+        let name = linear::rounded_to_bytes(&mut self.w, &rows.name, block_size, width);
+        rows.like(name)
     }
 
     /// `rows x matrix^T`: in the type of both with native products where they have one, else in

@@ -14,7 +14,7 @@ use crate::package::{
     CustomNodes, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, Products, SEQ_LENGTH,
     StateKind,
 };
-use crate::precision::{IntegerLayout, Precision, Stored};
+use crate::precision::{Activations, IntegerLayout, Precision, Stored};
 use crate::spec::{Activation, ModelSpec};
 
 const F32: ElementType = ElementType::F32;
@@ -216,7 +216,17 @@ impl Model<'_> {
             return self.product(rows, weight, Around::default());
         }
         let matrix = self.matrix(weight);
-        self.b.linear(rows, &matrix)
+        let rounds = match self.b.lowering().products {
+            Products::Native => false,
+            _ => self.b.lowering().casts != LowCasts::None,
+        };
+        match self.stored(weight) {
+            Stored::Blocks(of) if rounds && of.activations == Activations::Int8 => {
+                let rows = self.b.rounded_to_bytes(rows, of.block_size);
+                self.b.linear(&rows, &matrix)
+            }
+            _ => self.b.linear(rows, &matrix),
+        }
     }
 
     /// A linear layer as [`Linear`], in the rows' type.
@@ -232,6 +242,7 @@ impl Model<'_> {
             in_features,
             out_features,
             weight: self.stored(place).into(),
+            activations: self.stored(place).activations(),
             activation: around.activation,
             epsilon: around.norm.map(|_| spec.norm_eps as f32),
         };

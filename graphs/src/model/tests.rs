@@ -96,6 +96,7 @@ fn every_graph_makes_its_values_before_it_uses_them() {
         block_size: 16,
         symmetric: true,
         layout: Default::default(),
+        activations: Default::default(),
     };
     let quantized = Precision {
         quantization: Some(quantization),
@@ -316,6 +317,7 @@ fn weights_of_the_reference_are_the_whole_file() {
         block_size: 16,
         symmetric: true,
         layout: Default::default(),
+        activations: Default::default(),
     };
     let precision = Precision {
         quantization: Some(quantization),

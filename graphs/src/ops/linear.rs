@@ -13,7 +13,7 @@ use super::{Attributes, Axis, Definition, Dims, Given, Inferred, Op, Ports, Sche
 use crate::none_wrong;
 use crate::onnx::{AttributeProto, AttributeType, NodeWriter};
 use crate::precision::{
-    BLOCK_SIZES, IntegerLayout, MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization, Stored,
+    Activations, BLOCK_SIZES, IntegerLayout, MATMUL_NBITS, MICROSOFT_DOMAIN, Quantization, Stored,
 };
 use crate::spec::Activation;
 use crate::tensor::ElementType;
@@ -62,6 +62,8 @@ super::attributes::attributes! {
         weight_type: String,
         /// Weights that share a scale, of integers.
         block_size: Option<i64>,
+        /// `float`, or `int8` of rows that are rounded to it beside integers.
+        activations: Option<String>,
         /// Name of the activation function.
         activation: Option<String>,
         /// What is added to the mean square, with `norm`.
@@ -106,6 +108,8 @@ pub struct Linear {
     pub out_features: usize,
     /// How the matrix is stored.
     pub weight: WeightType,
+    /// What rows are rounded to beside integers.
+    pub activations: Activations,
     /// What is applied to the product.
     pub activation: Option<Activation>,
     /// What is added to the mean square, with `norm`.
@@ -118,6 +122,14 @@ impl Linear {
         match self.weight {
             WeightType::Float(_) => 1,
             WeightType::Blocks { block_size, .. } => self.in_features.div_ceil(block_size),
+        }
+    }
+
+    /// Weights that share a scale; one where the matrix is no integers.
+    pub fn block_size(&self) -> usize {
+        match self.weight {
+            WeightType::Float(_) => 1,
+            WeightType::Blocks { block_size, .. } => block_size,
         }
     }
 
@@ -203,6 +215,18 @@ impl Definition for Linear {
             })
         });
         let activation = activation.transpose();
+        let found = raw.activations.unwrap_or_else(|| "float".into());
+        let mut known = Activations::ALL.into_iter();
+        let activations = known.find(|activations| activations.to_string() == found);
+        match (activations, &weight) {
+            (None, _) => errors.push(format!(
+                "attribute activations: expected float or int8, found {found:?}"
+            )),
+            (Some(Activations::Int8), Ok(WeightType::Float(dtype))) => errors.push(format!(
+                "attribute activations: expected float beside a matrix of {dtype}, found {found:?}"
+            )),
+            _ => {}
+        }
         if let Some(found) = raw.epsilon.filter(|epsilon| !(0.0..1.0).contains(epsilon)) {
             errors.push(format!("attribute epsilon: expected 0 to 1, found {found}"));
         }
@@ -213,6 +237,7 @@ impl Definition for Linear {
             in_features,
             out_features,
             weight: weight.unwrap_or(WeightType::Float(F32)),
+            activations: activations.unwrap_or_default(),
             activation: activation.unwrap_or_default(),
             epsilon: raw.epsilon,
         })
@@ -230,6 +255,8 @@ impl Definition for Linear {
             out_features: self.out_features as i64,
             weight_type,
             block_size,
+            activations: (self.activations != Activations::Float)
+                .then(|| self.activations.to_string()),
             activation: self.activation.map(|activation| activation.to_string()),
             epsilon: self.epsilon,
         }
@@ -284,6 +311,9 @@ impl Definition for Linear {
     fn in_function(name: &str, shape: &BodyShape) -> bool {
         match (name, shape.quantization) {
             ("scales" | "block_size", quantization) => quantization.is_some(),
+            ("activations", quantization) => {
+                quantization.is_some_and(|of| of.activations != Activations::Float)
+            }
             ("zero_points", quantization) => quantization.is_some_and(|of| !of.symmetric),
             ("norm" | "gate" | "residual" | "activation" | "epsilon", _) => false,
             _ => true,
@@ -306,10 +336,17 @@ impl Definition for Linear {
                 block_size,
                 symmetric: inputs.zero_points.is_empty(),
                 layout: IntegerLayout::Product,
+                activations: operator.map_or_else(Default::default, |of| of.activations),
             }),
             None => shape.quantization,
         };
         let rows = w.convert(inputs.input, shape.dtype, F32);
+        let rows = match quantization {
+            Some(of) if of.activations == Activations::Int8 => {
+                rounded_to_bytes(w, &rows, of.block_size, None)
+            }
+            _ => rows,
+        };
         let product = match quantization {
             Some(quantization) if quantization.bits == 4 => {
                 let mut operands = vec![&*rows, inputs.weight, inputs.scales];
@@ -357,6 +394,63 @@ impl Definition for Linear {
         match shape.dtype {
             F32 => w.rename(&product, outputs.output),
             dtype => w.cast_as(&product, dtype, outputs.output),
+        }
+    }
+}
+
+/// `[.., K]` f32 in blocks of 8 bits and a scale, as [`Activations::Int8`]; `width` is `K` where it is
+/// known.
+pub(crate) fn rounded_to_bytes(
+    w: &mut NodeWriter,
+    rows: &str,
+    block_size: usize,
+    width: Option<usize>,
+) -> String {
+    let shape = w.call("Shape", &[rows]);
+    let size = w.ints(&[block_size as i64]);
+    // Rows are padded to whole blocks where they may have others.
+    let padded = match width {
+        Some(width) if width.is_multiple_of(block_size) => rows.to_owned(),
+        _ => {
+            let last = w.ints(&[-1]);
+            let columns = w.gather(&shape, &last, 0);
+            // Of what is not negative: what else is left differs between runtimes.
+            let over = w.call("Mod", &[&columns, &size]);
+            let missing = w.call("Sub", &[&size, &over]);
+            let missing = w.call("Mod", &[&missing, &size]);
+            let zero = w.ints(&[0]);
+            // Before each axis, then after each.
+            let axes = w.call("Shape", &[&shape]);
+            let one = w.ints(&[1]);
+            let before = w.call("Add", &[&axes, &axes]);
+            let before = w.call("Sub", &[&before, &one]);
+            let before = w.call("Expand", &[&zero, &before]);
+            let pads = w.concat(&[&before, &missing], 0);
+            w.call("Pad", &[rows, &pads])
+        }
+    };
+    let blocks = w.ints(&[-1, block_size as i64]);
+    let blocks = w.call("Reshape", &[&padded, &blocks]);
+    let magnitudes = w.call("Abs", &[&blocks]);
+    let axes = w.ints(&[-1]);
+    let largest = w.call("ReduceMax", &[&magnitudes, &axes]);
+    let most = w.float(127.0);
+    let scales = w.call("Div", &[&largest, &most]);
+    let (zero, one) = (w.float(0.0), w.float(1.0));
+    let none = w.call("Equal", &[&scales, &zero]);
+    let by = w.call("Where", &[&none, &one, &scales]);
+    let steps = w.call("Div", &[&blocks, &by]);
+    let steps = w.call("Round", &[&steps]);
+    let blocks = w.call("Mul", &[&steps, &scales]);
+    let padded_shape = w.call("Shape", &[&padded]);
+    let padded_rows = w.call("Reshape", &[&blocks, &padded_shape]);
+    match padded == rows {
+        true => padded_rows,
+        false => {
+            let last = w.ints(&[-1]);
+            let columns = w.gather(&shape, &last, 0);
+            let zero = w.ints(&[0]);
+            w.call("Slice", &[&padded_rows, &zero, &columns, &last])
         }
     }
 }

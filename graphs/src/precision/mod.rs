@@ -14,7 +14,7 @@ mod quantization;
 
 pub use keep::KeepF32;
 pub use quantization::{
-    BLOCK_SIZES, DEFAULT_BLOCK_SIZE, IntegerLayout, MATMUL_NBITS, MICROSOFT_DOMAIN,
+    Activations, BLOCK_SIZES, DEFAULT_BLOCK_SIZE, IntegerLayout, MATMUL_NBITS, MICROSOFT_DOMAIN,
     MICROSOFT_VERSION, Problem, Quantization,
 };
 
@@ -32,6 +32,16 @@ pub enum Stored {
     As(ElementType),
     /// As block-wise integers.
     Blocks(Quantization),
+}
+
+impl Stored {
+    /// What the rows are rounded to that are multiplied with it.
+    pub fn activations(self) -> Activations {
+        match self {
+            Self::As(_) => Activations::Float,
+            Self::Blocks(quantization) => quantization.activations,
+        }
+    }
 }
 
 /// What a package stores otherwise than in its own type.
@@ -99,6 +109,11 @@ impl Precision {
     /// The layout of integers, where there are some.
     pub fn layout(&self) -> Option<IntegerLayout> {
         self.quantization.map(|quantization| quantization.layout)
+    }
+
+    /// Whether rows are rounded further than to the layer's type.
+    pub fn rounds_rows(&self) -> bool {
+        { self.quantization }.is_some_and(|of| of.activations != Activations::Float)
     }
 
     /// Without what changes nothing in a package of type `dtype`.
@@ -203,6 +218,7 @@ mod tests {
             block_size: 32,
             symmetric: true,
             layout: Default::default(),
+            activations: Default::default(),
         };
         let precision = Precision {
             quantization: Some(quantization),
@@ -233,6 +249,7 @@ mod tests {
             block_size: 32,
             symmetric,
             layout: Default::default(),
+            activations: Default::default(),
         };
         let shapes = |quantization: Quantization| -> Vec<_> {
             let tensors = quantization.tensors("w", [5, 70]).into_iter();
@@ -259,6 +276,7 @@ mod tests {
         assert_eq!(shapes(quantization(8, false))[2], "w.zero_points u8[15]");
         let dequantized = |bits| Quantization {
             layout: IntegerLayout::Dequantized,
+            activations: Default::default(),
             ..quantization(bits, true)
         };
         assert_eq!(
@@ -280,6 +298,7 @@ mod tests {
                 block_size: 24,
                 symmetric: true,
                 layout: Default::default(),
+                activations: Default::default(),
             }),
             keep_f32: "4".parse().unwrap(),
         };

@@ -34,6 +34,40 @@ pub struct Quantization {
     /// Which operator reads them.
     #[serde(default)]
     pub layout: IntegerLayout,
+    /// What the rows are rounded to that are multiplied with them.
+    #[serde(default, skip_serializing_if = "Activations::is_float")]
+    pub activations: Activations,
+}
+
+/// What a linear layer's rows are rounded to before they are multiplied with integers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// Nothing beyond the layer's type.
+    #[default]
+    Float,
+    /// Blocks of as many elements as the weights' have, of 8 bits and an f32 scale: `x` becomes
+    /// `s round(x / s)` with `s = max |x| / 127`, ties to even. On CPUs: other targets' products keep
+    /// the layer's type.
+    Int8,
+}
+
+impl Activations {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Float, Self::Int8];
+
+    fn is_float(&self) -> bool {
+        *self == Self::Float
+    }
+}
+
+impl fmt::Display for Activations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Float => "float",
+            Self::Int8 => "int8",
+        })
+    }
 }
 
 /// Which operator's layout block-wise integers have.
@@ -134,6 +168,13 @@ impl Quantization {
             let problem = "expected symmetric blocks: TensorRT has no zero points".to_owned();
             problems.push(("symmetric", problem));
         }
+        if self.layout == IntegerLayout::Dequantized && self.activations != Activations::Float {
+            let problem =
+                "expected float without the operator that rounds them: of packages for CPUs, \
+                           bare or with function bodies"
+                    .to_owned();
+            problems.push(("activations", problem));
+        }
         problems
     }
 }
@@ -141,6 +182,10 @@ impl Quantization {
 impl fmt::Display for Quantization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = if self.symmetric { "" } else { "asymmetric " };
-        write!(f, "int{}, {kind}blocks of {}", self.bits, self.block_size)
+        write!(f, "int{}, {kind}blocks of {}", self.bits, self.block_size)?;
+        match self.activations {
+            Activations::Float => Ok(()),
+            activations => write!(f, ", activations {activations}"),
+        }
     }
 }

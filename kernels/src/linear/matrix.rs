@@ -2,6 +2,8 @@
 
 use super::LinearParams;
 #[cfg(target_arch = "x86_64")]
+use super::lanes::{self, Product, RowLayout};
+#[cfg(target_arch = "x86_64")]
 use super::tiles;
 use crate::element::{Element, sealed::Convert};
 use crate::isa::Isa;
@@ -19,6 +21,9 @@ pub(crate) enum Form {
     /// As bf16 by tiles.
     #[cfg(target_arch = "x86_64")]
     Tiles(Unit),
+    /// Integers, sixteen columns a vector.
+    #[cfg(target_arch = "x86_64")]
+    Lanes(Product),
 }
 
 /// What multiplies tiles.
@@ -45,6 +50,10 @@ const PADDING: usize = 32;
 
 impl Form {
     pub fn of<T: Element>(isa: Isa, operator: &Linear) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(product) = lanes::chosen::<T>(isa, operator) {
+            return Self::Lanes(product);
+        }
         let of_bf16 = WeightType::Float(ElementType::BF16);
         let both = T::TYPE == ElementType::BF16 && operator.weight == of_bf16;
         match both {
@@ -59,6 +68,8 @@ impl Form {
     fn elements(self) -> usize {
         match self {
             Self::Floats => 1,
+            #[cfg(target_arch = "x86_64")]
+            Self::Lanes(_) => 1,
             _ => 2,
         }
     }
@@ -83,9 +94,26 @@ impl Form {
             .next_multiple_of(self.padding())
     }
 
+    /// The longest stride that any form has.
+    pub fn longest_stride(operator: &Linear) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        let others = Self::Lanes(Product::Bf16 { pieces: 2 }).stride(operator);
+        #[cfg(not(target_arch = "x86_64"))]
+        let others = 0;
+        Self::Floats.stride(operator).max(others)
+    }
+
     /// From row to row: rows a multiple of a page apart would share the places of the first cache.
     pub fn stride(self, operator: &Linear) -> usize {
-        self.depth(operator) + 16
+        let floats = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Lanes(product) => {
+                let row = RowLayout::new(product, operator);
+                row.floats().next_multiple_of(PADDING)
+            }
+            _ => self.depth(operator),
+        };
+        floats + 16
     }
 
     /// The matrix as it is stored, where that is what is multiplied: its address and row stride.
@@ -96,7 +124,7 @@ impl Form {
             Self::Floats => operator.weight == WeightType::Float(ElementType::F32),
             Self::Pairs => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles(_) => false,
+            Self::Tiles(_) | Self::Lanes(_) => false,
         };
         let depth = columns / self.elements();
         (same && depth * self.elements() == columns && depth.is_multiple_of(PADDING))

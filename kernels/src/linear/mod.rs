@@ -6,6 +6,8 @@
 mod columns;
 mod few;
 mod finish;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 pub(crate) mod matrix;
 mod rows;
 #[cfg(target_arch = "x86_64")]
@@ -61,7 +63,7 @@ unsafe impl<T> Sync for LinearParams<'_, T> {}
 pub fn linear_workspace_bytes(operator: &Linear, batch: usize, seq_len: usize) -> usize {
     let rows = batch * seq_len;
     let list = (rows * size_of::<u32>()).next_multiple_of(LINE);
-    list + rows * Form::Floats.stride(operator) * size_of::<f32>()
+    list + rows * Form::longest_stride(operator) * size_of::<f32>()
 }
 
 /// Bytes of a line of the caches.

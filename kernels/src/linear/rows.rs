@@ -1,5 +1,7 @@
 //! Rows of the input as they are multiplied: what comes before the product, rounded to `T`.
 
+#[cfg(target_arch = "x86_64")]
+use super::lanes::{self, Product};
 use super::matrix::{Form, is_interleaved};
 #[cfg(target_arch = "x86_64")]
 use super::tiles;
@@ -7,6 +9,9 @@ use super::{Call, finish::rounded};
 use crate::element::{Element, sealed::Convert};
 use crate::simd::{Simd, sigmoid};
 use half::bf16;
+use ratplus_graphs::ops::Linear;
+use ratplus_graphs::precision::Activations;
+use std::slice;
 
 /// Rows that are laid out together.
 pub(super) fn together<T>(call: &Call<'_, T>) -> usize {
@@ -47,7 +52,7 @@ pub(super) unsafe fn rows_body<S: Simd, T: Element>(
     }
 }
 
-/// Writes one of the call's rows to `to`, which has [`Form::depth`] f32.
+/// Writes one of the call's rows to `to`, which has room for what the form makes of it.
 ///
 /// # Safety
 /// There is such a row; the machine has `S`.
@@ -94,10 +99,33 @@ pub(super) unsafe fn write_row<S: Simd, T: Element>(
                     k += S::LANES;
                 }
                 std::ptr::write_bytes(to.add(k), 0, depth - k);
+                round_to_bytes(params.operator, slice::from_raw_parts_mut(to, depth));
                 if is_interleaved::<S>(params.operator) {
                     for k in (0..depth).step_by(2 * S::LANES) {
                         interleave::<S>(to.add(k));
                     }
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Form::Lanes(product) => {
+                let operator = params.operator;
+                let stored = operator.blocks() * operator.block_size();
+                let mut values = [0.0; lanes::DEPTH];
+                for first in (0..stored).step_by(lanes::DEPTH) {
+                    let values = &mut values[..lanes::DEPTH.min(stored - first)];
+                    let there = values.len().min(columns.saturating_sub(first));
+                    let mut k = 0;
+                    while k < there {
+                        let v = value(first + k, S::LANES.min(there - k));
+                        // Lanes past the end are zero; blocks are whole vectors.
+                        S::store(values.as_mut_ptr().add(k), v);
+                        k += S::LANES;
+                    }
+                    values[k..].fill(0.0);
+                    if product != Product::Bytes {
+                        round_to_bytes(operator, values);
+                    }
+                    lanes::lay_out(product, operator, first / operator.block_size(), values, to);
                 }
             }
             _ => {
@@ -110,6 +138,22 @@ pub(super) unsafe fn write_row<S: Simd, T: Element>(
                 }
                 std::ptr::write_bytes(to.add(k), 0, 2 * depth - k);
             }
+        }
+    }
+}
+
+/// Rounds blocks of a row to 8 bits and a scale, where the operator says so.
+#[inline(always)]
+fn round_to_bytes(operator: &Linear, values: &mut [f32]) {
+    if operator.activations != Activations::Int8 {
+        return;
+    }
+    for block in values.chunks_mut(operator.block_size()) {
+        let largest = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let scale = largest / 127.0;
+        let by = if scale == 0.0 { 1.0 } else { scale };
+        for x in block {
+            *x = (*x / by).round_ties_even().clamp(-128.0, 127.0) * scale;
         }
     }
 }

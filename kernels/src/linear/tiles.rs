@@ -5,6 +5,7 @@
 //! whatever its place in a tile and however the depth is cut: sums are kept as f32 between its parts.
 
 use super::Call;
+use super::columns::Part;
 #[cfg(test)]
 use super::matrix::Unit;
 use super::matrix::{Form, unpack};
@@ -92,18 +93,6 @@ pub(super) fn sums_floats(columns: usize, rows: usize) -> usize {
     Carver::size(columns * sums_stride(rows))
         + Carver::size(TILE * COPY_STRIDE)
         + Carver::size(columns * STEP)
-}
-
-/// What is computed at a time: some rows and columns, and where their sums go.
-pub(super) struct Part {
-    /// Columns of the output, from a multiple of 16 after the task's first.
-    pub columns: Range<usize>,
-    /// The call's rows, from a multiple of 16 on.
-    pub rows: Range<usize>,
-    /// `[rows, columns]`, with room for a multiple of 8 of each.
-    pub to: *mut f32,
-    /// Row stride of `to`.
-    pub stride: usize,
 }
 
 /// Writes the sums of a part.

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::ops::linear::WeightType;
 use ratplus_graphs::ops::{ElementType, Linear};
+use ratplus_graphs::precision::Activations;
 use ratplus_graphs::spec::Activation;
 use std::hint::black_box;
 use std::ptr::null;
@@ -21,6 +22,8 @@ struct Matrix {
     scales: Vec<f32>,
     zero_points: Vec<u8>,
     real: Vec<f64>,
+    /// Magnitudes of what is multiplied: an integer and its zero point each with the row.
+    sizes: Vec<f64>,
 }
 
 fn matrix(rng: &mut ChaCha8Rng, operator: &Linear, symmetric: bool) -> Matrix {
@@ -30,6 +33,7 @@ fn matrix(rng: &mut ChaCha8Rng, operator: &Linear, symmetric: bool) -> Matrix {
         scales: Vec::new(),
         zero_points: Vec::new(),
         real: Vec::new(),
+        sizes: Vec::new(),
     };
     match operator.weight {
         WeightType::Float(dtype) => {
@@ -48,6 +52,7 @@ fn matrix(rng: &mut ChaCha8Rng, operator: &Linear, symmetric: bool) -> Matrix {
                 };
                 made.bytes.extend(bytes);
                 made.real.push(real);
+                made.sizes.push(real.abs());
             }
         }
         WeightType::Blocks { bits, block_size } => {
@@ -67,11 +72,15 @@ fn matrix(rng: &mut ChaCha8Rng, operator: &Linear, symmetric: bool) -> Matrix {
                     for _ in 0..block_size {
                         let q: u32 = rng.random_range(0..=largest);
                         row.push(q as u8);
-                        let real = f64::from(scale) * (f64::from(q) - f64::from(zero));
-                        made.real.push(real);
+                        let [q, zero] = [q, zero].map(f64::from);
+                        let middle = f64::from(1 << (bits - 1));
+                        made.real.push(f64::from(scale) * (q - zero));
+                        let size = (q - middle).abs() + (zero - middle).abs();
+                        made.sizes.push(f64::from(scale) * size);
                     }
                 }
                 made.real.truncate(made.real.len() - (row.len() - k));
+                made.sizes.truncate(made.real.len());
                 for (values, to) in [(row, &mut made.bytes), (points, &mut made.zero_points)] {
                     match bits {
                         8 => to.extend(values),
@@ -207,10 +216,18 @@ impl<T: Real> Problem<T> {
                         .collect()
                 }
             };
+            let x = match self.operator.activations {
+                Activations::Int8 => x
+                    .chunks(self.operator.block_size())
+                    .flat_map(rounded_to_bytes)
+                    .collect(),
+                Activations::Float => x,
+            };
             for column in 0..n {
                 let w = &self.matrix.real[column * k..][..k];
                 let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-                let mut size: f64 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
+                let terms = &self.matrix.sizes[column * k..][..k];
+                let mut size: f64 = x.iter().zip(terms).map(|(x, w)| x.abs() * w).sum();
                 let mut y = sum;
                 if let Some(residual) = &self.residual {
                     let residual = residual[row * n + column].real();
@@ -238,6 +255,19 @@ impl<T: Real> Problem<T> {
         }
         (outputs, sizes)
     }
+}
+
+/// In steps of a 127th of the largest magnitude, in f32.
+fn rounded_to_bytes(block: &[f64]) -> Vec<f64> {
+    let step = block
+        .iter()
+        .fold(0.0, |most: f32, x| most.max(x.abs() as f32))
+        / 127.0;
+    let rounded = |&x: &f64| match step {
+        0.0 => 0.0,
+        step => f64::from(step) * f64::from((x as f32 / step).round_ties_even()),
+    };
+    block.iter().map(rounded).collect()
 }
 
 /// `1 - erf(x)` by its series, or by its continued fraction where that converges sooner.
@@ -271,8 +301,14 @@ fn problem<T: Real>(rng: &mut ChaCha8Rng, weight: WeightType) -> Problem<T> {
     const SIZES: [usize; 9] = [1, 3, 16, 32, 33, 64, 100, 320, 1500];
     let sizes = [rng.random_range(0..SIZES.len()), rng.random_range(0..6)];
     let [in_features, out_features] = [SIZES[sizes[0]], [1, 3, 4, 17, 64, 150][sizes[1]]];
-    let around = [Around::Nothing, Around::Norm, Around::Gate][rng.random_range(0..3)];
-    let activations = [
+    let integers = matches!(weight, WeightType::Blocks { .. });
+    let activations = Activations::ALL[usize::from(integers && rng.random_bool(0.5))];
+    let around = match activations {
+        Activations::Float => [Around::Nothing, Around::Norm, Around::Gate][rng.random_range(0..3)],
+        // Elsewhere a rounding to `T` that goes the other way may take one to bytes with it.
+        Activations::Int8 => Around::Nothing,
+    };
+    let functions = [
         None,
         Some(Activation::Gelu),
         Some(Activation::FastGelu),
@@ -280,11 +316,12 @@ fn problem<T: Real>(rng: &mut ChaCha8Rng, weight: WeightType) -> Problem<T> {
         Some(Activation::Relu),
         Some(Activation::ReluSquared),
     ];
-    let activation = activations[rng.random_range(0..6)];
+    let activation = functions[rng.random_range(0..6)];
     let operator = Linear {
         in_features,
         out_features,
         weight,
+        activations,
         activation,
         epsilon: (around == Around::Norm).then_some(1e-6),
     };
@@ -387,12 +424,20 @@ impl ParallelFor for Backwards {
 
 fn bits_are_kept<T: Real>(seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    for weight in weights() {
+    let kinds = weights().into_iter().flat_map(|weight| {
+        let integers = matches!(weight, WeightType::Blocks { .. });
+        let activations = &Activations::ALL[..if integers { 2 } else { 1 }];
+        activations
+            .iter()
+            .map(move |&activations| (weight, activations))
+    });
+    for (weight, activations) in kinds {
         for in_features in [96, 1504, 2500] {
             let operator = Linear {
                 in_features,
                 out_features: 150,
                 weight,
+                activations,
                 activation: Some(Activation::Gelu),
                 epsilon: Some(1e-6),
             };
@@ -477,6 +522,7 @@ fn a_row_has_the_same_bits_among_hundreds() {
         in_features: 1068,
         out_features: 50,
         weight: WeightType::Float(ElementType::BF16),
+        activations: Activations::Float,
         activation: None,
         epsilon: None,
     };
@@ -515,17 +561,26 @@ pub(super) fn timing(isa: Isa) {
     timed::<bf16>(isa, WeightType::Float(ElementType::BF16));
     for bits in [4, 8] {
         let block_size = 32;
-        timed::<bf16>(isa, WeightType::Blocks { bits, block_size });
+        let weight = WeightType::Blocks { bits, block_size };
+        timed::<f32>(isa, weight);
+        timed::<f16>(isa, weight);
+        timed::<bf16>(isa, weight);
+        timed_with::<bf16>(isa, weight, Activations::Int8);
     }
 }
 
 fn timed<T: Real>(isa: Isa, weight: WeightType) {
+    timed_with::<T>(isa, weight, Activations::Float);
+}
+
+fn timed_with<T: Real>(isa: Isa, weight: WeightType, activations: Activations) {
     const REPEATED: usize = 256;
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     let mut operator = Linear {
         in_features: 2048,
         out_features: 64,
         weight,
+        activations,
         activation: None,
         epsilon: None,
     };
@@ -558,7 +613,7 @@ fn timed<T: Real>(isa: Isa, weight: WeightType) {
         let flops =
             2.0 * (rows * problem.operator.in_features * problem.operator.out_features) as f64;
         println!(
-            "{} {} linear of {rows} x {weight:?}: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s; 2 threads {:.1} GB/s, \
+            "{} {} linear of {rows} x {weight:?}, {activations}: {:.2} ms, {:.1} GB/s, {:.0} GFLOP/s; 2 threads {:.1} GB/s, \
              {:.0} GFLOP/s",
             isa.name(),
             T::TYPE,

@@ -4,6 +4,7 @@ use crate::full::sigmoid;
 use crate::{Reference, Rounding, Values};
 use ratplus_graphs::ops::linear::{Inputs, Outputs, WeightType};
 use ratplus_graphs::ops::{Axis, Inferred, Linear};
+use ratplus_graphs::precision::Activations;
 use ratplus_graphs::spec::Activation;
 
 impl Reference for Linear {
@@ -47,6 +48,9 @@ impl Reference for Linear {
                     *x = round(*x * sigmoid(logit.into()));
                 }
             }
+            if self.activations == Activations::Int8 {
+                x.chunks_mut(self.block_size()).for_each(round_to_bytes);
+            }
             for row in 0..rows {
                 let at = token * rows + row;
                 let weights = &matrix[row * columns..][..columns];
@@ -60,6 +64,20 @@ impl Reference for Linear {
                 outputs.output[at] = (rounding.activations)(y as f32);
             }
         }
+    }
+}
+
+/// A block in steps of a 127th of its largest magnitude, in f32 as the operator has it.
+fn round_to_bytes(block: &mut [f64]) {
+    let largest = block
+        .iter()
+        .fold(0.0f32, |most, &x| most.max(x.abs() as f32));
+    let step = largest / 127.0;
+    if step == 0.0 {
+        return block.fill(0.0);
+    }
+    for x in block {
+        *x = f64::from((*x as f32 / step).round_ties_even()) * f64::from(step);
     }
 }
 

@@ -314,6 +314,7 @@ fn matrices(manifest: &Manifest) -> BTreeMap<String, Linear> {
                 in_features,
                 out_features,
                 weight: stored.into(),
+                activations: stored.activations(),
                 activation: None,
                 epsilon: None,
             };
@@ -334,6 +335,8 @@ fn check_linear(node: &NodeProto, matrices: &BTreeMap<String, Linear>, problems:
             && of("weight_type").and_then(|found| found.s.as_deref())
                 == Some(expected.weight_type.as_bytes())
             && of("block_size").and_then(|found| found.i) == expected.block_size
+            && of("activations").and_then(|found| found.s.as_deref())
+                == expected.activations.as_ref().map(|name| name.as_bytes())
     });
     if sizes != Some(true) {
         problems.push(format!(

@@ -471,7 +471,7 @@ fn linked_packages_run_like_real_ones() {
 #[test]
 #[cfg(not(feature = "cuda-emulation"))] // There ort-cuda takes ort-cpu's place.
 fn a_decode_step_has_the_same_bits_in_every_batch() {
-    use ratplus_graphs::precision::Quantization;
+    use ratplus_graphs::precision::{Activations, Quantization};
     const BATCH: usize = 8;
     if !backends(Fallback::Function).contains(&BackendKind::OrtCpu) {
         return; // `backends` has said why.
@@ -481,6 +481,11 @@ fn a_decode_step_has_the_same_bits_in_every_batch() {
         block_size: 32,
         symmetric: false,
         layout: Default::default(),
+        activations: Activations::Float,
+    };
+    let rounded = Quantization {
+        activations: Activations::Int8,
+        ..integers(4)
     };
     for (dtype, quantization) in [
         (ElementType::F32, None),
@@ -488,6 +493,7 @@ fn a_decode_step_has_the_same_bits_in_every_batch() {
         (ElementType::BF16, None),
         (ElementType::F32, Some(integers(8))),
         (ElementType::BF16, Some(integers(4))),
+        (ElementType::BF16, Some(rounded)),
     ] {
         let fixture = fixture(Options {
             batch: BATCH,

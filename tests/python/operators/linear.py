@@ -24,6 +24,15 @@ ACTIVATIONS = {
 }
 
 
+def rounded_to_bytes(rows, block_size):
+    """Blocks of rows in steps of a 127th of their largest magnitude, in f32."""
+    padding = -rows.shape[-1] % block_size
+    blocks = np.pad(rows, ((0, 0), (0, padding))).reshape(len(rows), -1, block_size).astype(np.float32)
+    steps = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    integers = np.round(blocks / np.where(steps == 0, np.float32(1), steps))
+    return (integers.astype(np.float64) * steps).reshape(len(rows), -1)[:, : rows.shape[-1]]
+
+
 @dataclass
 class Linear(Node):
     batch: int
@@ -36,6 +45,7 @@ class Linear(Node):
     around: str = ""  # norm, gate
     residual: bool = False
     activation: str = None
+    activations: str = None  # int8
     max_seq_len: int = 50
     seed: int = 0
 
@@ -47,6 +57,8 @@ class Linear(Node):
         ({"weight_type": "f64"}, ["attribute weight_type: expected f32, f16, bf16, int8 or int4, found \"f64\""]),
         ({"block_size": 24}, ["attribute block_size: expected one of [16, 32, 64, 128, 256], found 24"]),
         ({"weight_type": "bf16"}, ["attribute block_size: expected none beside floats, found 32"]),
+        ({"activations": "int4"}, ["attribute activations: expected float or int8, found \"int4\""]),
+        ({"weight_type": "f16", "block_size": None, "activations": "int8"}, ["attribute activations: expected float beside a matrix of f16"]),
         ({"activation": "tanh"}, ["attribute activation: expected one of gelu, ", "found \"tanh\""]),
         ({"activation": "gelu"}, ["residual: expected none beside an activation, found a tensor"]),
         ({"epsilon": 2.0}, ["attribute epsilon: expected 0 to 1, found 2"]),
@@ -58,10 +70,13 @@ class Linear(Node):
     def random(cls, rng):
         weight_type = rng.choice([*DTYPES, "int8", "int4"])
         activation = rng.choice([None, *ACTIVATIONS])
+        around = str(rng.choice(["", "norm", "gate"]))
+        # A rounding to T that goes the other way may take one to bytes with it.
+        rounded = "int" in weight_type and not around and rng.integers(2)
         return cls(
             3, 1, int(rng.choice([1, 24, 96, 1100])), int(rng.choice([1, 7, 70])), str(weight_type),
             block_size=int(rng.choice([16, 32, 128])) if "int" in weight_type else None,
-            symmetric=bool(rng.integers(2)), around=str(rng.choice(["", "norm", "gate"])),
+            symmetric=bool(rng.integers(2)), around=around, activations="int8" if rounded else None,
             activation=activation, residual=activation is None and bool(rng.integers(2)),
             seed=int(rng.integers(1000)),
         )  # fmt: skip
@@ -89,7 +104,7 @@ class Linear(Node):
     def attributes(self):
         return {
             "in_features": self.in_features, "out_features": self.out_features, "weight_type": self.weight_type,
-            "block_size": self.block_size, "activation": self.activation,
+            "block_size": self.block_size, "activations": self.activations, "activation": self.activation,
             "epsilon": EPSILON if self.around == "norm" else None,
         }  # fmt: skip
 
@@ -160,6 +175,8 @@ class Linear(Node):
             x = to_type(x / np.sqrt((x**2).mean(axis=1, keepdims=True) + EPSILON) * self._norm("bf16").astype(np.float64))
         if self.around == "gate":
             x = to_type(x * sigmoid(tokens["gate"]))
+        if self.activations == "int8":
+            x = rounded_to_bytes(x, self.block_size)
         y = x @ self._stored()[1].T
         if self.residual:
             y = y + tokens["residual"]

@@ -33,7 +33,11 @@ impl Verifier<'_> {
             ElementType::BF16 => 8.0 * f64::from(half::bf16::EPSILON.to_f32()),
             _ => F32_LOGIT,
         });
-        let relative = roundings[0].max(roundings[1]);
+        let of_rows = match manifest.precision.rounds_rows() {
+            true => 8.0 / 127.0,
+            false => 0.0,
+        };
+        let relative = roundings[0].max(roundings[1]).max(of_rows);
         let width = manifest.model.d_model;
         let names: Vec<_> = model::taps(
             &manifest.model,

@@ -265,7 +265,8 @@ struct Verifier<'a> {
 
 impl Verifier<'_> {
     fn low_precision(&self) -> bool {
-        !self.package.manifest().shape().is_f32()
+        let manifest = self.package.manifest();
+        !manifest.shape().is_f32() || manifest.precision.rounds_rows()
     }
 
     fn open(

@@ -34,6 +34,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         block_size: 32,
         symmetric: true,
         layout: Default::default(),
+        activations: Default::default(),
     };
     let quantized = package(Fallback::None, Some(quantization)).manifest;
     // The largest sizes that a specification may have, in a file of a few hundred bytes.

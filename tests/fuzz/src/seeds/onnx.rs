@@ -19,6 +19,7 @@ pub static PACKAGES: LazyLock<Vec<Package>> = LazyLock::new(|| {
         block_size: 16,
         symmetric: false,
         layout: Default::default(),
+        activations: Default::default(),
     };
     let plain = ways.map(|fallback| package(fallback, None));
     let quantized = package(Fallback::None, Some(quantization));
