@@ -9,6 +9,7 @@
 //! - [`onnx`]: the ONNX messages this project reads and writes.
 //! - [`model`]: the chunk graph of a whole model for any static sequence length.
 //! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
+//! - [`memory`]: what a session keeps in memory on a CPU.
 //! - [`package`]: engines, targets, files, and `manifest.json`, where the exporter and the runtime meet.
 //! - [`staging`]: folders beside a package while it is written.
 //! - [`tolerance`]: what counts as equal.
@@ -33,6 +34,7 @@
 pub mod cache;
 pub mod cost;
 mod limits;
+pub mod memory;
 pub mod model;
 pub mod onnx;
 pub mod ops;

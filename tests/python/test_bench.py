@@ -1,6 +1,7 @@
 """`ratplus export --synthetic` and `ratplus bench`."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -73,6 +74,33 @@ def test_bench_measures_prints_and_draws(ratplus, packages, tmp_path):
     assert reports[1]["state_bytes"] < reports[0]["state_bytes"]
     text = "".join(ElementTree.parse(plot).getroot().itertext())
     assert "d1 " in text and "D=4" in text and "tokens" in text
+
+
+def test_memory_is_what_inspect_predicts(ratplus, tmp_path):
+    """On packages of 60 to 130 MB: within 5 % of what is resident."""
+    config, report = tmp_path / "config.json", tmp_path / "bench.json"
+    sizes = {"vocab_size": 16384, "d_model": 512, "num_layers": 4, "d_head": 64, "d_ffn": 2048}
+    config.write_text(json.dumps(sizes | {"patterns": [PATTERN] * sizes["num_layers"]}))
+    flags = ["--synthetic", "config", "--config", config, "--prefill-lengths", "256", "--max-seq-len", "2048"]
+    for name, more in [("f32", []), ("bf16", ["--dtype", "bf16"]), ("all", ["--logits", "all"]), ("slots", ["--batch", 2])]:
+        package = tmp_path / name
+        ratplus("export", *flags, *more, "-o", package)
+        predicted = json.loads(ratplus("inspect", package, "--json").stdout)
+        done = ratplus("bench", package, "--prompt", 256, "--context", 1024, "-n", 4, "--repeat", 2, "--json", report)
+        found = json.loads(report.read_text())[0]
+        parts = predicted["session_memory"]
+        kinds = {kind: predicted[f"session_{kind}_bytes"] for kind in ("file_backed", "anonymous")}
+        assert sum(parts.values()) == sum(kinds.values())
+        assert parts["weights"] == (package / "weights.bin").stat().st_size
+        assert parts["state"] == found["state_bytes"]
+        resident = found["file_backed_bytes"] + found["anonymous_bytes"]
+        for kind, bytes_ in kinds.items():
+            difference = found[f"{kind}_bytes"] - bytes_
+            assert abs(difference) < 0.05 * resident, f"{name}: {kind}: {difference / 1e6:.1f} of {resident / 1e6:.1f} MB"
+        assert found["anonymous_bytes"] < parts["state"] + parts["outputs"] + parts["activations"] + 64e6
+        assert resident <= found["peak_resident_bytes"] * 1.01
+        assert " of files, " in done.stdout and "memory  " in ratplus("inspect", package).stdout
+        shutil.rmtree(package)
 
 
 def test_bench_refuses_what_does_not_fit(ratplus, packages, tmp_path):

@@ -32,6 +32,9 @@ struct Report {
     state_bytes: u64,
     /// Resident memory at most, files mapped included; where the system tells.
     peak_resident_bytes: Option<u64>,
+    /// Resident memory once everything has run: what files back, and the process's own.
+    file_backed_bytes: Option<u64>,
+    anonymous_bytes: Option<u64>,
     measured: Vec<Measured>,
     /// Empty for backends that cannot tell.
     operators: Vec<EngineTimes>,
@@ -105,7 +108,8 @@ fn measure(
     });
     bar.finish_and_clear();
     let measured = measured.or_input()?;
-    let (peak, state_bytes) = (peak(), session.state_bytes());
+    let [peak, file_backed, anonymous] = ["VmHWM:", "RssFile:", "RssAnon:"].map(resident);
+    let state_bytes = session.state_bytes();
     let implementations = session.implementations().iter();
     let implementations = implementations.map(ToString::to_string).collect();
     // Two would not fit where one does.
@@ -136,6 +140,8 @@ fn measure(
         weights_bytes: package.weights().len() as u64,
         state_bytes,
         peak_resident_bytes: peak,
+        file_backed_bytes: file_backed,
+        anonymous_bytes: anonymous,
         measured,
         operators,
         operators_unseen,
@@ -158,8 +164,15 @@ fn print(report: &Report) {
     let peak = report.peak_resident_bytes.map_or_else(String::new, |peak| {
         format!(", resident at most {}", bytes(peak as f64))
     });
+    let kinds = [report.file_backed_bytes, report.anonymous_bytes];
+    let kinds = match kinds.map(|kind| kind.map(|kind| bytes(kind as f64))) {
+        [Some(file_backed), Some(anonymous)] => {
+            format!(": {file_backed} of files, {anonymous} of its own at the end")
+        }
+        _ => String::new(),
+    };
     outln!(
-        "  weights {}, state {}{peak}\n",
+        "  weights {}, state {}{peak}{kinds}\n",
         bytes(report.weights_bytes as f64),
         bytes(report.state_bytes as f64)
     );
@@ -245,12 +258,11 @@ fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Largest resident set since, in bytes.
-fn peak() -> Option<u64> {
+/// A field of the system's about this process's resident memory, in bytes: at most since
+/// [`reset_peak`], what files back, or the rest.
+fn resident(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }

@@ -65,6 +65,7 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let session = super::while_opening(&args.dir, || {
         session_builder(&package, &args.libraries)
             .engines(lengths)
+            .up_front()
             .open(backend)
     });
     let session = session.or_input()?;

@@ -7,6 +7,7 @@ use crate::output::{Failure, OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
 use ratplus_charts::{Lines, Panel, Series};
 use ratplus_graphs::cost::{self, TokenCost};
+use ratplus_graphs::memory::SessionMemory;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{
     LogitsMode, MANIFEST_FILE, MAX_SEQ_LEN, Manifest, PackageShape, SpecialTokens, state_tensors,
@@ -185,6 +186,7 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
             state_tensors(spec, shape).len(),
             manifest.batch
         );
+        outln!("{}", memory_line(&SessionMemory::of(manifest)));
     }
     outln!();
     let mut table = Table::new(
@@ -217,6 +219,23 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         ]);
     }
     out!("{table}");
+}
+
+/// What makes up a session's memory.
+fn memory_line(memory: &SessionMemory) -> String {
+    let size = |value: u64| bytes(value as f64);
+    format!(
+        "memory       {} resident with ort-cpu and all engines: {} of weights and {} of libraries, mapped; {} of \
+         state, {} of logits, {} of activations, {} of graphs, {} else",
+        size(memory.resident()),
+        size(memory.weights),
+        size(memory.libraries),
+        size(memory.state),
+        size(memory.outputs),
+        size(memory.activations),
+        size(memory.graphs),
+        size(memory.process),
+    )
 }
 
 /// The patterns in a few words, in the terms of the flags.
@@ -257,6 +276,7 @@ fn pattern_lines(spec: &ModelSpec) -> Vec<String> {
 }
 
 fn as_json(subject: &Subject, costs: &[TokenCost]) -> serde_json::Value {
+    let memory = subject.manifest.as_ref().map(SessionMemory::of);
     serde_json::json!({
         "model": subject.spec,
         "parameters": cost::parameters(&subject.spec),
@@ -265,6 +285,9 @@ fn as_json(subject: &Subject, costs: &[TokenCost]) -> serde_json::Value {
         "state_bytes_per_sequence": cost::state_bytes(&subject.spec, &subject.shape),
         "bound_state_bytes": state_tensors(&subject.spec, &subject.shape)
             .iter().map(|(_, _, tensor)| tensor.bytes()).sum::<usize>(),
+        "session_memory": memory,
+        "session_file_backed_bytes": memory.map(|memory| memory.file_backed()),
+        "session_anonymous_bytes": memory.map(|memory| memory.anonymous()),
         "token_costs": costs,
     })
 }

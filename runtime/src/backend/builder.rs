@@ -30,6 +30,7 @@ pub struct SessionBuilder<'a> {
     pub(super) package: &'a Package,
     pub(super) threads: Option<usize>,
     engines: Option<Vec<usize>>,
+    pub(super) up_front: bool,
     /// For the backends of ONNX Runtime.
     pub ort: OrtOptions,
     /// For backends on NVIDIA GPUs.
@@ -45,6 +46,7 @@ impl<'a> SessionBuilder<'a> {
             package,
             threads: None,
             engines: None,
+            up_front: false,
             ort: OrtOptions::default(),
             cuda: CudaOptions::default(),
             tensorrt: TensorRtOptions::default(),
@@ -69,6 +71,12 @@ impl<'a> SessionBuilder<'a> {
         self
     }
 
+    /// Opens every engine before anything runs, so that no request waits for one: for servers.
+    pub fn up_front(mut self) -> Self {
+        self.up_front = true;
+        self
+    }
+
     /// What is to be seen of the session besides its logits.
     #[doc(hidden)]
     pub fn inspect(mut self, inspection: Inspection) -> Self {
@@ -79,6 +87,9 @@ impl<'a> SessionBuilder<'a> {
     /// Opens the engines, and runs each that decodes once on idle slots, on a GPU every one. ONNX
     /// Runtime shows then which implementation runs every custom node; TensorRT's plans were built
     /// with one and have no other.
+    ///
+    /// With ONNX Runtime on a CPU it opens one, that of single tokens where there is one, and every other
+    /// when it first runs, unless [`up_front`](Self::up_front) was called.
     ///
     /// # Errors
     /// A library is missing, the package cannot run on this backend, an option names something

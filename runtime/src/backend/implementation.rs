@@ -99,17 +99,38 @@ fn custom_nodes(model: &ModelProto) -> impl Iterator<Item = (&str, &str)> {
         .map(|node| (node.name.as_str(), node.op_type.as_str()))
 }
 
+/// The custom nodes of an engine.
+pub(super) struct EngineNodes {
+    pub file: String,
+    pub seq_len: usize,
+    /// Name and operator.
+    nodes: Vec<(String, String)>,
+}
+
+impl EngineNodes {
+    pub fn of(graph: &EngineGraph<'_>) -> Self {
+        let (file, seq_len) = (graph.file.into(), graph.engine.seq_len);
+        let nodes = custom_nodes(&graph.model);
+        Self {
+            file,
+            seq_len,
+            nodes: nodes.map(|(node, op)| (node.into(), op.into())).collect(),
+        }
+    }
+}
+
 impl EngineImplementations {
-    pub(super) fn uniform(graph: &EngineGraph<'_>, implementation: &Implementation) -> Self {
-        let nodes = custom_nodes(graph.model).map(|(node, op_type)| NodeImplementation {
-            node: node.into(),
-            op_type: op_type.into(),
+    pub(super) fn uniform(engine: EngineNodes, implementation: &Implementation) -> Self {
+        let nodes = engine.nodes.into_iter();
+        let nodes = nodes.map(|(node, op_type)| NodeImplementation {
+            node,
+            op_type,
             implementation: implementation.clone(),
         });
         Self {
-            file: graph.file.into(),
-            seq_len: graph.engine.seq_len,
             nodes: nodes.collect(),
+            file: engine.file,
+            seq_len: engine.seq_len,
             unseen: None,
         }
     }
@@ -120,15 +141,15 @@ impl EngineImplementations {
     /// run on a GPU, or why there is none.
     pub(super) fn of_session(
         kind: BackendKind,
-        graph: &EngineGraph<'_>,
+        engine: &EngineNodes,
         kernels: &[NodeKernel],
         profile: Option<Result<Profile, String>>,
     ) -> Result<Self, BackendError> {
         let (mut nodes, mut problems) = (Vec::new(), Vec::new());
-        for (node, op_type) in custom_nodes(graph.model) {
+        for (node, op_type) in &engine.nodes {
             let kernel = kernels
                 .iter()
-                .find(|run| run.node == node && run.op_type == op_type);
+                .find(|run| run.node == *node && run.op_type == *op_type);
             let implementation = kernel.map_or(Implementation::FunctionBody, |run| {
                 let provider = run.provider.clone();
                 Implementation::Kernel { provider }
@@ -153,8 +174,8 @@ impl EngineImplementations {
                 ));
             }
             nodes.push(NodeImplementation {
-                node: node.into(),
-                op_type: op_type.into(),
+                node: node.clone(),
+                op_type: op_type.clone(),
                 implementation,
             });
         }
@@ -162,22 +183,22 @@ impl EngineImplementations {
             None => None,
             Some(Ok(profile)) => {
                 let runs: Vec<_> = profile.runs().map(|run| (run.node, run.args)).collect();
-                problems.extend(elsewhere(&runs, graph.model));
+                problems.extend(elsewhere(&runs, engine));
                 None
             }
             Some(Err(reason)) => Some(format!("where standard nodes ran was not seen: {reason}")),
         };
         if problems.is_empty() {
             Ok(Self {
-                file: graph.file.into(),
-                seq_len: graph.engine.seq_len,
+                file: engine.file.clone(),
+                seq_len: engine.seq_len,
                 nodes,
                 unseen,
             })
         } else {
             Err(BackendError::Implementation {
                 backend: kind,
-                file: graph.file.into(),
+                file: engine.file.clone(),
                 problems,
             })
         }
@@ -186,11 +207,11 @@ impl EngineImplementations {
 
 /// Standard nodes that did not run on the GPU, and copies to or from it that ONNX Runtime put in
 /// between: the fallback to the CPU is turned off, so there are none.
-fn elsewhere(runs: &[(&str, &Arguments)], model: &ModelProto) -> Vec<String> {
+fn elsewhere(runs: &[(&str, &Arguments)], engine: &EngineNodes) -> Vec<String> {
     let found: BTreeSet<_> = runs
         .iter()
         .filter(|(_, args)| args.provider != cuda::PROVIDER || args.op_name.starts_with("Memcpy"))
-        .filter(|(name, _)| !custom_nodes(model).any(|(node, _)| node == *name))
+        .filter(|(name, _)| !engine.nodes.iter().any(|(node, _)| node == name))
         .map(|(name, args)| format!("`{name}` ({}, {})", args.op_name, args.provider))
         .collect();
     if found.is_empty() {
@@ -242,12 +263,12 @@ mod tests {
         (engine, model)
     }
 
-    fn graph((engine, model): &(Engine, ModelProto)) -> EngineGraph<'_> {
-        EngineGraph {
+    fn nodes((engine, model): &(Engine, ModelProto)) -> EngineNodes {
+        EngineNodes::of(&EngineGraph {
             engine,
             file: "decode.onnx",
-            model,
-        }
+            model: model.clone(),
+        })
     }
 
     fn ran(node: &str, op_type: &str, provider: &str) -> NodeKernel {
@@ -264,7 +285,7 @@ mod tests {
         kernels: &[NodeKernel],
         profile: Option<Result<Profile, String>>,
     ) -> Result<Vec<Implementation>, String> {
-        EngineImplementations::of_session(kind, &graph(&engine()), kernels, profile)
+        EngineImplementations::of_session(kind, &nodes(&engine()), kernels, profile)
             .map(|found| {
                 let nodes = found.nodes.into_iter();
                 nodes.map(|node| node.implementation).collect()
@@ -348,7 +369,7 @@ mod tests {
         let profile = Some(Err("no folder".into()));
         let found = EngineImplementations::of_session(
             BackendKind::OrtCuda,
-            &graph(&engine),
+            &nodes(&engine),
             &kernels,
             profile,
         );

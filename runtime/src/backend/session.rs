@@ -161,7 +161,8 @@ impl Session {
             .collect()
     }
 
-    /// Which implementation ran each custom node of each opened engine.
+    /// Which implementation runs each custom node of each engine that has been opened: with ONNX Runtime on a
+    /// CPU, those that have run.
     pub fn implementations(&self) -> &[EngineImplementations] {
         self.driver.implementations()
     }

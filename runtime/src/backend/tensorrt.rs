@@ -4,6 +4,7 @@ use super::buffers::{Buffers, SEQUENCES, UPLOAD};
 use super::builder::{OpenedEngine, Opening};
 use super::driver::{Driver, StepInputs};
 use super::error::{failed, run_error};
+use super::implementation::EngineNodes;
 use super::layout::{ALIGNMENT, Layout};
 use super::plan::{PlanRequirements, check_in_place, check_tensors, input_shapes};
 use super::{BackendError, BackendKind, EngineImplementations, Implementation};
@@ -150,7 +151,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
             driver.add_engine(opening, position, engine, profile, &shared)?;
         }
         let by = implementation(opening.kind, manifest);
-        let seen = EngineImplementations::uniform(&graph, &by);
+        let seen = EngineImplementations::uniform(EngineNodes::of(&graph), &by);
         driver.implementations.push(seen);
     }
     for engine in engines.iter().flatten() {

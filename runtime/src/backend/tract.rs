@@ -3,6 +3,7 @@
 use super::builder::Opening;
 use super::driver::{Driver, Sides, StepInputs};
 use super::error::run_error;
+use super::implementation::EngineNodes;
 use super::inspection::Exactness;
 use super::{BackendError, EngineImplementations, Implementation};
 use crate::package::EngineGraph;
@@ -68,10 +69,11 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         let seen = EngineGraph {
             engine: info,
             file: &info.name,
-            model: &graph.model,
+            model: graph.model,
         };
         let by = Implementation::Reference;
-        implementations.push(EngineImplementations::uniform(&seen, &by));
+        let nodes = EngineNodes::of(&seen);
+        implementations.push(EngineImplementations::uniform(nodes, &by));
         let logits = info.outputs.iter().find(|output| output.name == LOGITS);
         let logits = logits.map_or(0, |output| output.tensor.elements());
         let taps = opened.taps.iter();

@@ -68,8 +68,8 @@ pub struct OpenOptions {
 pub struct Package {
     dir: PathBuf,
     manifest: Arc<Manifest>,
-    /// By file: one may be several engines'.
-    models: BTreeMap<String, ModelProto>,
+    /// Checked, by file: one may be several engines'. They take a tenth of what they do decoded.
+    models: BTreeMap<String, Vec<u8>>,
     storage: Vec<StoredTensor>,
     weights: Arc<Mmap>,
     weights_path: PathBuf,
@@ -77,14 +77,14 @@ pub struct Package {
 }
 
 /// An engine, built for a target.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineGraph<'a> {
     /// What it is.
     pub engine: &'a Engine,
     /// Its file in the package.
     pub file: &'a str,
     /// What the file holds.
-    pub model: &'a ModelProto,
+    pub model: ModelProto,
 }
 
 impl Package {
@@ -141,7 +141,7 @@ impl Package {
                 continue;
             };
             match guard::decode(&manifest, engine, target, &storage, &bytes) {
-                Ok(model) => drop(models.insert(file.clone(), model)),
+                Ok(model) => drop(models.insert(file.clone(), model.encode_to_vec())),
                 Err(found) => {
                     let found = found.into_iter();
                     problems.extend(found.map(|problem| format!("{file}: {problem}")));
@@ -181,7 +181,7 @@ impl Package {
     pub fn graph(&self, index: usize, target: Target) -> Result<EngineGraph<'_>, BackendError> {
         let found = self.manifest.engines.get(index).and_then(|engine| {
             let file = engine.file(target)?;
-            let model = self.models.get(file)?;
+            let model = ModelProto::decode(self.models.get(file)?.as_slice()).ok()?;
             Some(EngineGraph {
                 engine,
                 file,

@@ -29,7 +29,7 @@ impl OrtSession {
     pub fn new(
         mut builder: SessionBuilder,
         weights: &Arc<Weights>,
-        model: Model,
+        model: &Model,
     ) -> ort::Result<Self> {
         for (name, value) in &weights.tensors {
             builder = builder.with_initializer(name, value.clone())?;
@@ -42,7 +42,7 @@ impl OrtSession {
                 let folder = CString::new(folder.as_os_str().as_bytes())?;
                 // SAFETY: the options are live; ORT copies both strings.
                 ortsys![unsafe AddSessionConfigEntry(builder.ptr_mut(), key, folder.as_ptr())?];
-                builder.commit_from_memory(&model)?
+                builder.commit_from_memory(model)?
             }
         };
         Ok(Self {

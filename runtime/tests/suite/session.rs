@@ -360,7 +360,8 @@ fn what_ran_is_what_was_asked_for() {
             ..Options::default()
         });
         for kind in backends(fallback) {
-            let session = open(&fixture, kind);
+            let session = Session::builder(&fixture.package).up_front().open(kind);
+            let session = session.unwrap();
             let engines = fixture.package.manifest().engines.len();
             assert_eq!(session.implementations().len(), engines);
             for engine in session.implementations() {
@@ -408,6 +409,45 @@ fn what_ran_is_what_was_asked_for() {
     let error = Session::builder(&bare.package).open(BackendKind::OrtFallback);
     let error = error.err().unwrap().to_string();
     assert!(error.contains("`fallback: function`"), "{error}");
+}
+
+/// An engine is opened by the step that needs it, once, and tells then what runs in it; the others
+/// are not, and steps have the bits of a session that opened all.
+#[test]
+fn engines_open_when_they_first_run() {
+    let fixture = fixture(Options::default());
+    let engines = fixture.package.manifest().engines.len();
+    for kind in [BackendKind::OrtCpu, BackendKind::OrtFallback] {
+        let mut all = Session::builder(&fixture.package)
+            .up_front()
+            .open(kind)
+            .unwrap();
+        let mut session = open(&fixture, kind);
+        assert!(engines > 2);
+        assert_eq!(all.implementations().len(), engines);
+        let lengths = |session: &Session| {
+            let opened = session.implementations().iter();
+            opened.map(|engine| engine.seq_len).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(&session), [1]);
+        let ids = [5, 9, 2, 7, 1, 3, 4, 8];
+        for _ in 0..2 {
+            let expected = bits(all.run(4, &ids, &[4, 3]).unwrap().logits());
+            assert_eq!(
+                bits(session.run(4, &ids, &[4, 3]).unwrap().logits()),
+                expected
+            );
+            let expected = bits(all.run(1, &[6, 2], &[1, 1]).unwrap().logits());
+            assert_eq!(
+                bits(session.run(1, &[6, 2], &[1, 1]).unwrap().logits()),
+                expected
+            );
+        }
+        assert!(session.implementations().len() < engines);
+        // In the order of the package, whichever ran first.
+        let opened = lengths(&session);
+        assert!(opened.contains(&4) && opened.is_sorted(), "{opened:?}");
+    }
 }
 
 #[test]

@@ -6,12 +6,12 @@ use super::buffers::{Buffers, SEQUENCES, UPLOAD};
 use super::builder::Opening;
 use super::driver::{Driver, StepInputs};
 use super::error::failed;
+use super::implementation::EngineNodes;
 use super::layout::{Bound, Layout};
 use super::profile::Profile;
 use super::profile_file::{ProfileFile, ProfileFolder};
 use super::{BackendError, BackendKind, EngineImplementations, OperatorTime};
 use crate::ort_library::{self, LibraryError, OnnxRuntime};
-use crate::package::EngineGraph;
 use crate::raw::{Binding, KernelWatch, Memory, Model, NodeKernel, OrtSession, Value, Weights};
 use cuda::Gpu;
 use ort::environment::Environment;
@@ -49,20 +49,35 @@ impl Engine {
 }
 
 struct OrtDriver {
-    engines: Vec<Engine>,
+    /// By position; `None` until it is opened.
+    engines: Vec<Option<Engine>>,
+    /// What they are opened with; `None` from then on.
+    unopened: Vec<Option<Unopened>>,
+    shared: Shared,
     buffers: Buffers,
-    gpu: Option<Gpu>,
     implementations: Vec<EngineImplementations>,
 }
 
+/// What an engine is made of.
+struct Unopened {
+    model: Model,
+    nodes: EngineNodes,
+    /// Whether a CUDA graph is recorded of it.
+    recorded: bool,
+}
+
 /// What all sessions of a package share.
-struct Shared<'a> {
-    runtime: Arc<OnnxRuntime>,
+struct Shared {
+    kind: BackendKind,
     environment: Environment,
-    opening: &'a Opening<'a>,
     operators: Option<PathBuf>,
     weights: Arc<Weights>,
     prepacked: Option<PrepackedWeights>,
+    gpu: Option<Gpu>,
+    threads: Option<usize>,
+    passive_wait: bool,
+    /// Whether every session writes a profile, to its end.
+    profile: bool,
 }
 
 /// Whether ONNX Runtime runs such a package so.
@@ -129,48 +144,161 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
             (memory, gpu.upload_weights(package)?, None)
         }
     };
-    let shared = Shared {
-        runtime,
-        environment,
-        opening,
-        operators,
-        weights,
-        prepacked,
-    };
-    let mut driver = OrtDriver {
-        engines: Vec::new(),
-        buffers: Buffers::new(layout, memory, true),
-        gpu,
-        implementations: Vec::new(),
-    };
+    let mut unopened = Vec::new();
     for position in 0..opening.engines.len() {
-        driver.add_engine(&shared, position)?;
+        unopened.push(Some(prepare(opening, position, &runtime, gpu.is_some())?));
+    }
+    let mut driver = OrtDriver {
+        engines: unopened.iter().map(|_| None).collect(),
+        unopened,
+        buffers: Buffers::new(layout, memory, true),
+        implementations: Vec::new(),
+        shared: Shared {
+            kind,
+            environment,
+            operators,
+            weights,
+            prepacked,
+            gpu,
+            threads: options.threads,
+            passive_wait: options.ort.passive_wait,
+            profile: options.inspection.profile,
+        },
+    };
+    // One shows whether the libraries have what the package needs. On a GPU a first run takes seconds.
+    let up_front = options.up_front || driver.shared.gpu.is_some();
+    let mut engines = opening.engines.iter();
+    let first = engines.rposition(|engine| engine.seq_len == 1);
+    for position in 0..opening.engines.len() {
+        if up_front || position == first.unwrap_or(0) {
+            driver.open_engine(position)?;
+        }
     }
     Ok(Box::new(driver))
 }
 
+/// What the engine at `position` is made of.
+fn prepare(
+    opening: &Opening<'_>,
+    position: usize,
+    runtime: &OnnxRuntime,
+    on_gpu: bool,
+) -> Result<Unopened, BackendError> {
+    let (options, package) = (opening.options, opening.options.package);
+    let (engine, manifest) = (&opening.engines[position], opening.manifest());
+    let graph = opening.graph(position, opening.target())?;
+    let mut taps = engine.taps.clone();
+    for slots in taps
+        .iter_mut()
+        .flat_map(|(_, tensor)| tensor.shape.first_mut())
+    {
+        *slots = *slots / manifest.batch * engine.batch;
+    }
+    let folder = package.weights_path().parent();
+    let model = match folder.filter(|_| runtime.memory_models_have_external_data()) {
+        Some(folder) => Model::Content(package.encode(&graph.model, &taps), folder.into()),
+        None if taps.is_empty() => Model::File(package.dir().join(graph.file)),
+        None => {
+            return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));
+        }
+    };
+    // A graph is of one place.
+    let recorded = on_gpu && engine.seq_len == 1 && engine.batch == manifest.batch;
+    Ok(Unopened {
+        model,
+        nodes: EngineNodes::of(&graph),
+        recorded: recorded && !options.cuda.without_graph,
+    })
+}
+
+impl Shared {
+    /// The session of an engine, with everything that it shares with the others.
+    fn build(
+        &self,
+        unopened: &Unopened,
+        profile: Option<&Path>,
+    ) -> Result<OrtSession, BackendError> {
+        let build = || {
+            let mut builder = Session::builder(&self.environment)?
+                .with_inter_threads(1)?
+                .with_intra_threads(self.threads.unwrap_or(0))?
+                // A plan of a chunk's tensors would lie in the arena beside what the first run left.
+                .with_memory_pattern(unopened.nodes.seq_len == 1)?;
+            if let Some(prefix) = profile {
+                builder = builder.with_profiling(prefix)?;
+            }
+            if self.passive_wait {
+                builder = builder.with_intra_op_spinning(false)?;
+            }
+            if let Some(prepacked) = &self.prepacked {
+                builder = builder.with_prepacked_weights(prepacked)?;
+            }
+            if let Some(gpu) = &self.gpu {
+                builder = gpu.run_sessions(builder, unopened.recorded)?;
+            }
+            if let Some(operators) = &self.operators {
+                builder = builder.with_operator_library(operators)?;
+            }
+            // Weights in place and, on the CPU, one packed copy for all engines; without either, every
+            // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
+            OrtSession::new(builder, &self.weights, &unopened.model)
+        };
+        build().map_err(failed(&unopened.nodes.file, ORT))
+    }
+}
+
+impl Engine {
+    /// A run that leaves every state as it is, whatever runs it.
+    fn run_idle(
+        &mut self,
+        position: usize,
+        buffers: &mut Buffers,
+        gpu: Option<&Gpu>,
+    ) -> Result<(), BackendError> {
+        let given = buffers.give_idle(position);
+        given.map_err(failed(&self.file, UPLOAD))?;
+        self.run(0, buffers, gpu)?;
+        if let Some(last) = &mut self.recorded {
+            *last = thread::current().id();
+        }
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        binding: usize,
+        buffers: &mut Buffers,
+        gpu: Option<&Gpu>,
+    ) -> Result<(), BackendError> {
+        let ran = self
+            .session
+            .run(&self.bindings[binding], &mut buffers.memory);
+        let finished = gpu.map_or(Ok(()), |gpu| gpu.finish(&self.file));
+        ran.map_err(failed(&self.file, ORT))?;
+        finished
+    }
+}
+
 impl OrtDriver {
-    /// Builds the engine at `position` of the plan and binds it. One that decodes or is timed is run once
-    /// on idle slots, and so is every one on a GPU.
-    fn add_engine(&mut self, shared: &Shared<'_>, position: usize) -> Result<(), BackendError> {
-        let opening = shared.opening;
-        let graph = opening.graph(position, opening.target())?;
-        let file = graph.file;
+    /// Builds an engine, unless it is there, and binds it. One that decodes or is timed is run once on
+    /// idle slots, and so is every one on a GPU.
+    fn open_engine(&mut self, position: usize) -> Result<(), BackendError> {
+        let Some(unopened) = &self.unopened[position] else {
+            return Ok(());
+        };
+        let (shared, nodes) = (&self.shared, &unopened.nodes);
+        let (file, gpu) = (nodes.file.as_str(), shared.gpu.as_ref());
         let _span = tracing::debug_span!("build", file).entered();
         // On a GPU it also shows where standard nodes ran.
-        let kept = opening.options.inspection.profile;
-        let profiled = kept || self.gpu.is_some();
+        let kept = shared.profile;
+        let profiled = kept || gpu.is_some();
         let folder = profiled.then(ProfileFolder::make).transpose();
         let (folder, mut without) = match folder {
             Ok(folder) => (folder, None),
             Err(reason) => (None, Some(reason)),
         };
         let prefix = folder.as_ref().map(ProfileFolder::prefix);
-        // A graph is of one place.
-        let all = opening.engines[position].batch == opening.manifest().batch;
-        let recorded = self.gpu.is_some() && graph.engine.seq_len == 1 && all;
-        let recorded = recorded && !opening.options.cuda.without_graph;
-        let build = || self.build(shared, position, &graph, prefix.as_deref(), recorded);
+        let build = || shared.build(unopened, prefix.as_deref());
         let (session, kernels) = watched(shared.operators.as_deref(), build)?;
         let places = self.buffers.bindings(position);
         let bindings = places
@@ -186,79 +314,25 @@ impl OrtDriver {
             let file = file.into();
             return Err(BackendError::Profile { file, message });
         }
-        self.engines.push(Engine {
+        let mut engine = Engine {
             file: file.into(),
             bindings,
             session,
-            recorded: recorded.then(|| thread::current().id()),
+            recorded: unopened.recorded.then(|| thread::current().id()),
             profile,
-        });
-        if profiled || graph.engine.seq_len == 1 {
-            self.run_idle(position)?;
+        };
+        if profiled || nodes.seq_len == 1 {
+            engine.run_idle(position, &mut self.buffers, gpu)?;
         }
-        if kept {
-            return Ok(());
+        if !kept {
+            let profile = without.map(Err).or_else(|| engine.end_profile());
+            let seen = EngineImplementations::of_session(shared.kind, nodes, &kernels, profile)?;
+            let before = self.engines[..position].iter().flatten().count();
+            self.implementations.insert(before, seen);
         }
-        let profile = without
-            .map(Err)
-            .or_else(|| self.engines[position].end_profile());
-        let seen = EngineImplementations::of_session(opening.kind, &graph, &kernels, profile)?;
-        self.implementations.push(seen);
+        self.engines[position] = Some(engine);
+        self.unopened[position] = None;
         Ok(())
-    }
-
-    /// The session of an engine, with everything that it shares with the others.
-    fn build(
-        &self,
-        shared: &Shared<'_>,
-        position: usize,
-        graph: &EngineGraph<'_>,
-        profile: Option<&Path>,
-        recorded: bool,
-    ) -> Result<OrtSession, BackendError> {
-        let opening = shared.opening;
-        let (options, package) = (opening.options, opening.options.package);
-        let engine = &opening.engines[position];
-        let mut taps = engine.taps.clone();
-        for slots in taps
-            .iter_mut()
-            .flat_map(|(_, tensor)| tensor.shape.first_mut())
-        {
-            *slots = *slots / opening.manifest().batch * engine.batch;
-        }
-        let EngineGraph { file, model, .. } = *graph;
-        let folder = package.weights_path().parent();
-        let model = match folder.filter(|_| shared.runtime.memory_models_have_external_data()) {
-            Some(folder) => Model::Content(package.encode(model, &taps), folder.into()),
-            None if taps.is_empty() => Model::File(package.dir().join(file)),
-            None => {
-                return Err(opening.unavailable("extra outputs need ONNX Runtime 1.21 or later"));
-            }
-        };
-        let build = || {
-            let mut builder = Session::builder(&shared.environment)?
-                .with_inter_threads(1)?
-                .with_intra_threads(options.threads.unwrap_or(0))?;
-            if let Some(prefix) = profile {
-                builder = builder.with_profiling(prefix)?;
-            }
-            if options.ort.passive_wait {
-                builder = builder.with_intra_op_spinning(false)?;
-            }
-            if let Some(prepacked) = &shared.prepacked {
-                builder = builder.with_prepacked_weights(prepacked)?;
-            }
-            if let Some(gpu) = &self.gpu {
-                builder = gpu.run_sessions(builder, recorded)?;
-            }
-            if let Some(operators) = &shared.operators {
-                builder = builder.with_operator_library(operators)?;
-            }
-            // Weights in place and, on the CPU, one packed copy for all engines; without either, every
-            // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
-            OrtSession::new(builder, &shared.weights, model)
-        };
-        build().map_err(failed(file, ORT))
     }
 
     fn bind(
@@ -283,30 +357,6 @@ impl OrtDriver {
             }
         }
         Ok(binding)
-    }
-
-    /// A run that leaves every state as it is, whatever runs it.
-    fn run_idle(&mut self, engine: usize) -> Result<(), BackendError> {
-        let given = self.buffers.give_idle(engine);
-        given.map_err(failed(&self.engines[engine].file, UPLOAD))?;
-        self.run_binding(engine, 0)?;
-        if let Some(last) = &mut self.engines[engine].recorded {
-            *last = thread::current().id();
-        }
-        Ok(())
-    }
-
-    fn run_binding(&mut self, engine: usize, binding: usize) -> Result<(), BackendError> {
-        let Engine {
-            file,
-            bindings,
-            session,
-            ..
-        } = &mut self.engines[engine];
-        let ran = session.run(&bindings[binding], &mut self.buffers.memory);
-        let finished = self.gpu.as_ref().map_or(Ok(()), |gpu| gpu.finish(file));
-        ran.map_err(failed(file, ORT))?;
-        finished
     }
 }
 
@@ -349,18 +399,23 @@ impl Driver for OrtDriver {
         slot: usize,
         inputs: StepInputs<'_>,
     ) -> Result<(), BackendError> {
+        let position = engine;
+        self.open_engine(position)?;
+        let (buffers, gpu) = (&mut self.buffers, self.shared.gpu.as_ref());
+        let Some(engine) = &mut self.engines[position] else {
+            unreachable!("an engine that is not unopened is opened")
+        };
         // A graph is recorded by running the model more than once, which only idle slots bear.
-        let recorded = self.engines[engine].recorded;
-        if recorded.is_some_and(|last| last != thread::current().id()) {
-            self.run_idle(engine)?;
+        let last = engine.recorded;
+        if last.is_some_and(|last| last != thread::current().id()) {
+            engine.run_idle(position, buffers, gpu)?;
         }
-        let binding = self.buffers.begin(engine, slot, inputs);
-        let binding = binding.map_err(failed(&self.engines[engine].file, UPLOAD))?;
-        self.run_binding(engine, binding)?;
-        self.buffers.end(engine, slot);
-        let fetched = self.buffers.fetch(engine, slot);
-        let file = &self.engines[engine].file;
-        fetched.map_err(failed(file, "copying results from the GPU"))
+        let binding = buffers.begin(position, slot, inputs);
+        let binding = binding.map_err(failed(&engine.file, UPLOAD))?;
+        engine.run(binding, buffers, gpu)?;
+        buffers.end(position, slot);
+        let fetched = buffers.fetch(position, slot);
+        fetched.map_err(failed(&engine.file, "copying results from the GPU"))
     }
 
     fn logits(&self, engine: usize) -> &[f32] {
@@ -390,7 +445,7 @@ impl Driver for OrtDriver {
 
     /// What the operators of each engine took, without its idle run.
     fn end_profile(self: Box<Self>) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
-        let times = self.engines.into_iter().filter_map(|mut engine| {
+        let times = self.engines.into_iter().flatten().filter_map(|mut engine| {
             let profile = engine.end_profile()?;
             let file = engine.file;
             Some(match profile {

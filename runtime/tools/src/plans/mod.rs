@@ -231,7 +231,7 @@ pub fn build(
     for (index, group) in groups.into_iter().enumerate() {
         let graph = package.graph(group.start, needs.graphs);
         let graph = graph.map_err(|error| BuildError::refused(backend, error))?;
-        let (onnx, model) = (graph.file, graph.model);
+        let (onnx, model) = (graph.file, &graph.model);
         progress(BuildProgress {
             engine: onnx,
             index,

@@ -129,8 +129,8 @@ pub fn verify(
         (verifier.progress)(&format!("{backend}: opening"));
         match verifier.open(backend, Vec::new(), Exactness::AsStored) {
             Ok(session) => {
-                implementations.push(Implementations::of(backend, &session));
-                verifier.verify_backend(session, golden, &routes, &mut rows)?;
+                let seen = verifier.verify_backend(session, golden, &routes, &mut rows)?;
+                implementations.push(seen);
             }
             Err(VerifyError::Backend {
                 source: source @ BackendError::Unavailable { .. },
@@ -291,13 +291,14 @@ impl Verifier<'_> {
         })
     }
 
+    /// Compares logits along every route, then taps; what ran.
     fn verify_backend(
         &mut self,
         mut session: Session,
         golden: &Golden,
         routes: &[Route],
         rows: &mut Vec<Row>,
-    ) -> Result<(), VerifyError> {
+    ) -> Result<Implementations, VerifyError> {
         let backend = session.backend();
         for &route in routes {
             (self.progress)(&format!("{backend}: {route}"));
@@ -328,8 +329,10 @@ impl Verifier<'_> {
             }
             rows.push(row);
         }
+        let implementations = Implementations::of(backend, &session);
         drop(session);
-        self.verify_taps(backend, golden, routes, rows)
+        self.verify_taps(backend, golden, routes, rows)?;
+        Ok(implementations)
     }
 
     /// Compares the golden file's taps along the first route.

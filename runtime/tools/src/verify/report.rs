@@ -102,7 +102,7 @@ pub struct Implementations {
 }
 
 impl Implementations {
-    /// What the session proved when it was opened.
+    /// What the session proved of the engines that it has opened.
     pub fn of(backend: BackendKind, session: &Session) -> Self {
         let found = session.implementations();
         let mut engines: Vec<_> = found.iter().map(ToString::to_string).collect();
