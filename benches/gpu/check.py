@@ -199,7 +199,7 @@ class Run:
         and decodes with them; as `command`."""
         backend, variable, folder = PLANS[step]
         library = Path(os.environ.get(variable) or self.bundle / folder)
-        package, program = self.bundle / "package", self.bundle / "ratplus"
+        package, packed = self.bundle / "package", self.bundle / "ratplus.gz"
         if not library.is_dir() or not package.is_dir():
             return f"{variable} names no folder and the bundle has no {folder}, or no package", 0
         capability = smi("compute_cap")
@@ -208,10 +208,13 @@ class Run:
         copy = self.out / step
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(package, copy)
-        words = {"program": program, "copy": copy, "backend": backend, "variable": variable, "library": library}
+        words = {"copy": copy, "backend": backend, "variable": variable, "library": library}
+        words.update(packed=packed, program=self.out / "ratplus")
         quoted = {name: shlex.quote(str(word)) for name, word in words.items()}
         script = (
             "set -e; export {variable}={library}\n"
+            "program={program}; trap 'rm -f \"$program\"' EXIT\n"
+            "gunzip -c {packed} > {program}; chmod +x {program}\n"
             "{program} build {copy} --backend {backend}\n"
             "{program} verify {copy} --backend {backend}\n"
             "{program} generate {copy} --backend {backend} --prompt 'In the beginning' -n 200 --stats\n"

@@ -66,6 +66,11 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
     ] {
         strip(&steps, &binary, &folder)?;
     }
+    let program = workspace.program();
+    pack(
+        &steps,
+        &folder.join(program.file_name().unwrap_or_default()),
+    )?;
     harness(workspace, &steps, &folder.join("trt_harness.so"))?;
     for script in scripts()? {
         let to = folder.join(script.file_name().unwrap_or_default());
@@ -137,6 +142,17 @@ fn strip(steps: &Steps<'_>, binary: &Path, folder: &Path) -> Result<(), Error> {
         &format!("copy {}", name.to_string_lossy()),
         &mut strip,
         "install binutils (Debian: apt install binutils)",
+    )
+}
+
+/// Packs the largest file, which only TensorRT's steps need.
+fn pack(steps: &Steps<'_>, file: &Path) -> Result<(), Error> {
+    let mut gzip = Command::new("gzip");
+    gzip.args(["-9", "--no-name"]).arg(file);
+    steps.run_quiet(
+        "pack the ratplus command",
+        &mut gzip,
+        "install gzip (Debian: apt install gzip)",
     )
 }
 
