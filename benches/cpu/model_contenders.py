@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,48 +57,74 @@ def stamp(path, key):
     path.with_name(path.name + ".stamp").write_text(key)
 
 
-class Ours:
+class Package:
+    """A package of random weights; its class has a setting, `package` and the flags of `ratplus export`."""
+
+    def key(self):
+        return json.dumps([self.setting.size.config(), *map(str, self.flags())])
+
+    def fresh(self):
+        return up_to_date(self.package, self.key(), [self.setting.program])
+
+    def clear(self):
+        """Removes one of other flags or an older program, whose place on the disk is needed."""
+        if not self.fresh():
+            shutil.rmtree(self.package, ignore_errors=True)
+
+    def prepare(self):
+        if not self.fresh():
+            export(self.setting, self.package, self.flags())
+            stamp(self.package, self.key())
+
+
+class Ours(Package):
     """A package of ours, measured by `ratplus bench` and `ratplus generate`."""
 
-    program, needs = "ours", ()
+    program, needs, once, activations = "ours", (), False, "float"
 
     def __init__(self, setting, bits, batch=1):
         self.setting, self.bits, self.batch = setting, bits, batch
-        self.name = f"ours {bits}" + (f" x {batch}" if batch > 1 else "")
-        self.package = setting.folder / f"{setting.size.name}-{self.name.replace(' ', '-')}"
+        self.name = f"{self.program} {bits}" + (f" x {batch}" if batch > 1 else "")
+        self.package = setting.folder / f"{setting.size.name}-{self.name.replace(',', '').replace(' ', '-')}"
 
     def flags(self):
         size = self.setting.size
         flags = ["--dtype", "bf16", "--prefill-lengths", size.prompt, "--max-seq-len", size.longest, "--batch", self.batch]
         if self.batch == 1 and size.vocab_size >= 2048:
             flags += ["--tokenizer", TOKENIZER]
-        return flags + ([] if self.bits == "bf16" else ["--quantize", self.bits])
-
-    def prepare(self):
-        export(self.setting, self.package, self.flags())
+        return flags + ([] if self.bits == "bf16" else ["--quantize", self.bits, "--activations", self.activations])
 
     def measure(self):
         size, threads = self.setting.size, self.setting.threads
-        contexts = size.contexts if self.batch == 1 else [size.prompt]
+        contexts = size.contexts_of(self.bits) if self.batch == 1 else size.contexts[:1]
+        # A prompt of every slot would take longest of all.
+        prompt = size.prompt if self.batch == 1 else size.prompt // 8
         with tempfile.TemporaryDirectory(dir=self.setting.folder) as folder:
             results = Path(folder) / "bench.json"
             command = [self.setting.program, "bench", self.package, "--threads", threads, "--repeat", 1, "--json", results]
-            command += ["--prompt", size.prompt, "--context", ",".join(map(str, contexts)), "-n", size.new_tokens]
+            command += ["--prompt", prompt, "--context", ",".join(map(str, contexts)), "-n", size.new_tokens]
             run(command, env=environment(self.setting))
             report = json.loads(results.read_text())[0]
         rates = {(row["decode"], row["context"]): row["tokens_per_second"]["p50"] for row in report["measured"]}
-        found = {"decode": {context: rates[True, context] for context in contexts}, "prompt": rates[False, 0]}
+        found = {"decode": {context: rates[True, context] for context in contexts}}
         found |= {"weights_bytes": report["weights_bytes"], "state_bytes": report["state_bytes"]}
         found["resident_bytes"] = report["peak_resident_bytes"]
         # The embedding is a table of its own where the head is integers; a token reads a row of it.
         table = 0 if self.bits == "bf16" else 2 * size.vocab_size * size.d_model
         found["read_bytes"] = report["weights_bytes"] - table
         if self.batch == 1:
+            found["prompt"] = rates[False, 0]
             generate = [self.setting.program, "generate", self.package, "--prompt", PROMPT, "-n", 1, "--threads", threads]
             begin = time.perf_counter()
             run(generate, env=environment(self.setting))
             found["first_token"] = time.perf_counter() - begin
         return found
+
+
+class OursInt8Rows(Ours):
+    """Rows are rounded to eight bits before they are multiplied with integers, as llama.cpp does."""
+
+    program, activations = "ours, int8 rows,", "int8"
 
 
 def environment(setting):
@@ -110,14 +137,10 @@ def environment(setting):
 
 
 def export(setting, package, flags):
-    """Writes a package of random weights, unless it is there; weights that another has as well are its file."""
+    """Writes a package; weights that another has as well are its file."""
     config = setting.folder / f"{setting.size.name}.json"
-    key = json.dumps([setting.size.config(), *map(str, flags)])
-    if up_to_date(package, key, [setting.program]):
-        return
     config.write_text(setting.size.config())
-    command = [setting.program, "export", "--synthetic", "config", "--config", config, *flags, "-o", package]
-    run(command)
+    run([setting.program, "export", "--synthetic", "config", "--config", config, *flags, "-o", package])
     checksum = lambda folder: json.loads((folder / "manifest.json").read_text())["files"]["weights.bin"]  # noqa: E731
     for other in sorted(setting.folder.iterdir()):
         same = other != package and (other / "manifest.json").is_file() and checksum(other) == checksum(package)
@@ -125,16 +148,19 @@ def export(setting, package, flags):
             os.remove(package / "weights.bin")
             os.link(other / "weights.bin", package / "weights.bin")
             break
-    stamp(package, key)
 
 
 class Worker:
     """A peer that is measured by a program of benches/cpu in a process of its own."""
 
-    batch = 1
+    # `once`: measured more than once only where time is left.
+    batch, once = 1, False
 
     def __init__(self, setting, bits):
         self.setting, self.bits, self.name = setting, bits, f"{self.program} {bits}"
+
+    def clear(self):
+        """Nothing of it grows old with `ratplus`."""
 
     def prepare(self):
         """PyTorch makes its weights as it starts."""
@@ -143,7 +169,9 @@ class Worker:
         return []
 
     def work(self, *more):
-        words = ["--size", self.setting.size.name, "--threads", self.setting.threads, *self.more(), *more]
+        contexts = ",".join(map(str, self.setting.size.contexts_of(self.bits)))
+        words = ["--size", self.setting.size.name, "--threads", self.setting.threads, "--contexts", contexts]
+        words += [*self.more(), *more]
         return json.loads(run([sys.executable, HERE / self.script, *words]))
 
     def measure(self):
@@ -176,20 +204,20 @@ class LlamaCpp(Worker):
 
 
 class PyTorch(Worker):
-    program, needs, script = "PyTorch", ("torch",), "model_torch.py"
+    program, needs, script, once = "PyTorch", ("torch",), "model_torch.py", True
 
 
-class OpenVino(Worker):
-    program, needs, script = "OpenVINO", ("openvino",), "model_openvino.py"
+class OpenVino(Package, Worker):
+    program, needs, script, once = "OpenVINO", ("openvino",), "model_openvino.py", True
 
     def __init__(self, setting, bits):
         super().__init__(setting, bits)
         self.package = setting.folder / f"{setting.size.name}-inline-{bits}"
 
-    def prepare(self):
+    def flags(self):
         size = self.setting.size
         flags = ["--dtype", self.bits, "--prefill-lengths", size.prompt, "--max-seq-len", size.longest]
-        export(self.setting, self.package, [*flags, "--fallback", "inline"])
+        return [*flags, "--fallback", "inline"]
 
     def more(self):
         return ["--package", self.package]
@@ -206,6 +234,7 @@ def contenders(setting):
     made = []
     for bits in BITS:
         made += [Ours(setting, bits), LlamaCpp(setting, bits)]
+        made += [] if bits == "bf16" else [OursInt8Rows(setting, bits)]
     made += [Ours(setting, bits, setting.size.batch) for bits in ("bf16", "int4")]
     return [*made, PyTorch(setting, "bf16"), OpenVino(setting, "bf16")]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model_sizes import SIZES
-from model_worker import answer, arguments, decoding, resident, seconds, tokens
+from model_worker import answer, arguments, contexts, decoding, prompting, resident, tokens
 
 ARCHITECTURE = "arcee"
 TYPES = {"bf16": "BF16", "int8": "Q8_0", "int4": "Q4_0"}
@@ -156,23 +156,24 @@ class Llama:
         return decoding(size, context, step)
 
 
-def measure(size, path, threads):
+def measure(size, path, threads, wanted):
     """Rates, and memory at most with a cache for the prompt and the new tokens."""
     before = resident("VmRSS")
     model = Llama(path, threads)
     model.open(size.prompt + size.new_tokens)
-    ids = tokens(size, size.prompt)
-    for _ in range(2):
+
+    def prompt(ids):
         model.keep(0)
-        taken = seconds(lambda: model.run(ids))
-    found = {"prompt": size.prompt / taken, "decode": {}}
-    for context in size.contexts:
+        model.run(ids)
+
+    found = {"prompt": prompting(size, prompt), "decode": {}}
+    for context in wanted:
         if context == size.prompt:
             found["decode"][context] = model.decode(size, context)
             found["resident_bytes"] = resident("VmHWM") - before
             # Keys and values in f16, as many rows as the cache has.
             found["state_bytes"] = 4 * size.d_model * size.num_layers * model.api.llama_n_ctx(model.context)
-    for context in size.contexts:
+    for context in wanted:
         if context != size.prompt:
             model.open(context + size.new_tokens)
             model.fill(size, context)
@@ -196,8 +197,11 @@ def main(words):
     parser.add_argument("--model", type=Path, required=True, help="the gguf file")
     parser.add_argument("--first-token", action="store_true", help="measure the way to the first token alone")
     options = parser.parse_args(words)
-    work = first_token if options.first_token else measure
-    answer(work(SIZES[options.size], options.model, options.threads))
+    size = SIZES[options.size]
+    if options.first_token:
+        answer(first_token(size, options.model, options.threads))
+    else:
+        answer(measure(size, options.model, options.threads, contexts(options)))
 
 
 if __name__ == "__main__":

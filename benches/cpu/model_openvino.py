@@ -10,7 +10,7 @@ import numpy as np
 import openvino
 
 from model_sizes import SIZES
-from model_worker import answer, arguments, decoding, resident, seconds, tokens
+from model_worker import answer, arguments, contexts, decoding, prompting, resident
 
 PAST, PRESENT = "past_key_values.", "present."
 
@@ -41,7 +41,7 @@ class Steps:
         self.state_bytes = sum(tensor.byte_size for tensor in sides[0].values())
 
     def run(self, ids, past):
-        self.given["input_ids"].data[0] = ids
+        self.given["input_ids"].data[0, : len(ids)] = ids
         self.given["past_length"].data[0] = past
         self.given["seq_length"].data[0] = len(ids)
         self.requests[0].infer()
@@ -51,21 +51,18 @@ class Steps:
         return self.requests[1].get_tensor("logits").data
 
 
-def measure(size, package, threads):
+def measure(size, package, threads, wanted):
     before = resident("VmRSS")
     steps = Steps(package / "decode.onnx", threads)
     found = {"decode": {}, "state_bytes": steps.state_bytes}
-    for context in size.contexts:
+    for context in wanted:
         found["decode"][context] = decoding(size, context, lambda position, token: steps.run([token], position))
     if not np.isfinite(steps.logits()).all():
         raise OSError("OpenVINO's logits are no numbers")
     found["resident_bytes"] = resident("VmHWM") - before
     del steps
     steps = Steps(package / f"prefill_{size.prompt}.onnx", threads)
-    ids = tokens(size, size.prompt)
-    for _ in range(2):
-        taken = seconds(lambda: steps.run(ids, 0))
-    found["prompt"] = size.prompt / taken
+    found["prompt"] = prompting(size, lambda ids: steps.run(ids, 0))
     return found
 
 
@@ -73,7 +70,7 @@ def main(words):
     parser = arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     parser.add_argument("--package", type=Path, required=True, help="exported with --fallback inline")
     options = parser.parse_args(words)
-    answer(measure(SIZES[options.size], options.package, options.threads))
+    answer(measure(SIZES[options.size], options.package, options.threads, contexts(options)))
 
 
 if __name__ == "__main__":

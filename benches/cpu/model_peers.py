@@ -32,7 +32,7 @@ def parse(words):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="1.5b", choices=SIZES, help="of the model (default: 1.5b)")
     parser.add_argument("--rounds", type=int, default=3, help="how often all are measured, at most (default: 3)")
-    parser.add_argument("--seconds", type=float, default=840, help="no step is started that may end after these (default: 840)")
+    parser.add_argument("--seconds", type=float, default=720, help="no step is started that may end so long after models are there (default: 720)")
     parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
     parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
@@ -107,20 +107,25 @@ class Measurement:
             reason = missing(contender)
             if reason:
                 self.skip(contender.name, reason)
-                continue
+            else:
+                contender.clear()
+                present.append(contender)
+        for contender in present:
             begin = time.monotonic()
             contender.prepare()
-            present.append(contender)
             if time.monotonic() - begin > 1:
                 print(f"prepared {contender.name} in {time.monotonic() - begin:.0f} s", flush=True)
         # Preparing is not measuring: it is done once.
         self.deadline = time.monotonic() + self.options.seconds - RESERVE
         self.limits("start")
         self.save()
-        for turn in range(self.options.rounds):
-            for contender in present:
-                if self.steps(contender) <= turn:
-                    self.step(contender, turn)
+        again = range(1, self.options.rounds)
+        turns = [(0, contender) for contender in present]
+        for once in (False, True):
+            turns += [(turn, contender) for turn in again for contender in present if contender.once == once]
+        for turn, contender in turns:
+            if self.steps(contender) <= turn:
+                self.step(contender, turn)
         self.limits("end")
         self.document["load"]["end"] = machine.load()
         self.save()
@@ -152,7 +157,7 @@ class Measurement:
             step["others_cpus"] = round(max(0.0, everyone - mine) / step["seconds"], 2)
         self.document["steps"].append(step)
         self.save()
-        print(f"{turn + 1}: {contender.name:20} {words_of(step)}", flush=True)
+        print(f"{turn + 1}: {contender.name:22} {words_of(step)}", flush=True)
 
 
 def words_of(step):
@@ -160,7 +165,9 @@ def words_of(step):
     if "reason" in step:
         return step["reason"]
     rates = ", ".join(f"{rate:.2f} tokens/s after {context}" for context, rate in step["decode"].items())
-    parts = [rates, f"prompt {step['prompt']:.1f} tokens/s", f"resident {step['resident_bytes'] / 1e9:.2f} GB"]
+    parts = [rates, f"resident {step['resident_bytes'] / 1e9:.2f} GB"]
+    if "prompt" in step:
+        parts.append(f"prompt {step['prompt']:.1f} tokens/s")
     if "first_token" in step:
         parts.append(f"first token {step['first_token']:.2f} s")
     return "; ".join([*parts, f"({step['seconds']:.0f} s, others {step.get('others_cpus', '?')} CPUs)"])

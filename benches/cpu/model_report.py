@@ -11,17 +11,19 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 import charts  # noqa: E402
 from machine import DISTURBED  # noqa: E402
-from model_contenders import BITS, words  # noqa: E402
+from model_contenders import BITS, OursInt8Rows, words  # noqa: E402
 from report import DOCS, MODEL, PAGE, about, limits_table, parts_of, table  # noqa: E402
 
 PICTURE = "model_peers.svg"
-PEERS = ("llama.cpp", "PyTorch", "OpenVINO")
+ROWS = OursInt8Rows.program
+PROGRAMS = ("ours", ROWS, "llama.cpp", "PyTorch", "OpenVINO")
 
 READING = """\
 Batch 1 where nothing else is said. Each contender runs in processes of its own, in turn, round after round; medians of
-the rounds, in parentheses the least, the most and how many. A round runs everything twice and takes the second.
+the rounds, in parentheses the least, the most and how many. What is measured runs before, some of it, once uncounted.
 
-- `ours` is `ratplus bench` and `ratplus generate` on packages of `ratplus export --synthetic config`, {pattern}.
+- `ours` is `ratplus bench` and `ratplus generate` on packages of `ratplus export --synthetic config`, {pattern}, with rows as
+  they are; `int8 rows` are those of `--activations int8`, which rounds what integers are multiplied with as llama.cpp does.
 - `llama.cpp` is what `llama-cpp-python` builds for this processor, through its C interface, with its defaults. Its model
   has the architecture `arcee` (Llama's attention, dense; a feed-forward of two matrices) and d_ffn {dense_ffn}, so that it
   has as many weights as ours, {weights:.3f} thousand million with the head, in bf16, Q8_0 or Q4_0; caches are f16. Its long
@@ -83,14 +85,14 @@ def decode(context):
     return lambda step: step["decode"].get(str(context), step["decode"].get(context))
 
 
-PROMPT = lambda step: step["prompt"]  # noqa: E731
+PROMPT = lambda step: step.get("prompt")  # noqa: E731
 RESIDENT = lambda step: step.get("resident_bytes")  # noqa: E731
 FIRST = lambda step: step.get("first_token")  # noqa: E731
 
 
-def over(data, read, bits, peer, inverse=False):
-    """Ours over a peer's, as a number or None."""
-    ours, theirs = data.median("ours", bits, read), data.median(peer, bits, read)
+def over(data, read, bits, inverse=False, program="ours"):
+    """Ours over llama.cpp's, as a number or None."""
+    ours, theirs = data.median(program, bits, read), data.median("llama.cpp", bits, read)
     if ours is None or theirs is None:
         return None
     return theirs / ours if inverse else ours / theirs
@@ -98,6 +100,14 @@ def over(data, read, bits, peer, inverse=False):
 
 def found(ratio):
     return "not in this run" if ratio is None else f"**{ratio:.2f}**"
+
+
+def kinds(data, read, bits):
+    """(name, ours over llama.cpp's in words), of both kinds of rows."""
+    made = [(f"{bits}: over llama.cpp", found(over(data, read, bits)))]
+    if bits != "bf16":
+        made.append((f"{bits}, int8 rows: over llama.cpp", found(over(data, read, bits, program=ROWS))))
+    return made
 
 
 def goals(data):
@@ -111,9 +121,8 @@ def goals(data):
         share = read * steps / rate if rate and read and steps else None
         rows.append([f"decode after {short}, {bits}: weights read a second over the read rate", goal, found(share)])
     for bits in BITS:
-        ratio = over(data, decode(short), bits, "llama.cpp")
-        rows.append([f"decode after {short}, {bits}: over llama.cpp", "1.3", found(ratio)])
-    ratio = over(data, decode(long), "bf16", "llama.cpp")
+        rows += [[f"decode after {short}, {name}", "1.3", ratio] for name, ratio in kinds(data, decode(short), bits)]
+    ratio = over(data, decode(long), "bf16")
     rows.append([f"decode after {long}, bf16: over llama.cpp with its dense cache", "3", found(ratio)])
     batch = data.document["batch"]
     for bits in ("bf16", "int4"):
@@ -121,8 +130,8 @@ def goals(data):
         ratio = all_ / one if one and all_ else None
         rows.append([f"{batch} sequences together over one, after {short}, {bits}", "5", found(ratio)])
     for bits in BITS:
-        ratio = over(data, PROMPT, bits, "llama.cpp")
-        rows.append([f"prompt of {data.document['prompt']}, {bits}: over llama.cpp", "1.5", found(ratio)])
+        what = f"prompt of {data.document['prompt']}"
+        rows += [[f"{what}, {name}", "1.5", ratio] for name, ratio in kinds(data, PROMPT, bits)]
     for bits in BITS:
         kept = data.median("ours", bits, lambda step: step["weights_bytes"] + step["state_bytes"])
         resident = data.median("ours", bits, RESIDENT)
@@ -148,22 +157,22 @@ def rows(data):
     body = []
     for what, unit, read, scale, batch in measurements(data):
         for bits in BITS:
-            cells = [data.cell(program, bits, read, scale, batch) for program in ("ours", *PEERS)]
+            cells = [data.cell(program, bits, read, scale, batch) for program in PROGRAMS]
             if any(cells):
-                ratio = over(data, read, bits, "llama.cpp", inverse=unit != "tokens/s") if batch == 1 else None
-                body.append([f"{what}, {unit}", bits, *cells[:2], f"{ratio:.2f}" if ratio else "", *cells[2:]])
+                ratio = over(data, read, bits, inverse=unit != "tokens/s") if batch == 1 else None
+                body.append([f"{what}, {unit}", bits, *cells[:3], f"{ratio:.2f}" if ratio else "", *cells[3:]])
     return body
 
 
 def sizes(data):
     """What each reads a token and keeps."""
     body = []
-    for program in ("ours", *PEERS):
+    for program in PROGRAMS:
         for bits in BITS:
             gigabytes = lambda name: data.median(program, bits, lambda step: step.get(name))  # noqa: B023, E731
             read, state, resident = (gigabytes(name) for name in ("read_bytes", "state_bytes", "resident_bytes"))
             if read is not None:
-                body.append([program, bits, f"{read / 1e9:.3f}", f"{state / 1e9:.3f}", f"{resident / 1e9:.2f}"])
+                body.append([program.rstrip(","), bits, f"{read / 1e9:.3f}", f"{state / 1e9:.3f}", f"{resident / 1e9:.2f}"])
     return body
 
 
@@ -180,10 +189,10 @@ def drawing(data):
     short = data.document["contexts"][0]
     bars = []
     for bits in BITS:
-        for program in ("ours", *PEERS):
+        for program in PROGRAMS:
             rate = data.median(program, bits, decode(short))
             if rate:
-                bars.append((f"{program}, {bits}", rate, program == "ours"))
+                bars.append((f"{program} {bits}", rate, program in ("ours", ROWS)))
     bars.sort(key=lambda bar: -bar[1])
     return charts.bars(f"Decoding after {short} tokens, a model of {data.document['size']}", bars, "tokens/s")
 
@@ -195,7 +204,7 @@ def section(document):
     skipped = dict.fromkeys(f"- {x['contender']}: {x['reason']}" for x in document["skipped"])
     lines.append(table(["ratio", "goal", "found"], goals(data)))
     lines.append(f"![Decoding, ours and the others]({PICTURE})\n")
-    head = ["", "weights", "ours", "llama.cpp", "ours over it", "PyTorch", "OpenVINO"]
+    head = ["", "weights", "ours", "ours, int8 rows", "llama.cpp", "ours over it", "PyTorch", "OpenVINO"]
     lines.append(table(head, rows(data)))
     lines.append(table(["", "weights", "read a token, GB", "state, GB", "resident, GB"], sizes(data)))
     about_it = {"pattern": words(), "dense_ffn": document["dense_ffn"], "weights": document["weights"] / 1e9}

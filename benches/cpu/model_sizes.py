@@ -38,6 +38,10 @@ class Size:
         layer = 4 * self.d_model + 2 * self.dense_ffn
         return self.d_model * (self.num_layers * layer + self.vocab_size)
 
+    def contexts_of(self, bits):
+        """What decoding is measured after: the cache is of one type, whatever the weights'."""
+        return self.contexts if bits == "bf16" else self.contexts[:1]
+
     @property
     def longest(self):
         """Tokens of the longest sequence."""

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from model_sizes import SIZES
-from model_worker import answer, arguments, decoding, resident, seconds, tokens
+from model_worker import answer, arguments, contexts, decoding, prompting, resident
 
 EPSILON = 1e-6
 
@@ -58,16 +58,14 @@ class Dense:
 
 
 @torch.inference_mode()
-def measure(size):
+def measure(size, wanted):
     before = resident("VmRSS")
     model = Dense(size, size.longest)
-    ids = tokens(size, size.prompt)
-    for _ in range(2):
-        taken = seconds(lambda: model.run(ids, 0))
+    found = {"prompt": prompting(size, lambda ids: model.run(ids, 0)), "decode": {}}
     # The whole cache is touched by what comes after.
     short = model.cache.numel() * 2 * (size.prompt + size.new_tokens) // size.longest
-    found = {"prompt": size.prompt / taken, "decode": {}, "state_bytes": short, "resident_bytes": resident("VmHWM") - before}
-    for context in size.contexts:
+    found |= {"state_bytes": short, "resident_bytes": resident("VmHWM") - before}
+    for context in wanted:
         found["decode"][context] = decoding(size, context, lambda position, token: model.run([token], position))
     return found
 
@@ -76,7 +74,7 @@ def main(words):
     parser = arguments(argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     options = parser.parse_args(words)
     torch.set_num_threads(options.threads)
-    answer(measure(SIZES[options.size]))
+    answer(measure(SIZES[options.size], contexts(options)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ def arguments(parser):
     """The arguments of every worker."""
     parser.add_argument("--size", required=True, help="a name in model_sizes.py")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--contexts", required=True, help="tokens before those that are decoded, with commas between")
     return parser
 
 
@@ -34,14 +35,24 @@ def resident(field):
     raise OSError(f"/proc/self/status: expected {field}")
 
 
+def contexts(options):
+    """Those of the command line."""
+    return [int(word) for word in options.contexts.split(",")]
+
+
+def prompting(size, run):
+    """Tokens a second of `run(ids)` on a prompt, after a short one that is not counted."""
+    ids = tokens(size, size.prompt)
+    run(ids[: size.prompt // 8])
+    return size.prompt / seconds(lambda: run(ids))
+
+
 def decoding(size, context, step):
-    """Tokens a second of `step(position, token)` after `context` tokens; a first round is not counted."""
+    """Tokens a second of `step(position, token)` after `context` tokens, after a few that are not counted."""
     ids = tokens(size, size.new_tokens)
-    rates = []
-    for _ in range(2):
-        taken = seconds(lambda: [step(context + at, int(token)) for at, token in enumerate(ids)])
-        rates.append(size.new_tokens / taken)
-    return rates[-1]
+    for count in (size.new_tokens // 8, size.new_tokens):
+        taken = seconds(lambda: [step(context + at, int(token)) for at, token in enumerate(ids[:count])])  # noqa: B023
+    return size.new_tokens / taken
 
 
 def answer(measured):

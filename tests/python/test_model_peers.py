@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 
 CPU = ROOT / "benches" / "cpu"
-OURS = ["ours bf16", "ours int8", "ours int4", "ours bf16 x 2", "ours int4 x 2"]
+ROWS = ["ours, int8 rows, int8", "ours, int8 rows, int4"]
+OURS = ["ours bf16", "ours int8", "ours int4", "ours bf16 x 2", "ours int4 x 2", *ROWS]
 sys.path.append(str(CPU))
 
 
@@ -48,10 +49,12 @@ def test_ours_is_measured_and_what_is_missing_is_counted(peers, measured):
     assert set(OURS) <= set(steps) and len(absent) > 0
     for name in OURS:
         step = steps[name]
-        assert all(rate > 0 for rate in (*step["decode"].values(), step["prompt"]))
+        assert all(rate > 0 for rate in step["decode"].values())
+        assert set(step["decode"]) == ({"32", "512"} if name == "ours bf16" else {"32"})
         assert step["resident_bytes"] > step["weights_bytes"] + step["state_bytes"]
         assert 0 < step["read_bytes"] <= step["weights_bytes"]
-        assert ("first_token" in step) == (step["batch"] == 1)
+        for field in ("prompt", "first_token"):
+            assert (step.get(field, 0) > 0) == (step["batch"] == 1)
     assert steps["ours int4"]["weights_bytes"] < steps["ours int8"]["weights_bytes"] < steps["ours bf16"]["weights_bytes"]
     # Packages of the same weights have one file of them.
     weights = [peers.models / f"tiny-{name}" / "weights.bin" for name in ("ours-bf16", "ours-bf16-x-2")]
@@ -81,6 +84,9 @@ def test_ratios_are_those_of_the_steps(measured, tmp_path):
     decode = {context: rate / 2 for context, rate in ours["decode"].items()}
     theirs = ours | {"contender": "llama.cpp bf16", "program": "llama.cpp", "decode": decode}
     document["steps"].append(theirs | {"first_token": 2 * ours["first_token"], "prompt": ours["prompt"] * 4})
+    rows = next(step for step in document["steps"] if step["contender"] == ROWS[0])
+    theirs = {"contender": "llama.cpp int8", "program": "llama.cpp", "decode": {"32": rows["decode"]["32"] / 3}}
+    document["steps"].append(rows | theirs)
     (tmp_path / "model.json").write_text(json.dumps(document))
     command = [sys.executable, CPU / "model_report.py", tmp_path / "model.json", "-o", tmp_path]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
@@ -89,18 +95,19 @@ def test_ratios_are_those_of_the_steps(measured, tmp_path):
     assert "| decode after 32, bf16: over llama.cpp | 1.3 | **2.00** |" in page
     assert "| decode after 512, bf16: over llama.cpp with its dense cache | 3 | **2.00** |" in page
     assert "| prompt of 32, bf16: over llama.cpp | 1.5 | **0.25** |" in page
-    assert [line.split("|")[5].strip() for line in page.splitlines() if line.startswith("| first token, s | bf16")] == ["2.00"]
+    assert "| decode after 32, int8, int8 rows: over llama.cpp | 1.3 | **3.00** |" in page
+    assert [line.split("|")[6].strip() for line in page.splitlines() if line.startswith("| first token, s | bf16")] == ["2.00"]
 
 
 def test_a_run_continues_where_one_ended(peers, measured, tmp_path):
     folder, _ = measured
     results = tmp_path / "model.json"
     document = json.loads((folder / "model.json").read_text())
-    document["steps"] = [step for step in document["steps"] if step["contender"] != "ours int8"]
+    document["steps"] = [step for step in document["steps"] if step["contender"] != "ours bf16"]
     results.write_text(json.dumps(document))
     done = peers("--rounds", 1, "--json", results, "--continue")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [line for line in done.stdout.splitlines() if line.startswith("1: ours")][0].startswith("1: ours int8")
+    assert [line for line in done.stdout.splitlines() if line.startswith("1: ours")][0].startswith("1: ours bf16 ")
     assert done.stdout.count("\n1: ours") + done.stdout.startswith("1: ours") == 1
     document["threads"] = 64
     results.write_text(json.dumps(document))

@@ -45,7 +45,8 @@ cargo xtask <command>
           own (several GB) in target/peers; writes docs/cpu.md
   peers --suite model [--size 1.5b|tiny] [--seconds N] [--continue]
           measures a whole model next to llama.cpp, built here from source, PyTorch and OpenVINO,
-          with 15 GB of models in target/peers; writes the end of docs/cpu.md
+          with 11 GB of models in target/peers; writes the end of docs/cpu.md (of a tiny one, in
+          target/peers/docs)
   sanitize [--thread]
           the custom-op library built with AddressSanitizer, or with ThreadSanitizer, in Python
           and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)
