@@ -12,12 +12,13 @@ pub(super) trait Dot {
     const PIECES: usize;
     /// Vectors that [`unpack`](Dot::unpack) makes.
     const STEPS: usize;
-    /// Zero point of unpacked integers.
+    /// Zero point that sums have already: of unpacked integers, or by what they start from.
     const ZERO: f32;
     /// Elements of a row whose panel lies in the first cache: whole blocks.
     const DEPTH: usize;
-    /// Whether rows have scales of their own.
-    const SCALED: bool;
+    /// Whether rows are integers: they have scales of their own and sums that start from a number, in any
+    /// order.
+    const BYTES: bool;
 
     /// Vectors of one `u32` of each column, in the order of laid out rows.
     unsafe fn unpack(stored: __m512i) -> [__m512i; MOST];
@@ -58,7 +59,7 @@ impl<const BITS: usize> Dot for Floats<BITS> {
     const STEPS: usize = 32 / BITS;
     const ZERO: f32 = (1 << (BITS - 1)) as f32;
     const DEPTH: usize = 256;
-    const SCALED: bool = false;
+    const BYTES: bool = false;
 
     #[inline(always)]
     unsafe fn unpack(stored: __m512i) -> [__m512i; MOST] {
@@ -120,7 +121,7 @@ impl<const PIECES: usize, const BITS: usize> Dot for Bf16<PIECES, BITS> {
     const STEPS: usize = 16 / BITS;
     const ZERO: f32 = (1 << (BITS - 1)) as f32;
     const DEPTH: usize = 512;
-    const SCALED: bool = false;
+    const BYTES: bool = false;
 
     #[inline(always)]
     unsafe fn unpack(stored: __m512i) -> [__m512i; MOST] {
@@ -189,9 +190,9 @@ pub(super) struct Bytes<const BITS: usize>;
 impl<const BITS: usize> Dot for Bytes<BITS> {
     const PIECES: usize = 1;
     const STEPS: usize = 8 / BITS;
-    const ZERO: f32 = 0.0;
+    const ZERO: f32 = (1 << (BITS - 1)) as f32;
     const DEPTH: usize = 512;
-    const SCALED: bool = true;
+    const BYTES: bool = true;
 
     #[inline(always)]
     unsafe fn unpack(stored: __m512i) -> [__m512i; MOST] {

@@ -167,11 +167,23 @@ unsafe fn scaled<D: Dot>(
             let of_row = _mm512_set1_ps(*x.add(layout.sums() + block));
             sum = _mm512_fmadd_ps(shift, of_row, sum);
         }
-        let scale = match D::SCALED {
+        let scale = match D::BYTES {
             true => _mm512_mul_ps(scale, _mm512_set1_ps(*x.add(layout.scales() + block))),
             false => scale,
         };
         _mm512_fmadd_ps(sum, scale, total)
+    }
+}
+
+/// What a block's sum starts from.
+#[inline(always)]
+unsafe fn start<D: Dot>(x: *const f32, layout: &RowLayout, block: usize) -> __m512i {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match D::BYTES {
+            true => broadcast(x.add(layout.starts() + block)),
+            false => _mm512_setzero_si512(),
+        }
     }
 }
 
@@ -201,15 +213,10 @@ unsafe fn all<D: Dot>(matrix: &Matrix, task: &Task) {
     }
 }
 
-/// Whether integers need shifting.
-fn is_shifted<D: Dot>(matrix: &Matrix) -> bool {
-    !matrix.points.is_null() || D::SCALED
-}
-
 /// `MR` rows: integers are unpacked in registers.
 #[inline(always)]
 unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task, layout: &RowLayout) {
-    let shifted = is_shifted::<D>(matrix);
+    let shifted = !matrix.points.is_null();
     let row_bytes = matrix.blocks * matrix.block_bytes;
     // SAFETY: the caller's contract.
     unsafe {
@@ -232,6 +239,9 @@ unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task, layout: &Ro
                 };
                 for block in quad..quad + blocks {
                     let mut sums = [[zero; 2]; MR];
+                    for (m, sums) in sums.iter_mut().enumerate() {
+                        sums[0] = start::<D>(task.x.add(m * task.x_stride), layout, block);
+                    }
                     for unit in 0..matrix.units() {
                         let at = block * matrix.block_bytes + unit * UNIT;
                         prefetch(next_weights.wrapping_add(at * LANES), UNIT * LANES);
@@ -286,7 +296,7 @@ unsafe fn many<D: Dot>(matrix: &Matrix, task: &Task, layout: &RowLayout) {
                     u32s,
                     weights,
                     scales,
-                    shifts: is_shifted::<D>(matrix).then_some(shifts.cast_const()),
+                    shifts: (!matrix.points.is_null()).then_some(shifts.cast_const()),
                     c: task.c.add(column),
                 };
                 for half in 0..2 {
@@ -390,9 +400,14 @@ unsafe fn rows<D: Dot, const MR: usize>(
         for block in first..last {
             let weights = panel.weights.add((block - first) * panel.u32s * COLUMNS);
             let mut sums = [[[_mm512_setzero_si512(); 2]; 2]; MR];
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let start = start::<D>(x.add(m * task.x_stride), layout, block);
+                (sums[0][0], sums[1][0]) = (start, start);
+            }
             let mut k = 0;
             while k < panel.u32s {
                 for parity in 0..2 {
+                    let chain = if D::BYTES { 0 } else { parity };
                     let w = weights.add((k + parity) * COLUMNS);
                     let w = [
                         _mm512_loadu_si512(w.cast()),
@@ -403,7 +418,7 @@ unsafe fn rows<D: Dot, const MR: usize>(
                             let at = piece * layout.depth + block * panel.u32s + k + parity;
                             let x = broadcast(x.add(m * task.x_stride + at));
                             for (sums, &w) in sums.iter_mut().zip(&w) {
-                                sums[parity] = D::dot(sums[parity], w, x);
+                                sums[chain] = D::dot(sums[chain], w, x);
                             }
                         }
                     }

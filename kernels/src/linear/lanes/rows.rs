@@ -5,7 +5,8 @@ use ratplus_graphs::ops::{Linear, linear::WeightType};
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-/// A laid out row: so many elements, `u32` of pairs or of fours a piece, then the sum of each block, then its scale.
+/// A laid out row: so many elements, `u32` of pairs or of fours a piece, then of each block the sum, the scale, and what
+/// sums of bytes start from.
 #[derive(Clone, Copy)]
 pub(in crate::linear) struct RowLayout {
     /// `u32` of a piece.
@@ -41,9 +42,14 @@ impl RowLayout {
         self.sums() + self.blocks
     }
 
+    /// Where the integers start that sums of bytes start from: what the middle of the matrix's range adds.
+    pub fn starts(&self) -> usize {
+        self.scales() + self.blocks
+    }
+
     /// f32 of a row.
     pub fn floats(&self) -> usize {
-        self.scales() + self.blocks
+        self.starts() + self.blocks
     }
 }
 
@@ -85,7 +91,10 @@ pub(in crate::linear) unsafe fn lay_out(
                 }
                 Product::Bytes => {
                     let to = to.add(block * block_size / 4);
-                    (*sum, *sum.add(layout.blocks)) = rounded_to_bytes(bits, values, to.cast());
+                    let (total, scale) = rounded_to_bytes(bits, values, to.cast());
+                    (*sum, *sum.add(layout.blocks)) = (total as f32, scale);
+                    let start = sum.add(2 * layout.blocks).cast::<i32>();
+                    *start = -(1 << (bits - 1)) * total;
                 }
             }
         }
@@ -134,7 +143,7 @@ unsafe fn bf16_piece(bits: u32, piece: usize, values: &[f32], to: *mut u16) -> f
 
 /// Fours of bytes, their sum, and the scale: the largest magnitude is 127.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn rounded_to_bytes(bits: u32, values: &[f32], to: *mut i8) -> (f32, f32) {
+unsafe fn rounded_to_bytes(bits: u32, values: &[f32], to: *mut i8) -> (i32, f32) {
     let mut largest = _mm512_setzero_ps();
     let mut unordered = 0;
     for values in values.chunks_exact(STEP) {
@@ -165,5 +174,5 @@ unsafe fn rounded_to_bytes(bits: u32, values: &[f32], to: *mut i8) -> (f32, f32)
             _mm_storeu_si128(to.add(place * STEP).cast(), bytes);
         }
     }
-    (_mm512_reduce_add_epi32(sum) as f32, scale)
+    (_mm512_reduce_add_epi32(sum), scale)
 }
