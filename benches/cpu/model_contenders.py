@@ -15,7 +15,8 @@ import model_llama
 from model_sizes import PATTERN
 
 HERE = Path(__file__).resolve().parent
-TOKENIZER = HERE.parents[1] / "tests" / "golden" / "kjv_d16w64i4" / "tokenizer.json"
+ROOT = HERE.parents[1]
+TOKENIZER = ROOT / "tests" / "golden" / "kjv_d16w64i4" / "tokenizer.json"
 # Tokens: as many as model_llama.py's first prompt.
 PROMPT = "In the beginning God"
 BITS = ("bf16", "int8", "int4")
@@ -61,7 +62,8 @@ class Package:
     """A package of random weights; its class has a setting, `package` and the flags of `ratplus export`."""
 
     def key(self):
-        return json.dumps([self.setting.size.config(), *map(str, self.flags())])
+        flags = [str(flag).replace(str(ROOT), ".") for flag in self.flags()]
+        return json.dumps([self.setting.size.config(), *flags])
 
     def fresh(self):
         return up_to_date(self.package, self.key(), [self.setting.program])
