@@ -94,8 +94,8 @@ pub struct ExportArgs {
     /// CPUs and in function bodies [default: that of --dtype]
     #[arg(long, value_parser = one_of::<ElementType>(DTYPES))]
     pub cache_dtype: Option<ElementType>,
-    /// Store the matrices of linear layers, the head's among them, as block-wise integers that ONNX
-    /// Runtime multiplies by (MatMulNBits); all else keeps the type of --dtype
+    /// Store the matrices of linear layers, the head's among them, as block-wise integers that
+    /// Linear or ONNX Runtime's MatMulNBits multiply by; all else keeps the type of --dtype
     #[arg(long, value_enum, value_name = "BITS")]
     pub quantize: Option<Integers>,
     /// Weights that share a scale: 16, 32, 64, 128 or 256 [default: 32]
@@ -153,7 +153,7 @@ pub struct ExportArgs {
         requires = "tokenizer"
     )]
     pub special_tokens: SpecialTokens,
-    /// Opset of the standard operators
+    /// Opset of the standard operators; 21 or more for integers with --fallback inline or trt-plugins
     #[arg(long, value_name = "N", default_value_t = ratplus_graphs::onnx::OPSET)]
     pub opset: i64,
     /// Accept NaN and infinity in weights
@@ -247,16 +247,16 @@ pub struct VerifyArgs {
     /// What backends are compared with where there is no golden file
     #[arg(long, default_value = "tract")]
     pub reference: String,
-    /// Golden outputs, as DESIGN.md section 4 describes them
+    /// Golden outputs: safetensors of `tokens`, `positions` and `logits`, and tensors between
     #[arg(long, value_name = "FILE")]
     pub golden: Option<PathBuf>,
     /// Chunk lengths for prefill, each a static length of the package [default: all of them and
     /// the planner's own plan]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub chunks: Vec<usize>,
-    /// Tokens to compare on where there is no golden file
-    #[arg(long, value_name = "N", default_value_t = 96)]
-    pub tokens: usize,
+    /// Tokens to compare on where there is no golden file [default: 96, or as many as the package takes]
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<usize>,
     /// Seed of these tokens
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

@@ -24,7 +24,9 @@ pub fn run(args: VerifyArgs) -> Outcome {
     let golden = golden.transpose().or_input()?;
     let mut options = VerifyOptions::default();
     (options.backends, options.chunks) = (backends, args.chunks);
-    (options.tokens, options.seed) = (args.tokens, args.seed);
+    let most = package.manifest().max_seq_len;
+    options.tokens = args.tokens.unwrap_or(options.tokens.min(most));
+    options.seed = args.seed;
     let sessions = session_builder(&package, &args.libraries);
     let bar = spinner();
     let report = verify::verify(&sessions, golden.as_ref(), &options, &mut |what| {

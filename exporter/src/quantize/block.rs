@@ -63,12 +63,18 @@ impl Block {
                 };
                 (covered * largest / steps as f32, middle)
             } else {
-                let scale = covered * (high - low) / levels as f32;
+                let levels = levels as f32;
+                // Of two finite values the difference may not be.
+                let step = match (high - low) / levels {
+                    step if step.is_finite() => step,
+                    _ => high / levels - low / levels,
+                };
+                let scale = covered * step;
                 let zero_point = match scale > 0.0 {
                     true => (-covered * low / scale).round(),
                     false => 0.0,
                 };
-                (scale, (zero_point as u32).min(levels))
+                (scale, (zero_point as u32).min(quantization.largest()))
             };
             let found = self.round(values, scale, zero_point, levels);
             best = match (found, best) {

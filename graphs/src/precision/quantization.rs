@@ -169,11 +169,9 @@ impl Quantization {
             problems.push(("symmetric", problem));
         }
         if self.layout == IntegerLayout::Dequantized && self.activations != Activations::Float {
-            let problem =
-                "expected float without the operator that rounds them: of packages for CPUs, \
-                           bare or with function bodies"
-                    .to_owned();
-            problems.push(("activations", problem));
+            let problem = "expected float with this `fallback`, whose graphs have no operator that rounds rows; \
+                 `function` and `none` have";
+            problems.push(("activations", problem.to_owned()));
         }
         problems
     }

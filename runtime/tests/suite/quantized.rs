@@ -74,7 +74,6 @@ fn rows_that_are_rounded_to_bytes_agree() {
         for dtype in [ElementType::F32, ElementType::BF16] {
             let mut options = quantized(bits, block_size, symmetric);
             options.dtype = dtype;
-            let plain = verified(&fixture(options), backends(Fallback::Function));
             options.quantization.as_mut().unwrap().activations = Activations::Int8;
             let report = verified(&fixture(options), backends(Fallback::Function));
             assert!(
@@ -89,7 +88,8 @@ fn rows_that_are_rounded_to_bytes_agree() {
             // Of so small a model in bf16 one rounding that goes the other way may move a row far.
             if dtype == ElementType::F32 {
                 assert!(report.passed, "{}: {:?}", report.types, report.rows);
-                assert!(naive > 100.0 * plain.rows[0].mean_error);
+                // tract rounds too: it is off by far more than f32 is.
+                assert!(naive > F32_LOGIT * report.largest_logit);
             }
         }
     }
