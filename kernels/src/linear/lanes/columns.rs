@@ -48,29 +48,116 @@ impl Matrix {
     }
 }
 
-/// Addresses of sixteen columns; those past the last are the last one again.
-pub(super) struct Columns<'a> {
-    pub matrix: &'a Matrix,
-    rows: [usize; LANES],
+/// Sixteen columns.
+pub(super) trait Places {
+    /// The matrix's row of one.
+    fn row(&self, n: usize) -> usize;
+
+    /// What `load` makes of the address of each, as [`transposed`] has it, the first one's being `from`.
+    ///
+    /// # Safety
+    /// The machine has AVX-512.
+    unsafe fn load(
+        &self,
+        from: *const u8,
+        stride: usize,
+        load: impl Fn(*const u8) -> __m128i,
+    ) -> [__m512i; 4];
 }
 
-impl<'a> Columns<'a> {
+/// All of them, from this one on.
+pub(super) struct Whole(pub usize);
+
+impl Places for Whole {
     #[inline(always)]
-    pub fn new(matrix: &'a Matrix, first: usize, there: usize) -> Self {
-        let rows = std::array::from_fn(|n| first + n.min(there - 1));
-        Self { matrix, rows }
+    fn row(&self, n: usize) -> usize {
+        self.0 + n
     }
 
+    #[inline(always)]
+    unsafe fn load(
+        &self,
+        from: *const u8,
+        stride: usize,
+        load: impl Fn(*const u8) -> __m128i,
+    ) -> [__m512i; 4] {
+        // Two addresses and four strides: sixteen addresses would not stay in registers.
+        let upper = from.wrapping_add(8 * stride);
+        let strides = [stride, 3 * stride, 5 * stride, 7 * stride].map(known);
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            transposed(|n| {
+                let base = if n < 8 { from } else { upper };
+                let [one, three, five, seven] = strides;
+                load(base.wrapping_add(match n % 8 {
+                    0 => 0,
+                    1 => one,
+                    2 => 2 * one,
+                    3 => three,
+                    4 => 4 * one,
+                    5 => five,
+                    6 => 2 * three,
+                    _ => seven,
+                }))
+            })
+        }
+    }
+}
+
+/// `x`, of which the compiler does not know what it is made of.
+#[inline(always)]
+fn known(x: usize) -> usize {
+    let mut x = x;
+    // SAFETY: no instruction.
+    unsafe {
+        std::arch::asm!("/* {} */", inout(reg) x, options(pure, nomem, nostack, preserves_flags))
+    };
+    x
+}
+
+/// So many from the first on; those past the last are the last one again.
+pub(super) struct Clamped {
+    pub first: usize,
+    pub there: usize,
+}
+
+impl Places for Clamped {
+    #[inline(always)]
+    fn row(&self, n: usize) -> usize {
+        self.first + n.min(self.there - 1)
+    }
+
+    #[inline(always)]
+    unsafe fn load(
+        &self,
+        from: *const u8,
+        stride: usize,
+        load: impl Fn(*const u8) -> __m128i,
+    ) -> [__m512i; 4] {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { transposed(|n| load(from.wrapping_add(n.min(self.there - 1) * stride))) }
+    }
+}
+
+/// Sixteen columns of the matrix.
+pub(super) struct Columns<'a, P> {
+    pub matrix: &'a Matrix,
+    pub places: P,
+}
+
+impl<P: Places> Columns<'_, P> {
     /// Four `u32` of each column: the vector `j` has the `j`th of all.
     #[inline(always)]
     pub unsafe fn unit(&self, at: usize) -> [__m512i; 4] {
         let stride = self.matrix.blocks * self.matrix.block_bytes;
+        let first = self
+            .matrix
+            .weight
+            .wrapping_add(self.places.row(0) * stride + at);
         // SAFETY: the caller's contract: columns have 16 bytes there.
         unsafe {
-            transposed(|n| {
-                let from = self.matrix.weight.add(self.rows[n] * stride + at);
-                _mm_loadu_si128(from.cast())
-            })
+            self.places
+                .load(first, stride, |from| _mm_loadu_si128(from.cast()))
         }
     }
 
@@ -80,9 +167,11 @@ impl<'a> Columns<'a> {
         let mask = 0xf >> (QUAD - there);
         // SAFETY: the caller's contract: columns have so many blocks; what is masked is not read.
         unsafe {
-            let scales = transposed(|n| {
-                let at = self.rows[n] * self.matrix.blocks + block;
-                _mm_maskz_loadu_epi32(mask, self.matrix.scales.add(at).cast())
+            let stride = 4 * self.matrix.blocks;
+            let at = self.places.row(0) * self.matrix.blocks + block;
+            let first = self.matrix.scales.wrapping_add(at).cast();
+            let scales = self.places.load(first, stride, |from| {
+                _mm_maskz_loadu_epi32(mask, from.cast())
             });
             scales.map(|v| _mm512_castsi512_ps(v))
         }
@@ -100,8 +189,8 @@ impl<'a> Columns<'a> {
                 return [_mm512_set1_ps(zero - middle); QUAD];
             }
             let mut points = [0u32; LANES];
-            for (point, &row) in points.iter_mut().zip(&self.rows) {
-                let at = row * matrix.points_stride + block * matrix.bits / 8;
+            for (n, point) in points.iter_mut().enumerate() {
+                let at = self.places.row(n) * matrix.points_stride + block * matrix.bits / 8;
                 let there = 4.min(matrix.points_bytes - at);
                 let mut bytes = [0; 4];
                 if there == 4 {

@@ -12,7 +12,7 @@ use super::{Call, columns::Part};
 use crate::element::Element;
 use crate::isa::Isa;
 use crate::simd::prefetch;
-use columns::{Columns, Matrix};
+use columns::{Clamped, Columns, Matrix, Places, Whole};
 use dot::{Bf16, Bytes, Dot, Floats};
 use ratplus_graphs::ops::{ElementType, Linear, linear::WeightType};
 use ratplus_graphs::precision::Activations;
@@ -63,8 +63,9 @@ pub(super) fn chosen<T: Element>(isa: Isa, operator: &Linear) -> Option<Product>
     let WeightType::Blocks { bits, block_size } = operator.weight else {
         return None;
     };
-    // A block is whole units.
-    if !(block_size * bits as usize / 8).is_multiple_of(UNIT) {
+    // A block is whole units, and there is a vector of columns.
+    let whole = (block_size * bits as usize / 8).is_multiple_of(UNIT);
+    if !whole || operator.out_features < LANES {
         return None;
     }
     let bytes = operator.activations == Activations::Int8 && has_bytes();
@@ -223,7 +224,10 @@ unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task, layout: &Ro
         let zero = _mm512_setzero_si512();
         for column in (0..task.columns).step_by(LANES) {
             let there = LANES.min(task.columns - column);
-            let columns = Columns::new(matrix, task.column + column, there);
+            // The last ones of a matrix come with some before them.
+            let before = LANES - there;
+            let places = Whole(task.column + column - before);
+            let columns = Columns { matrix, places };
             // The next columns are fetched while these are computed.
             let next = task.column + column + LANES;
             let next_weights = matrix.weight.wrapping_add(next * row_bytes);
@@ -271,7 +275,10 @@ unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task, layout: &Ro
                 }
             }
             for (m, total) in totals.into_iter().enumerate() {
-                _mm512_storeu_ps(task.c.add(m * task.c_stride + column), total);
+                let mut lanes = [0.0; LANES];
+                _mm512_storeu_ps(lanes.as_mut_ptr(), total);
+                let c = task.c.add(m * task.c_stride + column);
+                std::ptr::copy_nonoverlapping(lanes.as_ptr().add(before), c, there);
             }
         }
     }
@@ -303,7 +310,8 @@ unsafe fn many<D: Dot>(matrix: &Matrix, task: &Task, layout: &RowLayout) {
                     let at = column + half * LANES;
                     let from = task.column + at.min(task.columns - 1);
                     let there = task.columns.saturating_sub(at).clamp(1, LANES);
-                    pack::<D>(&Columns::new(matrix, from, there), &panel, half);
+                    let places = Clamped { first: from, there };
+                    pack::<D>(&Columns { matrix, places }, &panel, half);
                 }
                 let mut row = 0;
                 while row < task.rows {
@@ -346,7 +354,7 @@ struct Panel {
 
 /// Unpacks half of a panel's columns.
 #[inline(always)]
-unsafe fn pack<D: Dot>(columns: &Columns<'_>, panel: &Panel, half: usize) {
+unsafe fn pack<D: Dot>(columns: &Columns<'_, impl Places>, panel: &Panel, half: usize) {
     let matrix = columns.matrix;
     let (first, last) = panel.blocks;
     // SAFETY: the caller's contract.
