@@ -106,7 +106,7 @@ pub struct ExportArgs {
     pub asymmetric: bool,
     /// What rows are rounded to before they are multiplied with integers, on CPUs: nothing further, or
     /// 8 bits and a scale for every block, for faster products
-    #[arg(long, requires = "quantize", value_parser = one_of::<Activations>(["float", "int8"]), default_value = "float")]
+    #[arg(long, requires = "quantize", value_parser = one_of::<Activations>(Activations::ALL.map(Activations::name)), default_value = "float")]
     pub activations: Activations,
     /// Layers that are neither quantised nor rounded to --dtype: numbers from 0, ranges, and `head`,
     /// such as 0,30-31,head

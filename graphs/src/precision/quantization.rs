@@ -56,6 +56,14 @@ impl Activations {
     /// Every one.
     pub const ALL: [Self; 2] = [Self::Float, Self::Int8];
 
+    /// `"float"` or `"int8"`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float => "float",
+            Self::Int8 => "int8",
+        }
+    }
+
     fn is_float(&self) -> bool {
         *self == Self::Float
     }
@@ -63,10 +71,7 @@ impl Activations {
 
 impl fmt::Display for Activations {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Float => "float",
-            Self::Int8 => "int8",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -24,9 +24,9 @@ pub(super) struct Matrix {
 impl Matrix {
     pub fn new<T>(params: &LinearParams<'_, T>) -> Self {
         let operator = params.operator;
-        let (bits, block_size) = match operator.weight {
-            WeightType::Blocks { bits, block_size } => (bits as usize, block_size),
-            WeightType::Float(_) => (8, 1),
+        let bits = match operator.weight {
+            WeightType::Blocks { bits, .. } => bits as usize,
+            WeightType::Float(_) => 8,
         };
         let blocks = operator.blocks();
         let points_stride = (blocks * bits).div_ceil(8);
@@ -36,7 +36,7 @@ impl Matrix {
             points: params.zero_points,
             bits,
             blocks,
-            block_bytes: block_size * bits / 8,
+            block_bytes: operator.block_size() * bits / 8,
             points_stride,
             points_bytes: points_stride * operator.out_features,
         }
@@ -83,7 +83,7 @@ impl Places for Whole {
     ) -> [__m512i; 4] {
         // Two addresses and four strides: sixteen addresses would not stay in registers.
         let upper = from.wrapping_add(8 * stride);
-        let strides = [stride, 3 * stride, 5 * stride, 7 * stride].map(known);
+        let strides = [stride, 3 * stride, 5 * stride, 7 * stride].map(opaque);
         // SAFETY: the caller vouches for the instructions.
         unsafe {
             transposed(|n| {
@@ -104,9 +104,9 @@ impl Places for Whole {
     }
 }
 
-/// `x`, of which the compiler does not know what it is made of.
+/// `x`, so that the compiler keeps it and makes no other addresses of what it is.
 #[inline(always)]
-fn known(x: usize) -> usize {
+fn opaque(x: usize) -> usize {
     let mut x = x;
     // SAFETY: no instruction.
     unsafe {
@@ -178,16 +178,12 @@ impl<P: Places> Columns<'_, P> {
     }
 
     /// What is added to the integers of `QUAD` blocks from `block` on, a multiple of it: `zero` less their
-    /// zero point.
+    /// zero point, of a matrix that has zero points.
     #[inline(always)]
     pub unsafe fn shifts(&self, block: usize, zero: f32) -> [__m512; QUAD] {
         let matrix = self.matrix;
         // SAFETY: the caller's contract.
         unsafe {
-            if matrix.points.is_null() {
-                let middle = (1 << (matrix.bits - 1)) as f32;
-                return [_mm512_set1_ps(zero - middle); QUAD];
-            }
             let mut points = [0u32; LANES];
             for (n, point) in points.iter_mut().enumerate() {
                 let at = self.places.row(n) * matrix.points_stride + block * matrix.bits / 8;

@@ -25,7 +25,11 @@ pub(super) trait Dot {
     /// `sum` and the product.
     unsafe fn dot(sum: __m512i, w: __m512i, x: __m512i) -> __m512i;
     /// Both sums together.
-    unsafe fn sum(a: __m512i, b: __m512i) -> __m512;
+    #[inline(always)]
+    unsafe fn sum(a: __m512i, b: __m512i) -> __m512 {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { _mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)) }
+    }
 }
 
 /// What was unpacked, and what nobody looks at.
@@ -105,12 +109,6 @@ impl<const BITS: usize> Dot for Floats<BITS> {
             _mm512_castps_si512(_mm512_fmadd_ps(w, x, sum))
         }
     }
-
-    #[inline(always)]
-    unsafe fn sum(a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: the caller vouches for the instructions.
-        unsafe { _mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)) }
-    }
 }
 
 /// As bf16, of which so many make an element of a row.
@@ -164,12 +162,6 @@ impl<const PIECES: usize, const BITS: usize> Dot for Bf16<PIECES, BITS> {
         // SAFETY: the caller vouches for AVX-512 with BF16.
         unsafe { dot(sum, w, x) }
     }
-
-    #[inline(always)]
-    unsafe fn sum(a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: the caller vouches for the instructions.
-        unsafe { _mm512_add_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b)) }
-    }
 }
 
 /// bf16 of -8 to 7, twice.
@@ -220,7 +212,7 @@ impl<const BITS: usize> Dot for Bytes<BITS> {
 
     #[inline(always)]
     unsafe fn sum(a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: the caller vouches for the instructions. At most 256 products of 255 and 127: exact.
+        // SAFETY: the caller vouches for the instructions. At most 256 products of 128 and 128: exact.
         unsafe { _mm512_cvtepi32_ps(_mm512_add_epi32(a, b)) }
     }
 }

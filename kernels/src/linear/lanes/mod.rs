@@ -95,6 +95,8 @@ struct Task {
     c: *mut f32,
     /// Row stride of `c`.
     c_stride: usize,
+    /// What a row is made of.
+    layout: RowLayout,
     /// [`PANEL_FLOATS`].
     panel: *mut f32,
 }
@@ -129,6 +131,7 @@ pub(super) unsafe fn sums<T>(call: &Call<'_, T>, product: Product, part: &Part, 
         x_stride: call.stride,
         c: part.to,
         c_stride: part.stride,
+        layout: RowLayout::new(product, call.params.operator),
         panel,
     };
     // SAFETY: forwarded.
@@ -192,32 +195,27 @@ unsafe fn start<D: Dot>(x: *const f32, layout: &RowLayout, block: usize) -> __m5
 /// As [`sums`].
 #[inline(always)]
 unsafe fn all<D: Dot>(matrix: &Matrix, task: &Task) {
-    let layout = RowLayout {
-        depth: matrix.blocks * matrix.block_bytes / 4 * D::STEPS,
-        pieces: D::PIECES,
-        blocks: matrix.blocks,
-    };
     // SAFETY: forwarded.
     unsafe {
         match task.rows {
             0 => {}
-            1 => few::<D, 1>(matrix, task, &layout),
-            2 => few::<D, 2>(matrix, task, &layout),
-            3 => few::<D, 3>(matrix, task, &layout),
-            4 => few::<D, 4>(matrix, task, &layout),
-            5 => few::<D, 5>(matrix, task, &layout),
-            6 => few::<D, 6>(matrix, task, &layout),
-            7 => few::<D, 7>(matrix, task, &layout),
-            FEW => few::<D, FEW>(matrix, task, &layout),
-            _ => many::<D>(matrix, task, &layout),
+            1 => few::<D, 1>(matrix, task),
+            2 => few::<D, 2>(matrix, task),
+            3 => few::<D, 3>(matrix, task),
+            4 => few::<D, 4>(matrix, task),
+            5 => few::<D, 5>(matrix, task),
+            6 => few::<D, 6>(matrix, task),
+            7 => few::<D, 7>(matrix, task),
+            FEW => few::<D, FEW>(matrix, task),
+            _ => many::<D>(matrix, task),
         }
     }
 }
 
 /// `MR` rows: integers are unpacked in registers.
 #[inline(always)]
-unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task, layout: &RowLayout) {
-    let shifted = !matrix.points.is_null();
+unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task) {
+    let (layout, shifted) = (&task.layout, !matrix.points.is_null());
     let row_bytes = matrix.blocks * matrix.block_bytes;
     // SAFETY: the caller's contract.
     unsafe {
@@ -286,7 +284,7 @@ unsafe fn few<D: Dot, const MR: usize>(matrix: &Matrix, task: &Task, layout: &Ro
 
 /// Any number of rows: integers are unpacked once, into a panel.
 #[inline(always)]
-unsafe fn many<D: Dot>(matrix: &Matrix, task: &Task, layout: &RowLayout) {
+unsafe fn many<D: Dot>(matrix: &Matrix, task: &Task) {
     let u32s = matrix.block_bytes / 4 * D::STEPS;
     let elements = matrix.block_bytes * 8 / matrix.bits;
     let most = D::DEPTH / elements;
@@ -322,12 +320,12 @@ unsafe fn many<D: Dot>(matrix: &Matrix, task: &Task, layout: &RowLayout) {
                         _ => left.min(ROWS),
                     };
                     match block {
-                        ROWS => rows::<D, ROWS>(task, layout, &panel, row),
-                        5 => rows::<D, 5>(task, layout, &panel, row),
-                        4 => rows::<D, 4>(task, layout, &panel, row),
-                        3 => rows::<D, 3>(task, layout, &panel, row),
-                        2 => rows::<D, 2>(task, layout, &panel, row),
-                        _ => rows::<D, 1>(task, layout, &panel, row),
+                        ROWS => rows::<D, ROWS>(task, &panel, row),
+                        5 => rows::<D, 5>(task, &panel, row),
+                        4 => rows::<D, 4>(task, &panel, row),
+                        3 => rows::<D, 3>(task, &panel, row),
+                        2 => rows::<D, 2>(task, &panel, row),
+                        _ => rows::<D, 1>(task, &panel, row),
                     }
                     row += block;
                 }
@@ -394,12 +392,8 @@ unsafe fn pack<D: Dot>(columns: &Columns<'_, impl Places>, panel: &Panel, half: 
 
 /// `MR` rows of a panel, from `row` on.
 #[inline(always)]
-unsafe fn rows<D: Dot, const MR: usize>(
-    task: &Task,
-    layout: &RowLayout,
-    panel: &Panel,
-    row: usize,
-) {
+unsafe fn rows<D: Dot, const MR: usize>(task: &Task, panel: &Panel, row: usize) {
+    let layout = &task.layout;
     let (first, last) = panel.blocks;
     // SAFETY: the caller's contract.
     unsafe {

@@ -166,8 +166,11 @@ unsafe fn rounded_to_bytes(bits: u32, values: &[f32], to: *mut i8) -> (i32, f32)
             let x = _mm512_div_ps(_mm512_loadu_ps(values.as_ptr()), by);
             let q =
                 _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            // Of scales that are no normal numbers, or of what is no number, more may come.
+            let q = _mm512_max_epi32(_mm512_set1_epi32(-128), q);
+            let q = _mm512_min_epi32(_mm512_set1_epi32(127), q);
             sum = _mm512_add_epi32(sum, q);
-            let mut bytes = _mm512_cvtsepi32_epi8(q);
+            let mut bytes = _mm512_cvtepi32_epi8(q);
             if bits == 4 {
                 bytes = _mm_shuffle_epi8(bytes, order);
             }
