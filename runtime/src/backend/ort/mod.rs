@@ -49,17 +49,15 @@ impl Engine {
 }
 
 struct OrtDriver {
-    /// By position; `None` until it is opened.
-    engines: Vec<Option<Engine>>,
-    /// What they are opened with; `None` from then on.
-    unopened: Vec<Option<Unopened>>,
+    /// By position: what an engine is made of, and the engine once it is opened.
+    engines: Vec<(Source, Option<Engine>)>,
     shared: Shared,
     buffers: Buffers,
     implementations: Vec<EngineImplementations>,
 }
 
 /// What an engine is made of.
-struct Unopened {
+struct Source {
     model: Model,
     nodes: EngineNodes,
     /// Whether a CUDA graph is recorded of it.
@@ -144,13 +142,10 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
             (memory, gpu.upload_weights(package)?, None)
         }
     };
-    let mut unopened = Vec::new();
-    for position in 0..opening.engines.len() {
-        unopened.push(Some(prepare(opening, position, &runtime, gpu.is_some())?));
-    }
+    let sources = (0..opening.engines.len())
+        .map(|position| Ok((prepare(opening, position, &runtime, gpu.is_some())?, None)));
     let mut driver = OrtDriver {
-        engines: unopened.iter().map(|_| None).collect(),
-        unopened,
+        engines: sources.collect::<Result<_, BackendError>>()?,
         buffers: Buffers::new(layout, memory, true),
         implementations: Vec::new(),
         shared: Shared {
@@ -171,7 +166,7 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
     let first = engines.rposition(|engine| engine.seq_len == 1);
     for position in 0..opening.engines.len() {
         if up_front || position == first.unwrap_or(0) {
-            driver.open_engine(position)?;
+            driver.engine(position)?;
         }
     }
     Ok(Box::new(driver))
@@ -183,7 +178,7 @@ fn prepare(
     position: usize,
     runtime: &OnnxRuntime,
     on_gpu: bool,
-) -> Result<Unopened, BackendError> {
+) -> Result<Source, BackendError> {
     let (options, package) = (opening.options, opening.options.package);
     let (engine, manifest) = (&opening.engines[position], opening.manifest());
     let graph = opening.graph(position, opening.target())?;
@@ -204,7 +199,7 @@ fn prepare(
     };
     // A graph is of one place.
     let recorded = on_gpu && engine.seq_len == 1 && engine.batch == manifest.batch;
-    Ok(Unopened {
+    Ok(Source {
         model,
         nodes: EngineNodes::of(&graph),
         recorded: recorded && !options.cuda.without_graph,
@@ -213,17 +208,13 @@ fn prepare(
 
 impl Shared {
     /// The session of an engine, with everything that it shares with the others.
-    fn build(
-        &self,
-        unopened: &Unopened,
-        profile: Option<&Path>,
-    ) -> Result<OrtSession, BackendError> {
+    fn build(&self, source: &Source, profile: Option<&Path>) -> Result<OrtSession, BackendError> {
         let build = || {
             let mut builder = Session::builder(&self.environment)?
                 .with_inter_threads(1)?
                 .with_intra_threads(self.threads.unwrap_or(0))?
                 // A plan of a chunk's tensors would lie in the arena beside what the first run left.
-                .with_memory_pattern(unopened.nodes.seq_len == 1)?;
+                .with_memory_pattern(source.nodes.seq_len == 1)?;
             if let Some(prefix) = profile {
                 builder = builder.with_profiling(prefix)?;
             }
@@ -234,16 +225,16 @@ impl Shared {
                 builder = builder.with_prepacked_weights(prepacked)?;
             }
             if let Some(gpu) = &self.gpu {
-                builder = gpu.run_sessions(builder, unopened.recorded)?;
+                builder = gpu.run_sessions(builder, source.recorded)?;
             }
             if let Some(operators) = &self.operators {
                 builder = builder.with_operator_library(operators)?;
             }
             // Weights in place and, on the CPU, one packed copy for all engines; without either, every
             // session holds its own. The CPU's sessions fold casts of f16 and bf16 weights into f32.
-            OrtSession::new(builder, &self.weights, &unopened.model)
+            OrtSession::new(builder, &self.weights, &source.model)
         };
-        build().map_err(failed(&unopened.nodes.file, ORT))
+        build().map_err(failed(&source.nodes.file, ORT))
     }
 }
 
@@ -279,18 +270,20 @@ impl Engine {
     }
 }
 
-impl OrtDriver {
-    /// Builds an engine, unless it is there, and binds it. One that decodes or is timed is run once on
-    /// idle slots, and so is every one on a GPU.
-    fn open_engine(&mut self, position: usize) -> Result<(), BackendError> {
-        let Some(unopened) = &self.unopened[position] else {
-            return Ok(());
-        };
-        let (shared, nodes) = (&self.shared, &unopened.nodes);
-        let (file, gpu) = (nodes.file.as_str(), shared.gpu.as_ref());
+impl Shared {
+    /// Builds the engine at `position` and binds it; what runs it, unless it is timed. One that decodes or is
+    /// timed is run once on idle slots, and so is every one on a GPU.
+    fn open(
+        &self,
+        position: usize,
+        source: &Source,
+        buffers: &mut Buffers,
+    ) -> Result<(Engine, Option<EngineImplementations>), BackendError> {
+        let (nodes, gpu) = (&source.nodes, self.gpu.as_ref());
+        let file = nodes.file.as_str();
         let _span = tracing::debug_span!("build", file).entered();
         // On a GPU it also shows where standard nodes ran.
-        let kept = shared.profile;
+        let kept = self.profile;
         let profiled = kept || gpu.is_some();
         let folder = profiled.then(ProfileFolder::make).transpose();
         let (folder, mut without) = match folder {
@@ -298,11 +291,11 @@ impl OrtDriver {
             Err(reason) => (None, Some(reason)),
         };
         let prefix = folder.as_ref().map(ProfileFolder::prefix);
-        let build = || shared.build(unopened, prefix.as_deref());
-        let (session, kernels) = watched(shared.operators.as_deref(), build)?;
-        let places = self.buffers.bindings(position);
+        let build = || self.build(source, prefix.as_deref());
+        let (session, kernels) = watched(self.operators.as_deref(), build)?;
+        let places = buffers.bindings(position);
         let bindings = places
-            .map(|(slot, side)| self.bind(&session, position, slot, side))
+            .map(|(slot, side)| bind(&session, buffers, position, slot, side))
             .collect::<Result<_, _>>()
             .map_err(failed(file, ORT))?;
         let profile = folder.map(ProfileFolder::into_file).transpose();
@@ -318,45 +311,66 @@ impl OrtDriver {
             file: file.into(),
             bindings,
             session,
-            recorded: unopened.recorded.then(|| thread::current().id()),
+            recorded: source.recorded.then(|| thread::current().id()),
             profile,
         };
         if profiled || nodes.seq_len == 1 {
-            engine.run_idle(position, &mut self.buffers, gpu)?;
+            engine.run_idle(position, buffers, gpu)?;
         }
-        if !kept {
-            let profile = without.map(Err).or_else(|| engine.end_profile());
-            let seen = EngineImplementations::of_session(shared.kind, nodes, &kernels, profile)?;
-            let before = self.engines[..position].iter().flatten().count();
-            self.implementations.insert(before, seen);
+        if kept {
+            return Ok((engine, None));
         }
-        self.engines[position] = Some(engine);
-        self.unopened[position] = None;
-        Ok(())
+        let profile = without.map(Err).or_else(|| engine.end_profile());
+        let seen = EngineImplementations::of_session(self.kind, nodes, &kernels, profile)?;
+        Ok((engine, Some(seen)))
     }
+}
 
-    fn bind(
-        &self,
-        session: &OrtSession,
-        engine: usize,
-        slot: usize,
-        side: usize,
-    ) -> ort::Result<Binding> {
-        let mut binding = Binding::new(session)?;
-        for bound in self.buffers.layout.bound(engine, slot, side) {
-            let Bound {
-                name,
-                output,
-                field,
-            } = bound;
-            let memory = &self.buffers.memory;
-            let value = Value::new(memory, field.buffer, field.offset, &field.tensor)?;
-            match output {
-                true => binding.output(name, &value)?,
-                false => binding.input(name, &value)?,
-            }
+fn bind(
+    session: &OrtSession,
+    buffers: &Buffers,
+    engine: usize,
+    slot: usize,
+    side: usize,
+) -> ort::Result<Binding> {
+    let mut binding = Binding::new(session)?;
+    for bound in buffers.layout.bound(engine, slot, side) {
+        let Bound {
+            name,
+            output,
+            field,
+        } = bound;
+        let memory = &buffers.memory;
+        let value = Value::new(memory, field.buffer, field.offset, &field.tensor)?;
+        match output {
+            true => binding.output(name, &value)?,
+            false => binding.input(name, &value)?,
         }
-        Ok(binding)
+    }
+    Ok(binding)
+}
+
+impl OrtDriver {
+    /// The engine at `position`, opened by its first use, and what it runs with.
+    fn engine(
+        &mut self,
+        position: usize,
+    ) -> Result<(&mut Engine, &mut Buffers, Option<&Gpu>), BackendError> {
+        let (earlier, rest) = self.engines.split_at_mut(position);
+        let (source, engine) = &mut rest[0];
+        let engine = match engine {
+            Some(engine) => engine,
+            unopened => {
+                let (made, seen) = self.shared.open(position, source, &mut self.buffers)?;
+                let before = earlier.iter().filter(|(_, engine)| engine.is_some());
+                let before = before.count();
+                if let Some(seen) = seen {
+                    self.implementations.insert(before, seen);
+                }
+                unopened.insert(made)
+            }
+        };
+        Ok((engine, &mut self.buffers, self.shared.gpu.as_ref()))
     }
 }
 
@@ -400,11 +414,7 @@ impl Driver for OrtDriver {
         inputs: StepInputs<'_>,
     ) -> Result<(), BackendError> {
         let position = engine;
-        self.open_engine(position)?;
-        let (buffers, gpu) = (&mut self.buffers, self.shared.gpu.as_ref());
-        let Some(engine) = &mut self.engines[position] else {
-            unreachable!("an engine that is not unopened is opened")
-        };
+        let (engine, buffers, gpu) = self.engine(position)?;
         // A graph is recorded by running the model more than once, which only idle slots bear.
         let last = engine.recorded;
         if last.is_some_and(|last| last != thread::current().id()) {
@@ -445,7 +455,8 @@ impl Driver for OrtDriver {
 
     /// What the operators of each engine took, without its idle run.
     fn end_profile(self: Box<Self>) -> Result<Vec<(String, Vec<OperatorTime>)>, BackendError> {
-        let times = self.engines.into_iter().flatten().filter_map(|mut engine| {
+        let times = self.engines.into_iter().filter_map(|(_, engine)| {
+            let mut engine = engine?;
             let profile = engine.end_profile()?;
             let file = engine.file;
             Some(match profile {
