@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Writes the part of cpu.md about a whole model, and its drawing, from what benches/cpu/model_peers.py wrote."""
 
-import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -12,7 +10,7 @@ sys.path.append(str(HERE))
 import charts  # noqa: E402
 from machine import DISTURBED  # noqa: E402
 from model_contenders import BITS, OursInt8Rows, words  # noqa: E402
-from report import DOCS, MODEL, PAGE, about, limits_table, parts_of, table  # noqa: E402
+from report import MODEL, PAGE, about, limits_table, main, parts_of, table  # noqa: E402
 
 PICTURE = "model_peers.svg"
 ROWS = OursInt8Rows.program
@@ -223,20 +221,5 @@ def write(document, folder):
     (folder / PAGE).write_text((kernels + "\n" if kernels else "") + section(document))
 
 
-def main(arguments):
-    """Reads a results file and writes the page; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what model_peers.py --json wrote")
-    parser.add_argument("-o", "--output", type=Path, default=DOCS, help="folder (default: docs)")
-    options = parser.parse_args(arguments)
-    try:
-        write(json.loads(options.results.read_text()), options.output)
-    except (OSError, ValueError, KeyError) as error:
-        message = f"{options.results}: expected what model_peers.py --json writes, found: {error!r}; run model_peers.py again"
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], __doc__, "model_peers.py", write))

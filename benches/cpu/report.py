@@ -172,6 +172,11 @@ def goals(data):
     return rows
 
 
+def rounded(load):
+    """A load average in words."""
+    return "not known" if load is None else f"{load:.2f}"
+
+
 def about(document):
     """The machine, the command and what it ran with."""
     machine, load = document["machine"], document["load"]
@@ -182,7 +187,7 @@ def about(document):
         f"{machine['last_level_cache'] >> 20} MiB, memory {machine['memory'] / 1e9:.0f} GB; {document['threads']} threads",
         f"- {document['date']}: `{document['command']}`",
         f"- {versions}",
-        f"- load average of the minute before: {load.get('start')} at the start, {load.get('end')} at the end",
+        "- load average of the minute before: {} at the start, {} at the end".format(*map(rounded, (load.get("start"), load.get("end")))),
     ]
     if document["left_out"]:
         lines.append(f"- left out by --contenders: {', '.join(document['left_out'])}")
@@ -308,17 +313,16 @@ def write(document, folder):
     (folder / PAGE).write_text(page(document, pictures) + ("\n" + model if model else ""))
 
 
-def main(arguments):
-    """Reads a results file and writes the page; the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path, help="what peers.py --json wrote")
+def main(arguments, doc=__doc__, script="peers.py", write=write):
+    """Reads a results file of `script` and writes its part of the page; the exit code."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("results", type=Path, help=f"what {script} --json wrote")
     parser.add_argument("-o", "--output", type=Path, default=DOCS, help="folder (default: docs)")
     options = parser.parse_args(arguments)
     try:
-        document = json.loads(options.results.read_text())
-        write(document, options.output)
+        write(json.loads(options.results.read_text()), options.output)
     except (OSError, ValueError, KeyError) as error:
-        message = f"error: {options.results}: expected what peers.py --json writes, found: {error!r}; run peers.py again"
+        message = f"error: {options.results}: expected what {script} --json writes, found: {error!r}; run {script} again"
         print(message, file=sys.stderr)
         return 2
     return 0
