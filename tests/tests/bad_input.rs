@@ -280,6 +280,27 @@ fn options_that_do_not_fit_are_refused_together() {
 }
 
 #[test]
+fn rows_are_rounded_by_an_operator_alone() {
+    let scratch = Scratch::new();
+    let case = case("dense");
+    let export = |more: &[&str]| {
+        let mut args = export_args(&case.checkpoint(), &case, &scratch.path("out"));
+        args.extend(more.iter().map(OsString::from));
+        let text = scratch.refused(args);
+        assert!(!scratch.path("out").exists());
+        text
+    };
+    let integers = ["--quantize", "int8", "--activations", "int8"];
+    for fallback in ["inline", "trt-plugins"] {
+        let text = export(&[&integers[..], &["--fallback", fallback]].concat());
+        for part in ["--activations", "expected float", "`function` and `none`"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+    assert!(export(&["--activations", "int8"]).contains("--quantize"));
+}
+
+#[test]
 fn a_log_filter_without_a_level_is_refused() {
     let doctor = |levels: &str| {
         let mut command = std::process::Command::new(ratplus_tests::ratplus());

@@ -92,6 +92,15 @@ fn every_backend_continues_a_prompt_with_the_same_words() {
 }
 
 #[test]
+fn a_short_package_is_verified_on_as_many_tokens_as_it_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(&case("kjv_d16w64i4"), &package, &["--max-seq-len", "24"]);
+    let text = printed(&["verify", "--backend", "tract"], &package);
+    assert!(text.contains(" 24 "), "{text}");
+}
+
+#[test]
 fn doctor_says_what_is_there() {
     let result = run(["doctor", "--json"]);
     let findings: serde_json::Value = serde_json::from_str(&texts(&result).0).unwrap();

@@ -221,6 +221,21 @@ fn values_on_the_grid_come_back_exactly() {
     }
 }
 
+/// A range may be wider than f32, whose ends are not.
+#[test]
+fn values_at_both_ends_of_f32_keep_their_integers() {
+    for which in ALL {
+        let quantization = quantization(which);
+        let values: Vec<f32> = [1.8e38, -1.8e38, 0.0, 1e38].repeat(8);
+        let (found, _) = round_trip(quantization, [1, values.len()], &values, 11);
+        let step = 4e38 / f64::from(quantization.largest());
+        for (&value, found) in values.iter().zip(found) {
+            let error = (f64::from(value) - found).abs();
+            assert!(error <= step, "{quantization}: {found:e} for {value:e}");
+        }
+    }
+}
+
 #[test]
 fn zeros_and_tiny_values_stay_finite() {
     for which in ALL {
