@@ -293,7 +293,12 @@ fn rows_are_rounded_by_an_operator_alone() {
     let integers = ["--quantize", "int8", "--activations", "int8"];
     for fallback in ["inline", "trt-plugins"] {
         let text = export(&[&integers[..], &["--fallback", fallback]].concat());
-        for part in ["--activations", "expected float", "`function` and `none`"] {
+        for part in [
+            "--activations",
+            "expected float",
+            "found int8",
+            "`function` and `none`",
+        ] {
             assert!(text.contains(part), "{text}");
         }
     }

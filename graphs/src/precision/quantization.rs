@@ -174,8 +174,8 @@ impl Quantization {
             problems.push(("symmetric", problem));
         }
         if self.layout == IntegerLayout::Dequantized && self.activations != Activations::Float {
-            let problem = "expected float with this `fallback`, whose graphs have no operator that rounds rows; \
-                 `function` and `none` have";
+            let problem = "expected float with this `fallback`, whose graphs have no operator that rounds rows, \
+                 found int8; `function` and `none` have one";
             problems.push(("activations", problem.to_owned()));
         }
         problems
