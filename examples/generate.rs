@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = tokenizer.encode(prompt, package.manifest().special_tokens)?;
 
     let mut engine = Engine::new(Session::builder(&package).open(backend)?);
-    let mut sampler = Sampler::new(Sampling::GREEDY)?;
+    let mut sampler = Sampler::new(&Sampling::GREEDY)?;
     let mut text = tokenizer.stream(&encoded.ids);
     let slot = engine.free_slot().ok_or("no free slot")?;
     engine.add(slot, &encoded.ids)?;

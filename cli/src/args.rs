@@ -331,7 +331,7 @@ pub struct GenerateArgs {
     /// Continue every prompt of a file, a JSON string a line, as many at once as the package has slots
     /// (`export --batch`), each as if it were alone; prints a JSON object a line, in the same order: prompt,
     /// completion, tokens (new ones, the one that ended it included) and stop (end, max_new_tokens,
-    /// max_seq_len or failed). `-` is standard input
+    /// stop_string, max_seq_len or failed). `-` is standard input
     #[arg(long, value_name = "FILE", group = "input")]
     pub prompts: Option<PathBuf>,
     /// Special tokens to add to a prompt [default: as the package was exported]
@@ -354,12 +354,43 @@ pub struct GenerateArgs {
     /// Draw from the likeliest tokens that have probability P together
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
+    /// Draw from tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Divides the logits of tokens of the prompt and new ones where they are more than 0, and multiplies
+    /// them where they are not: above 1, they come less often
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    pub repetition_penalty: f32,
+    /// Taken from the logits of new tokens, -2 to 2
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub presence_penalty: f32,
+    /// Taken from the logit of a new token each time that it comes, -2 to 2
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub frequency_penalty: f32,
     /// Seed of the draws, of each prompt's own where there are several [default: 0]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
     /// Stop at these tokens too; the tokenizer's end of text always stops
     #[arg(long, value_name = "ID", value_delimiter = ',')]
     pub stop_tokens: Vec<u32>,
+    /// Stop before this text, wherever in tokens it begins; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
     /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
     #[arg(long, default_value = "ort-cpu")]
     pub backend: String,

@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 39] = [
+const FLAGS: [(&str, &str); 44] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
@@ -15,18 +15,23 @@ const FLAGS: [(&str, &str); 39] = [
     ("dilation", "--dilation"),
     ("dtype", "--dtype"),
     ("fallback", "--fallback"),
+    ("frequency_penalty", "--frequency-penalty"),
     ("hardware_compatibility", "--hardware-compatibility"),
     ("initial", "--initial"),
     ("keep_f32", "--keep-f32"),
     ("local_window", "--local-window"),
     ("logits", "--logits"),
     ("max_seq_len", "--max-seq-len"),
+    ("min_p", "--min-p"),
     ("opset", "--opset"),
     ("optimization_level", "--optimization-level"),
     ("prefill_lengths", "--prefill-lengths"),
+    ("presence_penalty", "--presence-penalty"),
     ("quantization", "--quantize"),
+    ("repetition_penalty", "--repetition-penalty"),
     ("special_tokens", "--special-tokens"),
     ("split_engines", "--split-engines"),
+    ("stop_strings", "--stop"),
     ("stop_tokens", "--stop-tokens"),
     ("stride", "--stride"),
     ("symmetric", "--asymmetric"),

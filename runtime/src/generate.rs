@@ -41,7 +41,7 @@ impl Request {
             limits.check_decode()?;
         }
         check_stop_tokens(&self.stop_tokens, limits)?;
-        Ok(self.sampling.check()?)
+        Ok(self.sampling.check(Some(limits.vocab_size))?)
     }
 }
 
@@ -62,6 +62,17 @@ pub fn check_stop_tokens(tokens: &BTreeSet<u32>, limits: &Limits) -> Result<(), 
     }
 }
 
+/// Whether texts can end with such strings.
+///
+/// # Errors
+/// One is empty.
+pub fn check_stop_strings(strings: &[String]) -> Result<(), RequestError> {
+    match strings.iter().any(String::is_empty) {
+        false => Ok(()),
+        true => Err(RequestError::EmptyStopString),
+    }
+}
+
 /// Why a sequence ended.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -70,6 +81,8 @@ pub enum StopReason {
     MaxNewTokens,
     /// The last token is one of `stop_tokens`.
     StopToken,
+    /// The observer saw its end.
+    StopString,
     /// The sequence is full: its last token cannot be run.
     MaxSeqLen,
     /// The callback said so.
@@ -83,6 +96,7 @@ impl StopReason {
     pub fn name(&self) -> &'static str {
         match self {
             Self::StopToken => "end",
+            Self::StopString => "stop_string",
             Self::MaxNewTokens => "max_new_tokens",
             Self::MaxSeqLen => "max_seq_len",
             Self::Cancelled => "cancelled",
@@ -169,7 +183,10 @@ pub enum RequestError {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
-    /// A parameter outside its range.
+    /// A stop string that every text has.
+    #[error("`stop_strings`: expected texts, found an empty one")]
+    EmptyStopString,
+    /// Parameters outside their ranges.
     #[error(transparent)]
     Sampling(#[from] SampleError),
 }
@@ -198,6 +215,12 @@ pub enum GenerateError {
 pub trait Observer {
     /// A new token.
     fn token(&mut self, event: Event) -> ControlFlow<()>;
+
+    /// Whether the token that it has just seen ends the text of `request`, by a stop string for example.
+    fn ends(&mut self, request: usize) -> bool {
+        let _ = request;
+        false
+    }
 
     /// The sequence of `request` has ended.
     fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {
@@ -328,10 +351,12 @@ impl Run<'_> {
             let added = self.engine.add(slot, &request.prompt);
             added.map_err(refused(index))?;
             let most = self.engine.limits().max_seq_len;
+            let mut sampler = Sampler::new(&request.sampling).map_err(refused(index))?;
+            sampler.observe_prompt(&request.prompt);
             *sequence = Some(Sequence {
                 index,
                 request,
-                sampler: Sampler::new(request.sampling).map_err(refused(index))?,
+                sampler,
                 tokens: Vec::with_capacity(request.max_new_tokens.min(most)),
             });
             self.waiting += 1;
@@ -362,7 +387,10 @@ impl Run<'_> {
                         token,
                     };
                     cancelled |= self.observer.token(event).is_break();
-                    let stop = sequence.stop_after(token, self.engine.limits().max_seq_len);
+                    let stop = match self.observer.ends(sequence.index) {
+                        true => Some(StopReason::StopString),
+                        false => sequence.stop_after(token, self.engine.limits().max_seq_len),
+                    };
                     if stop.is_none() {
                         self.engine.feed(slot, token)?;
                     }

@@ -59,4 +59,4 @@ pub use generate::{
 pub use package::{OpenOptions, Package, PackageError};
 pub use ratplus_graphs::{Manifest, SpecialTokens};
 pub use sampler::{Sampler, Sampling};
-pub use text::{StreamDecoder, TextError, Tokenizer};
+pub use text::{StoppingDecoder, StreamDecoder, TextError, Tokenizer};

@@ -1,14 +1,17 @@
 //! Text to tokens and back, one token at a time.
 
 mod growth;
+mod stop;
 mod stream;
 
+pub use stop::{Piece, StoppingDecoder};
 pub use stream::StreamDecoder;
 
 use ratplus_graphs::package::{MAX_TOKENIZER_BYTES, SpecialTokens};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Special tokens that end a text, by the names that tokenizers give them.
 const END_TOKENS: [&str; 6] = [
@@ -25,7 +28,7 @@ const END_TOKENS: [&str; 6] = [
 #[error("tokenizer: {0}")]
 pub struct TextError(String);
 
-/// A `tokenizer.json`.
+/// A `tokenizer.json`. Clones are cheap and share it.
 ///
 /// ```
 /// use ratplus_runtime::{SpecialTokens, Tokenizer};
@@ -37,8 +40,11 @@ pub struct TextError(String);
 /// assert_eq!(tokenizer.decode(&[1, 2])?, "in the");
 /// # Ok::<(), ratplus_runtime::TextError>(())
 /// ```
-pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    library: tokenizers::Tokenizer,
     form: stream::Form,
 }
 
@@ -80,14 +86,14 @@ impl Tokenizer {
             )));
         }
         growth::check(json)?;
-        let mut inner = guarded("expected the contents of a tokenizer.json", || {
+        let mut library = guarded("expected the contents of a tokenizer.json", || {
             tokenizers::Tokenizer::from_bytes(json)
         })?;
         // A prompt has its own length; a file could ask for one of 2^32 tokens.
-        inner.with_padding(None);
-        guarded("truncation", || inner.with_truncation(None).map(drop))?;
-        let form = stream::Form::of(inner.get_decoder());
-        Ok(Self { inner, form })
+        library.with_padding(None);
+        guarded("truncation", || library.with_truncation(None).map(drop))?;
+        let form = stream::Form::of(library.get_decoder());
+        Ok(Self(Arc::new(Inner { library, form })))
     }
 
     /// Reads a file.
@@ -113,7 +119,7 @@ impl Tokenizer {
     /// The tokenizer refuses the text.
     pub fn encode(&self, text: &str, special_tokens: SpecialTokens) -> Result<Encoded, TextError> {
         let add = special_tokens == SpecialTokens::Tokenizer;
-        let encoding = guarded("encoding", || self.inner.encode(text, add))?;
+        let encoding = guarded("encoding", || self.0.library.encode(text, add))?;
         let mask = encoding.get_special_tokens_mask().iter().enumerate();
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
@@ -176,7 +182,7 @@ impl Tokenizer {
 
     /// A token as the tokenizer writes it; none where it does not know it.
     pub fn token(&self, token: u32) -> Option<String> {
-        self.inner.id_to_token(token)
+        self.0.library.id_to_token(token)
     }
 
     /// The same for a message, quoted.
@@ -192,12 +198,12 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer refuses the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, TextError> {
-        guarded("decoding", || self.inner.decode(tokens, true))
+        guarded("decoding", || self.0.library.decode(tokens, true))
     }
 
     /// Tokens that end a text.
     pub fn end_tokens(&self) -> BTreeSet<u32> {
-        let added = self.inner.get_added_tokens_decoder();
+        let added = self.0.library.get_added_tokens_decoder();
         let ends = added
             .iter()
             .filter(|(_, token)| token.special && END_TOKENS.contains(&token.content.as_str()));
@@ -206,20 +212,20 @@ impl Tokenizer {
 
     /// Tokens from `vocab_size` on, which a model with that vocabulary does not know, ascending.
     pub fn tokens_beyond(&self, vocab_size: usize) -> Vec<u32> {
-        let ids = self.inner.get_vocab(true).into_values();
+        let ids = self.0.library.get_vocab(true).into_values();
         let beyond: BTreeSet<u32> = ids.filter(|&id| id as usize >= vocab_size).collect();
         beyond.into_iter().collect()
     }
 
     /// Decodes a continuation of `context`, token by token.
-    pub fn stream(&self, context: &[u32]) -> StreamDecoder<'_> {
-        StreamDecoder::after(self, context)
+    pub fn stream(&self, context: &[u32]) -> StreamDecoder {
+        StreamDecoder::after(self.clone(), context)
     }
 
     /// What a token is decoded from; none for special tokens and those that the tokenizer does not
     /// know, which have no text.
     fn visible(&self, token: u32) -> Option<String> {
-        let special = |name: &str| self.inner.get_added_vocabulary().is_special_token(name);
+        let special = |name: &str| self.0.library.get_added_vocabulary().is_special_token(name);
         self.token(token).filter(|name| !special(name))
     }
 }

@@ -13,6 +13,7 @@ use ratplus_graphs::package::Fallback;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::engine::Engine;
 use ratplus_runtime::generate::{Request, generate};
+use ratplus_runtime::sampler::Sampling;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -53,9 +54,16 @@ fn a_decode_step_allocates_nothing() {
             continue;
         }
         let mut engine = Engine::new(open(&fixture, kind));
+        let mut drawn = Sampling::default();
+        (drawn.temperature, drawn.min_p) = (0.9, Some(0.01));
+        (drawn.repetition_penalty, drawn.frequency_penalty) = (1.2, 0.5);
         let mut allocations = |max_new_tokens| {
             let request = |seed| Request {
                 max_new_tokens,
+                sampling: match seed {
+                    1 => Sampling::GREEDY,
+                    _ => drawn.clone(),
+                },
                 ..Request::new(tokens(seed, 8))
             };
             let requests = [request(1), request(2)];

@@ -460,10 +460,93 @@ fn sampling_flags_without_effect_are_named() {
             None,
         ),
         (
+            &[
+                "--min-p",
+                "0.1",
+                "--repetition-penalty",
+                "1.2",
+                "--stop",
+                "x",
+            ],
+            Some(format!("note: --min-p has {greedy}")),
+        ),
+        (
             &["--temperature", "0.5", "--top-k", "1", "--seed", "4"],
             Some("note: --seed has no effect: --top-k 1 always takes the likeliest token".into()),
         ),
     ] {
         assert_eq!(note(flags), expected, "{flags:?}");
+    }
+}
+
+#[test]
+fn texts_end_before_a_stop_string() {
+    let packages = Packages::new();
+    let flags = ["--max-seq-len", "64", "--prefill-lengths", "8"];
+    let batch = [&flags[..], &["--batch", "2"]].concat();
+    let (package, _) = packages.export("package", &tokenizer(), &batch);
+    let prompts = [PROMPT, "And it came to pass", "Blessed are the"];
+    let lines = prompts.map(|prompt| json!(prompt).to_string()).join("\n");
+    let file = packages.file("prompts.jsonl", lines);
+    let rows = |more: &[&str]| -> Vec<(String, u64, String)> {
+        let args = ["generate", &package, "--prompts", &file, "-n", "30"];
+        let (stdout, _) = fine(&[&args[..], more].concat());
+        let row = |line: &str| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| row[key].as_str().unwrap().to_owned();
+            (
+                text("completion"),
+                row["tokens"].as_u64().unwrap(),
+                text("stop"),
+            )
+        };
+        stdout.lines().map(row).collect()
+    };
+    let free = rows(&[]);
+    // Some characters in the middle of one text, wherever tokens begin.
+    for length in [1, 4, 17] {
+        let stop: String = free[0].0.chars().skip(20).take(length).collect();
+        assert_eq!(stop.chars().count(), length, "{free:?}");
+        let stopped = rows(&["--stop", "no text has this", "--stop", &stop]);
+        assert_eq!(stopped[0].2, "stop_string");
+        for (stopped, free) in stopped.iter().zip(&free) {
+            match free.0.split_once(&stop) {
+                Some((before, _)) => {
+                    assert_eq!((&*stopped.0, &*stopped.2), (before, "stop_string"));
+                    assert!(stopped.1 < free.1);
+                }
+                None => assert_eq!(stopped, free),
+            }
+        }
+        let args = [
+            "generate", &package, "-p", PROMPT, "-n", "30", "--stop", &stop,
+        ];
+        assert_eq!(fine(&args).0, format!("{PROMPT}{}\n", stopped[0].0));
+    }
+    let error = refused(&["generate", &package, "-p", "In", "--stop", ""]);
+    assert!(
+        error.contains("--stop: expected texts, found an empty one"),
+        "{error}"
+    );
+}
+
+#[test]
+fn penalties_change_greedy_texts() {
+    let packages = Packages::new();
+    let flags = ["--max-seq-len", "256", "--prefill-lengths", "8"];
+    let (package, _) = packages.export("package", &tokenizer(), &flags);
+    let distinct = |flags: &[&str]| {
+        let args = ["generate", &package, "-p", PROMPT, "-n", "150"];
+        let (text, _) = fine(&[&args[..], flags].concat());
+        let words: std::collections::BTreeSet<&str> = text.split_whitespace().collect();
+        words.len()
+    };
+    let plain = distinct(&[]);
+    for flags in [
+        ["--repetition-penalty", "1.5"],
+        ["--presence-penalty", "2"],
+        ["--frequency-penalty", "2"],
+    ] {
+        assert!(distinct(&flags) > plain, "{flags:?}");
     }
 }

@@ -8,13 +8,13 @@ use crate::streams::{self, errln, out};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::engine::{Engine, Limits};
 use ratplus_runtime::generate::{
-    Completion, Event, Generation, Observer, Request, StopReason, check_stop_tokens,
-    generate_observed,
+    Completion, Event, Generation, Observer, Request, StopReason, check_stop_strings,
+    check_stop_tokens, generate_observed,
 };
 use ratplus_runtime::package::Package;
 use ratplus_runtime::planner::plan;
 use ratplus_runtime::sampler::Sampling;
-use ratplus_runtime::text::{StreamDecoder, TextError, Tokenizer};
+use ratplus_runtime::text::{Piece, StoppingDecoder, TextError, Tokenizer};
 use ratplus_tools::verify::Implementations;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,10 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let mut sampling = Sampling::default();
     sampling.temperature = args.temperature;
     (sampling.top_k, sampling.top_p) = (args.top_k, args.top_p);
+    sampling.min_p = args.min_p;
+    sampling.repetition_penalty = args.repetition_penalty;
+    sampling.presence_penalty = args.presence_penalty;
+    sampling.frequency_penalty = args.frequency_penalty;
     sampling.seed = args.seed.unwrap_or(sampling.seed);
     // Everything that can be refused is, before an engine is opened.
     let limits = Limits::from(manifest);
@@ -44,7 +48,11 @@ pub fn run(args: GenerateArgs) -> Outcome {
     let mut stop_tokens: BTreeSet<u32> = args.stop_tokens.iter().copied().collect();
     let checked = check_stop_tokens(&stop_tokens, &limits);
     problems.extend(checked.err().map(|error| error.to_string()));
-    problems.extend(sampling.check().err().map(|error| error.to_string()));
+    let checked = check_stop_strings(&args.stop);
+    problems.extend(checked.err().map(|error| error.to_string()));
+    if let Err(error) = sampling.check(Some(limits.vocab_size)) {
+        problems.extend(error.0.iter().map(ToString::to_string));
+    }
     if let Some(problems) = listed(problems) {
         return Err(Failure::input(problems));
     }
@@ -57,7 +65,7 @@ pub fn run(args: GenerateArgs) -> Outcome {
         .map(|prompt| Request {
             prompt,
             max_new_tokens: args.max_new_tokens,
-            sampling,
+            sampling: sampling.clone(),
             stop_tokens: stop_tokens.clone(),
         })
         .collect();
@@ -73,7 +81,7 @@ pub fn run(args: GenerateArgs) -> Outcome {
         errln!("{backend}: {engines}");
     }
     let mut engine = Engine::new(session);
-    let texts = Texts::new(&tokenizer, &requests);
+    let texts = Texts::new(&tokenizer, &requests, &args.stop);
     let generation = match args.prompts {
         None => stream(&mut engine, &requests, texts, &prompts[0].text),
         Some(_) => print_lines(&mut engine, &requests, texts, &prompts),
@@ -110,6 +118,7 @@ fn note_idle_flags(args: &GenerateArgs) {
     let given = [
         ("--top-k", greedy && args.top_k.is_some()),
         ("--top-p", (greedy || one_k) && args.top_p.is_some()),
+        ("--min-p", (greedy || one_k) && args.min_p.is_some()),
         ("--seed", (greedy || one_k) && args.seed.is_some()),
     ];
     let idle: Vec<_> = given.iter().filter(|(_, idle)| *idle).collect();
@@ -132,30 +141,37 @@ fn note_idle_flags(args: &GenerateArgs) {
 struct Texts<'a> {
     tokenizer: &'a Tokenizer,
     requests: &'a [Request],
-    running: BTreeMap<usize, StreamDecoder<'a>>,
+    stop_strings: &'a [String],
+    running: BTreeMap<usize, StoppingDecoder>,
+    /// Whether the last token ended its text.
+    stopped: bool,
     failed: Option<TextError>,
 }
 
 impl<'a> Texts<'a> {
-    fn new(tokenizer: &'a Tokenizer, requests: &'a [Request]) -> Self {
+    fn new(tokenizer: &'a Tokenizer, requests: &'a [Request], stop_strings: &'a [String]) -> Self {
         Self {
             tokenizer,
             requests,
+            stop_strings,
             running: BTreeMap::new(),
+            stopped: false,
             failed: None,
         }
     }
 
-    fn of(&mut self, request: usize) -> &mut StreamDecoder<'a> {
+    fn of(&mut self, request: usize) -> &mut StoppingDecoder {
+        let (tokenizer, stops) = (self.tokenizer, self.stop_strings);
         let prompt = &self.requests[request].prompt;
-        let stream = || self.tokenizer.stream(prompt);
-        self.running.entry(request).or_insert_with(stream)
+        let text = || StoppingDecoder::new(tokenizer, prompt, stops.to_vec(), false);
+        self.running.entry(request).or_insert_with(text)
     }
 
     /// What `event` adds; nothing for a token that ends the text.
     fn push(&mut self, event: Event) -> String {
         let ends = &self.requests[event.request].stop_tokens;
         if ends.contains(&event.token) {
+            self.stopped = false;
             return String::new();
         }
         let piece = self.of(event.request).push(event.token);
@@ -164,15 +180,17 @@ impl<'a> Texts<'a> {
 
     /// The rest of a sequence that ended.
     fn finish(&mut self, request: usize) -> String {
-        let rest = self.running.remove(&request).map(StreamDecoder::finish);
-        self.or_failed(rest.unwrap_or(Ok(String::new())))
+        let rest = self.running.remove(&request).map(StoppingDecoder::finish);
+        self.or_failed(rest.unwrap_or(Ok(Piece::default())))
     }
 
-    fn or_failed(&mut self, text: Result<String, TextError>) -> String {
-        text.unwrap_or_else(|error| {
+    fn or_failed(&mut self, piece: Result<Piece, TextError>) -> String {
+        let piece = piece.unwrap_or_else(|error| {
             self.failed = Some(error);
-            String::new()
-        })
+            Piece::default()
+        });
+        self.stopped = piece.stopped.is_some();
+        piece.text
     }
 }
 
@@ -212,6 +230,10 @@ fn stream(
             let piece = self.texts.push(event);
             show(&piece);
             go_on(&self.texts)
+        }
+
+        fn ends(&mut self, _: usize) -> bool {
+            self.texts.stopped
         }
     }
     let mut stream = Stream { texts };
@@ -258,6 +280,10 @@ fn print_lines(
             let piece = self.texts.push(event);
             *self.parts.entry(event.request).or_default() += &piece;
             go_on(&self.texts)
+        }
+
+        fn ends(&mut self, _: usize) -> bool {
+            self.texts.stopped
         }
 
         fn finished(&mut self, request: usize, completion: &Completion) -> ControlFlow<()> {

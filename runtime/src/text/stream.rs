@@ -2,7 +2,7 @@
 //!
 //! What can be shown is shown at once: of the bytes seen, only an unfinished character at the end is
 //! held back, 3 bytes at most, and bytes that are no part of one appear as U+FFFD. A token takes the
-//! same time wherever it comes.
+//! same time wherever it comes, and so does the start, whatever the context's length.
 //!
 //! All parts together are the [decoded](super::Tokenizer::decode) text of context and tokens, less that
 //! of the context, for every tokenizer whose decoder changes tokens one by one and may turn them into
@@ -16,11 +16,15 @@
 
 use super::{TextError, Tokenizer, guarded};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{Decoder, Error};
 
 /// Characters that `ByteLevel` writes bytes as: code points below this many.
 const LEVEL_CODES: usize = 324;
+
+/// Bytes of a character that is not finished.
+const MOST_HELD: usize = 3;
 
 /// What a token becomes in `Form::Bytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +41,8 @@ pub(super) enum Bytes {
 pub(super) enum Form {
     /// One by one, by way of bytes.
     Bytes {
-        /// How many steps come first that map a token by itself, or by that and whether it is the first.
-        steps: usize,
-        /// Whether a step looks at the latter.
-        positional: bool,
+        /// What comes first.
+        steps: Arc<Steps>,
         bytes: Bytes,
         /// A character that goes at the start, up to so many times.
         strip: Option<(char, usize)>,
@@ -49,17 +51,38 @@ pub(super) enum Form {
     Library,
 }
 
+/// Steps of a decoder that map a token by itself, or by that and whether it is the first.
+#[derive(Default)]
+pub(super) struct Steps {
+    list: Vec<DecoderWrapper>,
+    /// Whether a step looks at the latter.
+    positional: bool,
+}
+
+impl Steps {
+    fn apply(&self, token: String, first: bool) -> Result<String, Error> {
+        let mut tokens = match self.positional && !first {
+            true => vec!["a".to_owned(), token],
+            false => vec![token],
+        };
+        for step in &self.list {
+            tokens = step.decode_chain(tokens)?;
+        }
+        Ok(tokens.pop().unwrap_or_default())
+    }
+}
+
 impl Form {
     pub(super) fn of(decoder: Option<&DecoderWrapper>) -> Self {
         let Some(decoder) = decoder else {
             return Self::Library;
         };
         let mut rest = flattened(decoder).into_iter().peekable();
-        let (mut steps, mut positional) = (0, false);
+        let mut steps = Steps::default();
         while let Some(step) = rest.next_if(|step| maps_tokens(step)) {
             use DecoderWrapper::{Metaspace, WordPiece};
-            positional |= matches!(step, Metaspace(_) | WordPiece(_));
-            steps += 1;
+            steps.positional |= matches!(step, Metaspace(_) | WordPiece(_));
+            steps.list.push(step.clone());
         }
         let bytes = match rest.peek() {
             Some(DecoderWrapper::ByteFallback(_)) => Bytes::Fallback,
@@ -82,8 +105,7 @@ impl Form {
             }
         }
         Self::Bytes {
-            steps,
-            positional,
+            steps: Arc::new(steps),
             bytes,
             strip,
         }
@@ -110,41 +132,34 @@ fn maps_tokens(step: &DecoderWrapper) -> bool {
     }
 }
 
-fn first_steps(tokenizer: &Tokenizer, count: usize) -> Vec<&DecoderWrapper> {
-    let steps = tokenizer.inner.get_decoder().map(flattened);
-    steps.unwrap_or_default().into_iter().take(count).collect()
-}
-
 /// Turns tokens into text as they come.
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
-    state: State<'a>,
+pub struct StreamDecoder {
+    tokenizer: Tokenizer,
+    state: State,
     /// Tokens that went through a decoder.
     #[cfg(test)]
     pub(super) work: usize,
 }
 
-enum State<'a> {
-    Bytes(ByteState<'a>),
+enum State {
+    Bytes(ByteState),
     Library(LibraryState),
 }
 
-impl<'a> StreamDecoder<'a> {
+impl StreamDecoder {
     /// Of a continuation of `context`.
-    pub(super) fn after(tokenizer: &'a Tokenizer, context: &[u32]) -> Self {
-        let state = match &tokenizer.form {
+    pub(super) fn after(tokenizer: Tokenizer, context: &[u32]) -> Self {
+        let state = match &tokenizer.0.form {
             Form::Bytes {
                 steps,
-                positional,
                 bytes,
                 strip,
             } => State::Bytes(ByteState {
-                steps: first_steps(tokenizer, *steps),
-                positional: *positional,
+                steps: steps.clone(),
                 bytes: *bytes,
                 strip: *strip,
                 first: true,
-                held: Vec::with_capacity(4),
+                held: Vec::with_capacity(MOST_HELD + 1),
             }),
             Form::Library => State::Library(LibraryState::default()),
         };
@@ -158,26 +173,47 @@ impl<'a> StreamDecoder<'a> {
         stream
     }
 
-    /// Goes past tokens whose text was shown.
+    /// Goes past tokens whose text was shown. What has no text here had none then.
     fn skip(&mut self, context: &[u32]) {
-        match &mut self.state {
-            State::Bytes(_) => {
-                for &token in context {
-                    // What has no text here has none there.
-                    let _ = self.push(token);
-                }
-            }
-            State::Library(state) => {
-                let visible = context
-                    .iter()
-                    .rev()
-                    .copied()
-                    .filter(|&token| self.tokenizer.visible(token).is_some());
-                let last: Vec<u32> = visible.take(LibraryState::WINDOW).collect();
-                state.window.extend(last.iter().rev());
-                state.shown = self.tokenizer.decode(state.tokens()).unwrap_or_default();
-            }
+        if let State::Library(state) = &mut self.state {
+            let visible = context
+                .iter()
+                .rev()
+                .copied()
+                .filter(|&token| self.tokenizer.visible(token).is_some());
+            let last: Vec<u32> = visible.take(LibraryState::WINDOW).collect();
+            state.window.extend(last.iter().rev());
+            state.shown = self.tokenizer.decode(state.tokens()).unwrap_or_default();
+            return;
         }
+        let mut rest = context.iter();
+        while let State::Bytes(state) = &self.state
+            && (state.first || state.strip.is_some())
+            && let Some(&token) = rest.next()
+        {
+            let _ = self.push(token);
+        }
+        // Of the others, the last bytes alone can be part of an unfinished character.
+        let rest = rest.as_slice();
+        let mut left = MOST_HELD;
+        let last = rest.iter().rposition(|&token| {
+            left -= usize::from(self.has_bytes(token));
+            left == 0
+        });
+        for &token in &rest[last.unwrap_or(0)..] {
+            let _ = self.push(token);
+        }
+    }
+
+    fn has_bytes(&self, token: u32) -> bool {
+        let Form::Bytes { steps, .. } = &self.tokenizer.0.form else {
+            return true;
+        };
+        let text = self.tokenizer.visible(token).map(|name| {
+            let text = guarded("decoding", || steps.apply(name, false));
+            text.unwrap_or_default()
+        });
+        text.is_some_and(|text| !text.is_empty())
     }
 
     /// Adds a token and returns the text that can be shown now, often empty.
@@ -201,7 +237,7 @@ impl<'a> StreamDecoder<'a> {
                 {
                     self.work += 2 * state.window.len() + 1;
                 }
-                state.push(self.tokenizer, token)
+                state.push(&self.tokenizer, token)
             }
         }
     }
@@ -225,9 +261,8 @@ impl<'a> StreamDecoder<'a> {
     }
 }
 
-struct ByteState<'a> {
-    steps: Vec<&'a DecoderWrapper>,
-    positional: bool,
+struct ByteState {
+    steps: Arc<Steps>,
     bytes: Bytes,
     /// What may still go at the start.
     strip: Option<(char, usize)>,
@@ -237,17 +272,10 @@ struct ByteState<'a> {
     held: Vec<u8>,
 }
 
-impl ByteState<'_> {
+impl ByteState {
     fn push(&mut self, token: String) -> Result<String, Error> {
-        let mut tokens = match self.positional && !self.first {
-            true => vec!["a".to_owned(), token],
-            false => vec![token],
-        };
-        self.first = false;
-        for step in &self.steps {
-            tokens = step.decode_chain(tokens)?;
-        }
-        let token = tokens.pop().unwrap_or_default();
+        let first = std::mem::take(&mut self.first);
+        let token = self.steps.apply(token, first)?;
         let mut out = String::new();
         match self.bytes {
             Bytes::None => out = token,
