@@ -38,20 +38,20 @@ pub struct HeadCache {
     pub rows: usize,
 }
 
-/// The cached rows one query sees, as runs of rows counted from the head's first.
+/// Rows of one head as runs, counted from the head's first row.
 ///
 /// Runs may be empty, and never overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VisibleRows {
+pub struct RowRuns {
     /// Initial tokens.
     pub initial: Range<usize>,
-    /// Dilated tokens that have left the query's window.
+    /// Dilated tokens.
     pub dilated: Range<usize>,
     /// The window: positions ascend through the first run, then through the second.
     pub window: [Range<usize>; 2],
 }
 
-impl VisibleRows {
+impl RowRuns {
     /// All runs.
     pub fn runs(&self) -> [Range<usize>; 4] {
         let [first, second] = self.window.clone();
@@ -125,8 +125,9 @@ impl HeadCache {
     }
 
     /// The rows that the query at position `query` reads when `past_length <= query` tokens are
-    /// cached. Keys at `past_length ..= query` are not in the cache: they come with the chunk.
-    pub fn visible_rows(&self, query: usize, past_length: usize) -> VisibleRows {
+    /// cached. Keys at `past_length ..= query` are not in the cache: they come with the chunk. Of dilated
+    /// tokens those that have left the query's window.
+    pub fn visible_rows(&self, query: usize, past_length: usize) -> RowRuns {
         let (initial, window) = (self.initial(), self.window());
         let window_start = query.saturating_sub(window);
         let dilated = match self.pattern.dilation {
@@ -139,10 +140,31 @@ impl HeadCache {
             }
             None => 0..0,
         };
-        VisibleRows {
+        RowRuns {
             initial: 0..initial.min(past_length),
             dilated,
             window: self.ring_rows(window_start.max(initial)..past_length),
+        }
+    }
+
+    /// The rows that hold what tokens at `positions` have left once all of them have run, and none after:
+    /// with those of the tokens before, all that a later query can see.
+    pub fn written_rows(&self, positions: Range<usize>) -> RowRuns {
+        let (initial, window) = (self.initial(), self.window());
+        let (start, end) = (positions.start, positions.end);
+        let dilated = match self.pattern.dilation {
+            Some(dilation) => {
+                let dilation = dilation.get() as usize;
+                let first = initial + window;
+                let end = end / dilation;
+                first + (start.max(initial) / dilation).min(end)..first + end
+            }
+            None => 0..0,
+        };
+        RowRuns {
+            initial: start.min(initial)..end.min(initial),
+            dilated,
+            window: self.ring_rows(start.max(end.saturating_sub(window)).max(initial)..end),
         }
     }
 
@@ -315,6 +337,23 @@ mod tests {
                     );
                 }
                 replay.write(length.min(POSITIONS - 1));
+            }
+        }
+    }
+
+    #[test]
+    fn written_rows_are_those_that_hold_the_positions() {
+        for pattern in grid() {
+            let head = HeadCache::new(pattern, POSITIONS, 0);
+            for end in 0..=POSITIONS {
+                for start in (0..=end).step_by(3) {
+                    let runs = head.written_rows(start..end);
+                    let mut found: Vec<_> = runs.runs().into_iter().flatten().collect();
+                    found.sort_unstable();
+                    let held = |row: &usize| head.position_of_row(*row, end);
+                    let rows = (0..head.rows).filter(|row| held(row).is_some_and(|p| p >= start));
+                    assert_eq!(found, rows.collect::<Vec<_>>(), "{pattern} {start}..{end}");
+                }
             }
         }
     }

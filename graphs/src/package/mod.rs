@@ -6,6 +6,7 @@ pub mod plans;
 mod state;
 mod target;
 mod text;
+mod written;
 
 pub use engine::{Engine, EngineSize, TensorInfo};
 pub use manifest::{
@@ -17,3 +18,4 @@ pub use state::{
 };
 pub use target::{CustomNodes, EVERY_ENGINE, Fallback, Products, Target};
 pub use text::{MAX_TOKENIZER_BYTES, SpecialTokens, TOKENIZER_FILE};
+pub use written::{WrittenPiece, written_bytes, written_pieces};

@@ -68,15 +68,24 @@ impl StateKind {
         format!("present.{layer}.{}", self.suffix())
     }
 
+    /// Type of its elements.
+    pub fn dtype(self, shape: &PackageShape) -> ElementType {
+        match self {
+            Self::Key | Self::Value => shape.cache_dtype,
+            Self::RecurrentKey | Self::RecurrentValue => ElementType::F32,
+        }
+    }
+
     /// Type of the tensor for one layer.
     pub fn tensor(self, spec: &ModelSpec, layer: usize, shape: &PackageShape) -> TensorType {
+        let dtype = self.dtype(shape);
         match self {
             Self::Key | Self::Value => {
                 let rows = spec.cache_layout(layer, shape.max_seq_len).rows();
-                TensorType::new(shape.cache_dtype, [shape.batch, rows, spec.d_head])
+                TensorType::new(dtype, [shape.batch, rows, spec.d_head])
             }
             Self::RecurrentKey | Self::RecurrentValue => {
-                TensorType::new(ElementType::F32, [shape.batch, spec.d_model])
+                TensorType::new(dtype, [shape.batch, spec.d_model])
             }
         }
     }
