@@ -28,7 +28,7 @@
 //! }
 //! ```
 
-use crate::backend::{BackendError, Session, SlotState};
+use crate::backend::{BackendError, Session, SlotState, StateDelta};
 use crate::planner::{self, Chunk, PlanError, plan};
 use ratplus_graphs::package::Manifest;
 
@@ -290,9 +290,20 @@ impl Engine {
     pub fn prefill(&mut self) -> Result<Ran, EngineError> {
         let waiting = self.slots.iter().enumerate();
         let waiting = waiting.filter(|(_, slot)| !slot.chunks.is_empty());
-        let Some((index, _)) = waiting.min_by_key(|(_, slot)| slot.turn) else {
+        match waiting.min_by_key(|(_, slot)| slot.turn) {
+            Some((index, _)) => self.prefill_slot(index),
+            None => Ok(Ran::Nothing),
+        }
+    }
+
+    /// Runs the next chunk of the prompt in `slot`, if it has one.
+    ///
+    /// # Errors
+    /// The backend failed.
+    pub fn prefill_slot(&mut self, index: usize) -> Result<Ran, EngineError> {
+        if self.chunks(index).is_empty() {
             return Ok(Ran::Nothing);
-        };
+        }
         self.take_back();
         let slot = &mut self.slots[index];
         let Some(Chunk { engine_len, tokens }) = slot.chunks.pop() else {
@@ -342,6 +353,73 @@ impl Engine {
             return None;
         }
         self.session.last_step().ok()?.last_logits(slot)
+    }
+
+    /// The same after token `index` of the chunk that the last step ran in `slot`; `None` too where the
+    /// package returns the last token's only.
+    pub fn logits_at(&self, slot: usize, index: usize) -> Option<&[f32]> {
+        let started = self.slots.get(slot)?.started;
+        started.then(|| self.session.last_step().ok()?.logits_at(slot, index))?
+    }
+
+    /// Whether `slot` has a sequence. A step that fails may cost some theirs.
+    pub fn holds(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| slot.taken)
+    }
+
+    /// Whether the sequence in `slot` has a token for the next [`decode`](Self::decode).
+    pub fn decodes(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_some_and(|slot| slot.next.is_some())
+    }
+
+    /// Tokens of the sequence in `slot` that have run.
+    pub fn past_length(&self, slot: usize) -> usize {
+        match self.slots.get(slot) {
+            Some(found) if found.started => self.session.past_length(slot),
+            _ => 0,
+        }
+    }
+
+    /// Chunks of the prompt in `slot` that have not run, the last first.
+    pub fn chunks(&self, slot: usize) -> &[Chunk] {
+        self.slots.get(slot).map_or(&[], |slot| &slot.chunks)
+    }
+
+    /// Copies what the tokens of `slot` from `from` on have left there.
+    ///
+    /// # Errors
+    /// There are none, or the backend failed.
+    pub fn read_delta(&mut self, slot: usize, from: usize) -> Result<StateDelta, EngineError> {
+        Ok(self.session.read_delta(slot, from)?)
+    }
+
+    /// Goes past the chunks of the prompt in `slot` that `deltas` are what is left of, as if they had run.
+    ///
+    /// # Errors
+    /// They do not end where one of its chunks that have not run does, or are of another package.
+    pub fn skip(&mut self, slot: usize, deltas: &[&StateDelta]) -> Result<(), EngineError> {
+        let goal = deltas.last().map_or(0, |delta| delta.to);
+        let mut done = self.past_length(slot);
+        let mut chunks = self.chunks(slot).len();
+        while done < goal && chunks > 0 {
+            chunks -= 1;
+            done += self.slots[slot].chunks[chunks].tokens;
+        }
+        if done != goal || goal == 0 {
+            let wrong = format!("slot {slot}: expected the end of a chunk, found token {goal}");
+            return Err(EngineError::Refused(wrong));
+        }
+        let written = self.session.write_deltas(slot, deltas);
+        let place = &mut self.slots[slot];
+        if written.is_ok() {
+            place.started = true;
+            place.left = place.chunks[..chunks]
+                .iter()
+                .map(|chunk| chunk.tokens)
+                .sum();
+            place.chunks.truncate(chunks);
+        }
+        self.or_lost(written)
     }
 
     /// Copies what the sequence in `slot` has left there, whose tokens have all run or not.

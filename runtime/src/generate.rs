@@ -189,6 +189,14 @@ pub enum RequestError {
     /// Parameters outside their ranges.
     #[error(transparent)]
     Sampling(#[from] SampleError),
+    /// A parameter that the package has nothing for, or a value that means nothing.
+    #[error("`{parameter}`: expected {expected}")]
+    Needs {
+        /// Its name.
+        parameter: &'static str,
+        /// What is needed.
+        expected: &'static str,
+    },
 }
 
 /// Why nothing was generated, or no more.

@@ -7,7 +7,8 @@
 //! - [`planner`]: cuts a prompt of any length into chunks for engines of static lengths.
 //! - `nvinfer`: finds TensorRT; with the feature `tensorrt`.
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
-//! - [`engine`]: sequences in slots, step by step; what a server is built on.
+//! - [`engine`]: sequences in slots, step by step.
+//! - [`scheduler`]: requests over those slots, from any thread; what a server is built on.
 //! - [`generate`](mod@generate): all of it: prompts in, tokens out.
 //!
 //! ```no_run
@@ -44,9 +45,11 @@ pub mod nvinfer;
 pub mod ort_library;
 pub mod package;
 pub mod planner;
+mod prefix;
 #[allow(unsafe_code)]
 mod raw;
 pub mod sampler;
+pub mod scheduler;
 pub mod text;
 
 pub use backend::{

@@ -46,8 +46,12 @@ pub fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), P
     Err(PlanError(refused))
 }
 
-/// The chunks of least [`cost`] for a prompt of `prompt_len` tokens, of those the fewest, longest
-/// first; only the last is padded. `limit` is how many tokens the sequence has room for.
+/// The chunks of a prompt of `prompt_len` tokens: as many whole ones of the longest engine as there are,
+/// then those of least [`cost`] for the rest, of those the fewest, longest first; only the last is padded.
+/// `limit` is how many tokens the sequence has room for.
+///
+/// Whole chunks are where they are whatever follows: what they leave can serve every prompt that begins
+/// with the same tokens.
 ///
 /// # Errors
 /// An empty prompt, one longer than `limit`, no lengths.
@@ -61,14 +65,13 @@ pub fn check(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<(), P
 /// ```
 pub fn plan(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<Vec<Chunk>, PlanError> {
     check(prompt_len, lengths, limit)?;
-    let usable: Vec<_> = lengths
-        .iter()
-        .copied()
-        .filter(|&length| length > 0)
-        .collect();
+    let usable = lengths.iter().copied().filter(|&length| length > 0);
+    let usable: Vec<_> = usable.collect();
+    let longest = usable.iter().copied().max().unwrap_or(1);
+    let mut left = prompt_len % longest;
     // best[n]: least (cost, runs) of n tokens, and the length that comes with it.
-    let mut best = vec![(0, 0, 0); prompt_len + 1];
-    for tokens in 1..=prompt_len {
+    let mut best = vec![(0, 0, 0); left + 1];
+    for tokens in 1..=left {
         best[tokens] = usable
             .iter()
             .map(|&length| {
@@ -78,7 +81,7 @@ pub fn plan(prompt_len: usize, lengths: &[usize], limit: usize) -> Result<Vec<Ch
             .min()
             .unwrap_or_default();
     }
-    let (mut engines, mut left) = (Vec::new(), prompt_len);
+    let mut engines = vec![longest; prompt_len / longest];
     while left > 0 {
         let (_, _, length) = best[left];
         engines.push(length);
@@ -128,13 +131,20 @@ mod tests {
 
     proptest! {
         #[test]
-        fn plans_are_the_cheapest(
-            prompt_len in 1usize..60,
-            lengths in prop::collection::btree_set(7usize..50, 1..4),
+        fn the_rest_after_whole_chunks_is_the_cheapest(
+            prompt_len in 1usize..120,
+            lengths in prop::collection::btree_set(7usize..60, 1..4),
         ) {
             let lengths: Vec<_> = lengths.into_iter().collect();
-            let chunks = plan(prompt_len, &lengths, 60).unwrap();
-            prop_assert_eq!((cost(&chunks), chunks.len()), brute_force(prompt_len, &lengths));
+            let longest = *lengths.last().unwrap();
+            let chunks = plan(prompt_len, &lengths, 120).unwrap();
+            let (whole, rest) = chunks.split_at(prompt_len / longest);
+            prop_assert!(whole.iter().all(|chunk| chunk.tokens == longest));
+            let cheapest = match prompt_len % longest {
+                0 => (0, 0),
+                left => brute_force(left, &lengths),
+            };
+            prop_assert_eq!((cost(rest), rest.len()), cheapest);
         }
 
         #[test]
@@ -149,10 +159,7 @@ mod tests {
             prop_assert!(full.iter().all(|chunk| chunk.tokens == chunk.engine_len));
             prop_assert!((1..=last.engine_len).contains(&last.tokens));
             prop_assert!(chunks.iter().all(|chunk| lengths.contains(&chunk.engine_len)));
-            // Never worse than one engine alone.
-            for &length in &lengths {
-                prop_assert!(cost(&chunks) <= cost(&chunks_of(prompt_len, length).unwrap()));
-            }
+            prop_assert!(chunks.is_sorted_by(|a, b| a.engine_len >= b.engine_len));
         }
     }
 

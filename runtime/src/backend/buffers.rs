@@ -148,10 +148,11 @@ impl Buffers {
         &self,
         state: usize,
         slot: usize,
+        at: usize,
         bytes: &mut [u8],
     ) -> Result<(), BackendError> {
         let Field { buffer, offset, .. } = self.state(state, slot);
-        let read = self.memory.read(buffer, offset, bytes);
+        let read = self.memory.read(buffer, offset + at, bytes);
         read.map_err(failed(SEQUENCES, "reading a state"))
     }
 
@@ -159,10 +160,11 @@ impl Buffers {
         &mut self,
         state: usize,
         slot: usize,
+        at: usize,
         bytes: &[u8],
     ) -> Result<(), BackendError> {
         let Field { buffer, offset, .. } = self.state(state, slot);
-        let written = self.memory.write(buffer, offset, bytes);
+        let written = self.memory.write(buffer, offset + at, bytes);
         written.map_err(failed(SEQUENCES, "writing a state"))
     }
 }

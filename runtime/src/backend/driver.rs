@@ -41,16 +41,23 @@ pub(super) trait Driver: Send {
     /// An extra output of all slots in f32; `None` where the backend has none.
     fn tap(&self, engine: usize, index: usize) -> Option<Cow<'_, [f32]>>;
 
-    /// Reads the slot's part of a state into [`slot_bytes`](Self::slot_bytes).
+    /// Reads bytes of the slot's part of a state, from `at` on, within [`slot_bytes`](Self::slot_bytes).
     fn read_state(
         &mut self,
         state: usize,
         slot: usize,
+        at: usize,
         bytes: &mut [u8],
     ) -> Result<(), BackendError>;
 
-    /// Writes the slot's part of a state from as many bytes.
-    fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError>;
+    /// Writes bytes of the slot's part of a state in the same way.
+    fn write_state(
+        &mut self,
+        state: usize,
+        slot: usize,
+        at: usize,
+        bytes: &[u8],
+    ) -> Result<(), BackendError>;
 
     /// See [`inspection::make_resident`](super::inspection::make_resident).
     fn make_resident(&mut self) {}

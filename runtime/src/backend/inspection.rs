@@ -45,6 +45,26 @@ pub fn assume_past(session: &mut Session, slot: usize, length: usize) {
     session.past_length[slot] = length as i64;
 }
 
+/// Has every `n`-th step from now on fail once it has run, as a backend's error does; 0 for none.
+pub fn fail_every(session: &mut Session, n: u64) {
+    session.fails = (n > 0).then_some((n, 0));
+}
+
+/// The error of a step that is to fail.
+pub(super) fn injected(fails: &mut Option<(u64, u64)>) -> Result<(), BackendError> {
+    let Some((every, steps)) = fails else {
+        return Ok(());
+    };
+    *steps += 1;
+    match *steps % *every {
+        0 => Err(BackendError::Run {
+            file: "step".into(),
+            message: "it was to fail".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Has the caches' memory be there before it is written: what was never written is read from one page
 /// of zeros. Some backends write theirs, or have them on a GPU.
 pub fn make_resident(session: &mut Session) {

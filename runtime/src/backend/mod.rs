@@ -2,6 +2,7 @@
 
 mod buffers;
 mod builder;
+mod delta;
 mod driver;
 mod error;
 mod implementation;
@@ -24,6 +25,7 @@ mod tensorrt;
 mod tract;
 
 pub use builder::SessionBuilder;
+pub use delta::StateDelta;
 pub use error::BackendError;
 pub use implementation::{EngineImplementations, Implementation, NodeImplementation};
 pub(crate) use logits::finite;

@@ -62,6 +62,9 @@ pub struct Session {
     padded: Vec<i64>,
     shape: PackageShape,
     pub(super) fingerprint: String,
+    /// Every so many steps fail once they have run, and the steps so far; see
+    /// [`fail_every`](super::inspection::fail_every).
+    pub(super) fails: Option<(u64, u64)>,
 }
 
 /// The session of engines that `driver` has opened.
@@ -83,6 +86,7 @@ pub(super) fn new(opening: Opening<'_>, driver: Box<dyn Driver>) -> Session {
         padded: vec![0; manifest.batch * longest],
         shape: manifest.shape(),
         fingerprint: fingerprint(&manifest),
+        fails: None,
         manifest,
     }
 }
@@ -279,7 +283,8 @@ impl Session {
         self.ran = None;
         let seq_len = self.engines[engine].seq_len;
         let _span = tracing::trace_span!("step", seq_len, slot, slots = slots.len()).entered();
-        if let Err(error) = self.driver.run(engine, slot, inputs) {
+        let ran = self.driver.run(engine, slot, inputs);
+        if let Err(error) = ran.and_then(|()| super::inspection::injected(&mut self.fails)) {
             tracing::error!(%error, "the step failed");
             self.past_length[slots].fill(0);
             return Err(error);

@@ -38,6 +38,11 @@ pub(super) fn fingerprint(manifest: &Manifest) -> String {
 }
 
 impl Session {
+    /// What a state has to be of: sessions with the same take one another's, on one kind of backend.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
     /// Copies what `slot` holds.
     ///
     /// # Errors
@@ -47,7 +52,7 @@ impl Session {
         let mut tensors = Vec::with_capacity(count);
         for state in 0..count {
             let mut bytes = vec![0; self.driver.slot_bytes(state)];
-            self.driver.read_state(state, slot, &mut bytes)?;
+            self.driver.read_state(state, slot, 0, &mut bytes)?;
             tensors.push(bytes);
         }
         Ok(SlotState {
@@ -67,7 +72,7 @@ impl Session {
         none_wrong(problems).map_err(BackendError::State)?;
         self.past_length[slot] = 0;
         for (index, bytes) in state.tensors.iter().enumerate() {
-            self.driver.write_state(index, slot, bytes)?;
+            self.driver.write_state(index, slot, 0, bytes)?;
         }
         self.past_length[slot] = state.past_length as i64;
         Ok(())

@@ -371,13 +371,20 @@ impl Driver for TensorRtDriver {
         &mut self,
         state: usize,
         slot: usize,
+        at: usize,
         bytes: &mut [u8],
     ) -> Result<(), BackendError> {
-        self.buffers.read_state(state, slot, bytes)
+        self.buffers.read_state(state, slot, at, bytes)
     }
 
-    fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
-        self.buffers.write_state(state, slot, bytes)
+    fn write_state(
+        &mut self,
+        state: usize,
+        slot: usize,
+        at: usize,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
+        self.buffers.write_state(state, slot, at, bytes)
     }
 }
 

@@ -197,20 +197,29 @@ impl Driver for TractDriver {
         &mut self,
         state: usize,
         slot: usize,
+        at: usize,
         bytes: &mut [u8],
     ) -> Result<(), BackendError> {
         let values = &self.states[state].sides[self.sides.of(slot)];
         let values = &values[part(values, &(slot..slot + 1), self.batch)];
+        let values = &values[at / size_of::<f32>()..];
         for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
             *bytes = value.to_le_bytes();
         }
         Ok(())
     }
 
-    fn write_state(&mut self, state: usize, slot: usize, bytes: &[u8]) -> Result<(), BackendError> {
+    fn write_state(
+        &mut self,
+        state: usize,
+        slot: usize,
+        at: usize,
+        bytes: &[u8],
+    ) -> Result<(), BackendError> {
         let values = &mut self.states[state].sides[self.sides.of(slot)];
         let own = part(values, &(slot..slot + 1), self.batch);
-        for (value, bytes) in values[own].iter_mut().zip(bytes.as_chunks().0) {
+        let values = &mut values[own][at / size_of::<f32>()..];
+        for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
             *value = f32::from_le_bytes(*bytes);
         }
         Ok(())

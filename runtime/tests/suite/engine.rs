@@ -252,3 +252,57 @@ fn states_of_another_package_or_type_are_refused() {
         engine.write_state(1, &state).unwrap();
     }
 }
+
+#[test]
+fn what_tokens_left_takes_the_place_of_running_them() {
+    let fixture = fixture(Options::default());
+    let prompt = tokens(7, 41);
+    for kind in backends(Fallback::Function) {
+        let mut engine = Engine::new(open(&fixture, kind));
+        let mut deltas = Vec::new();
+        engine.add(0, &prompt).unwrap();
+        while !engine.chunks(0).is_empty() {
+            let from = engine.past_length(0);
+            engine.prefill_slot(0).unwrap();
+            deltas.push(engine.read_delta(0, from).unwrap());
+        }
+        let expected = engine.logits(0).unwrap().to_vec();
+        assert!(engine.read_delta(0, prompt.len()).is_err());
+        for count in 1..deltas.len() {
+            let path: Vec<_> = deltas[..count].iter().collect();
+            engine.add(1, &prompt).unwrap();
+            engine.skip(1, &path).unwrap();
+            assert_eq!(engine.past_length(1), path[count - 1].to);
+            while !engine.chunks(1).is_empty() {
+                engine.prefill_slot(1).unwrap();
+            }
+            assert_eq!(engine.logits(1).unwrap(), expected, "{kind} after {count}");
+            engine.cancel(1);
+        }
+        // What does not fit is refused, and the prompt runs as if nothing had been.
+        let (first, second) = (&deltas[0], &deltas[1]);
+        let mut short = first.clone();
+        short.bytes.pop();
+        let mut elsewhere = first.clone();
+        elsewhere.to -= 1;
+        engine.add(1, &prompt).unwrap();
+        for wrong in [
+            &[][..],
+            &[second],
+            &[&short],
+            &[&elsewhere],
+            &[first, first],
+        ] {
+            assert!(engine.skip(1, wrong).is_err(), "{kind}");
+            assert_eq!(
+                (engine.holds(1), engine.past_length(1)),
+                (true, 0),
+                "{kind}"
+            );
+        }
+        while !engine.chunks(1).is_empty() {
+            engine.prefill_slot(1).unwrap();
+        }
+        assert_eq!(engine.logits(1).unwrap(), expected, "{kind}");
+    }
+}

@@ -13,5 +13,6 @@ mod hostile;
 mod package;
 mod plans;
 mod quantized;
+mod scheduler;
 mod session;
 mod slots;
