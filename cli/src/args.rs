@@ -208,12 +208,41 @@ pub struct InspectArgs {
     /// Type of the KV cache, for a checkpoint [default: f32]
     #[arg(long, value_parser = one_of::<ElementType>(DTYPES))]
     pub cache_dtype: Option<ElementType>,
+    /// Say what servers of a package fit in so much memory: slots, and tokens of prompts that a prefix
+    /// cache keeps; as 64GB, 24GiB
+    #[arg(long, value_name = "BYTES", value_parser = byte_count)]
+    pub serve_memory: Option<u64>,
     /// Draw cost against context as SVG
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
+}
+
+/// Bytes as people write them: a number, and maybe kB, MB, GB, TB, or KiB, MiB, GiB, TiB.
+pub fn byte_count(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1048576.0,
+        "gib" => 1073741824.0,
+        "tib" => 1099511627776.0,
+        _ => f64::NAN,
+    };
+    let bytes = number.parse::<f64>().unwrap_or(f64::NAN) * scale;
+    match (0.0..1e18).contains(&bytes) {
+        true => Ok(bytes as u64),
+        false => Err("expected bytes, as 4096, 500MB, 64GB or 24GiB".into()),
+    }
 }
 
 /// Where ONNX Runtime and the custom-op library are.

@@ -71,6 +71,21 @@ impl SessionMemory {
         }
     }
 
+    /// Of a server of `manifest`'s model with `slots` slots.
+    pub fn of_server(manifest: &Manifest, slots: usize) -> Self {
+        let shape = manifest.shape().with_batch(slots);
+        let mut other = Manifest::new(
+            manifest.model.clone(),
+            shape,
+            manifest.precision.clone(),
+            manifest.fallback,
+            manifest.opset,
+            &manifest.lengths(),
+        );
+        other.files.clone_from(&manifest.files);
+        Self::of(&other)
+    }
+
     /// What files back.
     pub fn file_backed(&self) -> u64 {
         self.weights + self.libraries

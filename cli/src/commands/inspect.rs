@@ -1,5 +1,6 @@
 //! `ratplus inspect`: what a package or checkpoint is, and what it costs to run.
 
+use super::capacity;
 use crate::args::InspectArgs;
 use crate::files;
 use crate::flags::in_flags;
@@ -32,10 +33,16 @@ pub fn run(args: InspectArgs) -> Outcome {
         .map(|context| cost::token_cost(&subject.spec, context, subject.shape.cache_dtype.size()))
         .collect::<Vec<_>>();
     if args.json {
-        let json = serde_json::to_string_pretty(&as_json(&subject, &costs)).or_input()?;
-        outln!("{json}");
+        let mut json = as_json(&subject, &costs);
+        if let Some((manifest, budget)) = subject.manifest.as_ref().zip(args.serve_memory) {
+            json["servers"] = serde_json::json!(capacity::servers(manifest, budget));
+        }
+        outln!("{}", serde_json::to_string_pretty(&json).or_input()?);
     } else {
         print_text(&args.path, &subject, &costs);
+        if let Some((manifest, budget)) = subject.manifest.as_ref().zip(args.serve_memory) {
+            out!("\n{}", capacity::text(manifest, budget));
+        }
     }
     if let Some(path) = &args.plot {
         draw(path, &subject, &costs)?;
@@ -70,6 +77,12 @@ fn open(args: &InspectArgs) -> Result<Subject, Failure> {
             manifest: Some(manifest),
             notes: Vec::new(),
         });
+    }
+    if args.serve_memory.is_some() {
+        return Err(Failure::input(format!(
+            "{}: expected a package with --serve-memory, found a checkpoint: export it first",
+            args.path.display()
+        )));
     }
     let resolved = super::export::resolve(&args.path, &args.model, args.max_seq_len)?;
     let notes = resolved.notes.iter().map(|note| in_flags(note));

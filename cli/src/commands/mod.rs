@@ -3,6 +3,7 @@
 pub mod bench;
 #[cfg(feature = "tensorrt")]
 pub mod build;
+mod capacity;
 pub mod doctor;
 pub mod eval;
 pub mod export;
