@@ -9,6 +9,7 @@
 //! - [`sampler`], [`text`]: logits to a token, tokens to text.
 //! - [`engine`]: sequences in slots, step by step.
 //! - [`scheduler`]: requests over those slots, from any thread; what a server is built on.
+//! - `grammar`: texts that follow a JSON schema or a grammar; with the feature of that name.
 //! - [`generate`](mod@generate): all of it: prompts in, tokens out.
 //!
 //! ```no_run
@@ -40,6 +41,8 @@
 pub mod backend;
 pub mod engine;
 pub mod generate;
+#[cfg(feature = "grammar")]
+pub mod grammar;
 #[cfg(feature = "tensorrt")]
 pub mod nvinfer;
 pub mod ort_library;

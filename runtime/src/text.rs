@@ -222,6 +222,18 @@ impl Tokenizer {
         StreamDecoder::after(self.clone(), context)
     }
 
+    /// The bytes that a token adds to a text that has begun; none for special tokens and those that the
+    /// tokenizer does not know.
+    ///
+    /// # Errors
+    /// What a token adds depends on others.
+    pub fn bytes(&self, token: u32) -> Result<Vec<u8>, TextError> {
+        match self.visible(token) {
+            Some(name) => guarded("decoding", || self.0.form.bytes(name)),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// What a token is decoded from; none for special tokens and those that the tokenizer does not
     /// know, which have no text.
     fn visible(&self, token: u32) -> Option<String> {

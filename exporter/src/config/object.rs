@@ -1,5 +1,5 @@
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// A value and the field that says it.
@@ -102,11 +102,13 @@ impl<'a> Object<'a> {
         self.known.extend(names);
     }
 
-    /// Paths of the fields that nothing asked for and that say something.
+    /// Paths of the fields that nothing asked for and that say something, by their names: an object's
+    /// own order depends on how `serde_json` was built.
     pub(crate) fn unknown(&self) -> impl Iterator<Item = String> + '_ {
-        let fields = self.fields.iter();
-        let unknown =
-            fields.filter(|(name, value)| !value.is_null() && !self.known.contains(name.as_str()));
+        let fields: BTreeMap<_, _> = self.fields.iter().collect();
+        let unknown = fields
+            .into_iter()
+            .filter(|(name, value)| !value.is_null() && !self.known.contains(name.as_str()));
         unknown.map(|(name, _)| self.path(&printable(name)))
     }
 

@@ -45,6 +45,20 @@ fn frequencies_follow_the_distribution() {
     assert!((0..1000).all(|_| one.sample(&logits).unwrap() == 0));
 }
 
+/// A seed's tokens are the same in every release.
+#[test]
+fn a_seed_gives_these_tokens() {
+    let logits: Vec<f32> = (0..200u16)
+        .map(|i| (u32::from(i) * 7919 % 211) as f32 / 30.0)
+        .collect();
+    let mut sampler = Sampler::new(&sampling(0.8, Some(60), Some(0.9), 17)).unwrap();
+    let tokens = [(); 16].map(|()| sampler.sample(&logits).unwrap());
+    let expected = [
+        94, 62, 30, 175, 79, 96, 177, 62, 96, 160, 62, 126, 94, 162, 113, 64,
+    ];
+    assert_eq!(tokens, expected);
+}
+
 proptest! {
     #[test]
     fn a_seed_decides(

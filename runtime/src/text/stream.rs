@@ -112,6 +112,22 @@ impl Form {
     }
 }
 
+impl Form {
+    /// The bytes of a token that is not the first.
+    pub(super) fn bytes(&self, token: String) -> Result<Vec<u8>, Error> {
+        let Self::Bytes { steps, bytes, .. } = self else {
+            return Err("its decoder changes tokens by those before and after them".into());
+        };
+        let token = steps.apply(token, false)?;
+        let own = match bytes {
+            Bytes::None => None,
+            Bytes::Fallback => fallback_byte(&token).map(|byte| vec![byte]),
+            Bytes::Level => level_bytes(&token),
+        };
+        Ok(own.unwrap_or_else(|| token.into_bytes()))
+    }
+}
+
 /// The steps of a decoder, in order, whatever sequences they are in.
 fn flattened(decoder: &DecoderWrapper) -> Vec<&DecoderWrapper> {
     match decoder {
@@ -286,7 +302,7 @@ impl ByteState {
                     out += &token;
                 }
             },
-            Bytes::Level => match token.chars().map(level_byte).collect::<Option<Vec<u8>>>() {
+            Bytes::Level => match level_bytes(&token) {
                 Some(bytes) => self.feed(&bytes, &mut out),
                 None => self.feed(token.as_bytes(), &mut out),
             },
@@ -355,14 +371,15 @@ fn fallback_byte(token: &str) -> Option<u8> {
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// The byte that `ByteLevel` writes as a character.
-fn level_byte(character: char) -> Option<u8> {
-    const TABLE: [Option<u8>; LEVEL_CODES] = level_bytes();
-    *TABLE.get(character as usize)?
+/// The bytes that `ByteLevel` writes as characters.
+fn level_bytes(token: &str) -> Option<Vec<u8>> {
+    const TABLE: [Option<u8>; LEVEL_CODES] = level_table();
+    let bytes = token.chars().map(|c| *TABLE.get(c as usize)?);
+    bytes.collect()
 }
 
 /// Printable bytes are written as the character of their number, the others in order from 256 on.
-const fn level_bytes() -> [Option<u8>; LEVEL_CODES] {
+const fn level_table() -> [Option<u8>; LEVEL_CODES] {
     let mut table = [None; LEVEL_CODES];
     let (mut byte, mut other) = (0, 256);
     while byte < 256 {

@@ -9,6 +9,8 @@ mod determinism;
 mod emulated;
 mod engine;
 mod generate;
+#[cfg(feature = "grammar")]
+mod grammar;
 mod hostile;
 mod package;
 mod plans;
