@@ -1,7 +1,7 @@
-//! `tokenizer.json`, a byte 0xff, and a prompt, which is also a list of tokens.
+//! `tokenizer.json`, a byte 0xff, and a prompt, which is also a list of tokens and one of stop strings.
 
 use ratplus_graphs::package::SpecialTokens;
-use ratplus_runtime::text::Tokenizer;
+use ratplus_runtime::text::{StoppingDecoder, Tokenizer};
 
 /// Bytes of the prompt that are used.
 const LONGEST: usize = 512;
@@ -22,6 +22,8 @@ pub fn run(data: &[u8]) {
         .unwrap_or_default();
     let _ = tokenizer.check_vocabulary(&encoded, 3);
     let encoded = encoded.ids;
+    let text = String::from_utf8_lossy(prompt);
+    let stops: Vec<String> = text.split('|').map(str::to_owned).collect();
     let raw: Vec<u32> = prompt.iter().map(|&byte| u32::from(byte)).collect();
     for tokens in [&encoded[..encoded.len().min(LONGEST)], &raw, &[u32::MAX, 0]] {
         let _ = tokenizer.decode(tokens);
@@ -33,5 +35,14 @@ pub fn run(data: &[u8]) {
             }
         }
         let _ = stream.finish();
+        let mut stopping = StoppingDecoder::new(&tokenizer, context, stops.clone(), false);
+        let mut shown = String::new();
+        for &token in new {
+            shown += &stopping.push(token).unwrap_or_default().text;
+            let _ = tokenizer.bytes(token);
+        }
+        shown += &stopping.finish().unwrap_or_default().text;
+        let part = |stop: &String| !stop.is_empty() && shown.contains(stop.as_str());
+        assert!(!stops.iter().any(part), "{shown:?} {stops:?}");
     }
 }
