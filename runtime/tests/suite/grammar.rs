@@ -2,16 +2,19 @@
 
 mod hostile;
 
-use crate::common::{Options, VOCAB, fixture, open, tokens};
+use crate::common::{Options as Shape, VOCAB, fixture, open, tokens};
 use ratplus_runtime::backend::BackendKind;
-use ratplus_runtime::engine::{Engine, Ran};
+use ratplus_runtime::engine::Engine;
 use ratplus_runtime::grammar::{Grammar, GrammarFactory};
-use ratplus_runtime::sampler::{Sampler, Sampling};
-use ratplus_runtime::scheduler::Constraint;
+use ratplus_runtime::sampler::{Sampler, Sampling, TokenSet};
+use ratplus_runtime::scheduler::{
+    Constraint, ConstraintError, Ended, Options, Request, Service, Sink, Update,
+};
 use ratplus_runtime::text::Tokenizer;
 use ratplus_tests::golden_case;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// A model's vocabulary is often padded.
@@ -300,16 +303,23 @@ fn tokens_need_bytes_of_their_own() {
     assert!(error.to_string().contains("decoder"), "{error}");
 }
 
-/// A text that follows a grammar beside one that is free, which stays what it is alone.
+/// Texts that follow grammars, and one whose grammar fails, beside others that stay what they are alone.
 #[test]
-fn other_sequences_go_on_as_they_are() {
-    let vocab: BTreeMap<String, usize> = (0..VOCAB)
-        .map(|token| {
-            (
-                char::from_u32(0x30 + token as u32).unwrap().to_string(),
-                token,
-            )
-        })
+fn other_requests_go_on_as_they_are() {
+    struct Broken;
+    impl Constraint for Broken {
+        fn allowed(&mut self) -> Result<TokenSet, ConstraintError> {
+            Err(ConstraintError("no rule has a text".into()))
+        }
+        fn accept(&mut self, _: u32) -> Result<(), ConstraintError> {
+            Ok(())
+        }
+        fn must_end(&mut self) -> bool {
+            false
+        }
+    }
+    let vocab: serde_json::Map<_, _> = (0..VOCAB)
+        .map(|token| (char::from(b'0' + token as u8).to_string(), token.into()))
         .collect();
     let json = json!({
         "added_tokens": [], "decoder": {"type": "Fuse"},
@@ -317,46 +327,55 @@ fn other_sequences_go_on_as_they_are() {
     });
     let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
     let factory = GrammarFactory::new(&tokenizer, VOCAB, &BTreeSet::new()).unwrap();
-    let fixture = fixture(Options::default());
-    let mut engine = Engine::new(open(&fixture, BackendKind::Tract));
-    let mut run = |grammars: [Option<&str>; 2]| -> [Vec<u32>; 2] {
-        let mut made: [Vec<u32>; 2] = Default::default();
-        let mut constraints = grammars.map(|grammar| {
-            grammar.map(|grammar| factory.compile(&Grammar::Regex(grammar.into())).unwrap())
+    let fixture = fixture(Shape::default());
+    let engine = Engine::new(open(&fixture, BackendKind::Tract));
+    let service = Service::start(engine, Some(tokenizer), Options::default()).unwrap();
+    let grammar = |grammar: &str| factory.compile(&Grammar::Regex(grammar.into())).unwrap();
+    let ask = |constraints: Vec<Option<Box<dyn Constraint>>>| -> Vec<(String, Ended)> {
+        let mut updates = Vec::new();
+        let requests = constraints.into_iter().zip(1..).map(|(constraint, seed)| {
+            let mut request = Request::new(tokens(seed, 9));
+            request.max_new_tokens = 12;
+            (request.sampling.temperature, request.sampling.seed) = (0.9, seed);
+            request.constraint = constraint;
+            let (sender, receiver) = channel();
+            updates.push(receiver);
+            let sink: Box<dyn Sink> = Box::new(move |update| sender.send(update).is_ok());
+            (request, sink)
         });
-        for slot in 0..2 {
-            engine.add(slot, &tokens(slot as u64, 9)).unwrap();
-        }
-        let mut sampler = Sampler::new(&Sampling::GREEDY).unwrap();
-        while engine.step().unwrap() != Ran::Nothing {
-            for (slot, constraint) in constraints.iter_mut().enumerate() {
-                let Some(logits) = engine.logits(slot) else {
-                    continue;
-                };
-                let allowed = constraint
-                    .as_mut()
-                    .map(|constraint| constraint.allowed().unwrap());
-                let token = sampler.sample_among(logits, allowed.as_ref(), &BTreeSet::new());
-                let token = token.unwrap().unwrap();
-                made[slot].push(token);
-                let ended = constraint.as_mut().is_some_and(|constraint| {
-                    constraint.accept(token).unwrap();
-                    constraint.must_end()
-                });
-                if !ended && made[slot].len() < 12 {
-                    engine.feed(slot, token).unwrap();
+        let _tickets = service.submit(requests.collect()).unwrap();
+        let whole = |updates: Receiver<Update>| {
+            let mut text = String::new();
+            for update in updates {
+                match update {
+                    Update::Prompt(_) => {}
+                    Update::Token(token) => text += &token.text,
+                    Update::Finished(finished) => return (text + &finished.text, finished.ended),
                 }
             }
-        }
-        (0..2).for_each(|slot| engine.cancel(slot));
-        made
+            panic!("a request has no end");
+        };
+        updates.into_iter().map(whole).collect()
     };
-    let free = run([None, None]);
-    let beside = run([Some("(12|345){2}[:;]"), None]);
-    assert_eq!(beside[1], free[1]);
-    assert_ne!(beside[0], free[0]);
-    let text = tokenizer.decode(&beside[0]).unwrap();
+    let free = ask(vec![None, None, None, None]);
+    assert!(free.iter().all(|(text, _)| text.len() == 12), "{free:?}");
+    let beside = ask(vec![
+        Some(grammar("(12|345){2}[:;]")),
+        None,
+        Some(Box::new(Broken)),
+        None,
+    ]);
+    assert_eq!((&beside[1], &beside[3]), (&free[1], &free[3]));
+    let (text, ended) = &beside[0];
     let rest = text.replace("12", "").replace("345", "");
     assert!(rest == ":" || rest == ";", "{text}");
-    assert_eq!(run([None, Some("[a-c]{7}")])[0], free[0]);
+    assert_eq!(*ended, Ended::StopToken);
+    let failed = Ended::Failed("no rule has a text".into());
+    assert_eq!(beside[2], (String::new(), failed));
+    let again = ask(vec![None, Some(grammar("[a-c]{7}")), None, None]);
+    assert_eq!((&again[0], &again[2..]), (&free[0], &free[2..]));
+    assert!(
+        again[1].0.len() == 7 && again[1].1 == Ended::StopToken,
+        "{again:?}"
+    );
 }
