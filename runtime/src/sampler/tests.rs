@@ -202,7 +202,7 @@ fn a_replay_goes_on_where_the_sequence_was() {
         seed: 11,
         ..Sampling::GREEDY
     };
-    let logits: Vec<f32> = (0..50u8).map(|i| f32::from(i * 7 % 13) / 3.0).collect();
+    let logits: Vec<f32> = (0..50u16).map(|i| f32::from(i * 7 % 13) / 3.0).collect();
     let mut whole = Sampler::new(&sampling).unwrap();
     whole.observe_prompt(&[3, 4]);
     let kept = whole.clone();
