@@ -19,6 +19,7 @@
 //! Steps that are not asked for change nothing. What they make of a logit is cut to what an `f32` holds:
 //! finite logits have finite probabilities, whatever the parameters.
 
+mod order;
 mod parameters;
 mod score;
 mod token_set;
@@ -28,6 +29,7 @@ pub use score::{Score, score};
 pub use token_set::TokenSet;
 
 use crate::backend::NonFinite;
+use order::keep_largest;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeSet;
@@ -55,6 +57,7 @@ pub struct Sampler {
     rng: ChaCha8Rng,
     /// (logit or probability, token); kept so that sampling does not allocate.
     candidates: Vec<(f32, u32)>,
+    scratch: Vec<(f32, u32)>,
     /// By token; empty where penalties change nothing.
     uses: Vec<Uses>,
 }
@@ -77,6 +80,7 @@ impl Sampler {
             sampling: sampling.clone(),
             rng: ChaCha8Rng::seed_from_u64(sampling.seed),
             candidates: Vec::new(),
+            scratch: Vec::new(),
             uses: Vec::new(),
         })
     }
@@ -205,14 +209,8 @@ impl Sampler {
             ..
         } = self.sampling;
         let temperature = f64::from(temperature);
-        let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
-        if let Some(k) = top_k
-            && k < self.candidates.len()
-        {
-            self.candidates.select_nth_unstable_by(k - 1, order);
-            self.candidates.truncate(k);
-        }
-        self.candidates.sort_unstable_by(order);
+        let most = top_k.unwrap_or(usize::MAX);
+        keep_largest(&mut self.candidates, &mut self.scratch, most);
         let mut total = 0.0f64;
         for candidate in &mut self.candidates {
             let weight = ((f64::from(candidate.0) - f64::from(peak)) / temperature).exp();
