@@ -147,10 +147,7 @@ impl Sequence {
         }
         let allowed = match &mut request.constraint {
             None => None,
-            Some(constraint) => match constraint.must_end() {
-                true => return Err(Ended::StopToken),
-                false => Some(constraint.allowed().map_err(failed)?),
-            },
+            Some(constraint) => Some(constraint.allowed().map_err(failed)?),
         };
         let none = BTreeSet::new();
         let forbidden = match self.tokens.len() < request.min_new_tokens {
@@ -167,8 +164,10 @@ impl Sequence {
             });
         };
         let stops = request.stop_tokens.contains(&token);
+        let mut complete = false;
         if let Some(constraint) = &mut request.constraint {
             constraint.accept(token).map_err(failed)?;
+            complete = constraint.must_end();
         }
         let scored = request.logprobs.map(|best| score(logits, token, best));
         self.tokens.push(token);
@@ -191,6 +190,7 @@ impl Sequence {
         match stopped {
             _ if stops => Err(Ended::StopToken),
             Some(index) => Err(Ended::StopString(index)),
+            None if complete => Err(Ended::StopToken),
             None if tokens >= request.max_new_tokens => Err(Ended::MaxNewTokens),
             None if request.prompt.len() + tokens > limits.max_seq_len => Err(Ended::MaxSeqLen),
             None => Ok(token),
