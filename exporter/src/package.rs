@@ -12,7 +12,8 @@ use ratplus_graphs::none_wrong;
 use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{
-    self, Fallback, LogitsMode, MAX_TOKENIZER_BYTES, Manifest, PackageShape, SpecialTokens,
+    self, Fallback, LogitsMode, MAX_CHAT_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, Manifest,
+    PackageShape, SpecialTokens,
 };
 use ratplus_graphs::precision::{IntegerLayout, Precision};
 use ratplus_graphs::spec::ModelSpec;
@@ -54,6 +55,8 @@ pub struct PackageOptions {
     pub tokenizer: Option<PathBuf>,
     /// Which special tokens are added to a text.
     pub special_tokens: SpecialTokens,
+    /// A Jinja template that writes conversations; what reads it checks that it is one.
+    pub chat_template: Option<String>,
 }
 
 /// Streams the bytes of weights.
@@ -149,6 +152,7 @@ impl PackageOptions {
             opset: OPSET,
             tokenizer: None,
             special_tokens: SpecialTokens::None,
+            chat_template: None,
         }
     }
 
@@ -246,16 +250,28 @@ impl PackageOptions {
                 self.special_tokens
             ));
         }
+        if let Some(template) = &self.chat_template {
+            if self.tokenizer.is_none() {
+                errors.push("`chat_template`: expected none without `tokenizer`, found one".into());
+            }
+            if template.len() as u64 > MAX_CHAT_TEMPLATE_BYTES {
+                errors.push(format!(
+                    "`chat_template`: expected at most {MAX_CHAT_TEMPLATE_BYTES} bytes, found {}",
+                    template.len()
+                ));
+            }
+        }
         none_wrong(errors).map_err(ExportError::Options)
     }
 
     /// What it will be, without files.
     pub(crate) fn manifest(&self) -> Manifest {
         let spec = self.spec.normalized(self.shape.max_seq_len);
-        let tokenizer = self.tokenizer.as_ref();
+        let (tokenizer, chat_template) = (self.tokenizer.as_ref(), self.chat_template.as_ref());
         Manifest {
             tokenizer: tokenizer.map(|_| package::TOKENIZER_FILE.into()),
             special_tokens: self.special_tokens,
+            chat_template: chat_template.map(|_| package::CHAT_TEMPLATE_FILE.into()),
             ..Manifest::new(
                 spec,
                 self.shape,
@@ -330,6 +346,10 @@ pub fn write(
         let bytes = std::fs::read(path).map_err(|error| ExportError::io("read", path, error))?;
         let file = package::TOKENIZER_FILE;
         files.insert(file.into(), staging.write(file, &bytes)?);
+    }
+    if let Some(template) = &options.chat_template {
+        let file = package::CHAT_TEMPLATE_FILE;
+        files.insert(file.into(), staging.write(file, template.as_bytes())?);
     }
     let manifest = Manifest {
         files,

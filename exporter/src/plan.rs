@@ -63,6 +63,12 @@ impl ExportPlan {
                 std::fs::metadata(path).map_err(|error| ExportError::io("read", path, error))?;
             files.insert(package::TOKENIZER_FILE.into(), sized(metadata.len()));
         }
+        if let Some(template) = &options.chat_template {
+            files.insert(
+                package::CHAT_TEMPLATE_FILE.into(),
+                sized(template.len() as u64),
+            );
+        }
         manifest.files = files;
         let listed: u64 = manifest.files.values().map(|file| file.bytes).sum();
         Ok(Self {

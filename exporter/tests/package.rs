@@ -6,7 +6,8 @@ use ratplus_exporter::plan::ExportPlan;
 use ratplus_graphs::model::{self, Weight};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{
-    Fallback, LogitsMode, MANIFEST_FILE, Manifest, PackageShape, SpecialTokens, WEIGHTS_FILE,
+    CHAT_TEMPLATE_FILE, Fallback, FileInfo, LogitsMode, MANIFEST_FILE, Manifest, PackageShape,
+    SpecialTokens, WEIGHTS_FILE,
 };
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::precision::{Precision, Quantization};
@@ -74,6 +75,7 @@ fn options() -> PackageOptions {
         opset: 18,
         tokenizer: None,
         special_tokens: Default::default(),
+        chat_template: None,
     }
 }
 
@@ -222,6 +224,44 @@ fn options_are_checked_together() {
     ] {
         assert!(error.contains(part), "{part} in {error}");
     }
+}
+
+#[test]
+fn a_chat_template_is_stored_with_a_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options();
+    options.chat_template = Some("{{ messages }}".into());
+    let target = dir.path().join("package");
+    let error = write(&target, &options).unwrap_err().to_string();
+    assert!(
+        error.contains("`chat_template`: expected none without"),
+        "{error}"
+    );
+    let tokenizer = dir.path().join("tokenizer.json");
+    std::fs::write(&tokenizer, r#"{"model": {}}"#).unwrap();
+    options.tokenizer = Some(tokenizer);
+    let written = write(&target, &options).unwrap();
+    assert_eq!(written.chat_template.as_deref(), Some(CHAT_TEMPLATE_FILE));
+    let stored = files(&target).remove(CHAT_TEMPLATE_FILE).unwrap();
+    assert_eq!(FileInfo::of(&stored), written.files[CHAT_TEMPLATE_FILE]);
+    assert_eq!(stored, b"{{ messages }}");
+    let planned = ExportPlan::new(&target, &options).unwrap().manifest;
+    assert_eq!(planned.files[CHAT_TEMPLATE_FILE].bytes, stored.len() as u64);
+    let without = Manifest {
+        tokenizer: None,
+        ..written
+    };
+    let error = Manifest::parse(&without.to_json()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "chat_template: expected none without a tokenizer, found `chat_template.jinja`"
+    );
+    options.chat_template = Some("x".repeat(2 << 20));
+    let error = write(&target, &options).unwrap_err().to_string();
+    assert!(
+        error.contains("`chat_template`: expected at most 1048576 bytes"),
+        "{error}"
+    );
 }
 
 #[test]

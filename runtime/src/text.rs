@@ -185,7 +185,12 @@ impl Tokenizer {
         self.0.library.id_to_token(token)
     }
 
-    /// The same for a message, quoted.
+    /// The token that the tokenizer writes so.
+    pub fn id(&self, name: &str) -> Option<u32> {
+        self.0.library.token_to_id(name)
+    }
+
+    /// The same as [`token`](Self::token) for a message, quoted.
     pub fn name(&self, token: u32) -> String {
         match self.token(token) {
             Some(name) => format!("`{}`", name.escape_debug()),

@@ -139,6 +139,9 @@ pub struct Manifest {
     /// Which special tokens are added to a text.
     #[serde(default, skip_serializing_if = "SpecialTokens::is_none")]
     pub special_tokens: SpecialTokens,
+    /// The file of the chat template, where one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// Every other file that `export` wrote.
     pub files: BTreeMap<String, FileInfo>,
     /// Engine plans that were built from it, by backend.
@@ -183,6 +186,7 @@ impl Manifest {
             state_bytes: 0,
             tokenizer: None,
             special_tokens: SpecialTokens::None,
+            chat_template: None,
             files: BTreeMap::new(),
             plans: BTreeMap::new(),
             model,
@@ -401,6 +405,7 @@ impl Manifest {
         for name in needed
             .chain([WEIGHTS_FILE])
             .chain(self.tokenizer.as_deref())
+            .chain(self.chat_template.as_deref())
         {
             if !self.files.contains_key(name) {
                 errors.push(format!("files: `{name}` is missing"));
@@ -410,6 +415,11 @@ impl Manifest {
             errors.push(format!(
                 "special_tokens: expected none without a tokenizer, found {}",
                 self.special_tokens
+            ));
+        }
+        if let (None, Some(file)) = (&self.tokenizer, &self.chat_template) {
+            errors.push(format!(
+                "chat_template: expected none without a tokenizer, found `{file}`"
             ));
         }
         for (backend, plans) in &self.plans {

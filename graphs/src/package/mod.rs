@@ -17,5 +17,7 @@ pub use state::{
     INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, SEQ_LENGTH, StateKind, state_tensors,
 };
 pub use target::{CustomNodes, EVERY_ENGINE, Fallback, Products, Target};
-pub use text::{MAX_TOKENIZER_BYTES, SpecialTokens, TOKENIZER_FILE};
+pub use text::{
+    CHAT_TEMPLATE_FILE, MAX_CHAT_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, SpecialTokens, TOKENIZER_FILE,
+};
 pub use written::{WrittenPiece, written_bytes, written_pieces};

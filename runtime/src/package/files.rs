@@ -5,7 +5,7 @@ use crate::raw;
 use memmap2::Mmap;
 use ratplus_graphs::none_wrong;
 use ratplus_graphs::package::{
-    FileInfo, MANIFEST_FILE, MAX_TOKENIZER_BYTES, Manifest, WEIGHTS_FILE,
+    FileInfo, MANIFEST_FILE, MAX_CHAT_TEMPLATE_BYTES, MAX_TOKENIZER_BYTES, Manifest, WEIGHTS_FILE,
 };
 use ratplus_graphs::staging::{self, Aside};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +32,7 @@ pub(super) struct Contents {
     /// Where the weights really lie.
     pub weights_path: PathBuf,
     pub tokenizer: Option<Vec<u8>>,
+    pub chat_template: Option<String>,
 }
 
 enum Loaded {
@@ -171,6 +172,8 @@ impl Files {
                 Some(MAX_MODEL_BYTES)
             } else if manifest.tokenizer.as_deref() == Some(name) {
                 Some(MAX_TOKENIZER_BYTES)
+            } else if manifest.chat_template.as_deref() == Some(name) {
+                Some(MAX_CHAT_TEMPLATE_BYTES)
             } else {
                 None
             }
@@ -196,13 +199,19 @@ impl Files {
                 .collect()
         });
         let (mut problems, mut models) = (Vec::new(), BTreeMap::new());
-        let (mut tokenizer, mut weights) = (None, None);
+        let (mut tokenizer, mut chat_template, mut weights) = (None, None, None);
         for (name, result) in results {
             match result {
                 Ok(Loaded::Bytes(content)) if graphs.contains(name) => {
                     models.insert(name.to_owned(), content);
                 }
-                Ok(Loaded::Bytes(content)) => tokenizer = Some(content),
+                Ok(Loaded::Bytes(content)) if manifest.tokenizer.as_deref() == Some(name) => {
+                    tokenizer = Some(content);
+                }
+                Ok(Loaded::Bytes(content)) => match String::from_utf8(content) {
+                    Ok(text) => chat_template = Some(text),
+                    Err(error) => problems.push(format!("{name}: expected UTF-8: {error}")),
+                },
                 Ok(Loaded::Map(map)) => weights = Some(map),
                 Ok(Loaded::Checked) => {}
                 Err(problem) => problems.push(problem),
@@ -217,6 +226,7 @@ impl Files {
             weights,
             weights_path,
             tokenizer,
+            chat_template,
         })
     }
 

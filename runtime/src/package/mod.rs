@@ -74,6 +74,7 @@ pub struct Package {
     weights: Arc<Mmap>,
     weights_path: PathBuf,
     tokenizer: Option<Vec<u8>>,
+    chat_template: Option<String>,
 }
 
 /// An engine, built for a target.
@@ -157,6 +158,7 @@ impl Package {
             weights: Arc::new(contents.weights),
             weights_path: contents.weights_path,
             tokenizer: contents.tokenizer,
+            chat_template: contents.chat_template,
         })
     }
 
@@ -238,5 +240,10 @@ impl Package {
     /// The checked bytes of the tokenizer, where the package has one.
     pub fn tokenizer_json(&self) -> Option<&[u8]> {
         self.tokenizer.as_deref()
+    }
+
+    /// The Jinja template of conversations, where the package has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
     }
 }
