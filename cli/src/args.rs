@@ -38,6 +38,8 @@ pub enum Command {
     Build(BuildArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
+    /// Serve a package over HTTP, as OpenAI's clients speak it
+    Serve(ServeArgs),
     /// Score a text: perplexity, beside that of other packages
     Eval(EvalArgs),
     /// Measure prefill and decode: tokens a second, latencies, memory
@@ -144,6 +146,10 @@ pub struct ExportArgs {
     /// A Hugging Face tokenizer.json to put into the package
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
+    /// A chat template to put into the package: a Jinja file, or Hugging Face's tokenizer_config.json or
+    /// chat_template.json
+    #[arg(long, value_name = "FILE", requires = "tokenizer")]
+    pub chat_template: Option<PathBuf>,
     /// Special tokens that `generate` and `eval` add to a text: none, as released models were trained
     /// and evaluated, or those that the tokenizer's post-processor adds, such as `<s>`
     #[arg(
@@ -429,6 +435,80 @@ pub struct GenerateArgs {
     /// Libraries.
     #[command(flatten)]
     pub libraries: LibraryArgs,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The package
+    pub dir: PathBuf,
+    /// Address to listen on
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 takes one that is free and says which
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// What the model is called [default: the name of its folder]
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
+    #[arg(long, default_value = "ort-cpu")]
+    pub backend: String,
+    /// Keys, one a line, of which a request has to bring one
+    #[arg(long, value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+    /// Most requests that wait for a slot; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_queued_requests: usize,
+    /// Most tokens of their prompts together
+    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
+    pub max_queued_tokens: usize,
+    /// Memory that keeps states of prompts, so that those that begin alike do not run anew: bytes, or such as
+    /// 512MB, 4GB, 4GiB; 0 keeps none
+    #[arg(long, value_name = "BYTES", value_parser = byte_count, default_value = "1GB")]
+    pub prefix_cache: u64,
+    /// Where these states come from at the start, if the file is there, and go to at the end
+    #[arg(long, value_name = "FILE")]
+    pub prefix_cache_file: Option<PathBuf>,
+    /// Decode steps after each chunk of a prompt: more keep running answers faster and new ones waiting longer
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub decode_steps_per_chunk: NonZeroUsize,
+    /// How long requests may go on after SIGTERM or SIGINT, in seconds
+    #[arg(long, value_name = "S", default_value_t = 30)]
+    pub drain_seconds: u64,
+    /// How long a request may take, in seconds [default: as long as it takes]
+    #[arg(long, value_name = "S")]
+    pub request_timeout: Option<u64>,
+    /// How long a client may keep the server waiting, in seconds: for its headers, its body, its next request, or
+    /// to take what it is sent
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    pub idle_seconds: u64,
+    /// Longest body of a request
+    #[arg(long, value_name = "BYTES", value_parser = byte_count, default_value = "8MiB")]
+    pub max_body_bytes: u64,
+    /// Most tokens of a prompt [default: as many as the package takes]
+    #[arg(long, value_name = "N")]
+    pub max_prompt_tokens: Option<usize>,
+    /// Most requests that are read, wait, run or are written at once; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub max_concurrent_requests: u32,
+    /// How lines of the log on standard error are written
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Log prompts and texts too
+    #[arg(long)]
+    pub log_prompts: bool,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
+}
+
+/// `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogFormat {
+    Text,
+    Json,
 }
 
 /// Arguments of `bench`.

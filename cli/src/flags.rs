@@ -1,13 +1,14 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 44] = [
+const FLAGS: [(&str, &str); 45] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
     ("batch", "--batch"),
     ("block_size", "--block-size"),
     ("cache_dtype", "--cache-dtype"),
+    ("chat_template", "--chat-template"),
     ("chunks", "--chunks"),
     ("compute_capabilities", "--compute-capability"),
     ("config_file", "--config"),

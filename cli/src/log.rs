@@ -1,5 +1,6 @@
 //! What libraries tell of their work, for who asks.
 
+use crate::args::LogFormat;
 use std::io;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -13,8 +14,24 @@ const VARIABLE: &str = "RATPLUS_LOG";
 /// # Errors
 /// It holds something else.
 pub fn install() -> Result<(), String> {
+    match asked()? {
+        Some(levels) => show(levels, LogFormat::Text),
+        None => Ok(()),
+    }
+}
+
+/// The same for a server, of which a line a request is shown where nothing else is asked for.
+///
+/// # Errors
+/// The variable holds no levels.
+pub fn install_for_serving(format: LogFormat) -> Result<(), String> {
+    let usual = Targets::new().with_default(LevelFilter::INFO);
+    show(asked()?.unwrap_or(usual), format)
+}
+
+fn asked() -> Result<Option<Targets>, String> {
     let Some(levels) = std::env::var_os(VARIABLE).filter(|levels| !levels.is_empty()) else {
-        return Ok(());
+        return Ok(None);
     };
     let levels = levels.to_string_lossy();
     let refused = |why: &str| {
@@ -29,11 +46,20 @@ pub fn install() -> Result<(), String> {
         return Err(refused(""));
     }
     let parsed = levels.parse::<Targets>();
-    let levels = parsed.map_err(|error| refused(&format!(": {error}")))?;
+    parsed
+        .map(Some)
+        .map_err(|error| refused(&format!(": {error}")))
+}
+
+fn show(levels: Targets, format: LogFormat) -> Result<(), String> {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_span_events(FmtSpan::CLOSE)
         .with_ansi(false);
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
     let shown = tracing_subscriber::registry().with(lines.with_filter(levels));
     shown
         .try_init()

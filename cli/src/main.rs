@@ -29,7 +29,11 @@ fn main() -> ExitCode {
             return end(Ok(()));
         }
     };
-    if let Err(problem) = log::install() {
+    let installed = match &command {
+        Command::Serve(args) => log::install_for_serving(args.log_format),
+        _ => log::install(),
+    };
+    if let Err(problem) = installed {
         return end(Err(Failure::input(problem)));
     }
     end(match command {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
             args.backend
         ))),
         Command::Generate(args) => commands::generate::run(args),
+        Command::Serve(args) => commands::serve::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
     })
 }

@@ -1,5 +1,6 @@
 //! Helpers of the end-to-end tests: the built command, golden folders, synthetic checkpoints.
 
+pub mod http;
 mod mounts;
 #[allow(unsafe_code)]
 pub mod mxcsr;

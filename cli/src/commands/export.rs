@@ -19,6 +19,7 @@ use ratplus_graphs::package::{MANIFEST_FILE, Manifest, PackageShape, SpecialToke
 use ratplus_graphs::precision::{DEFAULT_BLOCK_SIZE, Precision, Quantization};
 use ratplus_graphs::spec::ModelSpec;
 use ratplus_runtime::text::Tokenizer;
+use ratplus_server::template;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -66,6 +67,11 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         opset: args.opset,
         tokenizer: args.tokenizer.clone(),
         special_tokens: args.special_tokens,
+        chat_template: args
+            .chat_template
+            .as_deref()
+            .map(chat_template)
+            .transpose()?,
         ..PackageOptions::new(given.clone(), args.max_seq_len)
     };
     if let Some(lengths) = &args.prefill_lengths {
@@ -105,6 +111,16 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
         })?;
     }
     Ok(())
+}
+
+/// The chat template that a file holds, once it compiles.
+fn chat_template(path: &Path) -> Result<String, Failure> {
+    let file = super::read_text("--chat-template", path)?;
+    let template = template::from_file(&file).and_then(|source| {
+        template::compile(&source)?;
+        Ok(source)
+    });
+    template.map_err(|error| Failure::input(format!("--chat-template {}: {error}", path.display())))
 }
 
 /// Says what a tokenizer has that the model has not, and what it adds to a text.

@@ -10,6 +10,7 @@ pub mod export;
 pub mod generate;
 pub mod inspect;
 mod prompts;
+pub mod serve;
 pub mod verify;
 
 use crate::args::LibraryArgs;

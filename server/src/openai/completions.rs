@@ -1,0 +1,143 @@
+//! `/v1/completions`: prompts are continued.
+
+use super::error::ApiError;
+use super::generation::{Generation, MAX_LOGPROBS, token_id};
+use super::job::{Job, Kind, Prompt, check_model};
+use super::parameters::{Parameters, found};
+use crate::app::App;
+use crate::model::Model;
+use serde_json::{Value, json};
+
+/// Most prompts of one request.
+const MAX_PROMPTS: usize = 1024;
+
+/// What a body asks for.
+///
+/// # Errors
+/// What is wrong with it, by its parameter.
+pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
+    let mut given = Parameters::parse(body)?;
+    check_model(&mut given, &app.options.model_name)?;
+    let vocab_size = model.limits().vocab_size;
+    let generation = Generation::take(&mut given, &["max_tokens"], vocab_size)?;
+    let echo = given.boolean("echo")?.unwrap_or(false);
+    let logprobs = given.count("logprobs", 0..=MAX_LOGPROBS)?;
+    let add = given.boolean("add_special_tokens")?;
+    given.only("suffix", &[json!("")])?;
+    let prompt = given.take("prompt");
+    given.finish("")?;
+    let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", EXPECTED, "none"))?;
+    let prompts = prompts(prompt, vocab_size)?;
+    let prompts = prompts
+        .into_iter()
+        .map(|prompt| prompt.tokens(model, echo, add));
+    let prompts = prompts.collect::<Result<_, _>>()?;
+    let score_prompts = echo && logprobs.is_some();
+    if score_prompts {
+        model.check_prompt_scores()?;
+    }
+    Job::new(
+        Kind::Completion,
+        prompts,
+        generation,
+        logprobs,
+        score_prompts,
+        (app, model),
+    )
+}
+
+const EXPECTED: &str = "a string, token ids, or an array of strings or of arrays of token ids";
+
+/// A prompt as it comes.
+#[derive(Debug, PartialEq)]
+enum Given {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl Given {
+    fn tokens(self, model: &Model, echo: bool, add: Option<bool>) -> Result<Prompt, ApiError> {
+        let (tokens, text) = match self {
+            Self::Text(text) => (model.encode(&text, add)?, Some(text)),
+            Self::Tokens(tokens) => (tokens, None),
+        };
+        let echo = echo.then(|| match text {
+            Some(text) => text,
+            None => {
+                let decoded = model.tokenizer("").ok().map(|known| known.decode(&tokens));
+                decoded.and_then(Result::ok).unwrap_or_default()
+            }
+        });
+        Ok(Prompt { tokens, echo })
+    }
+}
+
+fn prompts(prompt: Value, vocab_size: usize) -> Result<Vec<Given>, ApiError> {
+    let tokens = |items: &[Value]| {
+        let tokens = items
+            .iter()
+            .map(|item| token_id("prompt", item, vocab_size));
+        tokens.collect::<Result<_, _>>().map(Given::Tokens)
+    };
+    let items = match prompt {
+        Value::String(text) => return Ok(vec![Given::Text(text)]),
+        Value::Array(items) if items.first().is_some_and(Value::is_number) => {
+            return Ok(vec![tokens(&items)?]);
+        }
+        Value::Array(items) if !items.is_empty() => items,
+        other => return Err(ApiError::parameter("prompt", EXPECTED, found(&other))),
+    };
+    if items.len() > MAX_PROMPTS {
+        let expected = format!("at most {MAX_PROMPTS} prompts");
+        return Err(ApiError::parameter("prompt", &expected, items.len()));
+    }
+    let prompt = |item: Value| match item {
+        Value::String(text) => Ok(Given::Text(text)),
+        Value::Array(items) => tokens(&items),
+        other => Err(ApiError::parameter("prompt", EXPECTED, found(&other))),
+    };
+    items.into_iter().map(prompt).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_come_in_four_forms() {
+        let text = |text: &str| Given::Text(text.into());
+        for (json, expected) in [
+            (json!("a"), vec![text("a")]),
+            (json!(["a", "b"]), vec![text("a"), text("b")]),
+            (json!([1, 2]), vec![Given::Tokens(vec![1, 2])]),
+            (
+                json!([[1], [2, 3]]),
+                vec![Given::Tokens(vec![1]), Given::Tokens(vec![2, 3])],
+            ),
+        ] {
+            assert_eq!(prompts(json, 10).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn other_prompts_are_refused() {
+        for json in [
+            json!(5),
+            json!({}),
+            json!([]),
+            json!([1, "a"]),
+            json!([1.5]),
+            json!([-1]),
+            json!([10]),
+            json!([[10]]),
+            json!([["a"]]),
+            json!([[[1]]]),
+            json!([null]),
+            json!(vec!["a"; MAX_PROMPTS + 1]),
+        ] {
+            let error = prompts(json.clone(), 10).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("prompt"), "{json}");
+            assert!(error.message.len() < 200, "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Servers over sockets, with the King James model on the reference backend.
+
+mod answers;
+mod clients;
+mod common;
+mod ending;

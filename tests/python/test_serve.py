@@ -1,0 +1,98 @@
+"""`ratplus serve` through the official `openai` client."""
+
+import re
+import signal
+import subprocess
+import urllib.request
+
+import openai
+import pytest
+from conftest import golden_case
+
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+PROMPT = "In the beginning"
+
+
+@pytest.fixture(scope="module")
+def server(ratplus_bin, ratplus, tmp_path_factory):
+    """The address of a server of the King James model."""
+    folder = tmp_path_factory.mktemp("serve")
+    case = golden_case("kjv_d16w64i4").directory
+    (folder / "chat.jinja").write_text(TEMPLATE)
+    files = ["--config", case / "config.json", "--tokenizer", case / "tokenizer.json"]
+    files += ["--chat-template", folder / "chat.jinja"]
+    sizes = "--max-seq-len 512 --prefill-lengths 16,64 --batch 4 --logits all".split()
+    ratplus("export", case / "model.pth", "-o", folder / "kjv", *files, *sizes)
+    (folder / "keys").write_text("secret\n")
+    words = ["serve", folder / "kjv", "--port", "0", "--api-key-file", folder / "keys"]
+    process = subprocess.Popen([ratplus_bin, *map(str, words)], stderr=subprocess.PIPE, text=True)
+    line = process.stderr.readline()
+    address = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", line)
+    assert address, line + process.stderr.read()
+    for line in process.stderr:
+        if "ready" in line:
+            break
+    yield address[1]
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, rest
+
+
+@pytest.fixture
+def client(server):
+    """A client that tries once."""
+    return openai.OpenAI(base_url=f"{server}/v1", api_key="secret", max_retries=0)
+
+
+def test_the_model_is_listed(client):
+    (model,) = client.models.list().data
+    assert (model.id, model.owned_by) == ("kjv", "ratplus")
+    assert client.models.retrieve("kjv").id == "kjv"
+
+
+def test_completions_whole_and_in_parts(client):
+    asked = dict(model="kjv", prompt=PROMPT, max_tokens=16, temperature=0, logprobs=2)
+    whole = client.completions.create(**asked)
+    (choice,) = whole.choices
+    assert choice.finish_reason == "length"
+    assert whole.usage.completion_tokens == len(choice.logprobs.tokens) == 16
+    assert "".join(choice.logprobs.tokens) == choice.text
+    parts = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert parts[-1].choices == []
+    assert parts[-1].usage.completion_tokens == 16
+    assert "".join(part.choices[0].text for part in parts[:-1]) == choice.text
+    # Several prompts and choices at once.
+    many = client.completions.create(**{**asked, "prompt": [PROMPT, "And God said", PROMPT]}, n=2)
+    assert [choice.index for choice in many.choices] == list(range(6))
+    assert {many.choices[index].text for index in (0, 1, 4, 5)} == {choice.text}
+
+
+def test_chats_whole_and_in_parts(client):
+    messages = [{"role": "user", "content": "Who made the earth?"}]
+    asked = dict(model="kjv", messages=messages, max_completion_tokens=12, seed=7, logprobs=True, top_logprobs=3)
+    whole = client.chat.completions.create(**asked)
+    (choice,) = whole.choices
+    assert choice.message.role == "assistant"
+    assert len(choice.logprobs.content) == 12
+    assert all(len(token.top_logprobs) == 3 for token in choice.logprobs.content)
+    parts = list(client.chat.completions.create(**asked, stream=True))
+    assert parts[0].choices[0].delta.role == "assistant"
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == choice.message.content
+    assert parts[-1].choices[0].finish_reason == "length"
+    assert all(part.usage is None for part in parts)
+
+
+def test_errors_are_those_that_the_client_knows(client, server):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(model="kjv", prompt=PROMPT, temperature=-1)
+    assert error.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as error:
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        client.chat.completions.create(model="kjv", messages=[{"role": "user", "content": "a"}], tools=tools)
+    assert (error.value.param, error.value.code) == ("tools", "unsupported_parameter")
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="other", prompt=PROMPT)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server}/v1", api_key="wrong", max_retries=0).models.list()
+    with urllib.request.urlopen(f"{server}/health") as answer:
+        assert answer.status == 200
