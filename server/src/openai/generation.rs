@@ -230,6 +230,7 @@ fn tolerate(given: &mut Parameters) -> Result<(), ApiError> {
     for name in [
         "spaces_between_special_tokens",
         "parallel_tool_calls",
+        "include_reasoning",
         "separate_reasoning",
         "stream_reasoning",
     ] {

@@ -267,6 +267,16 @@ fn a_chat_has_a_role_first_and_the_template_of_the_package() {
     )
     .json();
     assert_eq!(back["prompt"].as_str().unwrap().trim_start(), text);
+    // As vllm-router passes it on.
+    let routed = json!({"logprobs": false, "no_stop_trim": false, "ignore_eos": false,
+        "continue_final_message": false, "skip_special_tokens": true, "separate_reasoning": true,
+        "stream_reasoning": true, "return_hidden_states": false, "include_reasoning": true});
+    let routed = post(
+        server.address,
+        "/v1/chat/completions",
+        &with(&chat, &routed),
+    );
+    assert_eq!(routed.json()["choices"], whole["choices"]);
     // Streamed, with scores.
     let more = json!({"stream": true, "logprobs": true, "top_logprobs": 2, "n": 2});
     let events = post(server.address, "/v1/chat/completions", &with(&chat, &more)).events();
