@@ -183,18 +183,22 @@ class Worker:
         return found
 
 
-class LlamaCpp(Worker):
-    program, needs, script = "llama.cpp", ("llama_cpp", "gguf"), "model_llama.py"
+class Gguf:
+    """A model of llama.cpp's; its class has a setting and bits."""
 
-    def __init__(self, setting, bits):
-        super().__init__(setting, bits)
-        self.model = setting.folder / f"{setting.size.name}-{bits}.gguf"
+    @property
+    def model(self):
+        return self.setting.folder / f"{self.setting.size.name}-{self.bits}.gguf"
 
     def prepare(self):
-        key = json.dumps([repr(self.setting.size), model_llama.TYPES[self.bits]])
+        key = json.dumps([repr(self.setting.size), model_llama.TYPES[self.bits], "with words"])
         if not up_to_date(self.model, key):
             model_llama.write(self.setting.size, self.bits, self.model)
             stamp(self.model, key)
+
+
+class LlamaCpp(Gguf, Worker):
+    program, needs, script = "llama.cpp", ("llama_cpp", "gguf"), "model_llama.py"
 
     def more(self):
         return ["--model", self.model]

@@ -25,6 +25,24 @@ EPSILON = 1e-6
 FIRST_TOKENS = 4
 
 
+def add_vocabulary(gguf, writer, count):
+    """As many made-up words as the model has tokens: llama.cpp's server writes its answers with them."""
+    kinds = gguf.TokenType
+    special = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    # No byte of a character that takes several: each token is a text of its own.
+    bytes_ = [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(128)]
+    words = [(f"\u2581{index}", kinds.NORMAL) for index in range(len(special) + len(bytes_), count)]
+    texts, kinds = zip(*(special + bytes_ + words)[:count])
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(texts)
+    writer.add_token_scores([0.0] * count)
+    writer.add_token_types(kinds)
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
+
+
 def write(size, bits, path):
     """Writes a gguf file with random weights; matrices of one shape hold the same."""
     import gguf
@@ -49,7 +67,7 @@ def write(size, bits, path):
     writer.add_head_count_kv(size.heads)
     writer.add_layer_norm_rms_eps(EPSILON)
     writer.add_vocab_size(size.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+    add_vocabulary(gguf, writer, size.vocab_size)
     norm, d = np.ones(size.d_model, np.float32), size.d_model
     writer.add_tensor("token_embd.weight", matrix(size.vocab_size, d), raw_dtype=kind)
     writer.add_tensor("output_norm.weight", norm)

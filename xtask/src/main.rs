@@ -5,6 +5,7 @@ mod ci;
 mod counts;
 mod demo;
 mod fuzz;
+mod llama;
 mod machine_code;
 mod ort_headers;
 mod peers;
@@ -47,6 +48,9 @@ cargo xtask <command>
           measures a whole model next to llama.cpp, built here from source, PyTorch and OpenVINO,
           with 11 GB of models in target/peers; writes the end of docs/cpu.md (of a tiny one, in
           target/peers/docs)
+  peers --suite serve [--size 1.5b|tiny] [--seconds N]
+          measures `ratplus serve` next to llama.cpp's server, built here from source, by what 8
+          clients see; writes the end of docs/serving.md
   sanitize [--thread]
           the custom-op library built with AddressSanitizer, or with ThreadSanitizer, in Python
           and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)

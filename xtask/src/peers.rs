@@ -1,18 +1,20 @@
-//! The CPU kernels, and a whole model, against what one would run instead: an environment with
-//! PyTorch (and llama.cpp and OpenVINO), the build, the measurement, and docs/cpu.md.
+//! The CPU kernels, a whole model, and a server of one, against what one would run instead: an
+//! environment with PyTorch (and llama.cpp and OpenVINO), the build, the measurement, and
+//! docs/cpu.md or docs/serving.md.
 
-use crate::Outcome;
 use crate::setup;
 use crate::step::{Error, Steps, say};
 use crate::toolkit;
 use crate::workspace::{Workspace, python_of};
+use crate::{Outcome, llama};
 use std::path::Path;
 use std::process::Command;
 
 const REQUIREMENTS: &str = "benches/cpu/requirements.txt";
 const MODEL_REQUIREMENTS: &str = "benches/cpu/requirements-model.txt";
-/// The last is of whole models.
-const SUITES: [&str; 3] = ["must", "full", "model"];
+const SERVE_REQUIREMENTS: &str = "benches/cpu/requirements-serve.txt";
+/// The last two are of whole models.
+const SUITES: [&str; 4] = ["must", "full", "model", "serve"];
 const SIZES: [&str; 2] = ["1.5b", "tiny"];
 
 /// What the command line asks for.
@@ -20,7 +22,7 @@ const SIZES: [&str; 2] = ["1.5b", "tiny"];
 pub struct Options {
     suite: String,
     seconds: Option<u64>,
-    /// Of the whole model.
+    /// Of the whole model, served or not.
     size: Option<String>,
     /// Whether the whole model's earlier results are kept.
     resume: bool,
@@ -48,8 +50,8 @@ impl Options {
                 "--size" if SIZES.contains(&value) => options.size = Some(value.to_owned()),
                 _ => {
                     return Err(Self::refused(format!(
-                        "`--suite {}`, `--seconds N`, and of the suite `model` `--size {}` or `--continue`, \
-                         found `{}`",
+                        "`--suite {}`, `--seconds N`, of the suites `model` and `serve` `--size {}`, and of \
+                         `model` `--continue`, found `{}`",
                         SUITES.join("|"),
                         SIZES.join("|"),
                         format!("{flag} {value}").trim_end()
@@ -57,11 +59,22 @@ impl Options {
                 }
             }
         }
-        if !options.of_model() && (options.resume || options.size.is_some()) {
-            let found = "`--size` or `--continue` without `--suite model`";
-            return Err(Self::refused(format!(
-                "them with a whole model alone, found {found}"
-            )));
+        let of_kernels = options.kind() == Kind::Kernels;
+        for (wrong, found) in [
+            (
+                options.size.is_some() && of_kernels,
+                "`--size` without `--suite model` or `--suite serve`",
+            ),
+            (
+                options.resume && options.kind() != Kind::Model,
+                "`--continue` without `--suite model`",
+            ),
+        ] {
+            if wrong {
+                return Err(Self::refused(format!(
+                    "them with a whole model alone, found {found}"
+                )));
+            }
         }
         Ok(options)
     }
@@ -73,9 +86,21 @@ impl Options {
         )
     }
 
-    fn of_model(&self) -> bool {
-        self.suite == SUITES[2]
+    fn kind(&self) -> Kind {
+        match self.suite.as_str() {
+            "model" => Kind::Model,
+            "serve" => Kind::Serve,
+            _ => Kind::Kernels,
+        }
     }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Kernels,
+    Model,
+    Serve,
 }
 
 /// Measures and writes the page; false where a contender's results are wrong.
@@ -83,19 +108,29 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
     let steps = Steps::new(workspace);
     let folder = workspace.target.join("peers");
     let python = python_of(&folder);
-    say("    PyTorch's wheels take several GB below the target directory");
-    setup::environment(workspace, &folder, REQUIREMENTS, || Ok(()))?;
-    if options.of_model() {
-        say("    llama.cpp is built from source: some minutes, once");
-        setup::environment(workspace, &folder, MODEL_REQUIREMENTS, || Ok(()))?;
-    } else {
+    let kind = options.kind();
+    let requirements: &[&str] = match kind {
+        Kind::Kernels => &[REQUIREMENTS],
+        Kind::Model => &[REQUIREMENTS, MODEL_REQUIREMENTS],
+        Kind::Serve => &[SERVE_REQUIREMENTS],
+    };
+    match kind {
+        Kind::Kernels => say("    PyTorch's wheels take several GB below the target directory"),
+        Kind::Model => say("    PyTorch's wheels take several GB, llama.cpp is built from source"),
+        Kind::Serve => say("    llama.cpp's server is built from source: some minutes, once"),
+    }
+    for list in requirements {
+        setup::environment(workspace, &folder, list, || Ok(()))?;
+    }
+    if kind == Kind::Kernels {
         prepare_compiler(&steps, &python);
     }
     build(&steps)?;
     let mut measure = Command::new(workspace.absolute(&python));
-    let (script, results) = match options.of_model() {
-        true => ("benches/cpu/model_peers.py", "model.json"),
-        false => ("benches/cpu/peers.py", "results.json"),
+    let (script, results) = match kind {
+        Kind::Kernels => ("benches/cpu/peers.py", "results.json"),
+        Kind::Model => ("benches/cpu/model_peers.py", "model.json"),
+        Kind::Serve => ("benches/cpu/serve_peers.py", "serve.json"),
     };
     measure
         .arg(script)
@@ -112,15 +147,19 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
     } else {
         measure.args(["--docs", "docs"]);
     }
-    if options.of_model() {
+    if kind == Kind::Kernels {
+        let compiled = workspace.absolute(&folder.join("torchinductor"));
+        measure.args(["--suite", &options.suite]);
+        measure.env("TORCHINDUCTOR_CACHE_DIR", compiled);
+    } else {
         let models = folder.join("models");
         measure.arg("--models").arg(workspace.absolute(&models));
         measure.args(options.size.iter().flat_map(|size| ["--size", size]));
         measure.args(options.resume.then_some("--continue"));
-    } else {
-        let compiled = workspace.absolute(&folder.join("torchinductor"));
-        measure.args(["--suite", &options.suite]);
-        measure.env("TORCHINDUCTOR_CACHE_DIR", compiled);
+    }
+    if kind == Kind::Serve {
+        let server = llama::server(workspace, &steps, &folder)?;
+        measure.arg("--llama-server").arg(server);
     }
     if let Some(seconds) = options.seconds {
         measure.args(["--seconds", &seconds.to_string()]);
@@ -205,7 +244,18 @@ mod tests {
                 ..options("model", None)
             })
         );
-        for words in [&["--size", "tiny"][..], &["--suite", "full", "--continue"]] {
+        assert_eq!(
+            read(&["--suite", "serve", "--size", "tiny"]),
+            Ok(Options {
+                size: Some("tiny".into()),
+                ..options("serve", None)
+            })
+        );
+        for words in [
+            &["--size", "tiny"][..],
+            &["--suite", "full", "--continue"],
+            &["--suite", "serve", "--continue"],
+        ] {
             let message = read(words).unwrap_err();
             assert!(message.contains("without `--suite model`"), "{message}");
         }

@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Measures `ratplus serve` next to llama.cpp's server, with a whole model of the same shape and bits, by what clients
+see: one server at a time, in turn.
+
+`cargo xtask peers --suite serve` installs and builds what this needs. Packages and models are written first, unless they
+are there. Results are written after every step.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path += [str(HERE), str(ROOT / "tests" / "python")]
+
+import machine  # noqa: E402
+from model_contenders import Setting  # noqa: E402
+from model_sizes import SIZES  # noqa: E402
+from peers import below_root  # noqa: E402
+from serve_contenders import LOADS, contenders, missing, turns  # noqa: E402
+
+
+def parse(words):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="1.5b", choices=LOADS, help="of the model (default: 1.5b)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all are measured, at most (default: 3)")
+    parser.add_argument("--seconds", type=float, default=900, help="no step is started that may end so long after models are there (default: 900)")
+    parser.add_argument("--threads", type=int, default=2, help="of every server (default: 2)")
+    parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
+    parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's")
+    parser.add_argument("--models", type=Path, default=ROOT / "target/peers/models", help="where packages and models are kept")
+    parser.add_argument("--json", type=Path, help="where results go, after every step")
+    parser.add_argument("--docs", type=Path, help="the folder whose serving.md gets the results, and their drawing")
+    options = parser.parse_args(words)
+    for flag, path in [("--library", options.library), ("--program", options.program)]:
+        if not path.is_file():
+            parser.error(f"{flag}: {path}: no such file; `cargo build --release -p ratplus -p ratplus-onnxruntime` makes it")
+    return options
+
+
+class Measurement:
+    """What has been found."""
+
+    def __init__(self, options, words):
+        self.options = options
+        options.models.mkdir(parents=True, exist_ok=True)
+        files = (options.program.resolve(), options.library.resolve())
+        self.setting = Setting(SIZES[options.size], options.threads, *files, options.models.resolve())
+        self.load = LOADS[options.size]
+        self.document = {
+            "command": shlex.join(["python3", "benches/cpu/serve_peers.py", *map(below_root, words)]),
+            "date": time.strftime("%Y-%m-%d"), "size": options.size, "threads": options.threads, "asked": asdict(self.load),
+            "machine": machine.describe(), "load": {"start": machine.load()}, "skipped": [], "steps": [],
+        }  # fmt: skip
+
+    def save(self):
+        if self.options.json:
+            self.options.json.parent.mkdir(parents=True, exist_ok=True)
+            self.options.json.write_text(json.dumps(self.document, indent=1) + "\n")
+
+    def skip(self, name, reason):
+        self.document["skipped"].append({"contender": name, "reason": reason})
+        print(f"skipped: {name}: {reason}", flush=True)
+
+    def run(self):
+        """Whether ours were measured."""
+        present = []
+        server = self.options.llama_server
+        for contender in contenders(self.setting, self.load, server and server.resolve()):
+            reason = missing(contender)
+            if reason:
+                self.skip(contender.name, reason)
+                continue
+            contender.clear()
+            contender.prepare()
+            present.append(contender)
+        # Preparing is not measuring: it is done once.
+        deadline = time.monotonic() + self.options.seconds
+        self.document["load"]["start"] = machine.load()
+        for turn, scenario, contender in turns(present, self.options.rounds):
+            self.step(turn, scenario, contender, deadline)
+        self.document["load"]["end"] = machine.load()
+        self.save()
+        failed = [step["contender"] for step in self.document["steps"] if "reason" in step]
+        print(f"{len(self.document['steps'])} steps measured, {len(self.document['skipped'])} skipped", flush=True)
+        return not any(name.startswith("ours") for name in failed)
+
+    def known(self, scenario, contender):
+        """Seconds that a step takes: what it took, or what one of that scenario took at most."""
+        alike = [step for step in self.document["steps"] if step["scenario"] == scenario]
+        own = [step["seconds"] for step in alike if step["contender"] == contender.name]
+        return max(own or [step["seconds"] for step in alike], default=0)
+
+    def step(self, turn, scenario, contender, deadline):
+        """Measures a contender once, or says why not."""
+        name, about = f"{scenario}, {contender.name}", self.known(scenario, contender)
+        if deadline - time.monotonic() < max(about, 1e-9):
+            words = f", of about {about:.0f} s," if about else ""
+            self.skip(name, f"round {turn + 1}{words} does not end within --seconds {self.options.seconds:g}")
+            return
+        reason = contender.fits(scenario)
+        if reason:
+            self.skip(name, reason)
+            return
+        step = {"contender": contender.name, "program": contender.program, "bits": contender.bits, "scenario": scenario}
+        before, begin = machine.busy_seconds(), time.monotonic()
+        try:
+            step |= contender.measure(scenario, 100 * turn + 1)
+        except Exception as error:  # noqa: BLE001 - a failure is a result
+            step["reason"] = f"{type(error).__name__}: {error}"[:400].replace(str(ROOT), ".")
+        step["seconds"] = time.monotonic() - begin
+        after = machine.busy_seconds()
+        if before and after and step["seconds"] > 0.2:
+            everyone, mine = (late - early for early, late in zip(before, after))
+            step["others_cpus"] = round(max(0.0, everyone - mine) / step["seconds"], 2)
+        self.document["steps"].append(step)
+        self.save()
+        print(f"{turn + 1}: {name:34} {words_of(step)}", flush=True)
+
+
+def words_of(step):
+    """A step's results in one line."""
+    if "reason" in step:
+        return step["reason"]
+    left_out = ("contender", "program", "bits", "scenario", "seconds", "others_cpus")
+    figures = [f"{name} {value:.3g}" for name, value in step.items() if name not in left_out and isinstance(value, float)]
+    return ", ".join([*figures, f"({step['seconds']:.0f} s, others {step.get('others_cpus', '?')} CPUs)"])
+
+
+def main(words):
+    """Runs all rounds; the exit code."""
+    options = parse(words)
+    measurement = Measurement(options, words)
+    right = measurement.run()
+    if options.docs:
+        import serve_report
+
+        serve_report.write(measurement.document, options.docs)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
