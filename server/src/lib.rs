@@ -23,6 +23,8 @@ mod routes;
 mod serve;
 mod sink;
 pub mod template;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use app::Options;
 pub use auth::ApiKeys;

@@ -359,7 +359,7 @@ mod tests {
             ["pth", "zip", "onnx"]
         );
         let text = include_str!("../../tests/fuzz/src/lib.rs");
-        assert_eq!(listed(text).len(), 10);
+        assert_eq!(listed(text).len(), 11);
     }
 
     #[test]

@@ -9,16 +9,48 @@ use crate::model::Model;
 use crate::template::TemplateError;
 use serde_json::{Map, Value, json};
 
+/// A body as it comes, before it needs a model.
+pub struct Asked {
+    pub generation: Generation,
+    pub conversation: Conversation,
+    logprobs: Option<usize>,
+}
+
 /// What a body asks for.
 ///
 /// # Errors
 /// What is wrong with it, by its parameter.
 pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
+    let vocab_size = model.limits().vocab_size;
+    let Asked {
+        generation,
+        conversation,
+        logprobs,
+    } = parse(&app.options.model_name, vocab_size, body)?;
+    let prompt = Prompt {
+        tokens: conversation.encode(model)?,
+        echo: None,
+    };
+    Job::new(
+        Kind::Chat,
+        vec![prompt],
+        generation,
+        logprobs,
+        false,
+        (app, model),
+    )
+}
+
+/// Reads a body for the model of that name with so many tokens.
+///
+/// # Errors
+/// What is wrong with it, by its parameter.
+pub fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Asked, ApiError> {
     let mut given = Parameters::parse(body)?;
-    check_model(&mut given, &app.options.model_name)?;
+    check_model(&mut given, model_name)?;
     refuse_tools(&mut given)?;
     let names = ["max_completion_tokens", "max_tokens"];
-    let generation = Generation::take(&mut given, &names, model.limits().vocab_size)?;
+    let generation = Generation::take(&mut given, &names, vocab_size)?;
     let logprobs = given.boolean("logprobs")?.unwrap_or(false);
     let top = given.count("top_logprobs", 0..=MAX_LOGPROBS)?;
     if let (false, Some(top @ 1..)) = (logprobs, top) {
@@ -40,19 +72,11 @@ pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
     }
     let conversation = Conversation::take(&mut given)?;
     given.finish("")?;
-    let prompt = Prompt {
-        tokens: conversation.encode(model)?,
-        echo: None,
-    };
-    let logprobs = logprobs.then(|| top.unwrap_or(0));
-    Job::new(
-        Kind::Chat,
-        vec![prompt],
+    Ok(Asked {
         generation,
-        logprobs,
-        false,
-        (app, model),
-    )
+        conversation,
+        logprobs: logprobs.then(|| top.unwrap_or(0)),
+    })
 }
 
 fn refuse_tools(given: &mut Parameters) -> Result<(), ApiError> {

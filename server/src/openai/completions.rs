@@ -11,23 +11,28 @@ use serde_json::{Value, json};
 /// Most prompts of one request.
 const MAX_PROMPTS: usize = 1024;
 
+/// A body as it comes, before it needs a model.
+pub struct Asked {
+    pub generation: Generation,
+    pub prompts: Vec<Given>,
+    echo: bool,
+    logprobs: Option<usize>,
+    add: Option<bool>,
+}
+
 /// What a body asks for.
 ///
 /// # Errors
 /// What is wrong with it, by its parameter.
 pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
-    let mut given = Parameters::parse(body)?;
-    check_model(&mut given, &app.options.model_name)?;
     let vocab_size = model.limits().vocab_size;
-    let generation = Generation::take(&mut given, &["max_tokens"], vocab_size)?;
-    let echo = given.boolean("echo")?.unwrap_or(false);
-    let logprobs = given.count("logprobs", 0..=MAX_LOGPROBS)?;
-    let add = given.boolean("add_special_tokens")?;
-    given.only("suffix", &[json!("")])?;
-    let prompt = given.take("prompt");
-    given.finish("")?;
-    let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", EXPECTED, "none"))?;
-    let prompts = prompts(prompt, vocab_size)?;
+    let Asked {
+        generation,
+        prompts,
+        echo,
+        logprobs,
+        add,
+    } = parse(&app.options.model_name, vocab_size, body)?;
     let prompts = prompts
         .into_iter()
         .map(|prompt| prompt.tokens(model, echo, add));
@@ -46,11 +51,35 @@ pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
     )
 }
 
+/// Reads a body for the model of that name with so many tokens.
+///
+/// # Errors
+/// What is wrong with it, by its parameter.
+pub fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Asked, ApiError> {
+    let mut given = Parameters::parse(body)?;
+    check_model(&mut given, model_name)?;
+    let generation = Generation::take(&mut given, &["max_tokens"], vocab_size)?;
+    let echo = given.boolean("echo")?.unwrap_or(false);
+    let logprobs = given.count("logprobs", 0..=MAX_LOGPROBS)?;
+    let add = given.boolean("add_special_tokens")?;
+    given.only("suffix", &[json!("")])?;
+    let prompt = given.take("prompt");
+    given.finish("")?;
+    let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", EXPECTED, "none"))?;
+    Ok(Asked {
+        generation,
+        prompts: prompts(prompt, vocab_size)?,
+        echo,
+        logprobs,
+        add,
+    })
+}
+
 const EXPECTED: &str = "a string, token ids, or an array of strings or of arrays of token ids";
 
 /// A prompt as it comes.
 #[derive(Debug, PartialEq)]
-enum Given {
+pub enum Given {
     Text(String),
     Tokens(Vec<u32>),
 }

@@ -1,4 +1,4 @@
-//! Fuzz targets: one for each reader of files that come from strangers.
+//! Fuzz targets: one for each reader of files and requests that come from strangers.
 //!
 //! A target takes any bytes. It must return without a panic, in time and memory that the length
 //! of its input justifies, and it asserts what holds for everything that a reader accepts. The
@@ -49,7 +49,8 @@ targets!(
     manifest,
     onnx,
     tokenizer,
-    golden
+    golden,
+    request
 );
 
 impl Target {

@@ -73,5 +73,6 @@ replays!(
     manifest,
     onnx,
     tokenizer,
-    golden
+    golden,
+    request
 );

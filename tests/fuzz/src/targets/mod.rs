@@ -7,6 +7,7 @@ pub mod manifest;
 pub mod onnx;
 pub mod pickle;
 pub mod pth;
+pub mod request;
 pub mod safetensors;
 pub mod tokenizer;
 pub mod zip;
