@@ -14,15 +14,20 @@ const USAGE: &str = "release [tests|large|sanitize|fuzz]..";
 const TIMES: &str = "RATPLUS_TIMES";
 
 /// Rust tests by what their names contain, and how many times CI's work each does.
-const RUST: [(usize, &[&str]); 4] = [
+const RUST: [(usize, &[&str]); 6] = [
     // 100 runs for every number of threads.
     (5, &["outputs_hash_equal_over_threads_runs_and_processes"]),
-    // 1,000,000 views; of kernels' properties, ten times CI's.
+    // 20,000 requests.
+    (50, &["whatever_clients_send"]),
+    // Half an hour.
+    (360, &["serving_for_long_costs_no_memory"]),
+    // 1,000,000 views; of kernels' properties, ten times CI's; 500 answers under each load.
     (
         10,
         &[
             "views_agree_with_the_oracle",
             "any_chunking_agrees_with_the_model",
+            "served_answers_are_the_same_under_every_load",
         ],
     ),
     // 100,000 fillings, 1,000,000 cases.

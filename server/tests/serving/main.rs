@@ -4,3 +4,4 @@ mod answers;
 mod clients;
 mod common;
 mod ending;
+mod failing;
