@@ -8,6 +8,7 @@ use crate::step::{Error, Steps, say};
 use crate::tensorrt;
 use crate::toolkit;
 use crate::workspace::Workspace;
+use std::path::Path;
 use std::process::Command;
 
 const PYTHON_TESTS: &str = "tests/python";
@@ -95,6 +96,7 @@ pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
     setup::other_runtimes(workspace);
     tensorrt::libraries(workspace);
     ort_headers::install(workspace);
+    browser(steps);
     let remedy = "mend what the compiler says above, then run it again";
     // Tests among the targets: the same features, so that the test run compiles nothing twice.
     let mut build = Command::new("cargo");
@@ -107,6 +109,20 @@ pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
         "--tests",
     ]);
     steps.run("build everything", &mut build, remedy)
+}
+
+/// Installs the browser that the server's page is tested in, where this process may; the test skips where there
+/// is none.
+fn browser(steps: &Steps<'_>) {
+    const PACKAGE: &str = "chromium";
+    if setup::runs(Path::new(PACKAGE)) {
+        return;
+    }
+    let remedy = "install it (Debian: apt install chromium)";
+    let title = "setup: install Chromium for the test of the server's page";
+    if let Err(error) = toolkit::install_debian(steps, title, PACKAGE, remedy) {
+        say(&format!("    not installed, its test will skip: {error}"));
+    }
 }
 
 /// Where tests find what was built and installed.
