@@ -16,8 +16,6 @@ fn bound(target: &Target, len: usize) -> usize {
         "index" | "config" => (1 << 20, 400),
         // Regular expressions are compiled into tables of some megabytes; a text may grow.
         "tokenizer" => (64 << 20, 4000),
-        // A value of JSON is 72 bytes, of which an array of digits has one for every second byte.
-        "request" => (256 << 10, 400),
         _ => (256 << 10, 200),
     };
     fixed + each * len
