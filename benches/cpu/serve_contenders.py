@@ -31,7 +31,8 @@ class Load:
     prefix: int = 4096
     tail: int = 16
     running: int = 7
-    running_prompt: int = 64
+    # A chunk, as all of the long prompt are.
+    running_prompt: int = 512
     running_new: int = 4096
     before: float = 5
     entering: int = 16384
