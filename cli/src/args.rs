@@ -470,6 +470,10 @@ pub struct ServeArgs {
     /// Where these states come from at the start, if the file is there, and go to at the end
     #[arg(long, value_name = "FILE")]
     pub prefix_cache_file: Option<PathBuf>,
+    /// Longest chunk of a prompt, one of the package's lengths: shorter ones keep running answers from
+    /// waiting, and prefixes of fewer tokens are kept; longer ones are faster [default: the longest]
+    #[arg(long, value_name = "L")]
+    pub prefill_chunk: Option<usize>,
     /// Decode steps after each chunk of a prompt: more keep running answers faster and new ones waiting longer
     #[arg(long, value_name = "N", default_value = "1")]
     pub decode_steps_per_chunk: NonZeroUsize,

@@ -61,7 +61,17 @@ async fn serve(args: ServeArgs, backend: BackendKind, options: Options) -> Outco
 fn load(args: &ServeArgs, backend: BackendKind) -> Result<Model, ModelError> {
     let other = |error: &dyn std::fmt::Display| ModelError::Other(error.to_string());
     let package = Package::open(&args.dir).map_err(|error| other(&error))?;
+    let mut lengths = package.manifest().lengths();
+    if let Some(longest) = args.prefill_chunk {
+        if !lengths.contains(&longest) {
+            return Err(ModelError::Other(format!(
+                "--prefill-chunk: expected one of the package's lengths, {lengths:?}, found {longest}"
+            )));
+        }
+        lengths.retain(|&length| length <= longest);
+    }
     let session = super::session_builder(&package, &args.libraries)
+        .engines(lengths)
         .up_front()
         .open(backend);
     let session = session.map_err(|error| other(&error))?;
