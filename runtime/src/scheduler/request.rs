@@ -82,7 +82,9 @@ pub enum Ended {
     Stopped,
     /// The model returned logits that are no numbers; other sequences went on.
     NonFinite(NonFinite),
-    /// The constraint or the tokenizer failed, or the backend again and again: why.
+    /// The constraint cannot be gone on with: why.
+    Constraint(String),
+    /// The tokenizer failed, or the backend again and again: why.
     Failed(String),
 }
 

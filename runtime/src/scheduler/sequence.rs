@@ -1,5 +1,6 @@
 //! A request on its way through a slot.
 
+use super::constraint::ConstraintError;
 use super::request::{Ended, Finished, NewToken, Request, Sink, Timing, Update};
 use crate::backend::finite;
 use crate::engine::Limits;
@@ -147,7 +148,7 @@ impl Sequence {
         }
         let allowed = match &mut request.constraint {
             None => None,
-            Some(constraint) => Some(constraint.allowed().map_err(failed)?),
+            Some(constraint) => Some(constraint.allowed().map_err(unmet)?),
         };
         let none = BTreeSet::new();
         let forbidden = match self.tokens.len() < request.min_new_tokens {
@@ -166,7 +167,7 @@ impl Sequence {
         let stops = request.stop_tokens.contains(&token);
         let mut complete = false;
         if let Some(constraint) = &mut request.constraint {
-            constraint.accept(token).map_err(failed)?;
+            constraint.accept(token).map_err(unmet)?;
             complete = constraint.must_end();
         }
         let scored = request.logprobs.map(|best| score(logits, token, best));
@@ -235,6 +236,10 @@ impl Sequence {
         };
         self.job.sink.send(Update::Finished(finished));
     }
+}
+
+fn unmet(error: ConstraintError) -> Ended {
+    Ended::Constraint(error.to_string())
 }
 
 fn failed(why: impl ToString) -> Ended {

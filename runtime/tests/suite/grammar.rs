@@ -370,7 +370,7 @@ fn other_requests_go_on_as_they_are() {
     let rest = text.replace("12", "").replace("345", "");
     assert!(rest == ":" || rest == ";", "{text}");
     assert_eq!(*ended, Ended::StopToken);
-    let failed = Ended::Failed("no rule has a text".into());
+    let failed = Ended::Constraint("no rule has a text".into());
     assert_eq!(beside[2], (String::new(), failed));
     let again = ask(vec![None, Some(grammar("[a-c]{7}")), None, None]);
     assert_eq!((&again[0], &again[2..]), (&free[0], &free[2..]));

@@ -409,6 +409,11 @@ fn failure(ended: &Ended, model: &Model) -> Option<ApiError> {
             ),
             "non_finite_logits",
         ),
+        Ended::Constraint(why) => status(
+            StatusCode::BAD_REQUEST,
+            &format!("what the text has to be: {why}"),
+            "constraint",
+        ),
         Ended::Failed(why) => status(StatusCode::INTERNAL_SERVER_ERROR, why, "failed"),
         _ => Some(ApiError::internal("the sequence ended unexpectedly")),
     }
