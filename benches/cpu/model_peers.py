@@ -18,11 +18,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path += [str(HERE), str(ROOT / "tests" / "python")]
 
-import machine  # noqa: E402
 from limits import Limits  # noqa: E402
 from model_contenders import Setting, contenders, missing  # noqa: E402
 from model_sizes import SIZES  # noqa: E402
 from peers import below_root  # noqa: E402
+from steps import Steps, check, took  # noqa: E402
 
 # Seconds that are kept for the limits at the end.
 RESERVE = 20
@@ -41,34 +41,26 @@ def parse(words):
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep the steps that --json holds")
     parser.add_argument("--docs", type=Path, help="the folder whose cpu.md gets the results, and their drawing")
     options = parser.parse_args(words)
-    for flag, value in [("--threads", options.threads), ("--rounds", options.rounds)]:
-        if value < 1:
-            parser.error(f"{flag}: expected 1 or more, found {value}")
-    for flag, path in [("--library", options.library), ("--program", options.program)]:
-        if not path.is_file():
-            parser.error(f"{flag}: {path}: no such file; `cargo build --release -p ratplus -p ratplus-onnxruntime` makes it")
+    check(parser, options)
     if options.resume and not options.json:
         parser.error("--continue: expected --json FILE with it")
     return options
 
 
-class Measurement:
+class Measurement(Steps):
     """What has been found."""
 
     def __init__(self, options, words):
-        self.options = options
-        self.deadline = time.monotonic() + options.seconds - RESERVE
         options.models.mkdir(parents=True, exist_ok=True)
         files = (options.program.resolve(), options.library.resolve())
         self.setting = Setting(SIZES[options.size], options.threads, *files, options.models.resolve())
         size = self.setting.size
-        self.document = {
-            "command": shlex.join(["python3", "benches/cpu/model_peers.py", *map(below_root, words)]),
-            "date": time.strftime("%Y-%m-%d"), "size": size.name, "threads": options.threads, "prompt": size.prompt,
-            "contexts": list(size.contexts), "new_tokens": size.new_tokens, "batch": size.batch,
-            "dense_ffn": size.dense_ffn, "weights": size.weights, "machine": machine.describe(),
-            "load": {"start": machine.load()}, "limits": {}, "skipped": [], "steps": [],
-        }  # fmt: skip
+        command = shlex.join(["python3", "benches/cpu/model_peers.py", *map(below_root, words)])
+        super().__init__(options, {
+            "command": command, "size": size.name, "prompt": size.prompt, "contexts": list(size.contexts),
+            "new_tokens": size.new_tokens, "batch": size.batch, "dense_ffn": size.dense_ffn, "weights": size.weights,
+            "limits": {},
+        })  # fmt: skip
         if options.resume and options.json.is_file():
             self.take_over(json.loads(options.json.read_text()))
 
@@ -82,15 +74,6 @@ class Measurement:
                 )
         self.document["steps"] = [step for step in earlier["steps"] if "reason" not in step]
         self.document["limits"] = earlier["limits"]
-
-    def save(self):
-        if self.options.json:
-            self.options.json.parent.mkdir(parents=True, exist_ok=True)
-            self.options.json.write_text(json.dumps(self.document, indent=1) + "\n")
-
-    def skip(self, name, reason):
-        self.document["skipped"].append({"contender": name, "reason": reason})
-        print(f"skipped: {name}: {reason}", flush=True)
 
     def limits(self, when):
         try:
@@ -127,11 +110,7 @@ class Measurement:
             if self.steps(contender) <= turn:
                 self.step(contender, turn)
         self.limits("end")
-        self.document["load"]["end"] = machine.load()
-        self.save()
-        failed = [step["contender"] for step in self.document["steps"] if "reason" in step]
-        print(f"{len(self.document['steps'])} steps measured, {len(self.document['skipped'])} skipped", flush=True)
-        return not any(name.startswith("ours") for name in failed)
+        return self.end()
 
     def steps(self, contender):
         return sum(step["contender"] == contender.name for step in self.document["steps"])
@@ -140,23 +119,10 @@ class Measurement:
         """Measures a contender once, or says why not."""
         known = [step["seconds"] for step in self.document["steps"] if step["contender"] == contender.name]
         left = self.deadline - time.monotonic()
-        if max(known, default=0) > left:
-            about = f", of about {max(known):.0f} s," if known else ""
-            self.skip(contender.name, f"round {turn + 1}{about} does not end within --seconds {self.options.seconds:g}")
+        if not self.in_time(contender.name, turn, max(known, default=0), left):
             return
-        before, begin = machine.busy_seconds(), time.monotonic()
         step = {"contender": contender.name, "program": contender.program, "bits": contender.bits, "batch": contender.batch}
-        try:
-            step |= contender.measure()
-        except Exception as error:  # noqa: BLE001 - a failure is a result
-            step["reason"] = f"{type(error).__name__}: {error}"[:400].replace(str(ROOT), ".")
-        step["seconds"] = time.monotonic() - begin
-        after = machine.busy_seconds()
-        if before and after and step["seconds"] > 0.2:
-            everyone, mine = (late - early for early, late in zip(before, after))
-            step["others_cpus"] = round(max(0.0, everyone - mine) / step["seconds"], 2)
-        self.document["steps"].append(step)
-        self.save()
+        step = self.measure(step, contender.measure)
         print(f"{turn + 1}: {contender.name:22} {words_of(step)}", flush=True)
 
 
@@ -170,7 +136,7 @@ def words_of(step):
         parts.append(f"prompt {step['prompt']:.1f} tokens/s")
     if "first_token" in step:
         parts.append(f"first token {step['first_token']:.2f} s")
-    return "; ".join([*parts, f"({step['seconds']:.0f} s, others {step.get('others_cpus', '?')} CPUs)"])
+    return "; ".join([*parts, took(step)])
 
 
 def main(words):

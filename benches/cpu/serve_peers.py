@@ -7,7 +7,6 @@ are there. Results are written after every step.
 """
 
 import argparse
-import json
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ from model_contenders import Setting  # noqa: E402
 from model_sizes import SIZES  # noqa: E402
 from peers import below_root  # noqa: E402
 from serve_contenders import LOADS, contenders, missing, turns  # noqa: E402
+from steps import Steps, check, took  # noqa: E402
 
 
 def parse(words):
@@ -38,35 +38,20 @@ def parse(words):
     parser.add_argument("--json", type=Path, help="where results go, after every step")
     parser.add_argument("--docs", type=Path, help="the folder whose serving.md gets the results, and their drawing")
     options = parser.parse_args(words)
-    for flag, path in [("--library", options.library), ("--program", options.program)]:
-        if not path.is_file():
-            parser.error(f"{flag}: {path}: no such file; `cargo build --release -p ratplus -p ratplus-onnxruntime` makes it")
+    check(parser, options)
     return options
 
 
-class Measurement:
+class Measurement(Steps):
     """What has been found."""
 
     def __init__(self, options, words):
-        self.options = options
         options.models.mkdir(parents=True, exist_ok=True)
         files = (options.program.resolve(), options.library.resolve())
         self.setting = Setting(SIZES[options.size], options.threads, *files, options.models.resolve())
         self.load = LOADS[options.size]
-        self.document = {
-            "command": shlex.join(["python3", "benches/cpu/serve_peers.py", *map(below_root, words)]),
-            "date": time.strftime("%Y-%m-%d"), "size": options.size, "threads": options.threads, "asked": asdict(self.load),
-            "machine": machine.describe(), "load": {"start": machine.load()}, "skipped": [], "steps": [],
-        }  # fmt: skip
-
-    def save(self):
-        if self.options.json:
-            self.options.json.parent.mkdir(parents=True, exist_ok=True)
-            self.options.json.write_text(json.dumps(self.document, indent=1) + "\n")
-
-    def skip(self, name, reason):
-        self.document["skipped"].append({"contender": name, "reason": reason})
-        print(f"skipped: {name}: {reason}", flush=True)
+        command = shlex.join(["python3", "benches/cpu/serve_peers.py", *map(below_root, words)])
+        super().__init__(options, {"command": command, "size": options.size, "asked": asdict(self.load)})
 
     def run(self):
         """Whether ours were measured."""
@@ -85,11 +70,7 @@ class Measurement:
         self.document["load"]["start"] = machine.load()
         for turn, scenario, contender in turns(present, self.options.rounds):
             self.step(turn, scenario, contender, deadline)
-        self.document["load"]["end"] = machine.load()
-        self.save()
-        failed = [step["contender"] for step in self.document["steps"] if "reason" in step]
-        print(f"{len(self.document['steps'])} steps measured, {len(self.document['skipped'])} skipped", flush=True)
-        return not any(name.startswith("ours") for name in failed)
+        return self.end()
 
     def known(self, scenario, contender):
         """Seconds that a step takes: what it took, or what one of that scenario took at most."""
@@ -99,28 +80,15 @@ class Measurement:
 
     def step(self, turn, scenario, contender, deadline):
         """Measures a contender once, or says why not."""
-        name, about = f"{scenario}, {contender.name}", self.known(scenario, contender)
-        if deadline - time.monotonic() < max(about, 1e-9):
-            words = f", of about {about:.0f} s," if about else ""
-            self.skip(name, f"round {turn + 1}{words} does not end within --seconds {self.options.seconds:g}")
+        name = f"{scenario}, {contender.name}"
+        if not self.in_time(name, turn, self.known(scenario, contender), deadline - time.monotonic()):
             return
         reason = contender.fits(scenario)
         if reason:
             self.skip(name, reason)
             return
         step = {"contender": contender.name, "program": contender.program, "bits": contender.bits, "scenario": scenario}
-        before, begin = machine.busy_seconds(), time.monotonic()
-        try:
-            step |= contender.measure(scenario, 100 * turn + 1)
-        except Exception as error:  # noqa: BLE001 - a failure is a result
-            step["reason"] = f"{type(error).__name__}: {error}"[:400].replace(str(ROOT), ".")
-        step["seconds"] = time.monotonic() - begin
-        after = machine.busy_seconds()
-        if before and after and step["seconds"] > 0.2:
-            everyone, mine = (late - early for early, late in zip(before, after))
-            step["others_cpus"] = round(max(0.0, everyone - mine) / step["seconds"], 2)
-        self.document["steps"].append(step)
-        self.save()
+        step = self.measure(step, lambda: contender.measure(scenario, 100 * turn + 1))
         print(f"{turn + 1}: {name:34} {words_of(step)}", flush=True)
 
 
@@ -130,7 +98,7 @@ def words_of(step):
         return step["reason"]
     left_out = ("contender", "program", "bits", "scenario", "seconds", "others_cpus")
     figures = [f"{name} {value:.3g}" for name, value in step.items() if name not in left_out and isinstance(value, float)]
-    return ", ".join([*figures, f"({step['seconds']:.0f} s, others {step.get('others_cpus', '?')} CPUs)"])
+    return ", ".join([*figures, took(step)])
 
 
 def main(words):

@@ -68,6 +68,17 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
+/// Slots of a server of ours that are in use, and requests that wait, a step ago at most.
+///
+/// # Panics
+/// It tells none.
+pub fn busy(address: SocketAddr) -> (usize, u64) {
+    let slots = get(address, "/slots").json();
+    let busy = slots["slots"].as_array().expect("slots").iter();
+    let busy = busy.filter(|slot| slot["activity"] != "free").count();
+    (busy, slots["queued_requests"].as_u64().expect("a number"))
+}
+
 /// Sends a request, and reads nothing.
 ///
 /// # Panics

@@ -196,18 +196,8 @@ fn what_is_no_number_stays_in_its_row() {
                 epsilon: None,
             };
             let (k, n, rows) = (operator.in_features, operator.out_features, 12);
-            let mut problem = Problem::<bf16> {
-                batch: 1,
-                seq_len: rows,
-                seq_length: vec![rows as i64],
-                input: values(&mut rng, rows * k),
-                norm: Vec::new(),
-                gate: Vec::new(),
-                residual: None,
-                matrix: matrix(&mut rng, &operator, true),
-                operator,
-                around: Around::Nothing,
-            };
+            let matrix = matrix(&mut rng, &operator, true);
+            let mut problem = Problem::<bf16>::bare(&mut rng, operator, rows, matrix);
             for way in problem.ways() {
                 let clean = problem.run(way, &Serial);
                 problem.input[5 * k + 300] = bf16::NAN;
@@ -249,18 +239,8 @@ fn a_row_has_the_same_bits_among_hundreds() {
         epsilon: None,
     };
     let (k, n, rows) = (operator.in_features, operator.out_features, 500);
-    let mut problem = Problem::<bf16> {
-        batch: 1,
-        seq_len: rows,
-        seq_length: vec![rows as i64],
-        input: values(&mut rng, rows * k),
-        norm: Vec::new(),
-        gate: Vec::new(),
-        residual: None,
-        matrix: matrix(&mut rng, &operator, false),
-        operator,
-        around: Around::Nothing,
-    };
+    let matrix = matrix(&mut rng, &operator, false);
+    let mut problem = Problem::<bf16>::bare(&mut rng, operator, rows, matrix);
     let input = problem.input.clone();
     for way in problem.ways() {
         (problem.seq_len, problem.seq_length) = (rows, vec![rows as i64]);
@@ -311,18 +291,7 @@ fn timed_with<T: Real>(isa: Isa, weight: WeightType, activations: Activations) {
     matrix.bytes = matrix.bytes.repeat(REPEATED);
     matrix.scales = matrix.scales.repeat(REPEATED);
     let size = matrix.bytes.len() + 4 * matrix.scales.len();
-    let mut problem = Problem::<T> {
-        batch: 1,
-        seq_len: 1,
-        seq_length: vec![1],
-        input: values(&mut rng, 512 * 2048),
-        norm: Vec::new(),
-        gate: Vec::new(),
-        residual: None,
-        matrix,
-        operator,
-        around: Around::Nothing,
-    };
+    let mut problem = Problem::<T>::bare(&mut rng, operator, 512, matrix);
     let way = (isa, Form::of::<T>(isa, &problem.operator));
     for rows in [1, 8, 512] {
         problem.seq_len = rows;

@@ -9,7 +9,7 @@ use ratplus_runtime::package::Package;
 use ratplus_runtime::scheduler;
 use ratplus_server::{Model, ModelError, Options, serve};
 use ratplus_tests::golden_case;
-use ratplus_tests::http::get;
+use ratplus_tests::http::{self, get};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -119,10 +119,7 @@ impl Server {
 
     /// Slots that are in use, and requests that wait.
     pub fn busy(&self) -> (usize, u64) {
-        let slots = self.slots();
-        let busy = slots["slots"].as_array().unwrap().iter();
-        let busy = busy.filter(|slot| slot["activity"] != "free").count();
-        (busy, slots["queued_requests"].as_u64().unwrap())
+        http::busy(self.address)
     }
 
     /// A number of /metrics, by its name and what its labels have.

@@ -1,6 +1,6 @@
 //! A package, and a server of it in a process of its own.
 
-use ratplus_tests::http::{get, post};
+use ratplus_tests::http::{self, get, post};
 use ratplus_tests::{golden_case, ratplus, run, texts};
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -105,10 +105,7 @@ impl Server {
 
     /// Slots that are in use, and requests that wait.
     pub fn busy(&self) -> (usize, u64) {
-        let slots = self.slots();
-        let busy = slots["slots"].as_array().unwrap().iter();
-        let busy = busy.filter(|slot| slot["activity"] != "free").count();
-        (busy, slots["queued_requests"].as_u64().unwrap())
+        http::busy(self.address)
     }
 
     /// The answer to a request that has to be answered.

@@ -130,6 +130,22 @@ fn pointer<T>(list: &[T]) -> *const T {
 }
 
 impl<T: Real> Problem<T> {
+    /// Random rows of one sequence, with nothing around the product.
+    pub fn bare(rng: &mut ChaCha8Rng, operator: Linear, rows: usize, matrix: Matrix) -> Self {
+        Self {
+            batch: 1,
+            seq_len: rows,
+            seq_length: vec![rows as i64],
+            input: values(rng, rows * operator.in_features),
+            norm: Vec::new(),
+            gate: Vec::new(),
+            residual: None,
+            matrix,
+            operator,
+            around: Around::Nothing,
+        }
+    }
+
     /// What the product can be computed with here.
     pub fn ways(&self) -> Vec<(Isa, Form)> {
         let mut ways: Vec<_> = isas()
