@@ -116,7 +116,7 @@ pub enum EngineError {
     /// tokens: what was expected and found.
     #[error("{0}")]
     Refused(String),
-    /// A step failed: the sequences of its engine are lost and their slots free.
+    /// A step failed: its sequences are lost and their slots free. Or a state was not read or written.
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
@@ -199,11 +199,6 @@ impl Engine {
     /// The session.
     pub fn session(&self) -> &Session {
         &self.session
-    }
-
-    /// The session, without the sequences.
-    pub fn into_session(self) -> Session {
-        self.session
     }
 
     /// What sequences may be.
@@ -315,7 +310,7 @@ impl Engine {
         let ran = ran.map(|_| ());
         (slot.left, slot.started) = (slot.left - tokens, true);
         slot.ready = slot.chunks.is_empty();
-        self.or_lost(ran)?;
+        self.or_lost(ran, |slot, _| slot == index)?;
         Ok(Ran::Prefill {
             slot: index,
             tokens,
@@ -342,7 +337,7 @@ impl Engine {
         }
         let ran = self.session.run(1, &self.input_ids, &self.seq_length);
         let ran = ran.map(|_| ());
-        self.or_lost(ran)?;
+        self.or_lost(ran, |_, slot| slot.ready)?;
         Ok(Ran::Decode { slots })
     }
 
@@ -390,13 +385,15 @@ impl Engine {
     /// # Errors
     /// There are none, or the backend failed.
     pub fn read_delta(&mut self, slot: usize, from: usize) -> Result<StateDelta, EngineError> {
+        self.expect(slot, "a sequence", |slot| slot.taken)?;
         Ok(self.session.read_delta(slot, from)?)
     }
 
-    /// Goes past the chunks of the prompt in `slot` that `deltas` are what is left of, as if they had run.
+    /// Goes past the next chunks of the prompt in `slot`, of which `deltas` are what is left, as if they had run.
     ///
     /// # Errors
-    /// They do not end where one of its chunks that have not run does, or are of another package.
+    /// They do not end where one of those chunks does, do not follow what has run, or are of another package; the
+    /// prompt is where it was. Or the backend failed.
     pub fn skip(&mut self, slot: usize, deltas: &[&StateDelta]) -> Result<(), EngineError> {
         let goal = deltas.last().map_or(0, |delta| delta.to);
         let mut done = self.past_length(slot);
@@ -419,7 +416,7 @@ impl Engine {
                 .sum();
             place.chunks.truncate(chunks);
         }
-        self.or_lost(written)
+        self.or_lost(written, |_, _| false)
     }
 
     /// Copies what the sequence in `slot` has left there, whose tokens have all run or not.
@@ -461,12 +458,18 @@ impl Engine {
         self.slots.iter_mut().for_each(|slot| slot.ready = false);
     }
 
-    /// A run that failed has cost the sequences of its slots their state.
-    fn or_lost(&mut self, ran: Result<(), BackendError>) -> Result<(), EngineError> {
+    /// A run that failed has cost its sequences theirs, and those whose state it took along.
+    fn or_lost(
+        &mut self,
+        ran: Result<(), BackendError>,
+        of_run: impl Fn(usize, &Slot) -> bool,
+    ) -> Result<(), EngineError> {
         let Err(error) = ran else { return Ok(()) };
-        for slot in 0..self.slots.len() {
-            if self.slots[slot].started && self.session.past_length(slot) == 0 {
-                self.cancel(slot);
+        for index in 0..self.slots.len() {
+            let slot = &self.slots[index];
+            let gone = slot.started && self.session.past_length(index) == 0;
+            if gone || of_run(index, slot) {
+                self.cancel(index);
             }
         }
         Err(error.into())

@@ -36,13 +36,30 @@ impl Request {
     /// # Errors
     /// The first thing that is wrong.
     pub fn check(&self, limits: &Limits) -> Result<(), RequestError> {
-        limits.check(0, &self.prompt)?;
-        if self.max_new_tokens > 1 {
-            limits.check_decode()?;
-        }
-        check_stop_tokens(&self.stop_tokens, limits)?;
-        Ok(self.sampling.check(Some(limits.vocab_size))?)
+        check(
+            &self.prompt,
+            self.max_new_tokens,
+            &self.stop_tokens,
+            &self.sampling,
+            limits,
+        )
     }
+}
+
+/// Whether a package with these limits continues `prompt` so.
+pub(crate) fn check(
+    prompt: &[u32],
+    max_new_tokens: usize,
+    stop_tokens: &BTreeSet<u32>,
+    sampling: &Sampling,
+    limits: &Limits,
+) -> Result<(), RequestError> {
+    limits.check(0, prompt)?;
+    if max_new_tokens > 1 {
+        limits.check_decode()?;
+    }
+    check_stop_tokens(stop_tokens, limits)?;
+    Ok(sampling.check(Some(limits.vocab_size))?)
 }
 
 /// Whether a package can give such tokens.

@@ -3,6 +3,7 @@
 use crate::output::{Table, bytes};
 use ratplus_graphs::memory::SessionMemory;
 use ratplus_graphs::package::{MAX_BATCH, Manifest, written_bytes};
+use ratplus_runtime::scheduler::checkpoint_bytes;
 use serde::Serialize;
 
 /// A server of so many slots.
@@ -26,8 +27,8 @@ fn checkpoint(manifest: &Manifest) -> (u64, u64) {
     // The second chunk: no initial tokens.
     let start = longest.min(manifest.max_seq_len - longest.min(manifest.max_seq_len));
     let state = written_bytes(&manifest.model, &shape, start..start + longest);
-    let numbers = 4 * (manifest.model.vocab_size + 2 * longest) as u64;
-    (state + numbers, longest as u64)
+    let bytes = checkpoint_bytes(state as usize, longest, manifest.model.vocab_size);
+    (bytes, longest as u64)
 }
 
 /// Servers of 1, 2, 4 slots and so on, and of the package's own, that fit in `budget`.

@@ -85,7 +85,7 @@ fn load(args: &ServeArgs, backend: BackendKind) -> Result<Model, ModelError> {
     options
         .prefix_cache_file
         .clone_from(&args.prefix_cache_file);
-    options.decode_steps_per_chunk = args.decode_steps_per_chunk.get();
+    options.decode_steps_per_chunk = args.decode_steps_per_chunk;
     Model::start(&package, session, options)
 }
 

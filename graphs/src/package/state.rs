@@ -76,18 +76,21 @@ impl StateKind {
         }
     }
 
-    /// Type of the tensor for one layer.
-    pub fn tensor(self, spec: &ModelSpec, layer: usize, shape: &PackageShape) -> TensorType {
-        let dtype = self.dtype(shape);
+    /// Shape of one slot's part for one layer.
+    pub fn slot_shape(self, spec: &ModelSpec, layer: usize, max_seq_len: usize) -> Vec<usize> {
         match self {
             Self::Key | Self::Value => {
-                let rows = spec.cache_layout(layer, shape.max_seq_len).rows();
-                TensorType::new(dtype, [shape.batch, rows, spec.d_head])
+                vec![spec.cache_layout(layer, max_seq_len).rows(), spec.d_head]
             }
-            Self::RecurrentKey | Self::RecurrentValue => {
-                TensorType::new(dtype, [shape.batch, spec.d_model])
-            }
+            Self::RecurrentKey | Self::RecurrentValue => vec![spec.d_model],
         }
+    }
+
+    /// Type of the tensor for one layer.
+    pub fn tensor(self, spec: &ModelSpec, layer: usize, shape: &PackageShape) -> TensorType {
+        let slot = self.slot_shape(spec, layer, shape.max_seq_len);
+        let dims: Vec<usize> = [shape.batch].into_iter().chain(slot).collect();
+        TensorType::new(self.dtype(shape), dims)
     }
 }
 

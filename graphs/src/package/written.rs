@@ -11,6 +11,8 @@ pub struct WrittenPiece {
     pub state: usize,
     /// From the slot's first element of it on.
     pub elements: Range<usize>,
+    /// How many elements that part has.
+    pub of: usize,
     /// For how many tokens after the last one it is of use; `None` for ever.
     pub lasts: Option<usize>,
 }
@@ -29,10 +31,15 @@ pub fn written_pieces(
         let layout = spec.cache_layout(layer, max_seq_len);
         for (index, kind) in kinds.iter().enumerate() {
             let state = layer * kinds.len() + index;
+            let of = kind
+                .slot_shape(spec, layer, max_seq_len)
+                .into_iter()
+                .product();
             if matches!(kind, StateKind::RecurrentKey | StateKind::RecurrentValue) {
                 pieces.push(WrittenPiece {
                     state,
-                    elements: 0..spec.d_model,
+                    elements: 0..of,
+                    of,
                     lasts: Some(0),
                 });
                 continue;
@@ -52,6 +59,7 @@ pub fn written_pieces(
                         pieces.push(WrittenPiece {
                             state,
                             elements: start * spec.d_head..end * spec.d_head,
+                            of,
                             lasts,
                         });
                     }

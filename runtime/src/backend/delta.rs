@@ -50,17 +50,17 @@ impl Session {
         Ok(StateDelta { from, to, bytes })
     }
 
-    /// Has `slot` hold the sequence of which `deltas` are all tokens, in order.
+    /// Has `slot` hold its sequence with `deltas`, what the tokens after its own have left, in order.
     ///
     /// # Errors
-    /// [`BackendError::State`]: they are no sequence from its start, or not of this package and backend;
+    /// [`BackendError::State`]: they do not follow it and one another, or are not of this package and backend;
     /// the slot is as it was. After any other error the slot starts over.
     pub fn write_deltas(
         &mut self,
         slot: usize,
         deltas: &[&StateDelta],
     ) -> Result<(), BackendError> {
-        let mut end = 0;
+        let mut end = self.past_length(slot);
         let mut problems = Vec::new();
         for delta in deltas {
             if delta.from != end || delta.to <= delta.from || delta.to > self.max_seq_len() {
@@ -113,15 +113,9 @@ impl Session {
     /// Where what `tokens` have left lies.
     fn pieces(&self, tokens: Range<usize>) -> Vec<Piece> {
         let pieces = written_pieces(&self.manifest().model, self.max_seq_len(), tokens);
-        let sizes: Vec<_> = self
-            .state_buffers()
-            .iter()
-            .map(|buffer| buffer.tensor.elements())
-            .collect();
         let pieces = pieces.into_iter().map(|piece| {
             // A backend may keep another type than the package's.
-            let elements = sizes[piece.state] / self.batch();
-            let size = self.driver.slot_bytes(piece.state) / elements.max(1);
+            let size = self.driver.slot_bytes(piece.state) / piece.of.max(1);
             Piece {
                 state: piece.state,
                 bytes: piece.elements.start * size..piece.elements.end * size,

@@ -180,8 +180,9 @@ impl Session {
     /// [`Step::checked_logits`] tells.
     ///
     /// # Errors
-    /// [`BackendError::Input`] before anything ran. After any other error every slot starts over
-    /// (`past_length` 0), because a run that failed halfway may have written to the caches.
+    /// [`BackendError::Input`] before anything ran. After any other error the slots of the engine that failed
+    /// start over (`past_length` 0), because a run that failed halfway may have written to the caches; where
+    /// slots ran one after the other, those before have advanced.
     pub fn run(
         &mut self,
         engine_len: usize,

@@ -38,6 +38,8 @@ pub struct Owner {
     pub fingerprint: String,
     /// Name of the backend.
     pub backend: String,
+    /// Static lengths of the engines: they decide where chunks end.
+    pub lengths: Vec<usize>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -226,9 +228,16 @@ impl PrefixCache {
         input.read_exact(&mut head)?;
         let head: Head = serde_json::from_slice(&head)?;
         if head.owner != *owner {
+            let about =
+                |owner: &Owner| format!("{} with chunks of {:?}", owner.backend, owner.lengths);
+            let whose = match head.owner.fingerprint == owner.fingerprint {
+                true => "its own",
+                false => "another package's",
+            };
             return Err(bad(format!(
-                "expected those of this package on {}, found those of {} on {}",
-                owner.backend, head.owner.fingerprint, head.owner.backend
+                "expected those of this package on {}, found {whose} on {}",
+                about(owner),
+                about(&head.owner)
             )));
         }
         let mut places: Vec<Option<usize>> = Vec::new();
@@ -255,6 +264,13 @@ impl PrefixCache {
             let fits = entry.parent.is_none() == parent.is_none();
             node.parent = parent;
             let fits = fits && self.bytes + node.bytes() <= self.budget;
+            if fits
+                && self
+                    .children(parent)
+                    .is_some_and(|known| known.contains_key(&node.tokens))
+            {
+                return Err(bad(format!("checkpoint {place} is there twice")));
+            }
             places.push(fits.then(|| self.place(node)));
         }
         let hash = input.hasher.finalize();

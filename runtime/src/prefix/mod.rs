@@ -30,10 +30,14 @@ struct Checkpoint {
 
 impl Checkpoint {
     fn bytes(&self) -> u64 {
-        let tokens = 2 * size_of_val(&*self.tokens);
-        let numbers = self.delta.bytes.len() + size_of_val(&*self.logits);
-        (tokens + numbers + OVERHEAD) as u64
+        checkpoint_bytes(self.delta.bytes.len(), self.tokens.len(), self.logits.len())
     }
+}
+
+/// Bytes that a checkpoint counts for: what its tokens leave
+/// ([`written_bytes`](ratplus_graphs::package::written_bytes)), their numbers twice, and the logits after them.
+pub fn checkpoint_bytes(left: usize, tokens: usize, vocab_size: usize) -> u64 {
+    (left + 2 * size_of::<u32>() * tokens + size_of::<f32>() * vocab_size + OVERHEAD) as u64
 }
 
 /// Checkpoints within a budget of bytes; the ones least recently of use give way.
@@ -49,7 +53,7 @@ pub struct PrefixCache {
 
 /// The deepest checkpoint of a prompt.
 pub struct Hit<'a> {
-    /// From the start of the sequence on.
+    /// From the tokens that have run on.
     pub deltas: Vec<&'a StateDelta>,
     /// Logits `[V]` after the last of its tokens.
     pub logits: &'a [f32],
@@ -100,8 +104,8 @@ impl PrefixCache {
         }
     }
 
-    /// Checkpoints of a prompt, from the start on, as far as they go. `plan` has the prompt's chunks.
-    fn path(&self, prompt: &[u32], plan: impl IntoIterator<Item = Chunk>) -> Vec<usize> {
+    /// Checkpoints of a prompt, of which `plan` are the first chunks, from the start on, as far as they go.
+    fn path(&self, prompt: &[u32], plan: &[Chunk]) -> Vec<usize> {
         let (mut path, mut at) = (Vec::new(), 0);
         for chunk in plan {
             let whole = chunk.tokens == chunk.engine_len;
@@ -117,57 +121,64 @@ impl PrefixCache {
         path
     }
 
-    /// How many tokens of a prompt, of which `plan` are the chunks, need not run.
-    pub fn depth(&self, prompt: &[u32], plan: impl IntoIterator<Item = Chunk>) -> usize {
+    /// The deepest checkpoint of a prompt, of which `plan` are the chunks and `past` tokens have run, if it is
+    /// after those; it is of use now.
+    pub fn get(&mut self, prompt: &[u32], plan: &[Chunk], past: usize) -> Option<Hit<'_>> {
         let path = self.path(prompt, plan);
-        let last = path.last().and_then(|&last| self.node(last));
-        last.map_or(0, |node| node.delta.to)
-    }
-
-    /// The deepest checkpoint of a prompt, of which `plan` are the chunks; it is of use now.
-    pub fn get(
-        &mut self,
-        prompt: &[u32],
-        plan: impl IntoIterator<Item = Chunk>,
-    ) -> Option<Hit<'_>> {
-        let path = self.path(prompt, plan);
+        let last = self.node(*path.last()?)?;
+        if last.delta.to <= past {
+            return None;
+        }
         self.touch(&path);
-        let nodes: Vec<_> = path.iter().filter_map(|&index| self.node(index)).collect();
+        let nodes = path.iter().filter_map(|&index| self.node(index));
         Some(Hit {
-            logits: &nodes.last()?.logits,
-            deltas: nodes.iter().map(|node| &node.delta).collect(),
+            deltas: nodes
+                .map(|node| &node.delta)
+                .filter(|delta| delta.from >= past)
+                .collect(),
+            logits: &self.node(*path.last()?)?.logits,
         })
     }
 
-    /// Whether [`insert`](Self::insert) would take a checkpoint after `done`, whole chunks of a prompt: it
-    /// has those before and not this one.
-    pub fn wants(&self, prompt: &[u32], done: &[Chunk]) -> bool {
-        self.path(prompt, done.iter().copied()).len() + 1 == done.len()
-            && done
-                .last()
-                .is_some_and(|last| last.tokens == last.engine_len)
+    /// Where a checkpoint after `done`, the first chunks of a prompt, goes: below those of the chunks before. None
+    /// where one of them is missing, the last chunk is not whole, or it is there.
+    fn place_of(&self, prompt: &[u32], done: &[Chunk]) -> Option<Vec<usize>> {
+        let path = self.path(prompt, done);
+        let whole = done
+            .last()
+            .is_some_and(|last| last.tokens == last.engine_len);
+        (whole && path.len() + 1 == done.len()).then_some(path)
     }
 
-    /// Takes what the last of `done`, the first chunks of a prompt, has left, if it has those before it. Others
-    /// give way, but for those.
-    pub fn insert(&mut self, prompt: &[u32], done: &[Chunk], delta: StateDelta, logits: &[f32]) {
-        let Some((last, before)) = done.split_last() else {
+    /// Whether [`insert`](Self::insert) takes a checkpoint of so many bytes after `done`: it has those before, not
+    /// this one, and room for all of them.
+    pub fn wants(&self, prompt: &[u32], done: &[Chunk], bytes: u64) -> bool {
+        self.place_of(prompt, done).is_some_and(|path| {
+            let nodes = path.iter().filter_map(|&index| self.node(index));
+            nodes.map(Checkpoint::bytes).sum::<u64>() + bytes <= self.budget
+        })
+    }
+
+    /// Takes what the last of `done`, the first chunks of a prompt, has left, and the logits after it, if it has
+    /// those before it. Others give way, but for those.
+    pub fn insert(
+        &mut self,
+        prompt: &[u32],
+        done: &[Chunk],
+        delta: StateDelta,
+        logits: Box<[f32]>,
+    ) {
+        let place = self.place_of(prompt, done);
+        let Some((path, tokens)) = place.zip(prompt.get(delta.from..delta.to)) else {
             return;
         };
-        let path = self.path(prompt, before.iter().copied());
-        let wanted = self.wants(prompt, done);
-        let Some(tokens) = prompt.get(delta.from..delta.to).filter(|_| wanted) else {
-            return;
-        };
-        debug_assert_eq!(tokens.len(), last.tokens);
         self.touch(&path);
-        let parent = path.last().copied();
         let node = Checkpoint {
-            parent,
+            parent: path.last().copied(),
             tokens: tokens.into(),
             children: HashMap::new(),
             delta,
-            logits: logits.into(),
+            logits,
             used: self.clock,
         };
         if self.make_room(node.bytes()) {
@@ -255,3 +266,6 @@ impl PrefixCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

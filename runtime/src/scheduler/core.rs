@@ -4,9 +4,9 @@ use super::request::Ended;
 use super::sequence::{Job, Sequence};
 use super::snapshot::{Activity, PrefixUse, SlotView, Snapshot, Totals};
 use super::{Options, StartError};
-use crate::backend::StateDelta;
+use crate::backend::{StateDelta, finite};
 use crate::engine::{Engine, EngineError, Ran};
-use crate::prefix::{Owner, PrefixCache, Sizes};
+use crate::prefix::{Owner, PrefixCache, Sizes, checkpoint_bytes};
 use crate::sampler::Sampler;
 use crate::text::Tokenizer;
 use std::collections::VecDeque;
@@ -17,6 +17,7 @@ fn owner(engine: &Engine) -> Owner {
     Owner {
         fingerprint: engine.session().fingerprint().into(),
         backend: engine.session().backend().to_string(),
+        lengths: engine.limits().lengths.clone(),
     }
 }
 
@@ -140,18 +141,22 @@ impl Core {
         for slot in 0..self.slots.len() {
             self.end(slot, Ended::Stopped);
         }
-        while let Some(job) = self.pop() {
-            self.totals.finished += 1;
-            job.end(Ended::Stopped);
+        while let Some(job) = self.queue.pop_front() {
+            self.refuse(job, Ended::Stopped);
         }
     }
 
-    /// The request that has waited longest.
-    fn pop(&mut self) -> Option<Job> {
-        let job = self.queue.pop_front()?;
+    /// Ends a request of the queue before it has a slot.
+    fn refuse(&mut self, job: Job, ended: Ended) {
+        self.leaves(&job);
+        self.totals.finished += 1;
+        job.end(ended);
+    }
+
+    /// Counts a request that is no longer in the queue.
+    fn leaves(&mut self, job: &Job) {
         self.left.0 += 1;
         self.left.1 += job.request.prompt.len();
-        Some(job)
     }
 
     /// Ends what is over, fills free slots, runs a chunk or a decode step and tells what came of it.
@@ -163,7 +168,7 @@ impl Core {
         let started = Instant::now();
         match prompt {
             Some(slot) if !ready || self.decodes == 0 => {
-                self.decodes = self.options.decode_steps_per_chunk;
+                self.decodes = self.options.decode_steps_per_chunk.get();
                 self.prefill(slot);
                 self.totals.prefill_steps += 1;
                 self.totals.prefill_time += started.elapsed();
@@ -175,7 +180,10 @@ impl Core {
                 self.totals.decode_steps += 1;
                 self.totals.decode_time += started.elapsed();
             }
-            _ => {}
+            // A sequence that no step can go on with is never left to wait.
+            _ => (0..self.slots.len()).for_each(|slot| {
+                self.end(slot, Ended::Failed("the engine has nothing to run".into()))
+            }),
         }
     }
 
@@ -189,16 +197,10 @@ impl Core {
             }
         }
         if self.queue.iter().any(|job| job.over(now).is_some()) {
-            for _ in 0..self.queue.len() {
-                let over = self.queue.front().and_then(|job| job.over(now));
-                match over {
-                    None => self.queue.rotate_left(1),
-                    Some(ended) => {
-                        if let Some(job) = self.pop() {
-                            self.totals.finished += 1;
-                            job.end(ended);
-                        }
-                    }
+            for job in std::mem::take(&mut self.queue) {
+                match job.over(now) {
+                    None => self.queue.push_back(job),
+                    Some(ended) => self.refuse(job, ended),
                 }
             }
         }
@@ -207,19 +209,17 @@ impl Core {
     /// Gives free slots to requests that wait.
     fn admit(&mut self) {
         while let Some(slot) = self.engine.free_slot() {
-            let Some(job) = self.pop() else {
+            let Some(job) = self.queue.pop_front() else {
                 return;
             };
             match Sampler::new(&job.request.sampling) {
                 Ok(sampler) => {
+                    self.leaves(&job);
                     let sequence = Sequence::new(job, sampler, self.tokenizer.as_ref());
                     self.slots[slot] = Some(sequence);
                     self.begin(slot);
                 }
-                Err(error) => {
-                    self.totals.finished += 1;
-                    job.end(Ended::Failed(error.to_string()));
-                }
+                Err(error) => self.refuse(job, Ended::Failed(error.to_string())),
             }
         }
     }
@@ -249,30 +249,32 @@ impl Core {
     /// Runs the next chunk of the prompt in `slot`, or goes past it and those after it.
     fn prefill(&mut self, slot: usize) {
         for (other, sequence) in self.slots.iter_mut().enumerate() {
-            if let Some(sequence) = sequence
-                && other != slot
-                && !self.engine.chunks(other).is_empty()
-            {
+            let Some(sequence) = sequence else { continue };
+            if other == slot {
+                sequence.passed = 0;
+            } else if !self.engine.chunks(other).is_empty() {
                 sequence.passed += 1;
             }
         }
         match self.skip(slot) {
-            Ok(Some(logits)) => self.pick(slot, &logits),
-            Ok(None) => {
-                let before = self.engine.past_length(slot);
-                let ran = self.engine.prefill_slot(slot);
-                if let Ok(Ran::Prefill { tokens, .. }) = ran {
-                    self.totals.prompt_tokens += tokens as u64;
-                    self.scores(slot, before, tokens);
-                    self.keep(slot, before);
-                }
-                self.after(ran);
-            }
+            Ok(Some(logits)) => return self.pick(slot, &logits),
+            Ok(None) => {}
             Err(error) if self.engine.holds(slot) => {
-                self.end(slot, Ended::Failed(error.to_string()));
+                tracing::warn!(%error, "a prefix is not taken over; the prompt runs");
+                if let Some(sequence) = &mut self.slots[slot] {
+                    sequence.runs_all = true;
+                }
             }
-            Err(error) => self.recover(&error),
+            Err(error) => return self.after(Err(error)),
         }
+        let before = self.engine.past_length(slot);
+        let ran = self.engine.prefill_slot(slot);
+        if let Ok(Ran::Prefill { tokens, .. }) = ran {
+            self.totals.prompt_tokens += tokens as u64;
+            self.scores(slot, before, tokens);
+            self.keep(slot, before);
+        }
+        self.after(ran);
     }
 
     /// Goes past chunks of the prompt in `slot` that the prefix cache has; the logits after the prompt where
@@ -282,8 +284,7 @@ impl Core {
             return Ok(None);
         };
         let request = &sequence.job.request;
-        // Scores are of every token's logits.
-        if request.prompt_logprobs.is_some() {
+        if sequence.runs_all {
             return Ok(None);
         }
         let past = self.engine.past_length(slot);
@@ -291,14 +292,10 @@ impl Core {
         if past == 0 && first_time {
             self.prefix_use.queried_tokens += request.prompt.len() as u64;
         }
-        let plan = || sequence.plan.iter().copied();
-        let depth = prefix.depth(&request.prompt, plan());
-        if depth <= past {
-            return Ok(None);
-        }
-        let Some(hit) = prefix.get(&request.prompt, plan()) else {
+        let Some(hit) = prefix.get(&request.prompt, &sequence.plan, past) else {
             return Ok(None);
         };
+        let depth = hit.deltas.last().map_or(past, |last| last.to);
         self.engine.skip(slot, &hit.deltas)?;
         let logits = (depth == request.prompt.len()).then(|| hit.logits.into());
         if first_time {
@@ -313,7 +310,7 @@ impl Core {
         let Some(sequence) = &mut self.slots[slot] else {
             return;
         };
-        if sequence.job.request.prompt_logprobs.is_none() {
+        if !sequence.scores_prompt() {
             return;
         }
         for index in 0..tokens {
@@ -330,15 +327,21 @@ impl Core {
         };
         let done = sequence.plan.len() - self.engine.chunks(slot).len();
         let (done, prompt) = (&sequence.plan[..done], &sequence.job.request.prompt);
-        if !prefix.wants(prompt, done) {
-            return;
-        }
-        // A copy that fails costs the cache this checkpoint, and the prompt nothing.
-        let Ok(delta) = self.engine.read_delta(slot, past) else {
+        let Some(last) = done.last().map(|chunk| chunk.tokens) else {
             return;
         };
-        let last = delta.to - delta.from - 1;
-        if let Some(logits) = self.engine.logits_at(slot, last) {
+        let bytes = self.engine.session().delta_bytes(past..past + last);
+        let logits = self.engine.logits_at(slot, last - 1);
+        // One that is no number is this sequence's own matter.
+        let Some(logits) = logits.filter(|logits| finite(logits).is_ok()) else {
+            return;
+        };
+        if !prefix.wants(prompt, done, checkpoint_bytes(bytes, last, logits.len())) {
+            return;
+        }
+        let logits = logits.into();
+        // A copy that fails costs the cache this checkpoint, and the prompt nothing.
+        if let Ok(delta) = self.engine.read_delta(slot, past) {
             prefix.insert(prompt, done, delta, logits);
         }
     }
@@ -406,7 +409,14 @@ impl Core {
         }
     }
 
-    /// Brings `snapshot` up to date.
+    /// What is going on.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        self.report(&mut snapshot);
+        snapshot
+    }
+
+    /// Brings `snapshot` up to date, but for what the core does not know.
     pub fn report(&self, snapshot: &mut Snapshot) {
         let engine = &self.engine;
         let views = self.slots.iter().enumerate().map(|(slot, sequence)| {
@@ -433,7 +443,7 @@ impl Core {
         let room = engine.limits().max_seq_len * self.slots.len();
         let used: usize = snapshot.slots.iter().map(|slot| slot.past_tokens).sum();
         snapshot.cache_use = used as f64 / room.max(1) as f64;
-        snapshot.failing = self.failing;
+        snapshot.failing = self.failing && !self.is_idle();
         snapshot.totals.clone_from(&self.totals);
         let running: usize = snapshot.slots.iter().map(|slot| slot.new_tokens).sum();
         snapshot.totals.new_tokens += running as u64;

@@ -12,6 +12,7 @@ mod sequence;
 mod service;
 mod snapshot;
 
+pub use crate::prefix::checkpoint_bytes;
 pub use crate::sampler::Score;
 pub use crate::sampler::TokenSet;
 pub use constraint::{Constraint, ConstraintError};
@@ -22,6 +23,7 @@ pub use snapshot::{Activity, PrefixUse, SlotView, Snapshot, Totals};
 use crate::engine::EngineError;
 use crate::generate::RequestError;
 use crate::prefix::PrefixFileError;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// How requests are taken and run.
@@ -37,7 +39,7 @@ pub struct Options {
     /// Where the prefix cache comes from at the start, if it is there, and goes to at the end.
     pub prefix_cache_file: Option<PathBuf>,
     /// Decode steps after each chunk of a prompt.
-    pub decode_steps_per_chunk: usize,
+    pub decode_steps_per_chunk: NonZeroUsize,
     /// How often a sequence is run again after backend errors without a token between them.
     pub replays: usize,
 }
@@ -49,7 +51,7 @@ impl Default for Options {
             max_queued_tokens: 1 << 20,
             prefix_cache_bytes: 0,
             prefix_cache_file: None,
-            decode_steps_per_chunk: 1,
+            decode_steps_per_chunk: NonZeroUsize::MIN,
             replays: 3,
         }
     }

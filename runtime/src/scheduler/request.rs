@@ -12,7 +12,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// Most tokens to add; 0 only runs the prompt.
     pub max_new_tokens: usize,
-    /// Before so many tokens nothing in `stop_tokens` comes.
+    /// Before so many tokens nothing in `stop_tokens` comes, and their text has no part in a stop string.
     pub min_new_tokens: usize,
     /// How tokens are picked.
     pub sampling: Sampling,

@@ -58,6 +58,8 @@ pub(super) struct Sequence {
     pub cached: usize,
     /// How often another prompt's chunk was run before its next one.
     pub passed: usize,
+    /// Whether no part of its prompt comes from the prefix cache: scores are of every token's logits.
+    pub runs_all: bool,
     /// New tokens.
     pub tokens: Vec<u32>,
     /// How many of them the engine was given: fewer than all where a backend error has lost them.
@@ -85,6 +87,7 @@ impl Sequence {
             plan: Vec::new(),
             cached: 0,
             passed: 0,
+            runs_all: request.prompt_logprobs.is_some(),
             tokens: Vec::new(),
             fed: 0,
             replays: 0,
@@ -112,6 +115,11 @@ impl Sequence {
         self.prompt_scores.clear();
     }
 
+    /// Whether scores of its prompt are asked for and were not told.
+    pub fn scores_prompt(&self) -> bool {
+        self.job.request.prompt_logprobs.is_some() && self.first.is_none()
+    }
+
     /// Takes the logits after token `index` of the prompt.
     pub fn prompt_logits(&mut self, index: usize, logits: &[f32]) {
         let request = &self.job.request;
@@ -133,7 +141,7 @@ impl Sequence {
     }
 
     fn pick(&mut self, logits: &[f32], limits: &Limits) -> Result<u32, Ended> {
-        if self.first.is_none() && self.job.request.prompt_logprobs.is_some() {
+        if self.scores_prompt() {
             let scores = std::mem::take(&mut self.prompt_scores);
             self.tell(Update::Prompt(scores))?;
         }
@@ -175,6 +183,9 @@ impl Sequence {
         self.replays = 0;
         let mut stopped = None;
         let text = match &mut self.text {
+            Some(text) if !stops && self.tokens.len() <= request.min_new_tokens => {
+                text.push_past(token).map_err(failed)?
+            }
             Some(text) if !stops => {
                 let piece = text.push(token).map_err(failed)?;
                 stopped = piece.stopped;

@@ -5,11 +5,11 @@ use super::request::Ended;
 use super::sequence::Job;
 use super::{Options, Refused, Request, Sink, Snapshot, StartError};
 use crate::engine::{Engine, Limits};
-use crate::generate::{RequestError, check_stop_tokens};
+use crate::generate::{RequestError, check, check_stop_strings};
 use crate::text::Tokenizer;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -44,42 +44,34 @@ pub struct Service {
     has_text: bool,
     all_logits: bool,
     shared: Arc<Shared>,
-    jobs: Mutex<Sender<Message>>,
-    next_id: AtomicU64,
     thread: Option<JoinHandle<Option<Engine>>>,
 }
 
 /// What both threads see.
-#[derive(Default)]
 struct Shared {
-    /// Room of the queue that is taken.
-    requests: AtomicUsize,
-    tokens: AtomicUsize,
-    draining: AtomicBool,
-    /// Whole, a step old at most.
-    snapshot: Mutex<Snapshot>,
-    idle: Mutex<bool>,
+    state: Mutex<State>,
+    /// There are jobs, or it is to stop.
+    work: Condvar,
     became_idle: Condvar,
 }
 
-enum Message {
-    Job(Box<Job>),
-    Stop,
+#[derive(Default)]
+struct State {
+    /// Jobs that the thread has not seen.
+    jobs: VecDeque<Job>,
+    next_id: u64,
+    /// Whether nothing runs and nothing waits.
+    idle: bool,
+    stop: bool,
+    /// Whole, a step old at most, but for the queue's counts, which are as they are.
+    snapshot: Snapshot,
 }
 
 /// A request that runs or waits; it is cancelled when this is dropped.
 #[derive(Debug)]
 #[must_use = "a request is cancelled when its ticket is dropped"]
 pub struct Ticket {
-    id: u64,
     cancelled: Arc<AtomicBool>,
-}
-
-impl Ticket {
-    /// The request's number, ascending from 1.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
 }
 
 impl Drop for Ticket {
@@ -103,17 +95,22 @@ impl Service {
         tokenizer: Option<Tokenizer>,
         options: Options,
     ) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared::default());
-        let (jobs, received) = channel();
         let limits = engine.limits().clone();
         let (has_text, all_logits) = (tokenizer.is_some(), engine.session().returns_all_logits());
         let core = Core::new(engine, tokenizer, options.clone())?;
-        core.report(&mut lock(&shared.snapshot));
-        *lock(&shared.idle) = true;
+        let state = State {
+            snapshot: core.snapshot(),
+            idle: true,
+            ..State::default()
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            became_idle: Condvar::new(),
+        });
         let worker = Worker {
             core,
             shared: shared.clone(),
-            received,
         };
         let thread = std::thread::Builder::new().name("ratplus-scheduler".into());
         Ok(Self {
@@ -122,20 +119,8 @@ impl Service {
             has_text,
             all_logits,
             shared,
-            jobs: Mutex::new(jobs),
-            next_id: AtomicU64::new(1),
             thread: Some(thread.spawn(move || worker.run())?),
         })
-    }
-
-    /// What sequences may be.
-    pub fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// Whether requests can ask for scores of their prompts.
-    pub fn returns_all_logits(&self) -> bool {
-        self.all_logits
     }
 
     /// Queues all of `requests` or none. Never waits for a step.
@@ -147,55 +132,48 @@ impl Service {
             let checked = self.check(request);
             checked.map_err(|source| Refused::Request { index, source })?;
         }
-        if self.shared.draining.load(Relaxed) {
+        let mut state = lock(&self.shared.state);
+        if state.snapshot.draining {
             return Err(Refused::Draining);
         }
-        self.reserve(&requests)?;
-        let jobs = lock(&self.jobs);
+        self.reserve(&mut state, &requests)?;
         let submitted = Instant::now();
-        let mut tickets = Vec::with_capacity(requests.len());
-        for (request, sink) in requests {
+        let tickets = requests.into_iter().map(|(request, sink)| {
             let ticket = Ticket {
-                id: self.next_id.fetch_add(1, Relaxed),
                 cancelled: Arc::default(),
             };
-            let job = Job {
-                id: ticket.id,
+            state.next_id += 1;
+            let id = state.next_id;
+            state.jobs.push_back(Job {
+                id,
                 cancelled: ticket.cancelled.clone(),
                 request,
                 sink,
                 submitted,
-            };
-            tickets.push(ticket);
-            *lock(&self.shared.idle) = false;
-            if jobs.send(Message::Job(Box::new(job))).is_err() {
-                return Err(Refused::Draining);
-            }
-        }
+            });
+            ticket
+        });
+        let tickets = tickets.collect();
+        state.idle = false;
+        self.shared.work.notify_one();
         Ok(tickets)
     }
 
     /// Whether a request can run.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub fn check(&self, request: &Request) -> Result<(), RequestError> {
-        self.limits.check(0, &request.prompt)?;
-        if request.max_new_tokens > 1 {
-            self.limits.check_decode()?;
-        }
-        check_stop_tokens(&request.stop_tokens, &self.limits)?;
-        request.sampling.check(Some(self.limits.vocab_size))?;
+    fn check(&self, request: &Request) -> Result<(), RequestError> {
+        check(
+            &request.prompt,
+            request.max_new_tokens,
+            &request.stop_tokens,
+            &request.sampling,
+            &self.limits,
+        )?;
+        check_stop_strings(&request.stop_strings)?;
         let needs = [
             (
                 "stop_strings",
                 !request.stop_strings.is_empty() && !self.has_text,
                 "a tokenizer in the package, found none; export with one",
-            ),
-            (
-                "stop_strings",
-                request.stop_strings.iter().any(String::is_empty),
-                "texts that are not empty",
             ),
             (
                 "prompt_logprobs",
@@ -214,71 +192,50 @@ impl Service {
     }
 
     /// Takes room in the queue for all of them, or none.
-    fn reserve(&self, requests: &[(Request, Box<dyn Sink>)]) -> Result<(), Refused> {
-        let tokens = requests
+    fn reserve(
+        &self,
+        state: &mut State,
+        requests: &[(Request, Box<dyn Sink>)],
+    ) -> Result<(), Refused> {
+        let more: usize = requests
             .iter()
             .map(|(request, _)| request.prompt.len())
             .sum();
-        let (shared, options) = (&self.shared, &self.options);
-        let retry_after = self.retry_after();
-        let take = |count: &AtomicUsize, more, limit, what| {
-            let taken = count.fetch_update(Relaxed, Relaxed, |now| {
-                now.checked_add(more).filter(|&then| then <= limit)
-            });
-            taken.map_err(|now| Refused::Full {
+        let now = &mut state.snapshot;
+        let tokens = now.queued_tokens.saturating_add(more);
+        let count = now.queued_requests + requests.len();
+        let full = [
+            ("requests", count, self.options.max_queued_requests),
+            ("tokens of prompts", tokens, self.options.max_queued_tokens),
+        ];
+        if let Some(&(what, found, limit)) = full.iter().find(|(_, found, limit)| found > limit) {
+            return Err(Refused::Full {
                 what,
                 limit,
-                found: now.saturating_add(more),
-                retry_after,
-            })
-        };
-        let most = options.max_queued_requests;
-        take(&shared.requests, requests.len(), most, "requests")?;
-        let room = take(
-            &shared.tokens,
-            tokens,
-            options.max_queued_tokens,
-            "tokens of prompts",
-        );
-        if let Err(refused) = room {
-            shared.requests.fetch_sub(requests.len(), Relaxed);
-            return Err(refused);
+                found,
+                retry_after: retry_after(now),
+            });
         }
+        (now.queued_requests, now.queued_tokens) = (count, tokens);
         Ok(())
-    }
-
-    /// About when a slot is free again: what a sequence has taken so far, over the slots.
-    fn retry_after(&self) -> Duration {
-        let snapshot = lock(&self.shared.snapshot);
-        let totals = &snapshot.totals;
-        let busy = totals.prefill_time + totals.decode_time;
-        let each = busy / u32::try_from(totals.finished.max(1)).unwrap_or(u32::MAX);
-        each.clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
 
     /// What is going on.
     pub fn snapshot(&self) -> Snapshot {
-        let shared = &self.shared;
-        let mut snapshot = lock(&shared.snapshot).clone();
-        snapshot.draining = shared.draining.load(Relaxed);
-        snapshot.queued_requests = shared.requests.load(Relaxed);
-        snapshot.queued_tokens = shared.tokens.load(Relaxed);
-        snapshot
+        lock(&self.shared.state).snapshot.clone()
     }
 
     /// Takes no more requests; those that it has go on.
     pub fn drain(&self) {
-        self.shared.draining.store(true, Relaxed);
+        lock(&self.shared.state).snapshot.draining = true;
     }
 
     /// Waits until nothing runs or waits, at most for `patience`; whether nothing does.
     pub fn wait_idle(&self, patience: Duration) -> bool {
-        let idle = lock(&self.shared.idle);
-        let waited = self
-            .shared
-            .became_idle
-            .wait_timeout_while(idle, patience, |idle| !*idle);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        let state = lock(&self.shared.state);
+        let became_idle = &self.shared.became_idle;
+        let waited = became_idle.wait_timeout_while(state, patience, |state| !state.idle);
+        waited.unwrap_or_else(PoisonError::into_inner).0.idle
     }
 
     /// Ends what still runs as [`Ended::Stopped`], and the thread; the engine again, unless the thread
@@ -288,11 +245,20 @@ impl Service {
     }
 
     fn end(&mut self) -> Option<Engine> {
-        self.drain();
-        // The thread may be gone.
-        let _ = lock(&self.jobs).send(Message::Stop);
+        {
+            let state = &mut *lock(&self.shared.state);
+            (state.snapshot.draining, state.stop) = (true, true);
+        }
+        self.shared.work.notify_one();
         self.thread.take()?.join().ok()?
     }
+}
+
+/// About when a slot is free again: what a sequence has taken so far, over the slots.
+fn retry_after(now: &Snapshot) -> Duration {
+    let busy = now.totals.prefill_time + now.totals.decode_time;
+    let each = busy / u32::try_from(now.totals.finished.max(1)).unwrap_or(u32::MAX);
+    each.clamp(Duration::from_secs(1), Duration::from_secs(60))
 }
 
 impl Drop for Service {
@@ -305,69 +271,61 @@ impl Drop for Service {
 struct Worker {
     core: Core,
     shared: Arc<Shared>,
-    received: Receiver<Message>,
 }
 
 impl Worker {
-    /// Until it is told to stop, or nobody can tell it anything any more.
+    /// Until it is told to stop.
     fn run(mut self) -> Option<Engine> {
-        let ran = catch_unwind(AssertUnwindSafe(|| while self.turn() {}));
-        if ran.is_err() {
+        let ran = catch_unwind(AssertUnwindSafe(|| while self.turn() {})).is_ok();
+        if !ran {
             // What it was doing is unknown: its requests end here, and no more are taken.
             tracing::error!("the scheduler panicked");
-            self.shared.draining.store(true, Relaxed);
         }
-        let stopped = catch_unwind(AssertUnwindSafe(|| self.core.stop()));
-        while let Ok(message) = self.received.try_recv() {
-            if let Message::Job(job) = message {
-                job.end(Ended::Stopped);
+        let jobs = {
+            let state = &mut *lock(&self.shared.state);
+            (state.snapshot.draining, state.snapshot.ended) = (true, !ran);
+            std::mem::take(&mut state.jobs)
+        };
+        let whole = catch_unwind(AssertUnwindSafe(|| {
+            self.core.stop();
+            jobs.into_iter().for_each(|job| job.end(Ended::Stopped));
+            if ran {
+                self.core.save();
             }
-        }
-        if ran.is_ok() {
-            self.core.save();
-        }
-        self.publish(ran.is_err());
-        *lock(&self.shared.idle) = true;
+        }));
+        let state = &mut *lock(&self.shared.state);
+        self.core.report(&mut state.snapshot);
+        (state.snapshot.queued_requests, state.snapshot.queued_tokens) = (0, 0);
+        state.idle = true;
         self.shared.became_idle.notify_all();
-        (ran.is_ok() && stopped.is_ok()).then(|| self.core.into_engine())
+        (ran && whole.is_ok()).then(|| self.core.into_engine())
     }
 
-    /// A step and what came before it; false to end.
+    /// Takes the jobs that there are, or waits for one, and runs a step; false to end.
     fn turn(&mut self) -> bool {
-        loop {
-            let message = match self.core.is_idle() {
-                // A first job is waited for, others are there or not.
-                true => self
-                    .received
-                    .recv()
-                    .map_err(|_| RecvTimeoutError::Disconnected),
-                false => self.received.recv_timeout(Duration::ZERO),
-            };
-            match message {
-                Ok(Message::Job(job)) => self.core.push(*job),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
-                Err(RecvTimeoutError::Timeout) => break,
-            }
-        }
-        self.core.step();
-        self.publish(false);
-        true
-    }
-
-    /// Has the others see what is going on.
-    fn publish(&mut self, failing: bool) {
+        let mut state = lock(&self.shared.state);
+        // What the last step has left is to be seen first.
+        self.core.report(&mut state.snapshot);
         let (requests, tokens) = self.core.take_left();
-        self.shared.requests.fetch_sub(requests, Relaxed);
-        self.shared.tokens.fetch_sub(tokens, Relaxed);
-        let mut snapshot = lock(&self.shared.snapshot);
-        self.core.report(&mut snapshot);
-        snapshot.failing |= failing;
-        drop(snapshot);
-        let idle = self.core.is_idle();
-        let mut shown = lock(&self.shared.idle);
-        if idle && !*shown && self.shared.requests.load(Relaxed) == 0 {
-            *shown = true;
+        state.snapshot.queued_requests -= requests;
+        state.snapshot.queued_tokens -= tokens;
+        loop {
+            if state.stop {
+                return false;
+            }
+            while let Some(job) = state.jobs.pop_front() {
+                self.core.push(job);
+            }
+            if !self.core.is_idle() {
+                break;
+            }
+            state.idle = true;
             self.shared.became_idle.notify_all();
+            let waited = self.shared.work.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
         }
+        drop(state);
+        self.core.step();
+        true
     }
 }

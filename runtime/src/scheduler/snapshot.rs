@@ -75,9 +75,9 @@ pub struct Totals {
     pub prompt_tokens: u64,
     /// New tokens.
     pub new_tokens: u64,
-    /// Chunks of prompts that ran, and the time they took.
+    /// Chunks of prompts that ran, or were to; prompts that the prefix cache had whole among them.
     pub prefill_steps: u64,
-    /// Time of prefill steps.
+    /// Time of those, picking tokens included.
     pub prefill_time: Duration,
     /// Decode steps.
     pub decode_steps: u64,
@@ -98,9 +98,11 @@ pub struct Snapshot {
     pub queued_requests: usize,
     /// Tokens of their prompts.
     pub queued_tokens: usize,
-    /// Whether new requests are refused because it ends.
+    /// Whether new requests are refused because it ends, or has ended.
     pub draining: bool,
-    /// Whether the last step failed on the backend.
+    /// Whether it has ended without being told to: its thread panicked.
+    pub ended: bool,
+    /// Whether the last step failed on the backend and what it ran is still there, to be run again.
     pub failing: bool,
     /// Tokens that all slots hold, over those that they could.
     pub cache_use: f64,

@@ -68,6 +68,14 @@ impl StoppingDecoder {
         Ok(self.stops.feed(text))
     }
 
+    /// Adds a token whose text has no part in a stop string; only before the first that may.
+    ///
+    /// # Errors
+    /// The tokenizer refuses the token.
+    pub fn push_past(&mut self, token: u32) -> Result<String, TextError> {
+        self.stream.push(token)
+    }
+
     /// The rest: what was held back. Bytes that never became a character appear as U+FFFD, which a stop
     /// string may have.
     ///

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use prost::Message;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use ratplus_graphs::model::{ROTARY_TABLES, build, rotary_row, storage};
+use ratplus_graphs::model::{ROTARY_TABLES, Weight, build, rotary_row, storage};
 use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{
@@ -15,7 +15,7 @@ use ratplus_graphs::precision::{Precision, Quantization};
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::ort_library;
-use ratplus_runtime::package::Package;
+use ratplus_runtime::package::{OpenOptions, Package};
 use ratplus_tools::verify::{VerifyOptions, VerifyReport, verify};
 use std::path::Path;
 
@@ -196,6 +196,23 @@ pub fn fixture(options: Options) -> Fixture {
     write_package(dir.path(), options, 1);
     let package = Package::open(dir.path()).unwrap();
     Fixture::new(dir, package)
+}
+
+/// A package whose tokens are all as good as others, but for the one that comes with it: its embedding has a NaN.
+pub fn poisoned() -> (Fixture, u32) {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = write_package(dir.path(), Options::default(), 1);
+    let poison = VOCAB as u32 - 1;
+    // The embedding comes first in the file.
+    assert_eq!(Weight::all(&manifest.model)[0], Weight::Embedding);
+    let mut weights = std::fs::read(dir.path().join(WEIGHTS_FILE)).unwrap();
+    let row = manifest.model.d_model * 4;
+    weights[poison as usize * row..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(dir.path().join(WEIGHTS_FILE), weights).unwrap();
+    let mut options = OpenOptions::default();
+    options.skip_checksum = true;
+    let package = Package::open_with(dir.path(), &options).unwrap();
+    (Fixture::new(dir, package), poison)
 }
 
 /// Backends that this machine can run the package of `fallback` on; a missing one is printed.

@@ -100,7 +100,7 @@ fn a_sequence_moves_to_another_slot_and_session() {
     }
 }
 
-/// Where an engine computes every slot, prompts do not wait for one another.
+/// Prompts run one after the other, whatever slots they are in.
 #[test]
 fn prompts_have_the_same_bits_alone_and_beside_others() {
     let fixture = fixture(Options {

@@ -1,14 +1,12 @@
 //! Generation on every backend of this machine.
 
-use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, tokens, write_package};
-use ratplus_graphs::model::Weight;
-use ratplus_graphs::package::{Fallback, WEIGHTS_FILE};
-use ratplus_runtime::backend::{BackendKind, Session};
+use crate::common::{MAX_SEQ_LEN, Options, VOCAB, backends, fixture, open, poisoned, tokens};
+use ratplus_graphs::package::Fallback;
+use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::engine::Engine;
 use ratplus_runtime::generate::{
     Completion, Event, GenerateError, Observer, Request, StopReason, generate, generate_observed,
 };
-use ratplus_runtime::package::{OpenOptions, Package};
 use ratplus_runtime::sampler::Sampling;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -243,18 +241,7 @@ fn requests_are_checked_first() {
 /// A sequence that meets NaN fails alone, and its slot is as good as new after.
 #[test]
 fn not_a_number_stops_one_slot() {
-    let dir = tempfile::tempdir().unwrap();
-    let manifest = write_package(dir.path(), Options::default(), 1);
-    let poison = 60u32;
-    // The embedding comes first in the file.
-    assert_eq!(Weight::all(&manifest.model)[0], Weight::Embedding);
-    let mut weights = std::fs::read(dir.path().join(WEIGHTS_FILE)).unwrap();
-    let row = manifest.model.d_model * 4;
-    weights[poison as usize * row..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    std::fs::write(dir.path().join(WEIGHTS_FILE), weights).unwrap();
-    let mut options = OpenOptions::default();
-    options.skip_checksum = true;
-    let package = Package::open_with(dir.path(), &options).unwrap();
+    let (fixture, poison) = poisoned();
     let clean = |seed, length| {
         let prompt = tokens(seed, length)
             .into_iter()
@@ -266,7 +253,7 @@ fn not_a_number_stops_one_slot() {
         }
     };
     for kind in backends(Fallback::Function) {
-        let mut engine = Engine::new(Session::builder(&package).open(kind).unwrap());
+        let mut engine = Engine::new(open(&fixture, kind));
         let good = [clean(1, 20), clean(2, 9)];
         let expected = run(&mut engine, &good);
         let mut prompt = good[1].prompt.clone();
