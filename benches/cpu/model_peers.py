@@ -6,7 +6,6 @@ other in rounds.
 are there. Results are written after every step; `--continue` goes on from there.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -18,30 +17,22 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path += [str(HERE), str(ROOT / "tests" / "python")]
 
+import steps  # noqa: E402
 from limits import Limits  # noqa: E402
 from model_contenders import Setting, contenders, missing  # noqa: E402
 from model_sizes import SIZES  # noqa: E402
 from peers import below_root  # noqa: E402
-from steps import Steps, check, took  # noqa: E402
+from steps import Steps, took  # noqa: E402
 
 # Seconds that are kept for the limits at the end.
 RESERVE = 20
 
 
 def parse(words):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="1.5b", choices=SIZES, help="of the model (default: 1.5b)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often all are measured, at most (default: 3)")
-    parser.add_argument("--seconds", type=float, default=720, help="no step is started that may end so long after models are there (default: 720)")
-    parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
-    parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
-    parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
-    parser.add_argument("--models", type=Path, default=ROOT / "target/peers/models", help="where packages and models are kept")
-    parser.add_argument("--json", type=Path, help="where results go, after every step")
+    parser = steps.parser(__doc__.splitlines()[0], SIZES, 720, "cpu.md")
     parser.add_argument("--continue", dest="resume", action="store_true", help="keep the steps that --json holds")
-    parser.add_argument("--docs", type=Path, help="the folder whose cpu.md gets the results, and their drawing")
     options = parser.parse_args(words)
-    check(parser, options)
+    steps.check(parser, options)
     if options.resume and not options.json:
         parser.error("--continue: expected --json FILE with it")
     return options

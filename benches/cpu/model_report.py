@@ -11,6 +11,7 @@ import charts  # noqa: E402
 from machine import DISTURBED  # noqa: E402
 from model_contenders import BITS, OursInt8Rows, words  # noqa: E402
 from report import MODEL, PAGE, about, limits_table, main, parts_of, table  # noqa: E402
+from steps import not_measured  # noqa: E402
 
 PICTURE = "model_peers.svg"
 ROWS = OursInt8Rows.program
@@ -65,13 +66,17 @@ class Data:
         values = self.values(program, bits, read, batch)
         if not values:
             return self.why_not(program, bits) if read is PROMPT else ""
-        least, most = min(values) * scale, max(values) * scale
-        return f"{figure(statistics.median(values) * scale)} ({figure(least)}..{figure(most)}, {len(values)})"
+        return spread([value * scale for value in values])
 
     def read_rate(self):
         """Bytes a second that this machine reads at most; None where that was not measured."""
         rates = [found["read"]["rate"] for found in self.document["limits"].values() if "rate" in found.get("read", {})]
         return max(rates, default=None)
+
+
+def spread(values):
+    """The median, and in parentheses the least, the most and how many."""
+    return f"{figure(statistics.median(values))} ({figure(min(values))}..{figure(max(values))}, {len(values)})"
 
 
 def figure(value):
@@ -199,7 +204,6 @@ def section(document):
     """The part of the page."""
     data = Data(document)
     lines = [f"{MODEL}\n", about(document | {"left_out": []}) + disturbed(document)]
-    skipped = dict.fromkeys(f"- {x['contender']}: {x['reason']}" for x in document["skipped"])
     lines.append(table(["ratio", "goal", "found"], goals(data)))
     lines.append(f"![Decoding, ours and the others]({PICTURE})\n")
     head = ["", "weights", "ours", "ours, int8 rows", "llama.cpp", "ours over it", "PyTorch", "OpenVINO"]
@@ -207,8 +211,7 @@ def section(document):
     lines.append(table(["", "weights", "read a token, GB", "state, GB", "resident, GB"], sizes(data)))
     about_it = {"pattern": words(), "dense_ffn": document["dense_ffn"], "weights": document["weights"] / 1e9}
     lines.append("### How to read the model's figures\n\n" + READING.format(**about_it))
-    if skipped:
-        lines.append("Not measured:\n\n" + "\n".join(skipped) + "\n")
+    lines += not_measured(document, lambda step: step["contender"])
     lines.append(limits_table(document))
     return "\n".join(lines)
 

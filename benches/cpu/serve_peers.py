@@ -6,7 +6,6 @@ see: one server at a time, in turn.
 are there. Results are written after every step.
 """
 
-import argparse
 import shlex
 import sys
 import time
@@ -18,27 +17,19 @@ ROOT = HERE.parents[1]
 sys.path += [str(HERE), str(ROOT / "tests" / "python")]
 
 import machine  # noqa: E402
+import steps  # noqa: E402
 from model_contenders import Setting  # noqa: E402
 from model_sizes import SIZES  # noqa: E402
 from peers import below_root  # noqa: E402
 from serve_contenders import LOADS, contenders, missing, turns  # noqa: E402
-from steps import Steps, check, took  # noqa: E402
+from steps import Steps, took  # noqa: E402
 
 
 def parse(words):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="1.5b", choices=LOADS, help="of the model (default: 1.5b)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often all are measured, at most (default: 3)")
-    parser.add_argument("--seconds", type=float, default=900, help="no step is started that may end so long after models are there (default: 900)")
-    parser.add_argument("--threads", type=int, default=2, help="of every server (default: 2)")
-    parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
-    parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
+    parser = steps.parser(__doc__.splitlines()[0], LOADS, 900, "serving.md")
     parser.add_argument("--llama-server", type=Path, help="llama.cpp's")
-    parser.add_argument("--models", type=Path, default=ROOT / "target/peers/models", help="where packages and models are kept")
-    parser.add_argument("--json", type=Path, help="where results go, after every step")
-    parser.add_argument("--docs", type=Path, help="the folder whose serving.md gets the results, and their drawing")
     options = parser.parse_args(words)
-    check(parser, options)
+    steps.check(parser, options)
     return options
 
 

@@ -10,8 +10,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 import charts  # noqa: E402
 from model_contenders import words  # noqa: E402
-from model_report import disturbed, figure, found  # noqa: E402
+from model_report import disturbed, found, spread  # noqa: E402
 from report import about, main, table  # noqa: E402
+from steps import not_measured  # noqa: E402
 
 PAGE = "serving.md"
 PICTURE = "serve_peers.svg"
@@ -56,9 +57,7 @@ class Data:
 
     def cell(self, *of, scale=1):
         values = [value * scale for value in self.values(*of)]
-        if not values:
-            return ""
-        return f"{figure(statistics.median(values))} ({figure(min(values))}..{figure(max(values))}, {len(values)})"
+        return spread(values) if values else ""
 
     def over(self, bits, scenario, name, program="ours"):
         """Ours over llama.cpp's, or None."""
@@ -139,10 +138,7 @@ def section(document):
     lines.append(f"![Tokens a second, ours and llama.cpp's]({PICTURE})\n")
     lines.append(table(["", "weights", "ours", "ours, int8 rows", "llama.cpp", "ours better by"], rows(data)))
     lines.append("### How to read these figures\n\n" + READING.format(pattern=words(), **document["asked"]))
-    failed = [{"contender": f"{s['scenario']}, {s['contender']}", "reason": s["reason"]} for s in document["steps"] if "reason" in s]
-    skipped = dict.fromkeys(f"- {x['contender']}: {x['reason']}" for x in document["skipped"] + failed)
-    if skipped:
-        lines.append("Not measured:\n\n" + "\n".join(skipped) + "\n")
+    lines += not_measured(document, lambda step: f"{step['scenario']}, {step['contender']}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """What a run of whole programs in rounds has found: steps of so many seconds, and what was left out."""
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -7,6 +8,22 @@ from pathlib import Path
 import machine
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def parser(what, sizes, seconds, page):
+    """Arguments that all such runs have."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--size", default="1.5b", choices=sizes, help="of the model (default: 1.5b)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all are measured, at most (default: 3)")
+    ends = f"no step is started that may end so long after models are there (default: {seconds})"
+    parser.add_argument("--seconds", type=float, default=seconds, help=ends)
+    parser.add_argument("--threads", type=int, default=2, help="of each (default: 2)")
+    parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
+    parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
+    parser.add_argument("--models", type=Path, default=ROOT / "target/peers/models", help="where packages and models are kept")
+    parser.add_argument("--json", type=Path, help="where results go, after every step")
+    parser.add_argument("--docs", type=Path, help=f"the folder whose {page} gets the results, and their drawing")
+    return parser
 
 
 def check(parser, options):
@@ -69,6 +86,16 @@ class Steps:
         failed = [step["contender"] for step in self.document["steps"] if "reason" in step]
         print(f"{len(self.document['steps'])} steps measured, {len(self.document['skipped'])} skipped", flush=True)
         return not any(name.startswith("ours") for name in failed)
+
+
+def not_measured(document, name):
+    """Lines about what has no figure, and why: `name` is what a step's reason is told of."""
+    measured = {name(step) for step in document["steps"] if "reason" not in step}
+    failed = [{"contender": name(step), "reason": step["reason"]} for step in document["steps"] if "reason" in step]
+    # A further round that had no time left is told of by the number of rounds.
+    left_out = [x for x in document["skipped"] if x["contender"] not in measured]
+    lines = dict.fromkeys(f"- {x['contender']}: {x['reason']}" for x in left_out + failed)
+    return ["Not measured:\n\n" + "\n".join(lines) + "\n"] if lines else []
 
 
 def took(step):
