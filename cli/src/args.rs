@@ -1,11 +1,18 @@
 //! What can be typed.
 
+mod export;
+mod generate;
+mod serve;
+
+pub use export::ExportArgs;
+pub use generate::GenerateArgs;
+pub use serve::{LogFormat, ServeArgs};
+
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use ratplus_graphs::ops::ElementType;
-use ratplus_graphs::package::{Fallback, LogitsMode, SpecialTokens};
+use ratplus_graphs::package::SpecialTokens;
 use ratplus_graphs::plans::ComputeTarget;
-use ratplus_graphs::precision::{Activations, KeepF32};
 use ratplus_tools::plans::HardwareCompatibility;
 use serde::de::DeserializeOwned;
 use std::num::NonZeroUsize;
@@ -73,104 +80,6 @@ pub struct ModelArgs {
     pub initial: Vec<i64>,
 }
 
-/// Arguments of `export`.
-#[derive(Debug, Args)]
-pub struct ExportArgs {
-    /// A .pth or .safetensors file, a .safetensors.index.json, or a directory with one of them
-    #[arg(required_unless_present = "synthetic", conflicts_with = "synthetic")]
-    pub checkpoint: Option<PathBuf>,
-    /// Random weights in place of a checkpoint, for benchmarks: the sizes of a released model
-    /// (1.5b, 2.6b or 7.6b), or `config` for those of --config
-    #[arg(long, value_name = "SIZE")]
-    pub synthetic: Option<String>,
-    /// The package's directory; a package that is there is replaced when the new one is whole
-    #[arg(short, long, value_name = "DIR")]
-    pub output: PathBuf,
-    /// Where sizes and patterns come from.
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// Type of weights and activations; every checkpoint fits f32 exactly
-    #[arg(long, value_parser = one_of::<ElementType>(DTYPES), default_value = "f32")]
-    pub dtype: ElementType,
-    /// Type of the KV cache, which decoding at long context reads; another than --dtype runs on
-    /// CPUs and in function bodies [default: that of --dtype]
-    #[arg(long, value_parser = one_of::<ElementType>(DTYPES))]
-    pub cache_dtype: Option<ElementType>,
-    /// Store the matrices of linear layers, the head's among them, as block-wise integers that
-    /// Linear or ONNX Runtime's MatMulNBits multiply by; all else keeps the type of --dtype
-    #[arg(long, value_enum, value_name = "BITS")]
-    pub quantize: Option<Integers>,
-    /// Weights that share a scale: 16, 32, 64, 128 or 256 [default: 32]
-    #[arg(long, value_name = "N", requires = "quantize")]
-    pub block_size: Option<usize>,
-    /// Give every block a zero point of its own too
-    #[arg(long, requires = "quantize")]
-    pub asymmetric: bool,
-    /// What rows are rounded to before they are multiplied with integers, on CPUs: nothing further, or
-    /// 8 bits and a scale for every block, for faster products
-    #[arg(long, requires = "quantize", value_parser = one_of::<Activations>(Activations::ALL.map(Activations::name)), default_value = "float")]
-    pub activations: Activations,
-    /// Layers that are neither quantised nor rounded to --dtype: numbers from 0, ranges, and `head`,
-    /// such as 0,30-31,head
-    #[arg(long, value_name = "LAYERS")]
-    pub keep_f32: Option<KeepF32>,
-    /// Write what every quantised weight lost as JSON
-    #[arg(
-        long,
-        value_name = "FILE.json",
-        requires = "quantize",
-        conflicts_with = "dry_run"
-    )]
-    pub report: Option<PathBuf>,
-    /// Sequences that run together, each with a length of its own
-    #[arg(long, value_name = "B", default_value_t = 1)]
-    pub batch: usize,
-    /// Static lengths of prefill chunks; decode (1) is always there [default: 64,512]
-    #[arg(long, value_name = "L", value_delimiter = ',')]
-    pub prefill_lengths: Option<Vec<usize>>,
-    /// Longest sequence, prompt and continuation together
-    #[arg(long, value_name = "N", default_value_t = ratplus_exporter::package::DEFAULT_MAX_SEQ_LEN)]
-    pub max_seq_len: usize,
-    /// Which files an engine has: for every target, with function bodies where the runtime may be
-    /// without RAT+ operators; for runtimes without them, standard operators only; for every
-    /// target, bare nodes; for TensorRT's plugins alone
-    #[arg(
-        long,
-        value_parser = one_of::<Fallback>(["function", "inline", "none", "trt-plugins"]),
-        default_value = "function"
-    )]
-    pub fallback: Fallback,
-    /// Logits at each chunk's last token, or at all of its tokens
-    #[arg(long, value_parser = one_of::<LogitsMode>(["last", "all"]), default_value = "last")]
-    pub logits: LogitsMode,
-    /// A Hugging Face tokenizer.json to put into the package
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
-    /// A chat template to put into the package: a Jinja file, or Hugging Face's tokenizer_config.json or
-    /// chat_template.json
-    #[arg(long, value_name = "FILE", requires = "tokenizer")]
-    pub chat_template: Option<PathBuf>,
-    /// Special tokens that `generate` and `eval` add to a text: none, as released models were trained
-    /// and evaluated, or those that the tokenizer's post-processor adds, such as `<s>`
-    #[arg(
-        long,
-        value_parser = one_of::<SpecialTokens>(SPECIAL_TOKENS),
-        default_value = "none",
-        requires = "tokenizer"
-    )]
-    pub special_tokens: SpecialTokens,
-    /// Opset of the standard operators; 21 or more for integers with --fallback inline or trt-plugins
-    #[arg(long, value_name = "N", default_value_t = ratplus_graphs::onnx::OPSET)]
-    pub opset: i64,
-    /// Accept NaN and infinity in weights
-    #[arg(long)]
-    pub allow_nonfinite: bool,
-    /// Write nothing: check everything but the weights' values, and say what would be written and how
-    /// large it is
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
 /// Takes one of `names`, as manifests write them.
 fn one_of<T>(names: impl IntoIterator<Item = &'static str>) -> impl TypedValueParser<Value = T>
 where
@@ -181,24 +90,6 @@ where
 
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 const SPECIAL_TOKENS: [&str; 2] = ["none", "tokenizer"];
-
-/// `--quantize`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs)]
-pub enum Integers {
-    Int4,
-    Int8,
-}
-
-impl Integers {
-    /// Bits of one weight.
-    pub fn bits(self) -> u32 {
-        match self {
-            Self::Int4 => 4,
-            Self::Int8 => 8,
-        }
-    }
-}
 
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
@@ -268,6 +159,17 @@ pub struct LibraryArgs {
     /// CUDA graph; the numbers are the same
     #[arg(long)]
     pub no_cuda_graph: bool,
+}
+
+/// What runs the engines of a package.
+#[derive(Clone, Debug, Args)]
+pub struct EngineArgs {
+    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
+    #[arg(long, default_value = "ort-cpu")]
+    pub backend: String,
+    /// Libraries.
+    #[command(flatten)]
+    pub libraries: LibraryArgs,
 }
 
 /// Arguments of `verify`.
@@ -352,178 +254,12 @@ pub struct BuildArgs {
     pub json: bool,
 }
 
-/// Arguments of `generate`.
-#[derive(Debug, Args)]
-pub struct GenerateArgs {
-    /// The package; it needs a tokenizer
-    pub dir: PathBuf,
-    /// Text to continue
-    #[arg(short, long, value_name = "TEXT", group = "input")]
-    pub prompt: Option<String>,
-    /// Continue the text of a file, UTF-8, a line feed at its end included; `-` is standard input
-    #[arg(long, value_name = "FILE", group = "input")]
-    pub prompt_file: Option<PathBuf>,
-    /// Continue every prompt of a file, a JSON string a line, as many at once as the package has slots
-    /// (`export --batch`), each as if it were alone; prints a JSON object a line, in the same order: prompt,
-    /// completion, tokens (new ones, the one that ended it included) and stop (end, max_new_tokens,
-    /// stop_string, max_seq_len or failed). `-` is standard input
-    #[arg(long, value_name = "FILE", group = "input")]
-    pub prompts: Option<PathBuf>,
-    /// Special tokens to add to a prompt [default: as the package was exported]
-    #[arg(long, value_parser = one_of::<SpecialTokens>(SPECIAL_TOKENS))]
-    pub special_tokens: Option<SpecialTokens>,
-    /// Stop after this many tokens
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
-    pub max_new_tokens: usize,
-    /// 0 always takes the likeliest token
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub temperature: f32,
-    /// Draw from the K likeliest tokens
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Draw from the likeliest tokens that have probability P together
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: Option<f32>,
-    /// Draw from tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub min_p: Option<f32>,
-    /// Divides the logits of tokens of the prompt and new ones where they are more than 0, and multiplies
-    /// them where they are not: above 1, they come less often
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
-    pub repetition_penalty: f32,
-    /// Taken from the logits of new tokens, -2 to 2
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub presence_penalty: f32,
-    /// Taken from the logit of a new token each time that it comes, -2 to 2
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true
-    )]
-    pub frequency_penalty: f32,
-    /// Seed of the draws, of each prompt's own where there are several [default: 0]
-    #[arg(long, value_name = "S")]
-    pub seed: Option<u64>,
-    /// Stop at these tokens too; the tokenizer's end of text always stops
-    #[arg(long, value_name = "ID", value_delimiter = ',')]
-    pub stop_tokens: Vec<u32>,
-    /// Stop before this text, wherever in tokens it begins; may be given several times
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    pub stop: Vec<String>,
-    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
-    #[arg(long, default_value = "ort-cpu")]
-    pub backend: String,
-    /// Print speed and implementations on standard error
-    #[arg(long)]
-    pub stats: bool,
-    /// Libraries.
-    #[command(flatten)]
-    pub libraries: LibraryArgs,
-}
-
-/// Arguments of `serve`.
-#[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// The package
-    pub dir: PathBuf,
-    /// Address to listen on
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    pub host: String,
-    /// Port to listen on; 0 takes one that is free and says which
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
-    pub port: u16,
-    /// What the model is called [default: the name of its folder]
-    #[arg(long, value_name = "NAME")]
-    pub model_name: Option<String>,
-    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
-    #[arg(long, default_value = "ort-cpu")]
-    pub backend: String,
-    /// Keys, one a line, of which a request has to bring one
-    #[arg(long, value_name = "FILE")]
-    pub api_key_file: Option<PathBuf>,
-    /// Most requests that wait for a slot; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub max_queued_requests: usize,
-    /// Most tokens of their prompts together
-    #[arg(long, value_name = "N", default_value_t = 1 << 20)]
-    pub max_queued_tokens: usize,
-    /// Memory that keeps states of prompts, so that those that begin alike do not run anew: bytes, or such as
-    /// 512MB, 4GB, 4GiB; 0 keeps none
-    #[arg(long, value_name = "BYTES", value_parser = byte_count, default_value = "1GB")]
-    pub prefix_cache: u64,
-    /// Where these states come from at the start, if the file is there, and go to at the end
-    #[arg(long, value_name = "FILE")]
-    pub prefix_cache_file: Option<PathBuf>,
-    /// Longest chunk of a prompt, one of the package's lengths: shorter ones keep running answers from
-    /// waiting, and prefixes of fewer tokens are kept; longer ones are faster [default: the longest]
-    #[arg(long, value_name = "L")]
-    pub prefill_chunk: Option<usize>,
-    /// Decode steps after each chunk of a prompt: more keep running answers faster and new ones waiting longer
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub decode_steps_per_chunk: NonZeroUsize,
-    /// How long requests may go on after SIGTERM or SIGINT, in seconds
-    #[arg(long, value_name = "S", default_value_t = 30)]
-    pub drain_seconds: u64,
-    /// How long a request may take, in seconds [default: as long as it takes]
-    #[arg(long, value_name = "S")]
-    pub request_timeout: Option<u64>,
-    /// How long a client may keep the server waiting, in seconds: for its headers, its body, its next request, or
-    /// to take what it is sent
-    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
-    pub idle_seconds: u64,
-    /// Longest body of a request
-    #[arg(long, value_name = "BYTES", value_parser = byte_count, default_value = "8MiB")]
-    pub max_body_bytes: u64,
-    /// Most tokens of a prompt [default: as many as the package takes]
-    #[arg(long, value_name = "N")]
-    pub max_prompt_tokens: Option<usize>,
-    /// Most requests that are read, wait, run or are written at once; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
-    pub max_concurrent_requests: u32,
-    /// How lines of the log on standard error are written
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// Log prompts and texts too
-    #[arg(long)]
-    pub log_prompts: bool,
-    /// Libraries.
-    #[command(flatten)]
-    pub libraries: LibraryArgs,
-}
-
-/// `--log-format`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-#[allow(missing_docs)]
-pub enum LogFormat {
-    Text,
-    Json,
-}
-
 /// Arguments of `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Packages, measured one after the other
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
-    #[arg(long, default_value = "ort-cpu")]
-    pub backend: String,
     /// Lengths of prompts [default: 512]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub prompt: Option<Vec<usize>>,
@@ -542,9 +278,9 @@ pub struct BenchArgs {
     /// Draw latency against tokens as SVG, a line a package
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
-    /// Libraries.
+    /// What runs the engines.
     #[command(flatten)]
-    pub libraries: LibraryArgs,
+    pub engine: EngineArgs,
 }
 
 /// Arguments of `eval`.

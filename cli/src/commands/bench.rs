@@ -45,7 +45,7 @@ struct Report {
 
 /// Measures every package, one after the other.
 pub fn run(args: BenchArgs) -> Outcome {
-    let backend: BackendKind = args.backend.parse().or_input()?;
+    let backend: BackendKind = args.engine.backend.parse().or_input()?;
     for (flag, path) in [("--json", &args.json), ("--plot", &args.plot)] {
         check_folder(flag, path.as_deref())?;
     }
@@ -100,7 +100,7 @@ fn measure(
     options.new_tokens = args.new_tokens;
     options.contexts.clone_from(&args.context);
     options.repeats = args.repeat.get();
-    let sessions = session_builder(package, &args.libraries);
+    let sessions = session_builder(package, &args.engine.libraries);
     let mut session = sessions.open(backend).or_input()?;
     let bar = spinner();
     let measured = bench(&mut session, &options, &mut |name| {

@@ -25,7 +25,7 @@ const MOST_PROBLEMS: usize = 20;
 
 /// Prints the prompt and streams its continuation, or a line for each of several prompts.
 pub fn run(args: GenerateArgs) -> Outcome {
-    let backend: BackendKind = args.backend.parse().or_input()?;
+    let backend: BackendKind = args.engine.backend.parse().or_input()?;
     let mut prompts = Prompts::read(&args)?;
     let package = super::while_opening(&args.dir, || Package::open(&args.dir)).or_input()?;
     let (tokenizer, special_tokens) = super::tokenizer(&package, &args.dir, args.special_tokens)?;
@@ -71,7 +71,7 @@ pub fn run(args: GenerateArgs) -> Outcome {
         .collect();
     let lengths = lengths(&requests, &limits);
     let session = super::while_opening(&args.dir, || {
-        session_builder(&package, &args.libraries)
+        session_builder(&package, &args.engine.libraries)
             .engines(lengths)
             .up_front()
             .open(backend)

@@ -19,7 +19,7 @@ const SOCKET_THREADS: usize = 2;
 
 /// Serves until it is told to end.
 pub fn run(args: ServeArgs) -> Outcome {
-    let backend: BackendKind = args.backend.parse().or_input()?;
+    let backend: BackendKind = args.engine.backend.parse().or_input()?;
     let options = options(&args)?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(SOCKET_THREADS)
@@ -70,7 +70,7 @@ fn load(args: &ServeArgs, backend: BackendKind) -> Result<Model, ModelError> {
         }
         lengths.retain(|&length| length <= longest);
     }
-    let session = super::session_builder(&package, &args.libraries)
+    let session = super::session_builder(&package, &args.engine.libraries)
         .engines(lengths)
         .up_front()
         .open(backend);
