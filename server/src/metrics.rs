@@ -199,17 +199,13 @@ impl Metrics {
     pub fn finished(&self, finished: &Finished) {
         let timing = &finished.timing;
         self.prompt_tokens.inc_by(finished.prompt_tokens as u64);
-        self.ended(finish_reason(&finished.ended));
+        let reason = finish_reason(&finished.ended);
+        self.finished.with_label_values(&[reason]).inc();
         self.queued.observe(timing.queued.as_secs_f64());
         self.prefill.observe(timing.prefill.as_secs_f64());
         self.decode.observe(timing.decode.as_secs_f64());
         let whole = timing.queued + timing.prefill + timing.decode;
         self.whole.observe(whole.as_secs_f64());
-    }
-
-    /// A sequence has ended for that reason and there is nothing else to say.
-    pub fn ended(&self, reason: &str) {
-        self.finished.with_label_values(&[reason]).inc();
     }
 
     /// All of them as text, with what the scheduler is doing.
@@ -331,7 +327,6 @@ mod tests {
                 decode: Duration::from_secs(2),
             },
         });
-        metrics.ended("abort");
         metrics.answered("/v1/models", 200);
         let slot = |activity| SlotView {
             activity,
@@ -395,7 +390,7 @@ mod tests {
             (
                 "vllm:request_success_total",
                 "finished_reason=\"abort\"",
-                1.0,
+                0.0,
             ),
             (
                 "vllm:request_success_total",

@@ -15,7 +15,6 @@ pub(crate) struct Counted {
     /// When the last token came, or the sequence where there is none.
     last: Instant,
     tokens: usize,
-    finished: bool,
 }
 
 impl Counted {
@@ -31,7 +30,6 @@ impl Counted {
             metrics,
             last: Instant::now(),
             tokens: 0,
-            finished: false,
         }
     }
 }
@@ -45,20 +43,8 @@ impl Sink for Counted {
                 self.metrics.token(self.tokens == 0, now - self.last);
                 (self.last, self.tokens) = (now, self.tokens + 1);
             }
-            Update::Finished(finished) => {
-                self.metrics.finished(finished);
-                self.finished = true;
-            }
+            Update::Finished(finished) => self.metrics.finished(finished),
         }
         self.updates.send((self.choice, update)).is_ok()
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        // Cancelled before its end could be told.
-        if !self.finished {
-            self.metrics.ended("abort");
-        }
     }
 }

@@ -105,6 +105,11 @@ fn a_full_queue_says_when_to_come_again() {
         &long(&json!({"n": 4})),
     );
     assert_eq!(answer.status, 400);
+    // What never ran was not cut off.
+    assert_eq!(
+        server.metric("vllm:request_success_total", "\"abort\""),
+        0.0
+    );
     drop((held, waiting));
     eventually("a free house", || server.busy() == (0, 0));
 }
