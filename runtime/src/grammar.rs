@@ -1,8 +1,8 @@
 //! Texts that have to follow a grammar: JSON, a schema, a grammar of rules or a regular expression.
 //!
-//! A [`GrammarFactory`] is made once for a package; it compiles what each request asks for into a
-//! [`Constraint`] of its own, by the library `llguidance`, whose documentation says what schemas, Lark
-//! grammars and expressions may have.
+//! A [`GrammarFactory`] is made once for a package; it compiles what a request asks for, which gives a
+//! [`Constraint`] to each of its texts, by the library `llguidance`, whose documentation says what schemas,
+//! Lark grammars and expressions may have.
 //!
 //! Grammars come from strangers. The length of one is bounded, and so is what may be spent on compiling it
 //! and on each token ([`LIMITS`]): one that asks for more is an error of its request alone.
@@ -106,7 +106,7 @@ impl GrammarFactory {
     ///
     /// # Errors
     /// It is none, or larger than [`MOST_BYTES`] or [`LIMITS`].
-    pub fn compile(&self, grammar: &Grammar) -> Result<Box<dyn Constraint>, GrammarError> {
+    pub fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar, GrammarError> {
         let text = match grammar {
             Grammar::AnyJson => "",
             Grammar::JsonSchema(text) | Grammar::Lark(text) | Grammar::Regex(text) => text,
@@ -135,7 +135,17 @@ impl GrammarFactory {
             let panicked = |_| GrammarError("llguidance panicked".into());
             compiled.map_err(panicked)?.map_err(|error| refused(&error))
         })?;
-        Ok(Box::new(Running(Matcher::new(Ok(parser)))))
+        Ok(CompiledGrammar(Matcher::new(Ok(parser))))
+    }
+}
+
+/// A grammar for any number of texts.
+pub struct CompiledGrammar(Matcher);
+
+impl CompiledGrammar {
+    /// What holds a text to it, with states of its own: what other texts cost does not count against it.
+    pub fn constraint(&self) -> Box<dyn Constraint> {
+        Box::new(Running(self.0.deep_clone()))
     }
 }
 

@@ -4,13 +4,15 @@ use crate::auth::ApiKeys;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::openai::error::ApiError;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::StatusCode;
 use futures_util::StreamExt;
+use ratplus_runtime::scheduler::Refused;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 
 /// How a server takes requests.
 #[derive(Clone, Debug)]
@@ -57,8 +59,35 @@ impl Options {
 /// Bodies above this many bytes are large, and so many of them are held at once.
 const LARGE_BODY: usize = 64 << 10;
 const LARGE_BODIES: usize = 16;
-/// Requests that are parsed and tokenized at once: the engine has the other cores.
+/// Requests that are parsed and tokenized at once, and others that take long: the engine has the other cores.
 const PREPARATIONS: usize = 2;
+const LONG_PREPARATIONS: usize = 1;
+/// Texts above this many bytes take long to become tokens.
+pub(crate) const LONG_TEXT: usize = 8 << 10;
+/// What clients of a scheduler that panicked are told.
+pub(crate) const SCHEDULER_ENDED: &str =
+    "the scheduler has panicked, as the log says, and takes no more requests; restart the server";
+
+/// A body that is parsed, of one of the routes that take one.
+pub(crate) trait Asked: Sized + Send + 'static {
+    /// What it becomes.
+    type Prepared: Send + 'static;
+
+    /// Parses a body for the model of that name with so many tokens; quick for its length.
+    ///
+    /// # Errors
+    /// What is wrong with it, by its parameter.
+    fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Self, ApiError>;
+
+    /// Whether the rest takes long: a grammar is compiled, or more than [`LONG_TEXT`] becomes tokens.
+    fn takes_long(&self) -> bool;
+
+    /// Makes what was asked for.
+    ///
+    /// # Errors
+    /// The model cannot do that; which parameter asks for it.
+    fn prepare(self, app: &App, model: &Model) -> Result<Self::Prepared, ApiError>;
+}
 
 /// Whether work is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +96,8 @@ pub(crate) enum State {
     Ready,
     Failing,
     Draining,
+    /// Its scheduler has ended, and nobody has told it to.
+    Ended,
 }
 
 impl State {
@@ -76,6 +107,7 @@ impl State {
             Self::Ready => "ready",
             Self::Failing => "failing",
             Self::Draining => "draining",
+            Self::Ended => "ended",
         }
     }
 }
@@ -91,6 +123,7 @@ pub(crate) struct App {
     work: Arc<Semaphore>,
     large: Arc<Semaphore>,
     preparing: Arc<Semaphore>,
+    long_preparing: Arc<Semaphore>,
 }
 
 /// A request that is being worked on; others may be refused for it.
@@ -108,6 +141,7 @@ impl App {
             work: Arc::new(Semaphore::new(options.max_concurrent_requests)),
             large: Arc::new(Semaphore::new(LARGE_BODIES)),
             preparing: Arc::new(Semaphore::new(PREPARATIONS)),
+            long_preparing: Arc::new(Semaphore::new(LONG_PREPARATIONS)),
             options,
         })
     }
@@ -145,10 +179,9 @@ impl App {
             () if self.draining.load(Ordering::SeqCst) => State::Draining,
             () if self.model.get().is_none() => State::Loading,
             () => match snapshot() {
-                Some(snapshot) if snapshot.draining => State::Draining,
-                Some(snapshot) if snapshot.failing => State::Failing,
-                Some(_) => State::Ready,
-                None => State::Draining,
+                Some(snapshot) if snapshot.failing && !snapshot.draining => State::Failing,
+                Some(snapshot) if !snapshot.draining => State::Ready,
+                _ => State::Ended,
             },
         }
     }
@@ -162,16 +195,23 @@ impl App {
         self.model.get().ok_or_else(loading)
     }
 
+    /// Why no more work is taken.
+    pub fn closed(&self) -> ApiError {
+        match self.state() {
+            State::Ended => ApiError::unavailable(SCHEDULER_ENDED, "scheduler_ended"),
+            _ => Refused::Draining.into(),
+        }
+    }
+
     /// Begins to work on a request.
     ///
     /// # Errors
     /// Not now: the model is loading, the server ends, or it has enough to do.
     pub fn enter(&self) -> Result<Entered, ApiError> {
-        if self.draining.load(Ordering::SeqCst) {
-            let message = "the server is ending and takes no more requests";
-            return Err(ApiError::unavailable(message, "draining"));
-        }
-        self.model()?;
+        match self.state() {
+            State::Draining | State::Ended => return Err(self.closed()),
+            _ => self.model()?,
+        };
         match self.work.clone().try_acquire_owned() {
             Ok(permit) => Ok(Entered { _permit: permit }),
             Err(_) => Err(ApiError::busy(
@@ -184,34 +224,66 @@ impl App {
         }
     }
 
-    /// Reads a body and has `prepare` make something of it, on a thread that may take its time.
-    pub async fn prepare<T: Send + 'static>(
-        self: &Arc<Self>,
-        body: Body,
-        prepare: impl FnOnce(&App, &Model, &[u8]) -> Result<T, ApiError> + Send + 'static,
-    ) -> Result<T, ApiError> {
-        let read = tokio::time::timeout(self.options.idle, self.read(body)).await;
-        let slow = |_| {
-            let status = StatusCode::REQUEST_TIMEOUT;
-            let seconds = self.options.idle.as_secs();
-            ApiError::status(status, format!("the body did not come within {seconds} s"))
+    /// Reads a body and makes of it what it asks for, on threads that may take their time.
+    pub async fn prepare<A: Asked>(self: &Arc<Self>, body: Body) -> Result<A::Prepared, ApiError> {
+        let (bytes, large) = self.read(body).await?;
+        let parse = move |app: &App, model: &Model| {
+            let limits = model.limits();
+            A::parse(&app.options.model_name, limits.vocab_size, &bytes)
         };
-        let (bytes, large) = read.map_err(slow)??;
-        let turn = self.preparing.clone().acquire_owned().await;
-        let app = self.clone();
-        let prepared = tokio::task::spawn_blocking(move || {
-            let _held = (large, turn);
-            prepare(&app, app.model()?, &bytes)
-        });
-        let failed = |_| Err(ApiError::internal("the request could not be prepared"));
-        prepared.await.unwrap_or_else(failed)
+        // What takes long keeps nobody waiting but its own kind.
+        if let Some(held) = large {
+            let all = move |app: &App, model: &Model| {
+                let _held = held;
+                parse(app, model)?.prepare(app, model)
+            };
+            return self.on(&self.long_preparing, all).await;
+        }
+        let short = move |app: &App, model: &Model| match parse(app, model)? {
+            asked if asked.takes_long() => Ok(Err(asked)),
+            asked => asked.prepare(app, model).map(Ok),
+        };
+        match self.on(&self.preparing, short).await? {
+            Ok(prepared) => Ok(prepared),
+            Err(asked) => {
+                let rest = move |app: &App, model: &Model| asked.prepare(app, model);
+                self.on(&self.long_preparing, rest).await
+            }
+        }
     }
 
-    async fn read(&self, body: Body) -> Result<(Bytes, Option<OwnedSemaphorePermit>), ApiError> {
+    /// Does `work` on a thread for that, once it is its turn among what `lane` has.
+    async fn on<T: Send + 'static>(
+        self: &Arc<Self>,
+        lane: &Arc<Semaphore>,
+        work: impl FnOnce(&App, &Model) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let turn = lane.clone().acquire_owned().await;
+        let app = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work(&app, app.model()?)
+        });
+        done.await.unwrap_or_else(|_| {
+            let message = "reading this request panicked, as the log says; others go on";
+            Err(ApiError::internal(message))
+        })
+    }
+
+    async fn read(&self, body: Body) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), ApiError> {
+        let slow = |_| {
+            let status = StatusCode::REQUEST_TIMEOUT;
+            let seconds = self.options.idle.as_secs_f64();
+            let message = format!(
+                "the body: expected all of it within {seconds} s, found less; send it faster"
+            );
+            ApiError::status(status, message)
+        };
         let most = self.options.max_body_bytes;
         let (mut bytes, mut large) = (Vec::new(), None);
         let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
+        let mut until = Instant::now() + self.options.idle;
+        while let Some(chunk) = timeout_at(until, chunks.next()).await.map_err(slow)? {
             let broken = |error| ApiError::bad_request(format!("the body broke off: {error}"));
             let chunk = chunk.map_err(broken)?;
             if bytes.len() + chunk.len() > most {
@@ -221,11 +293,14 @@ impl App {
                 ));
             }
             if large.is_none() && bytes.len() + chunk.len() > LARGE_BODY {
+                // The server keeps the client waiting here.
+                let begun = Instant::now();
                 large = self.large.clone().acquire_owned().await.ok();
+                until += begun.elapsed();
             }
             bytes.extend_from_slice(&chunk);
         }
-        Ok((bytes.into(), large))
+        Ok((bytes, large))
     }
 }
 

@@ -121,3 +121,88 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Patient<T> {
         self.bounded(context, shut)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::mpsc::channel;
+    use std::thread::JoinHandle;
+    use std::time::Instant;
+    use tokio::net::TcpListener;
+
+    const PATIENCE: Duration = Duration::from_millis(500);
+    /// Of an answer; far more than systems keep of what is on its way.
+    const LENGTH: usize = 64 << 20;
+
+    /// A client that has asked for a large answer, what ends the connection once that is whole, and a thread that
+    /// ends with it.
+    fn asked(more: &str) -> (TcpStream, watch::Sender<bool>, JoinHandle<()>) {
+        let (close, closing) = watch::channel(false);
+        let (tell, told) = channel();
+        let serving = std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().build().unwrap().block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                tell.send(listener.local_addr().unwrap()).unwrap();
+                let (stream, _) = listener.accept().await.unwrap();
+                let router = Router::new().route("/", get(|| async { "x".repeat(LENGTH) }));
+                serve(stream, router, PATIENCE, closing).await;
+            });
+        });
+        let mut client = TcpStream::connect(told.recv().unwrap()).unwrap();
+        let head = format!("GET / HTTP/1.1\r\nhost: a\r\n{more}\r\n");
+        client.write_all(head.as_bytes()).unwrap();
+        (client, close, serving)
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_left() {
+        let begun = Instant::now();
+        let (mut client, _close, serving) = asked("");
+        serving.join().unwrap();
+        assert!(begun.elapsed() >= PATIENCE);
+        let mut found = Vec::new();
+        let _ = client.read_to_end(&mut found);
+        assert!(found.len() < LENGTH, "{}", found.len());
+    }
+
+    #[test]
+    fn a_client_that_takes_its_answer_slowly_gets_all_of_it() {
+        let begun = Instant::now();
+        let (mut client, _close, serving) = asked("connection: close\r\n");
+        // Longer in all than nothing may be taken for.
+        let mut part = vec![0; LENGTH / 16];
+        for _ in 0..15 {
+            client.read_exact(&mut part).unwrap();
+            std::thread::sleep(PATIENCE / 10);
+        }
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(15 * part.len() + rest.len() > LENGTH && begun.elapsed() > PATIENCE);
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn an_answer_is_written_to_its_end_before_a_connection_closes() {
+        let (mut client, close, serving) = asked("");
+        let mut part = [0; 12];
+        client.read_exact(&mut part).unwrap();
+        close.send(true).unwrap();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert!(rest.len() > LENGTH);
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_asks_nothing_more_is_left() {
+        let (mut client, _close, serving) = asked("");
+        let mut found = Vec::new();
+        client.read_to_end(&mut found).unwrap();
+        assert!(found.len() > LENGTH);
+        serving.join().unwrap();
+    }
+}

@@ -21,7 +21,7 @@ pub(crate) struct Record {
     pub id: String,
     method: Method,
     path: String,
-    started: Instant,
+    pub started: Instant,
     app: Arc<App>,
     work: Mutex<Work>,
 }
@@ -55,7 +55,10 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let work = std::mem::take(self.work.get_mut().unwrap_or_else(PoisonError::into_inner));
-        self.app.metrics.answered(&self.path, work.status);
+        // A client that left before there was an answer got none.
+        if work.status != 0 {
+            self.app.metrics.answered(&self.path, work.status);
+        }
         let (id, path, method) = (self.id.as_str(), self.path.as_str(), self.method.as_str());
         let (status, seconds) = (work.status, self.started.elapsed().as_secs_f64());
         let answer = if work.complete { "complete" } else { "cut off" };

@@ -5,15 +5,14 @@ use crate::template::{ChatTemplate, TemplateError};
 use ratplus_graphs::package::{LogitsMode, SpecialTokens};
 use ratplus_runtime::backend::Session;
 use ratplus_runtime::engine::{Engine, Limits};
-use ratplus_runtime::grammar::{Grammar, GrammarError, GrammarFactory};
+use ratplus_runtime::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarFactory};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::scheduler::{
-    self, Constraint, Refused, Request, Service, Sink, Snapshot, StartError, Ticket,
+    self, Refused, Request, Service, Sink, Snapshot, StartError, Ticket,
 };
 use ratplus_runtime::text::{TextError, Tokenizer};
 use std::collections::BTreeSet;
 use std::sync::{OnceLock, PoisonError, RwLock};
-use std::time::Duration;
 
 /// A package and what runs it.
 pub struct Model {
@@ -132,13 +131,12 @@ impl Model {
     /// There is none.
     pub(crate) fn template(&self) -> Result<&ChatTemplate, ApiError> {
         self.template.as_ref().ok_or_else(|| {
-            let mut error = ApiError::bad_request(
+            ApiError::bad_request(
                 "the package has no chat template; export it with --tokenizer tokenizer.json --chat-template \
                  FILE, or send a text to /v1/completions",
             )
-            .of("messages");
-            error.code = Some("no_chat_template");
-            error
+            .of("messages")
+            .coded("no_chat_template")
         })
     }
 
@@ -173,11 +171,22 @@ impl Model {
         Ok(encoded.ids)
     }
 
-    /// What holds a text to a form.
+    /// The text of tokens of the parameter `name`; none without a tokenizer, as of answers.
+    ///
+    /// # Errors
+    /// The tokenizer does not know one of them.
+    pub(crate) fn decode(&self, name: &str, tokens: &[u32]) -> Result<String, ApiError> {
+        let text = self.tokenizer.as_ref().map(|known| known.decode(tokens));
+        let refused =
+            |error: TextError| ApiError::bad_request(format!("`{name}`: {error}")).of(name);
+        Ok(text.transpose().map_err(refused)?.unwrap_or_default())
+    }
+
+    /// What holds texts to a form.
     ///
     /// # Errors
     /// The form is none or too large, or the tokenizer has none of that.
-    pub(crate) fn constraint(&self, form: &Grammar) -> Result<Box<dyn Constraint>, ApiError> {
+    pub(crate) fn compile(&self, form: &Grammar) -> Result<CompiledGrammar, ApiError> {
         let tokenizer = self.tokenizer("the form of a text needs")?;
         let make = || GrammarFactory::new(tokenizer, self.limits.vocab_size, &self.end_tokens);
         let factory = self.grammars.get_or_init(make).as_ref();
@@ -238,7 +247,6 @@ impl Model {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(service) = service {
-            service.wait_idle(Duration::ZERO);
             drop(service.stop());
         }
     }

@@ -1,12 +1,15 @@
 //! Which path does what.
 
-use crate::app::{App, State as Readiness};
+use crate::app::{App, Asked, SCHEDULER_ENDED, State as Readiness};
 use crate::log::{Record, record};
 use crate::model::Model;
 use crate::openai::answer::Running;
+use crate::openai::chat::Chat;
+use crate::openai::completions::Completion;
 use crate::openai::error::{ApiError, json_body};
 use crate::openai::job::Job;
-use crate::openai::{chat, completions, stream, tokenize};
+use crate::openai::stream;
+use crate::openai::tokenize::{Detokenize, Tokenize};
 use crate::page::page;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -92,8 +95,12 @@ fn panicked(_: Box<dyn Any + Send>) -> Response {
     ApiError::internal("the handler of this request panicked; others go on").into_response()
 }
 
-async fn health() -> Response {
-    json_body(&json!({"status": "ok"}))
+async fn health(State(app): Shared) -> Answer {
+    match app.state() {
+        // No waiting helps.
+        Readiness::Ended => Err(ApiError::internal(SCHEDULER_ENDED).coded("scheduler_ended")),
+        _ => Ok(json_body(&json!({"status": "ok"}))),
+    }
 }
 
 async fn ready(State(app): Shared) -> Response {
@@ -195,21 +202,20 @@ async fn one_model(
 }
 
 async fn completions(app: Shared, record: Extension<Arc<Record>>, body: Body) -> Answer {
-    generate(app, record, body, completions::read).await
+    generate::<Completion>(app, record, body).await
 }
 
 async fn chat(app: Shared, record: Extension<Arc<Record>>, body: Body) -> Answer {
-    generate(app, record, body, chat::read).await
+    generate::<Chat>(app, record, body).await
 }
 
-async fn generate(
+async fn generate<A: Asked<Prepared = Job>>(
     State(app): Shared,
     Extension(record): Extension<Arc<Record>>,
     body: Body,
-    read: fn(&App, &Model, &[u8]) -> Result<Job, ApiError>,
 ) -> Answer {
     let entered = app.enter()?;
-    let job = app.prepare(body, read).await?;
+    let job = app.prepare::<A>(body).await?;
     let streamed = job.generation.stream;
     let running = Running::start(app, entered, record, job)?;
     match streamed {
@@ -220,12 +226,12 @@ async fn generate(
 
 async fn tokenize(State(app): Shared, body: Body) -> Answer {
     let _entered = app.enter()?;
-    Ok(json_body(&app.prepare(body, tokenize::tokenize).await?))
+    Ok(json_body(&app.prepare::<Tokenize>(body).await?))
 }
 
 async fn detokenize(State(app): Shared, body: Body) -> Answer {
     let _entered = app.enter()?;
-    Ok(json_body(&app.prepare(body, tokenize::detokenize).await?))
+    Ok(json_body(&app.prepare::<Detokenize>(body).await?))
 }
 
 #[cfg(test)]

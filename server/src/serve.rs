@@ -85,14 +85,18 @@ pub async fn serve(
     }
     tracing::info!(seconds = drain.as_secs_f64(), "draining");
     app.drain();
+    let ending = async {
+        let _ = timeout(drain, app.idle()).await;
+        // Saves prefixes, too.
+        let stopping = app.clone();
+        let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
+        let _ = timeout(LAST_WORDS, app.idle()).await;
+    };
     // Probes are still answered.
     tokio::select! {
         () = &mut accepting => {}
-        _ = timeout(drain, app.idle()) => {}
+        () = ending => {}
     }
-    let stopping = app.clone();
-    let _ = tokio::task::spawn_blocking(move || stopping.stop()).await;
-    let _ = timeout(LAST_WORDS, app.idle()).await;
     let _ = close.send(true);
     let _ = timeout(LAST_WORDS, connections.acquire_many(most as u32)).await;
     tracing::info!("ended");

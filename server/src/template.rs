@@ -102,11 +102,16 @@ impl ChatTemplate {
     }
 }
 
-/// Compiles a template as Hugging Face's tokenizers read them.
+/// Whether `source` is a template.
 ///
 /// # Errors
 /// It is none, or too long.
-pub fn compile(source: &str) -> Result<Environment<'static>, TemplateError> {
+pub fn check(source: &str) -> Result<(), TemplateError> {
+    compile(source).map(drop)
+}
+
+/// Compiles a template as Hugging Face's tokenizers read them.
+fn compile(source: &str) -> Result<Environment<'static>, TemplateError> {
     if source.len() as u64 > MAX_CHAT_TEMPLATE_BYTES {
         return Err(TemplateError(format!(
             "expected at most {MAX_CHAT_TEMPLATE_BYTES} bytes, found {}",

@@ -1,8 +1,9 @@
 //! What fuzzing sees of requests: bodies, read as far as that takes no model.
 
-use crate::openai::completions::Given;
+use crate::app::Asked;
+use crate::openai::chat::Chat;
+use crate::openai::completions::{Completion, Given};
 use crate::openai::error::ApiError;
-use crate::openai::{chat, completions};
 use ratplus_runtime::sampler::Sampling;
 use serde_json::Value;
 
@@ -58,7 +59,7 @@ fn refused(error: ApiError) -> Refused {
 /// # Errors
 /// It is refused.
 pub fn completion(body: &[u8]) -> Result<Accepted, Refused> {
-    let asked = completions::parse(MODEL_NAME, VOCAB_SIZE, body).map_err(refused)?;
+    let asked = Completion::parse(MODEL_NAME, VOCAB_SIZE, body).map_err(refused)?;
     let prompts = asked.prompts.into_iter().filter_map(|prompt| match prompt {
         Given::Tokens(tokens) => Some(tokens),
         Given::Text(_) => None,
@@ -74,6 +75,6 @@ pub fn completion(body: &[u8]) -> Result<Accepted, Refused> {
 /// # Errors
 /// It is refused.
 pub fn chat(body: &[u8]) -> Result<Accepted, Refused> {
-    let asked = chat::parse(MODEL_NAME, VOCAB_SIZE, body).map_err(refused)?;
+    let asked = Chat::parse(MODEL_NAME, VOCAB_SIZE, body).map_err(refused)?;
     Ok(accepted(asked.generation))
 }

@@ -117,7 +117,7 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
 fn chat_template(path: &Path) -> Result<String, Failure> {
     let file = super::read_text("--chat-template", path)?;
     let template = template::from_file(&file).and_then(|source| {
-        template::compile(&source)?;
+        template::check(&source)?;
         Ok(source)
     });
     template.map_err(|error| Failure::input(format!("--chat-template {}: {error}", path.display())))

@@ -224,7 +224,7 @@ fn whatever_the_logits_texts_are_what_the_schema_says() {
         };
         let mut texts = BTreeSet::new();
         for seed in 0..25 {
-            let mut constraint = factory.compile(&grammar).unwrap();
+            let mut constraint = factory.compile(&grammar).unwrap().constraint();
             let (text, end, _) = drawn(&tokenizer, &mut *constraint, seed, 1000);
             assert_eq!(end, End::Done, "{schema}: {text}");
             let value: Value = serde_json::from_str(&text)
@@ -243,7 +243,7 @@ fn rules_and_expressions_are_followed() {
     let factory = factory(&tokenizer);
     let check = |grammar: &Grammar, fits: &dyn Fn(&str) -> bool| {
         for seed in 0..20 {
-            let mut constraint = factory.compile(grammar).unwrap();
+            let mut constraint = factory.compile(grammar).unwrap().constraint();
             let (text, end, _) = drawn(&tokenizer, &mut *constraint, seed, 1000);
             assert_eq!(end, End::Done, "{grammar:?}: {text}");
             assert!(fits(&text), "{grammar:?}: {text:?}");
@@ -278,12 +278,13 @@ fn a_text_may_end_without_an_end_token() {
         let of = (0..2048).find(|&token| tokenizer.bytes(token).unwrap() == text.as_bytes());
         of.unwrap()
     };
-    let mut constraint = factory.compile(&Grammar::Regex("ab".into())).unwrap();
+    let compiled = factory.compile(&Grammar::Regex("ab".into())).unwrap();
+    let mut constraint = compiled.constraint();
     assert!(!constraint.must_end());
     let allowed = constraint.allowed().unwrap();
     assert!(allowed.contains(token("a")) && !allowed.contains(token("b")));
     // What may not come is refused, and the constraint with it.
-    let mut other = factory.compile(&Grammar::Regex("ab".into())).unwrap();
+    let mut other = compiled.constraint();
     assert!(other.accept(token("b")).is_err() && other.accept(token("a")).is_err());
     constraint.accept(token("a")).unwrap();
     constraint.accept(token("b")).unwrap();
@@ -330,7 +331,12 @@ fn other_requests_go_on_as_they_are() {
     let fixture = fixture(Shape::default());
     let engine = Engine::new(open(&fixture, BackendKind::Tract));
     let service = Service::start(engine, Some(tokenizer), Options::default()).unwrap();
-    let grammar = |grammar: &str| factory.compile(&Grammar::Regex(grammar.into())).unwrap();
+    let grammar = |grammar: &str| {
+        factory
+            .compile(&Grammar::Regex(grammar.into()))
+            .unwrap()
+            .constraint()
+    };
     let ask = |constraints: Vec<Option<Box<dyn Constraint>>>| -> Vec<(String, Ended)> {
         let mut updates = Vec::new();
         let requests = constraints.into_iter().zip(1..).map(|(constraint, seed)| {

@@ -3,17 +3,21 @@
 use super::error::{ApiError, json_body};
 use super::job::{Job, Kind, Prompt};
 use super::logprobs::Logprobs;
-use crate::app::{App, Entered, unix_seconds};
+use crate::app::{App, Entered, SCHEDULER_ENDED, State, unix_seconds};
 use crate::log::Record;
 use crate::metrics::finish_reason;
-use crate::model::{Model, TokenTexts};
+use crate::model::TokenTexts;
 use crate::sink::Counted;
 use axum::http::StatusCode;
 use axum::response::Response;
-use ratplus_runtime::scheduler::{Ended, Finished, Score, Sink, Ticket, Update};
+use ratplus_runtime::scheduler::{Ended, Finished, Refused, Score, Sink, Ticket, Update};
 use serde::Serialize;
 use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+/// Scores of more tokens than this are made text beside the threads of sockets.
+const MANY_SCORES: usize = 256;
 
 /// A job whose sequences run; they are cancelled when it is dropped.
 pub struct Running {
@@ -40,6 +44,8 @@ pub struct Head {
     pub logprobs: bool,
     pub include_usage: bool,
     pub tokens_as_ids: bool,
+    /// The parameter that says what form the text has to have.
+    form: Option<&'static str>,
 }
 
 /// One choice, as far as it is.
@@ -130,16 +136,16 @@ pub struct Envelope<'a> {
 }
 
 impl Head {
-    /// Around `choices`. `usage`: left out, null, or what it is.
+    /// Around `choices` of an answer or of a part of a streamed one. `usage`: left out, null, or what it is.
     pub fn around<'a>(
         &'a self,
-        object: &'static str,
+        streamed: bool,
         choices: &'a [Written],
         usage: Option<Option<Usage>>,
     ) -> Envelope<'a> {
         Envelope {
             id: &self.id,
-            object,
+            object: self.kind.object(streamed),
             created: self.created,
             model: &self.model,
             choices,
@@ -160,8 +166,11 @@ impl Running {
         job: Job,
     ) -> Result<Self, ApiError> {
         let (send, updates) = mpsc::unbounded_channel();
+        let timeout = app.options.request_timeout;
+        let deadline = timeout.and_then(|timeout| record.started.checked_add(timeout));
         let requests = job.requests.into_iter().enumerate();
-        let requests = requests.map(|(choice, request)| {
+        let requests = requests.map(|(choice, mut request)| {
+            request.deadline = deadline;
             let sink = Counted::new(choice, send.clone(), app.metrics.clone());
             (request, Box::new(sink) as Box<dyn Sink>)
         });
@@ -183,11 +192,11 @@ impl Running {
                 finished: None,
             })
             .collect();
-        let tickets = app.model()?.submit(requests.collect())?;
-        let prefix = match job.kind {
-            Kind::Completion => "cmpl",
-            Kind::Chat => "chatcmpl",
-        };
+        let tickets = app.model()?.submit(requests.collect());
+        let tickets = tickets.map_err(|refused| match refused {
+            Refused::Draining => app.closed(),
+            other => other.into(),
+        })?;
         if app.options.log_prompts {
             record.update(|work| {
                 let prompts: Vec<_> = job.prompts.iter().map(|prompt| &prompt.tokens).collect();
@@ -198,13 +207,14 @@ impl Running {
         Ok(Self {
             head: Head {
                 kind: job.kind,
-                id: format!("{prefix}-{:032x}", rand::random::<u128>()),
+                id: format!("{}-{:032x}", job.kind.id_prefix(), rand::random::<u128>()),
                 created: unix_seconds(),
                 model: app.options.model_name.clone(),
                 n,
                 logprobs: job.logprobs.is_some(),
                 include_usage: job.generation.include_usage,
                 tokens_as_ids: job.generation.tokens_as_ids,
+                form: job.generation.form.map(|(name, _)| name),
             },
             left: choices.len(),
             choices,
@@ -225,12 +235,16 @@ impl Running {
             return Ok(None);
         }
         let Some((index, update)) = self.updates.recv().await else {
-            return Err(self.fail(ApiError::internal("the engine has stopped")));
+            return Err(self.fail(ApiError::internal(SCHEDULER_ENDED)));
         };
         let model = self.app.model()?;
         let texts = model.token_texts(self.head.tokens_as_ids);
         let choice = &mut self.choices[index];
-        let mut piece = choice.piece(index, update, &self.head, &texts);
+        let scores = match &update {
+            Update::Prompt(scores) => scores.len(),
+            _ => 0,
+        };
+        let mut piece = aside(scores, || choice.piece(index, update, &self.head, &texts));
         if self.app.options.log_prompts {
             self.record.update(|work| {
                 let text = work.text.get_or_insert_default();
@@ -253,7 +267,7 @@ impl Running {
             work.decode = work.decode.max(timing.decode);
             work.ended.push(finish_reason(&finished.ended));
         });
-        if let Some(error) = failure(&finished.ended, model) {
+        if let Some(error) = failure(finished, &self.app, self.head.form) {
             return Err(self.fail(error));
         }
         piece.finish_reason = Some(finish_reason(&finished.ended));
@@ -305,10 +319,8 @@ impl Running {
                 all.extend(more);
             }
         }
-        let object = match self.head.kind {
-            Kind::Completion => "text_completion",
-            Kind::Chat => "chat.completion",
-        };
+        let scores = whole.iter().flat_map(|piece| &piece.logprobs);
+        let scores = scores.map(Logprobs::len).sum();
         let written = whole.into_iter().map(|piece| match self.head.kind {
             Kind::Completion => Written::Text {
                 index: piece.choice,
@@ -329,7 +341,8 @@ impl Running {
         });
         let choices: Vec<_> = written.collect();
         let usage = Some(Some(self.usage()));
-        Ok(json_body(&self.head.around(object, &choices, usage)))
+        let answer = self.head.around(false, &choices, usage);
+        Ok(aside(scores, || json_body(&answer)))
     }
 }
 
@@ -380,41 +393,65 @@ impl Choice {
     }
 }
 
-/// The error that an end means to a client, where it is one.
-fn failure(ended: &Ended, model: &Model) -> Option<ApiError> {
-    let status = |status, message: &str, code| {
-        let mut error = ApiError::status(status, message);
-        error.code = Some(code);
-        Some(error)
-    };
-    match ended {
-        Ended::MaxNewTokens | Ended::StopToken | Ended::StopString(_) | Ended::MaxSeqLen => None,
-        Ended::Deadline => status(
+/// Does `work` on scores of so many tokens; beside the threads of sockets where that takes long.
+pub fn aside<T>(scores: usize, work: impl FnOnce() -> T) -> T {
+    let others = || Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+    match scores > MANY_SCORES && others() {
+        true => tokio::task::block_in_place(work),
+        false => work(),
+    }
+}
+
+/// The error that an end means to a client, where it is one; `form` is the parameter that says what the text has to
+/// be.
+fn failure(finished: &Finished, app: &App, form: Option<&str>) -> Option<ApiError> {
+    let internal = StatusCode::INTERNAL_SERVER_ERROR;
+    let (status, message, code) = match &finished.ended {
+        Ended::MaxNewTokens | Ended::StopToken | Ended::StopString(_) | Ended::MaxSeqLen => {
+            return None;
+        }
+        Ended::Deadline => (
             StatusCode::GATEWAY_TIMEOUT,
-            "the time for a request is over",
+            format!(
+                "expected an answer within {} s of the request, found its time over after {} new tokens; ask for \
+                 fewer, or when less is going on",
+                app.options
+                    .request_timeout
+                    .unwrap_or_default()
+                    .as_secs_f64(),
+                finished.new_tokens
+            ),
             "deadline",
         ),
-        Ended::Stopped | Ended::Cancelled => status(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the server ended before the answer did",
-            "stopped",
-        ),
-        Ended::NonFinite(found) => status(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            &format!(
-                "the model returned a logit that is no number: {} for token {} of {}",
-                found.value,
-                found.token,
-                model.limits().vocab_size
+        Ended::Stopped | Ended::Cancelled => {
+            let message = match app.state() {
+                State::Ended => SCHEDULER_ENDED,
+                _ => "the server ended before the answer did; ask another, or again later",
+            };
+            (StatusCode::SERVICE_UNAVAILABLE, message.into(), "stopped")
+        }
+        Ended::NonFinite(found) => (
+            internal,
+            format!(
+                "expected logits that are finite, found {} for token {}; the model overflows on this prompt",
+                found.value, found.token
             ),
             "non_finite_logits",
         ),
-        Ended::Constraint(why) => status(
-            StatusCode::BAD_REQUEST,
-            &format!("what the text has to be: {why}"),
-            "constraint",
-        ),
-        Ended::Failed(why) => status(StatusCode::INTERNAL_SERVER_ERROR, why, "failed"),
-        _ => Some(ApiError::internal("the sequence ended unexpectedly")),
-    }
+        Ended::Constraint(why) => {
+            let form = form.unwrap_or("response_format");
+            let message = format!(
+                "`{form}`: expected a form that the text can go on with, found none after {} tokens: {why}; \
+                 simplify it",
+                finished.new_tokens
+            );
+            let error = ApiError::bad_request(message);
+            return Some(error.of(form).coded("constraint"));
+        }
+        Ended::Failed(why) => (internal, why.clone(), "failed"),
+        _ => {
+            return Some(ApiError::internal("the sequence ended unexpectedly"));
+        }
+    };
+    Some(ApiError::status(status, message).coded(code))
 }

@@ -4,79 +4,72 @@ use super::error::ApiError;
 use super::generation::{Generation, MAX_LOGPROBS};
 use super::job::{Job, Kind, Prompt, check_model};
 use super::parameters::{Parameters, found};
-use crate::app::App;
+use crate::app::{App, Asked, LONG_TEXT};
 use crate::model::Model;
 use crate::template::TemplateError;
 use serde_json::{Map, Value, json};
 
 /// A body as it comes, before it needs a model.
-pub struct Asked {
+pub struct Chat {
     pub generation: Generation,
     pub conversation: Conversation,
     logprobs: Option<usize>,
 }
 
-/// What a body asks for.
-///
-/// # Errors
-/// What is wrong with it, by its parameter.
-pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
-    let vocab_size = model.limits().vocab_size;
-    let Asked {
-        generation,
-        conversation,
-        logprobs,
-    } = parse(&app.options.model_name, vocab_size, body)?;
-    let prompt = Prompt {
-        tokens: conversation.encode(model)?,
-        echo: None,
-    };
-    Job::new(
-        Kind::Chat,
-        vec![prompt],
-        generation,
-        logprobs,
-        false,
-        (app, model),
-    )
-}
+impl Asked for Chat {
+    type Prepared = Job;
 
-/// Reads a body for the model of that name with so many tokens.
-///
-/// # Errors
-/// What is wrong with it, by its parameter.
-pub fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Asked, ApiError> {
-    let mut given = Parameters::parse(body)?;
-    check_model(&mut given, model_name)?;
-    refuse_tools(&mut given)?;
-    let names = ["max_completion_tokens", "max_tokens"];
-    let generation = Generation::take(&mut given, &names, vocab_size)?;
-    let logprobs = given.boolean("logprobs")?.unwrap_or(false);
-    let top = given.count("top_logprobs", 0..=MAX_LOGPROBS)?;
-    if let (false, Some(top @ 1..)) = (logprobs, top) {
-        let expected = "none without `logprobs: true`";
-        return Err(ApiError::parameter("top_logprobs", expected, top));
+    fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Self, ApiError> {
+        let mut given = Parameters::parse(body)?;
+        check_model(&mut given, model_name)?;
+        refuse_tools(&mut given)?;
+        let generation = Generation::take(&mut given, Kind::Chat, vocab_size)?;
+        let logprobs = given.boolean("logprobs")?.unwrap_or(false);
+        let top = given.count("top_logprobs", 0..=MAX_LOGPROBS)?;
+        if let (false, Some(top @ 1..)) = (logprobs, top) {
+            let expected = "none without `logprobs: true`";
+            return Err(ApiError::parameter("top_logprobs", expected, top));
+        }
+        for (name, neutral) in [
+            ("echo", vec![json!(false)]),
+            ("modalities", vec![json!(["text"])]),
+            ("reasoning_effort", vec![]),
+            ("verbosity", vec![]),
+            ("prediction", vec![]),
+            ("audio", vec![]),
+            ("web_search_options", vec![]),
+            ("documents", vec![]),
+            ("chat_template", vec![]),
+        ] {
+            given.only(name, &neutral)?;
+        }
+        let conversation = Conversation::take(&mut given)?;
+        given.finish("")?;
+        Ok(Self {
+            generation,
+            conversation,
+            logprobs: logprobs.then(|| top.unwrap_or(0)),
+        })
     }
-    for (name, neutral) in [
-        ("echo", vec![json!(false)]),
-        ("modalities", vec![json!(["text"])]),
-        ("reasoning_effort", vec![]),
-        ("verbosity", vec![]),
-        ("prediction", vec![]),
-        ("audio", vec![]),
-        ("web_search_options", vec![]),
-        ("documents", vec![]),
-        ("chat_template", vec![]),
-    ] {
-        given.only(name, &neutral)?;
+
+    fn takes_long(&self) -> bool {
+        self.generation.form.is_some() || self.conversation.is_long()
     }
-    let conversation = Conversation::take(&mut given)?;
-    given.finish("")?;
-    Ok(Asked {
-        generation,
-        conversation,
-        logprobs: logprobs.then(|| top.unwrap_or(0)),
-    })
+
+    fn prepare(self, app: &App, model: &Model) -> Result<Job, ApiError> {
+        let prompt = Prompt {
+            tokens: self.conversation.encode(model)?,
+            echo: None,
+        };
+        Job::new(
+            Kind::Chat,
+            vec![prompt],
+            self.generation,
+            self.logprobs,
+            false,
+            (app, model),
+        )
+    }
 }
 
 fn refuse_tools(given: &mut Parameters) -> Result<(), ApiError> {
@@ -130,6 +123,13 @@ impl Conversation {
             add_generation_prompt: given.boolean("add_generation_prompt")?.unwrap_or(true),
             more,
         })
+    }
+
+    /// Whether it takes long to become tokens.
+    pub fn is_long(&self) -> bool {
+        let texts = self.messages.iter();
+        let texts = texts.map(|message| message["content"].as_str().map_or(0, str::len));
+        texts.sum::<usize>() > LONG_TEXT
     }
 
     /// Its tokens, as the package's template writes it.

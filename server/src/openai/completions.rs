@@ -4,7 +4,7 @@ use super::error::ApiError;
 use super::generation::{Generation, MAX_LOGPROBS, token_id};
 use super::job::{Job, Kind, Prompt, check_model};
 use super::parameters::{Parameters, found};
-use crate::app::App;
+use crate::app::{App, Asked, LONG_TEXT};
 use crate::model::Model;
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const MAX_PROMPTS: usize = 1024;
 
 /// A body as it comes, before it needs a model.
-pub struct Asked {
+pub struct Completion {
     pub generation: Generation,
     pub prompts: Vec<Given>,
     echo: bool,
@@ -20,59 +20,54 @@ pub struct Asked {
     add: Option<bool>,
 }
 
-/// What a body asks for.
-///
-/// # Errors
-/// What is wrong with it, by its parameter.
-pub fn read(app: &App, model: &Model, body: &[u8]) -> Result<Job, ApiError> {
-    let vocab_size = model.limits().vocab_size;
-    let Asked {
-        generation,
-        prompts,
-        echo,
-        logprobs,
-        add,
-    } = parse(&app.options.model_name, vocab_size, body)?;
-    let prompts = prompts
-        .into_iter()
-        .map(|prompt| prompt.tokens(model, echo, add));
-    let prompts = prompts.collect::<Result<_, _>>()?;
-    let score_prompts = echo && logprobs.is_some();
-    if score_prompts {
-        model.check_prompt_scores()?;
-    }
-    Job::new(
-        Kind::Completion,
-        prompts,
-        generation,
-        logprobs,
-        score_prompts,
-        (app, model),
-    )
-}
+impl Asked for Completion {
+    type Prepared = Job;
 
-/// Reads a body for the model of that name with so many tokens.
-///
-/// # Errors
-/// What is wrong with it, by its parameter.
-pub fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Asked, ApiError> {
-    let mut given = Parameters::parse(body)?;
-    check_model(&mut given, model_name)?;
-    let generation = Generation::take(&mut given, &["max_tokens"], vocab_size)?;
-    let echo = given.boolean("echo")?.unwrap_or(false);
-    let logprobs = given.count("logprobs", 0..=MAX_LOGPROBS)?;
-    let add = given.boolean("add_special_tokens")?;
-    given.only("suffix", &[json!("")])?;
-    let prompt = given.take("prompt");
-    given.finish("")?;
-    let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", EXPECTED, "none"))?;
-    Ok(Asked {
-        generation,
-        prompts: prompts(prompt, vocab_size)?,
-        echo,
-        logprobs,
-        add,
-    })
+    fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Self, ApiError> {
+        let mut given = Parameters::parse(body)?;
+        check_model(&mut given, model_name)?;
+        let generation = Generation::take(&mut given, Kind::Completion, vocab_size)?;
+        let echo = given.boolean("echo")?.unwrap_or(false);
+        let logprobs = given.count("logprobs", 0..=MAX_LOGPROBS)?;
+        let add = given.boolean("add_special_tokens")?;
+        given.only("suffix", &[json!("")])?;
+        let prompt = given.take("prompt");
+        given.finish("")?;
+        let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", EXPECTED, "none"))?;
+        Ok(Self {
+            generation,
+            prompts: prompts(prompt, vocab_size)?,
+            echo,
+            logprobs,
+            add,
+        })
+    }
+
+    fn takes_long(&self) -> bool {
+        let texts = self.prompts.iter().map(|prompt| match prompt {
+            Given::Text(text) => text.len(),
+            Given::Tokens(_) => 0,
+        });
+        self.generation.form.is_some() || texts.sum::<usize>() > LONG_TEXT
+    }
+
+    fn prepare(self, app: &App, model: &Model) -> Result<Job, ApiError> {
+        let prompts = self.prompts.into_iter();
+        let prompts = prompts.map(|prompt| prompt.tokens(model, self.echo, self.add));
+        let prompts = prompts.collect::<Result<_, _>>()?;
+        let score_prompts = self.echo && self.logprobs.is_some();
+        if score_prompts {
+            model.check_prompt_scores()?;
+        }
+        Job::new(
+            Kind::Completion,
+            prompts,
+            self.generation,
+            self.logprobs,
+            score_prompts,
+            (app, model),
+        )
+    }
 }
 
 const EXPECTED: &str = "a string, token ids, or an array of strings or of arrays of token ids";
@@ -87,16 +82,14 @@ pub enum Given {
 impl Given {
     fn tokens(self, model: &Model, echo: bool, add: Option<bool>) -> Result<Prompt, ApiError> {
         let (tokens, text) = match self {
-            Self::Text(text) => (model.encode(&text, add)?, Some(text)),
-            Self::Tokens(tokens) => (tokens, None),
-        };
-        let echo = echo.then(|| match text {
-            Some(text) => text,
-            None => {
-                let decoded = model.tokenizer("").ok().map(|known| known.decode(&tokens));
-                decoded.and_then(Result::ok).unwrap_or_default()
+            Self::Text(text) => (model.encode(&text, add)?, text),
+            Self::Tokens(tokens) if echo => {
+                let text = model.decode("prompt", &tokens)?;
+                (tokens, text)
             }
-        });
+            Self::Tokens(tokens) => (tokens, String::new()),
+        };
+        let echo = echo.then_some(text);
         Ok(Prompt { tokens, echo })
     }
 }

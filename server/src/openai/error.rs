@@ -21,7 +21,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+    /// Of that status.
+    pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             status,
             message: message.into(),
@@ -33,7 +34,7 @@ impl ApiError {
 
     /// 400: something of the request as a whole.
     pub fn bad_request(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, message)
+        Self::status(StatusCode::BAD_REQUEST, message)
     }
 
     /// 400: a parameter that is not as expected.
@@ -43,9 +44,10 @@ impl ApiError {
 
     /// 400: a parameter that does nothing here.
     pub fn unsupported(name: &str, why: &str) -> Self {
-        let mut error = Self::bad_request(format!("`{name}`: not supported{why}")).of(name);
-        error.code = Some("unsupported_parameter");
-        error
+        let message = format!("`{name}`: not supported{why}");
+        Self::bad_request(message)
+            .of(name)
+            .coded("unsupported_parameter")
     }
 
     /// The same, of this parameter.
@@ -54,45 +56,42 @@ impl ApiError {
         self
     }
 
+    /// The same, with a code that programs read.
+    pub fn coded(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
     /// 404.
     pub fn not_found(message: impl Into<String>, code: &'static str) -> Self {
-        let mut error = Self::new(StatusCode::NOT_FOUND, message);
-        error.code = Some(code);
-        error
+        Self::status(StatusCode::NOT_FOUND, message).coded(code)
     }
 
     /// 401.
     pub fn unauthorized() -> Self {
         let message = "expected `Authorization: Bearer KEY` with a key that this server knows";
-        let mut error = Self::new(StatusCode::UNAUTHORIZED, message);
-        error.code = Some("invalid_api_key");
-        error
-    }
-
-    /// Any other status.
-    pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
-        Self::new(status, message)
+        Self::status(StatusCode::UNAUTHORIZED, message).coded("invalid_api_key")
     }
 
     /// 429: too much at once.
     pub fn busy(message: impl Into<String>, retry_after: Duration) -> Self {
-        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
-        error.code = Some("queue_full");
-        error.retry_after = Some(retry_after);
-        error
+        Self {
+            retry_after: Some(retry_after),
+            ..Self::status(StatusCode::TOO_MANY_REQUESTS, message).coded("queue_full")
+        }
     }
 
     /// 503: not now.
     pub fn unavailable(message: impl Into<String>, code: &'static str) -> Self {
-        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
-        error.code = Some(code);
-        error.retry_after = Some(Duration::from_secs(1));
-        error
+        Self {
+            retry_after: Some(Duration::from_secs(1)),
+            ..Self::status(StatusCode::SERVICE_UNAVAILABLE, message).coded(code)
+        }
     }
 
     /// 500.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+        Self::status(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
     /// The object that clients read.

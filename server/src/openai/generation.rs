@@ -2,11 +2,13 @@
 
 use super::error::ApiError;
 use super::guide;
+use super::job::Kind;
 use super::parameters::{Parameters, found};
 use ratplus_runtime::grammar::Grammar;
 use ratplus_runtime::sampler::Sampling;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 /// Most choices of one prompt.
 const MAX_CHOICES: usize = 128;
@@ -24,6 +26,7 @@ pub struct Generation {
     pub n: usize,
     pub stream: bool,
     pub include_usage: bool,
+    /// None for as many as there is room for.
     pub max_tokens: Option<usize>,
     pub min_tokens: usize,
     pub stop_strings: Vec<String>,
@@ -36,30 +39,25 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Takes these parameters; `default_max_tokens` where none is asked for.
+    /// Takes these parameters of a request of that kind.
     ///
     /// # Errors
     /// The first that is wrong.
-    pub fn take(
-        given: &mut Parameters,
-        max_tokens: &[&str],
-        vocab_size: usize,
-    ) -> Result<Self, ApiError> {
+    pub fn take(given: &mut Parameters, kind: Kind, vocab_size: usize) -> Result<Self, ApiError> {
         let sampling = sampling(given, vocab_size)?;
         let n = given.count("n", 1..=MAX_CHOICES)?.unwrap_or(1);
         given.only("best_of", &[1.into(), n.into()])?;
         let stream = given.boolean("stream")?.unwrap_or(false);
         let include_usage = stream_options(given, stream)?;
-        let mut most = None;
-        for name in max_tokens {
-            let least = usize::from(*name != "max_tokens");
-            let count = given.count(name, least..=i32::MAX as usize)?;
-            most = most.or(count);
-        }
+        let most = one_of(kind.max_tokens(), |name| {
+            let least = usize::from(name != "max_tokens");
+            given.count(name, least..=i32::MAX as usize)
+        })?;
+        let most = most.or(kind.default_max_tokens());
         let min_tokens = given.count("min_tokens", 0..=i32::MAX as usize)?;
         let min_tokens = min_tokens.unwrap_or(0);
         if let Some(most) = most.filter(|&most| most < min_tokens) {
-            let expected = format!("at most `{}`, which is {most}", max_tokens[0]);
+            let expected = format!("at most `{}`, which is {most}", kind.max_tokens()[0]);
             return Err(ApiError::parameter("min_tokens", &expected, min_tokens));
         }
         let (include, other) = (
@@ -75,7 +73,8 @@ impl Generation {
             max_tokens: most,
             min_tokens,
             stop_strings: stop_strings(given)?,
-            include_stop: include.or(other).unwrap_or(false),
+            // Gateways fill in the one that they know with false.
+            include_stop: include == Some(true) || other == Some(true),
             stop_tokens: token_list(given, "stop_token_ids", vocab_size)?
                 .unwrap_or_default()
                 .into_iter()
@@ -89,6 +88,27 @@ impl Generation {
         tolerate(given)?;
         Ok(generation)
     }
+}
+
+/// What parameters that mean the same say, each of which `take` takes.
+fn one_of<T: PartialEq + Display>(
+    names: &[&'static str],
+    mut take: impl FnMut(&str) -> Result<Option<T>, ApiError>,
+) -> Result<Option<T>, ApiError> {
+    let mut said: Option<(&str, T)> = None;
+    for name in names {
+        let Some(value) = take(name)? else {
+            continue;
+        };
+        match &said {
+            Some((other, first)) if *first != value => {
+                let expected = format!("{first} as in `{other}`, or one of the two alone");
+                return Err(ApiError::parameter(name, &expected, value));
+            }
+            _ => said = Some((name, value)),
+        }
+    }
+    Ok(said.map(|(_, value)| value))
 }
 
 fn sampling(given: &mut Parameters, vocab_size: usize) -> Result<Sampling, ApiError> {
@@ -108,12 +128,10 @@ fn sampling(given: &mut Parameters, vocab_size: usize) -> Result<Sampling, ApiEr
     }
     sampling.logit_bias = logit_bias(given, vocab_size)?;
     let any_seed = i64::MIN.into()..=u64::MAX.into();
-    let (seed, other) = (
-        given.integer("seed", any_seed.clone())?,
-        given.integer("sampling_seed", any_seed)?,
-    );
+    let seed = one_of(&["seed", "sampling_seed"], |name| {
+        given.integer(name, any_seed.clone())
+    })?;
     // What is below 0 has the bits of its two's complement.
-    let seed = seed.or(other);
     sampling.seed = seed.map_or_else(rand::random, |seed| seed as u64);
     match sampling.check(Some(vocab_size)) {
         Ok(()) => Ok(sampling),
@@ -263,7 +281,12 @@ mod tests {
 
     fn take(json: Value) -> Result<Generation, ApiError> {
         let mut given = Parameters::parse(json.to_string().as_bytes())?;
-        let taken = Generation::take(&mut given, &["max_tokens"], 100)?;
+        let kind = match json["messages"].is_null() {
+            true => Kind::Completion,
+            false => Kind::Chat,
+        };
+        let taken = Generation::take(&mut given, kind, 100)?;
+        given.take("messages");
         given.finish("")?;
         Ok(taken)
     }
@@ -289,6 +312,18 @@ mod tests {
         let penalties = (sampling.presence_penalty, sampling.frequency_penalty);
         assert_eq!((penalties, sampling.repetition_penalty), ((-2.0, 0.5), 1.2));
         assert_eq!(sampling.logit_bias, [(5, -100.0), (7, 1.5)].into());
+    }
+
+    #[test]
+    fn what_is_said_twice_is_taken_where_it_is_the_same() {
+        let taken = take(json!({"messages": [], "max_tokens": 7, "max_completion_tokens": 7, "min_tokens": 6,
+            "seed": 5, "sampling_seed": 5, "no_stop_trim": true, "include_stop_str_in_output": false}))
+        .unwrap();
+        assert_eq!((taken.max_tokens, taken.sampling.seed), (Some(7), 5));
+        assert!(taken.include_stop);
+        assert_eq!(take(json!({})).unwrap().max_tokens, Some(16));
+        let chat = take(json!({"messages": [], "min_tokens": 17})).unwrap();
+        assert_eq!((chat.max_tokens, chat.min_tokens), (None, 17));
     }
 
     #[test]
@@ -326,6 +361,12 @@ mod tests {
             (json!({"max_tokens": -1}), "max_tokens"),
             (json!({"max_tokens": 1e10}), "max_tokens"),
             (json!({"max_tokens": 2, "min_tokens": 3}), "min_tokens"),
+            (json!({"min_tokens": 17}), "min_tokens"),
+            (
+                json!({"max_tokens": 2, "max_completion_tokens": 3, "messages": []}),
+                "max_tokens",
+            ),
+            (json!({"seed": 1, "sampling_seed": 2}), "sampling_seed"),
             (json!({"stop": 5}), "stop"),
             (json!({"stop": [5]}), "stop"),
             (json!({"stop": ""}), "stop"),

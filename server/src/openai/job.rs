@@ -5,16 +5,58 @@ use super::generation::Generation;
 use super::parameters::{Parameters, found};
 use crate::app::{App, Options};
 use crate::model::Model;
+use ratplus_runtime::grammar::CompiledGrammar;
 use ratplus_runtime::scheduler::Request;
 use serde_json::Value;
-use std::collections::BTreeSet;
-use std::time::Instant;
 
 /// Which endpoint asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Completion,
     Chat,
+}
+
+impl Kind {
+    /// The parameter that prompts come in.
+    pub fn prompt(self) -> &'static str {
+        match self {
+            Self::Completion => "prompt",
+            Self::Chat => "messages",
+        }
+    }
+
+    /// Parameters that say the most new tokens.
+    pub fn max_tokens(self) -> &'static [&'static str] {
+        match self {
+            Self::Completion => &["max_tokens"],
+            Self::Chat => &["max_completion_tokens", "max_tokens"],
+        }
+    }
+
+    /// Most new tokens where nobody says; none for as many as there is room for.
+    pub fn default_max_tokens(self) -> Option<usize> {
+        match self {
+            Self::Completion => Some(16),
+            Self::Chat => None,
+        }
+    }
+
+    /// How ids of answers begin.
+    pub fn id_prefix(self) -> &'static str {
+        match self {
+            Self::Completion => "cmpl",
+            Self::Chat => "chatcmpl",
+        }
+    }
+
+    /// What an answer is called, or a part of a streamed one.
+    pub fn object(self, streamed: bool) -> &'static str {
+        match (self, streamed) {
+            (Self::Completion, _) => "text_completion",
+            (Self::Chat, false) => "chat.completion",
+            (Self::Chat, true) => "chat.completion.chunk",
+        }
+    }
 }
 
 /// One prompt.
@@ -65,47 +107,34 @@ impl Job {
         let n = job.generation.n;
         let tokens = job.prompts.iter().map(|prompt| prompt.tokens.len());
         model.check_together(n * job.prompts.len(), n * tokens.sum::<usize>())?;
-        let deadline = app.options.request_timeout;
-        let deadline = deadline.and_then(|timeout| Instant::now().checked_add(timeout));
-        let most = match (job.generation.max_tokens, kind) {
-            (Some(most), _) => most,
-            (None, Kind::Completion) => 16,
-            (None, Kind::Chat) => model.limits().max_seq_len,
-        };
-        for index in 0..n * job.prompts.len() {
-            let request = job.request(index, most, deadline, model)?;
-            job.requests.push(request);
-        }
-        Ok(job)
-    }
-
-    fn request(
-        &self,
-        index: usize,
-        max_new_tokens: usize,
-        deadline: Option<Instant>,
-        model: &Model,
-    ) -> Result<Request, ApiError> {
-        let Generation { n, form, .. } = &self.generation;
-        let constraint = form.as_ref().map(|(name, grammar)| {
-            let compiled = model.constraint(grammar);
-            compiled.map_err(|error| error.of(name))
-        });
-        let mut sampling = self.generation.sampling.clone();
-        // Choices of a prompt differ; a prompt's do not depend on those beside it.
-        sampling.seed = sampling.seed.wrapping_add((index % n) as u64);
-        let mut stop_tokens: BTreeSet<u32> = self.generation.stop_tokens.clone();
-        if !self.generation.ignore_eos {
-            stop_tokens.extend(model.end_tokens());
-        }
-        if !self.generation.stop_strings.is_empty() {
+        if !job.generation.stop_strings.is_empty() {
             model
                 .tokenizer("`stop` needs")
                 .map_err(|error| error.of("stop"))?;
         }
+        let grammar = job.generation.form.as_ref().map(|(name, grammar)| {
+            let compiled = model.compile(grammar);
+            compiled.map_err(|error| error.of(name))
+        });
+        let grammar = grammar.transpose()?;
+        let requests = 0..n * job.prompts.len();
+        let requests = requests.map(|index| job.request(index, grammar.as_ref(), model));
+        job.requests = requests.collect();
+        Ok(job)
+    }
+
+    fn request(&self, index: usize, grammar: Option<&CompiledGrammar>, model: &Model) -> Request {
+        let (n, most) = (self.generation.n, self.generation.max_tokens);
+        let mut sampling = self.generation.sampling.clone();
+        // Choices of a prompt differ; a prompt's do not depend on those beside it.
+        sampling.seed = sampling.seed.wrapping_add((index % n) as u64);
+        let mut stop_tokens = self.generation.stop_tokens.clone();
+        if !self.generation.ignore_eos {
+            stop_tokens.extend(model.end_tokens());
+        }
         let prompt = self.prompts[index / n].tokens.clone();
-        Ok(Request {
-            max_new_tokens,
+        Request {
+            max_new_tokens: most.unwrap_or(model.limits().max_seq_len),
             min_new_tokens: self.generation.min_tokens,
             sampling,
             stop_tokens,
@@ -113,10 +142,9 @@ impl Job {
             include_stop: self.generation.include_stop,
             logprobs: self.logprobs,
             prompt_logprobs: self.logprobs.filter(|_| self.prompt_logprobs),
-            constraint: constraint.transpose()?,
-            deadline,
+            constraint: grammar.map(CompiledGrammar::constraint),
             ..Request::new(prompt)
-        })
+        }
     }
 }
 
@@ -126,10 +154,6 @@ fn check_length(
     options: &Options,
     model: &Model,
 ) -> Result<(), ApiError> {
-    let name = match kind {
-        Kind::Completion => "prompt",
-        Kind::Chat => "messages",
-    };
     let room = model.limits().max_seq_len;
     let most = options
         .max_prompt_tokens
@@ -137,9 +161,11 @@ fn check_length(
     if (1..=most).contains(&tokens) {
         return Ok(());
     }
-    let mut error = ApiError::parameter(name, &format!("1 to {most} tokens"), tokens);
-    error.code = Some("context_length_exceeded").filter(|_| tokens > most);
-    Err(error)
+    let error = ApiError::parameter(kind.prompt(), &format!("1 to {most} tokens"), tokens);
+    Err(match tokens > most {
+        true => error.coded("context_length_exceeded"),
+        false => error,
+    })
 }
 
 /// Takes `model`, which has to be the one that is served.

@@ -119,6 +119,14 @@ impl Logprobs {
         }
     }
 
+    /// Tokens that are told of.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Completion(columns) => columns.tokens.len(),
+            Self::Chat { content } => content.len(),
+        }
+    }
+
     /// Adds what `other` has.
     pub fn extend(&mut self, other: Self) {
         match (self, other) {

@@ -1,8 +1,9 @@
 //! Answers in parts: server-sent events as OpenAI's clients read them.
 
-use super::answer::{Delta, Piece, Running, Written};
+use super::answer::{Delta, Piece, Running, Written, aside};
 use super::error::ApiError;
 use super::job::Kind;
+use super::logprobs::Logprobs;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
@@ -19,10 +20,13 @@ pub fn stream(running: Running) -> Response {
         loop {
             let (events, running) = match running.next().await {
                 // Nothing to tell yet: characters or a stop string are not whole.
-                Ok(Some(piece)) => match part(&mut running, piece) {
-                    events if events.is_empty() => continue,
-                    events => (events, Some(running)),
-                },
+                Ok(Some(piece)) => {
+                    let scores = piece.logprobs.as_ref().map_or(0, Logprobs::len);
+                    match aside(scores, || part(&mut running, piece)) {
+                        events if events.is_empty() => continue,
+                        events => (events, Some(running)),
+                    }
+                }
                 Ok(None) => (ending(&running), None),
                 Err(error) => (failed(&error), None),
             };
@@ -65,10 +69,7 @@ fn part(running: &mut Running, piece: Piece) -> Vec<u8> {
     let mut events = Vec::new();
     let usage = head.include_usage.then_some(None);
     let mut write = |written: Written| {
-        event(
-            &mut events,
-            &head.around(object(head.kind), &[written], usage),
-        );
+        event(&mut events, &head.around(true, &[written], usage));
     };
     match head.kind {
         Kind::Completion => write(Written::Text {
@@ -107,20 +108,13 @@ fn part(running: &mut Running, piece: Piece) -> Vec<u8> {
     events
 }
 
-fn object(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Completion => "text_completion",
-        Kind::Chat => "chat.completion.chunk",
-    }
-}
-
 /// Events after the last part.
 fn ending(running: &Running) -> Vec<u8> {
     let head = &running.head;
     let mut events = Vec::new();
     if head.include_usage {
         let usage = Some(Some(running.usage()));
-        event(&mut events, &head.around(object(head.kind), &[], usage));
+        event(&mut events, &head.around(true, &[], usage));
     }
     events.extend(DONE);
     events

@@ -5,54 +5,89 @@ use super::error::ApiError;
 use super::generation::token_list;
 use super::job::check_model;
 use super::parameters::Parameters;
-use crate::app::App;
+use crate::app::{App, Asked, LONG_TEXT};
 use crate::model::Model;
 use serde_json::{Value, json};
 
-/// Tokens of a text or a conversation.
-///
-/// # Errors
-/// What is wrong with the body, by its parameter.
-pub fn tokenize(app: &App, model: &Model, body: &[u8]) -> Result<Value, ApiError> {
-    let mut given = Parameters::parse(body)?;
-    check_model(&mut given, &app.options.model_name)?;
-    let names = given.boolean("return_token_strs")?.unwrap_or(false);
-    let tokens = if given.has("messages") {
-        let conversation = Conversation::take(&mut given)?;
-        given.only("add_special_tokens", &[json!(false)])?;
-        given.finish("")?;
-        conversation.encode(model)?
-    } else {
-        let add = given.boolean("add_special_tokens")?;
-        let prompt = given.text("prompt")?;
-        given.finish("")?;
-        let expected = "a string, or `messages`";
-        let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", expected, "none"))?;
-        model.encode(&prompt, add)?
-    };
-    let texts = model.token_texts(false);
-    let texts = tokens.iter().map(|&token| texts.of(token).text);
-    let texts = names.then(|| texts.collect::<Vec<_>>());
-    Ok(json!({
-        "count": tokens.len(),
-        "max_model_len": model.limits().max_seq_len,
-        "tokens": tokens,
-        "token_strs": texts,
-    }))
+/// A body whose tokens are asked for.
+pub struct Tokenize {
+    of: Source,
+    /// Whether the tokens' texts are told, too.
+    names: bool,
 }
 
-/// The text of tokens.
-///
-/// # Errors
-/// What is wrong with the body, by its parameter.
-pub fn detokenize(app: &App, model: &Model, body: &[u8]) -> Result<Value, ApiError> {
-    let mut given = Parameters::parse(body)?;
-    check_model(&mut given, &app.options.model_name)?;
-    let tokens = token_list(&mut given, "tokens", model.limits().vocab_size)?;
-    given.finish("")?;
-    let expected = "an array of token ids";
-    let tokens = tokens.ok_or_else(|| ApiError::parameter("tokens", expected, "none"))?;
-    let text = model.tokenizer("tokens need")?.decode(&tokens);
-    let text = text.map_err(|error| ApiError::bad_request(error.to_string()).of("tokens"))?;
-    Ok(json!({"prompt": text}))
+enum Source {
+    Conversation(Conversation),
+    Text(String, Option<bool>),
+}
+
+impl Asked for Tokenize {
+    type Prepared = Value;
+
+    fn parse(model_name: &str, _: usize, body: &[u8]) -> Result<Self, ApiError> {
+        let mut given = Parameters::parse(body)?;
+        check_model(&mut given, model_name)?;
+        let names = given.boolean("return_token_strs")?.unwrap_or(false);
+        let of = if given.has("messages") {
+            given.only("add_special_tokens", &[json!(false)])?;
+            Source::Conversation(Conversation::take(&mut given)?)
+        } else {
+            let add = given.boolean("add_special_tokens")?;
+            let expected = "a string, or `messages`";
+            let prompt = given.text("prompt")?;
+            let prompt = prompt.ok_or_else(|| ApiError::parameter("prompt", expected, "none"))?;
+            Source::Text(prompt, add)
+        };
+        given.finish("")?;
+        Ok(Self { of, names })
+    }
+
+    fn takes_long(&self) -> bool {
+        match &self.of {
+            Source::Conversation(conversation) => conversation.is_long(),
+            Source::Text(text, _) => text.len() > LONG_TEXT,
+        }
+    }
+
+    fn prepare(self, _: &App, model: &Model) -> Result<Value, ApiError> {
+        let tokens = match self.of {
+            Source::Conversation(conversation) => conversation.encode(model)?,
+            Source::Text(text, add) => model.encode(&text, add)?,
+        };
+        let texts = model.token_texts(false);
+        let texts = tokens.iter().map(|&token| texts.of(token).text);
+        let texts = self.names.then(|| texts.collect::<Vec<_>>());
+        Ok(json!({
+            "count": tokens.len(),
+            "max_model_len": model.limits().max_seq_len,
+            "tokens": tokens,
+            "token_strs": texts,
+        }))
+    }
+}
+
+/// Tokens whose text is asked for.
+pub struct Detokenize(Vec<u32>);
+
+impl Asked for Detokenize {
+    type Prepared = Value;
+
+    fn parse(model_name: &str, vocab_size: usize, body: &[u8]) -> Result<Self, ApiError> {
+        let mut given = Parameters::parse(body)?;
+        check_model(&mut given, model_name)?;
+        let tokens = token_list(&mut given, "tokens", vocab_size)?;
+        given.finish("")?;
+        let expected = "an array of token ids";
+        let tokens = tokens.ok_or_else(|| ApiError::parameter("tokens", expected, "none"))?;
+        Ok(Self(tokens))
+    }
+
+    fn takes_long(&self) -> bool {
+        false
+    }
+
+    fn prepare(self, _: &App, model: &Model) -> Result<Value, ApiError> {
+        model.tokenizer("tokens need")?;
+        Ok(json!({"prompt": model.decode("tokens", &self.0)?}))
+    }
 }

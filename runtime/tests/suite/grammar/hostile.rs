@@ -203,7 +203,7 @@ fn hostile_grammars_cost_little() {
     ];
     let plain = Grammar::JsonSchema(r#"{"type":"string","maxLength":9}"#.into());
     let innocent = || {
-        let mut constraint = factory.compile(&plain).unwrap();
+        let mut constraint = factory.compile(&plain).unwrap().constraint();
         drawn(&tokenizer, &mut *constraint, 5, 100).0
     };
     let expected = innocent();
@@ -212,7 +212,8 @@ fn hostile_grammars_cost_little() {
         let compiled = factory.compile(grammar);
         let time = begin.elapsed();
         assert!(time < Duration::from_secs(20), "{name}: {time:?}");
-        if let Ok(mut constraint) = compiled {
+        if let Ok(compiled) = compiled {
+            let mut constraint = compiled.constraint();
             let (text, end, longest) = drawn(&tokenizer, &mut *constraint, 3, 100);
             assert!(
                 longest < Duration::from_secs(2),
