@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 /// Threads that read and write sockets: a core's worth of the engine's time is the most they take.
 const SOCKET_THREADS: usize = 2;
@@ -46,16 +47,34 @@ async fn serve(args: ServeArgs, backend: BackendKind, options: Options) -> Outco
     })?;
     let address = listener.local_addr().or_input()?;
     errln!("listening on http://{address}");
-    let shutdown = async move {
+    let mut told = async move || {
         tokio::select! {
             _ = terminated.recv() => {}
             _ = interrupted.recv() => {}
         }
     };
+    let (shut_down, shutdown) = oneshot::channel::<()>();
+    let twice = async {
+        told().await;
+        drop(shut_down);
+        told().await;
+    };
     let load = move || load(&args, backend);
-    ratplus_server::serve(listener, options, load, shutdown)
-        .await
-        .or_input()
+    let shutdown = async { drop(shutdown.await) };
+    tokio::select! {
+        served = ratplus_server::serve(listener, options, load, shutdown) => served.or_input(),
+        () = twice => {
+            errln!("told twice to end: ending at once");
+            end_at_once()
+        }
+    }
+}
+
+/// Ends the process with 1 and waits for nothing: neither for a step, nor for what libraries do at an exit.
+#[allow(unsafe_code)]
+fn end_at_once() -> ! {
+    // SAFETY: it takes a number, and nothing of this process runs after it.
+    unsafe { libc::_exit(1) }
 }
 
 fn load(args: &ServeArgs, backend: BackendKind) -> Result<Model, ModelError> {
