@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest that an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -140,6 +140,79 @@ pub fn read(reader: &mut impl BufRead, head_only: bool) -> Answer {
     }
     answer.body = String::from_utf8(bytes).expect("a body of UTF-8");
     answer
+}
+
+/// Asks for an answer in parts, and reads its head.
+///
+/// # Panics
+/// It is refused.
+pub fn stream(address: SocketAddr, body: &Value) -> BufReader<TcpStream> {
+    let body = body.to_string();
+    let stream = send(address, "POST", "/v1/completions", "", body.as_bytes());
+    let mut reader = BufReader::new(stream);
+    let head = read(&mut reader, true);
+    assert_eq!(head.status, 200, "{head:?}");
+    reader
+}
+
+/// What is left of an answer.
+///
+/// # Panics
+/// It is no UTF-8, or the connection broke.
+pub fn rest(mut reader: impl BufRead) -> String {
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).expect("the rest");
+    rest
+}
+
+/// A request whose body is awaited: the server works on it, until [`finish`] sends it.
+///
+/// # Panics
+/// It is not awaited.
+pub fn begin(address: SocketAddr) -> BufReader<TcpStream> {
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: test\r\nconnection: close\r\nexpect: 100-continue\r\n\
+         content-length: {}\r\n\r\n",
+        SMALL.len()
+    );
+    let mut stream = connect(address);
+    stream.write_all(head.as_bytes()).expect("a head is taken");
+    let mut reader = BufReader::new(stream);
+    assert_eq!(read(&mut reader, true).status, 100);
+    reader
+}
+
+/// The answer to a request that was begun.
+///
+/// # Panics
+/// What comes is no HTTP.
+pub fn finish(mut begun: BufReader<TcpStream>) -> Answer {
+    let sent = begun.get_mut().write_all(SMALL.as_bytes());
+    sent.expect("a body is taken");
+    read(&mut begun, false)
+}
+
+/// A small request.
+const SMALL: &str = r#"{"prompt": "a", "max_tokens": 1}"#;
+
+/// Waits until something is so; whether it is within a minute.
+pub fn becomes(mut so: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    loop {
+        match so() {
+            true => return true,
+            false if begun.elapsed() > PATIENCE => return false,
+            false => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+/// It is not within a minute.
+pub fn eventually(what: &str, so: impl FnMut() -> bool) {
+    assert!(becomes(so), "never: {what}");
 }
 
 /// Asks and waits for the answer.

@@ -1,9 +1,9 @@
 //! What is answered: texts, scores, streams, errors.
 
-use crate::common::{MAX_SEQ_LEN, Server, eventually, export, load, options, start, start_with};
+use crate::common::{MAX_SEQ_LEN, Server, export, load, options, start, start_with};
 use ratplus_graphs::package::LogitsMode;
 use ratplus_runtime::scheduler;
-use ratplus_tests::http::{Answer, ask, get, post};
+use ratplus_tests::http::{Answer, ask, eventually, get, post};
 use serde_json::{Value, json};
 
 fn server() -> Server {
@@ -130,8 +130,8 @@ fn a_completion_is_whole_and_the_same_in_parts_and_in_company() {
 #[test]
 fn scores_of_prompts_are_what_they_are_of_answers() {
     let server = server();
-    let asked = json!({"max_tokens": 6, "logprobs": 2});
-    let answered = completion(&server, &with(&greedy(), &asked));
+    let asked_scores = json!({"max_tokens": 6, "logprobs": 2});
+    let answered = completion(&server, &with(&greedy(), &asked_scores));
     let scored = &answered["choices"][0]["logprobs"];
     let values = |scored: &Value, name: &str| scored[name].as_array().unwrap().clone();
     assert_eq!(values(scored, "tokens").len(), 6);
@@ -159,10 +159,17 @@ fn scores_of_prompts_are_what_they_are_of_answers() {
             .iter()
             .all(|score| score.as_f64().unwrap() <= 0.0)
     );
+    // The same tokens again, which a text's tokens need not be.
+    let ids = json!({"return_tokens_as_token_ids": true});
+    let ids = completion(&server, &with(&greedy(), &with(&asked_scores, &ids)));
+    let ids = values(&ids["choices"][0]["logprobs"], "tokens");
+    let ids = ids.iter().map(|id| {
+        let id = id.as_str().unwrap().strip_prefix("token_id:");
+        id.unwrap().parse::<u64>().unwrap()
+    });
+    assert_eq!(tokens[..prompt.len()], prompt);
+    assert_eq!(tokens[prompt.len()..], ids.collect::<Vec<_>>());
     for (index, score) in values(scored, "token_logprobs").iter().enumerate() {
-        if tokens.get(..prompt.len() + index + 1).is_none() {
-            break;
-        }
         let (found, expected) = (&logprobs[prompt.len() + index], score.as_f64().unwrap());
         assert!(
             (found.as_f64().unwrap() - expected).abs() < 1e-4,

@@ -9,13 +9,13 @@ use ratplus_runtime::package::Package;
 use ratplus_runtime::scheduler;
 use ratplus_server::{Model, ModelError, Options, serve};
 use ratplus_tests::golden_case;
-use ratplus_tests::http::{self, get};
+use ratplus_tests::http::{self, eventually, get};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -155,15 +155,6 @@ impl Drop for Server {
                 ended.unwrap().unwrap();
             }
         }
-    }
-}
-
-/// Waits until something is so.
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !so() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

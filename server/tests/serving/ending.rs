@@ -3,9 +3,8 @@
 use crate::common::{exported, load, options, start, start_with};
 use ratplus_runtime::scheduler;
 use ratplus_server::ModelError;
-use ratplus_tests::http::{get, post, read, send};
-use serde_json::json;
-use std::io::BufReader;
+use ratplus_tests::http::{begin, finish, get, post, rest, stream};
+use serde_json::{Value, json};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -39,27 +38,23 @@ fn what_cannot_be_loaded_ends_the_server_with_the_reason() {
     assert!(server.ended().unwrap_err().to_string().contains("panicked"));
 }
 
-/// Asks for a stream of `tokens` tokens and reads its head.
-fn streaming(address: std::net::SocketAddr, tokens: usize) -> BufReader<std::net::TcpStream> {
-    let body = json!({"prompt": "In the beginning", "max_tokens": tokens, "ignore_eos": true,
-        "seed": 1, "stream": true});
-    let stream = send(
-        address,
-        "POST",
-        "/v1/completions",
-        "",
-        body.to_string().as_bytes(),
-    );
-    let mut reader = BufReader::new(stream);
-    assert_eq!(read(&mut reader, true).status, 200);
-    reader
+fn streamed(tokens: usize, n: usize) -> Value {
+    json!({"prompt": "In the beginning", "max_tokens": tokens, "n": n, "ignore_eos": true, "seed": 1,
+        "stream": true})
 }
 
-/// The rest of a stream.
-fn rest(mut reader: BufReader<std::net::TcpStream>) -> String {
-    let mut rest = String::new();
-    std::io::Read::read_to_string(&mut reader, &mut rest).unwrap();
-    rest
+#[test]
+fn a_server_that_loads_ends_at_once() {
+    let (go_on, wait) = channel::<()>();
+    let mut server = start_with(options(), move || {
+        // As long as the test runs.
+        let _ = wait.recv();
+        Err(ModelError::Other("nobody is there any more".into()))
+    });
+    assert_eq!(get(server.address, "/ready").json()["status"], "loading");
+    server.shut_down();
+    server.ended().unwrap();
+    drop(go_on);
 }
 
 #[test]
@@ -67,7 +62,9 @@ fn answers_are_finished_before_the_end() {
     let mut patient = options();
     patient.drain = Duration::from_secs(60);
     let mut server = start(patient, scheduler::Options::default());
-    let stream = streaming(server.address, 200);
+    let reader = stream(server.address, &streamed(200, 1));
+    // The server drains until this one is answered.
+    let held = begin(server.address);
     server.shut_down();
     server.wait_until("draining");
     // Live, not ready, and taking nothing more.
@@ -77,10 +74,16 @@ fn answers_are_finished_before_the_end() {
         (answer.status, answer.json()["error"]["code"].as_str()),
         (503, Some("draining"))
     );
-    let rest = rest(stream);
+    let rest = rest(reader);
     assert!(
         rest.contains("\"finish_reason\":\"length\"") && rest.contains("[DONE]"),
         "{rest}"
+    );
+    // What had not come whole before the end began is too late.
+    let answer = finish(held);
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (503, Some("draining"))
     );
     server.ended().unwrap();
 }
@@ -88,9 +91,9 @@ fn answers_are_finished_before_the_end() {
 #[test]
 fn what_does_not_finish_in_time_is_cut_off_and_told_so() {
     let mut server = start(options(), scheduler::Options::default());
-    let stream = streaming(server.address, 4000);
+    let reader = stream(server.address, &streamed(4000, 50));
     server.shut_down();
-    let rest = rest(stream);
+    let rest = rest(reader);
     assert!(
         rest.contains("\"code\":\"stopped\"") && rest.contains("[DONE]"),
         "{rest}"

@@ -55,9 +55,8 @@ fn check(backend: &str) {
     same(&server, 8, 1, "no prefix cache");
     same(&server, 16, 0, "no prefix cache");
     let hits = |server: &Server| {
-        server.slots()["prefix_cache"]["hit_tokens"]
-            .as_u64()
-            .unwrap()
+        let prefix = &server.settled()["prefix_cache"];
+        prefix["hit_tokens"].as_u64().unwrap()
     };
     assert_eq!(hits(&server), 0);
     drop(server);
@@ -76,7 +75,7 @@ fn check(backend: &str) {
             0,
             &format!("a cold prefix cache of {cache}"),
         );
-        let prefix = &server.slots()["prefix_cache"];
+        let prefix = &server.settled()["prefix_cache"];
         assert!(
             prefix["bytes"].as_u64() <= prefix["budget_bytes"].as_u64(),
             "{prefix}"

@@ -1,5 +1,6 @@
 //! `ratplus serve` as a process: the same answers under every load, whatever clients send, until it is told to end.
 
+mod command;
 mod determinism;
 mod ending;
 mod hostile;

@@ -1,16 +1,17 @@
 //! A package, and a server of it in a process of its own.
 
-use ratplus_tests::http::{self, get, post};
+use ratplus_tests::http::{becomes, get, post};
 use ratplus_tests::{golden_case, ratplus, run, texts};
 use serde_json::{Value, json};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::thread::JoinHandle;
+use std::time::Duration;
 use tempfile::TempDir;
 
 pub const SLOTS: usize = 3;
@@ -35,24 +36,35 @@ pub fn package() -> PathBuf {
     DIR.get_or_init(export).path().join("kjv")
 }
 
-/// A server that is ready; it is killed when this is dropped.
+/// A server; it is killed when this is dropped.
 pub struct Server {
     pub address: SocketAddr,
     child: Child,
     log: Arc<Mutex<String>>,
+    reading: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// `ratplus serve` of the package with these flags.
+    /// `ratplus serve` of the package with these flags, once it is ready.
     pub fn start(flags: &str) -> Self {
-        Self::of(&package(), flags)
+        Self::of(&package(), flags.split_whitespace())
     }
 
-    fn of(package: &Path, flags: &str) -> Self {
+    /// The same of another package.
+    pub fn of(package: &Path, flags: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        let server = Self::listening(package, flags);
+        server.eventually("ready", || get(server.address, "/ready").status == 200);
+        server
+    }
+
+    /// The same, once it listens.
+    pub fn listening(package: &Path, flags: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
         let mut child = Command::new(ratplus())
             .arg("serve")
             .arg(package)
-            .args("--port 0".split(' ').chain(flags.split_whitespace()))
+            .args(["--port", "0"])
+            .args(flags)
+            .env_remove("RATPLUS_LOG")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -61,7 +73,7 @@ impl Server {
         let (log, kept) = (Arc::new(Mutex::new(String::new())), 1 << 20);
         let (tell, told) = channel();
         let lines = log.clone();
-        std::thread::spawn(move || {
+        let reading = std::thread::spawn(move || {
             for line in errors.lines().map_while(Result::ok) {
                 if let Some((_, address)) = line.split_once("listening on http://") {
                     let _ = tell.send(address.trim().to_owned());
@@ -77,10 +89,10 @@ impl Server {
             address: ([127, 0, 0, 1], 0).into(),
             child,
             log,
+            reading: Some(reading),
         };
         let address = address.unwrap_or_else(|_| panic!("no address: {}", server.log()));
         server.address = address.parse().unwrap();
-        server.eventually("ready", || get(server.address, "/ready").status == 200);
         server
     }
 
@@ -90,22 +102,24 @@ impl Server {
     }
 
     /// Waits until something is so.
-    pub fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let begun = Instant::now();
-        while !so() {
-            let waited = begun.elapsed() < Duration::from_secs(60);
-            assert!(waited, "never: {what}: {}", self.log());
-            std::thread::sleep(Duration::from_millis(2));
-        }
+    pub fn eventually(&self, what: &str, so: impl FnMut() -> bool) {
+        assert!(becomes(so), "never: {what}: {}", self.log());
     }
 
     pub fn slots(&self) -> Value {
         get(self.address, "/slots").json()
     }
 
-    /// Slots that are in use, and requests that wait.
-    pub fn busy(&self) -> (usize, u64) {
-        http::busy(self.address)
+    /// What /slots tells once all requests have ended and no slot is in use.
+    pub fn settled(&self) -> Value {
+        let mut slots = Value::Null;
+        self.eventually("all requests ended", || {
+            slots = self.slots();
+            let (totals, all) = (&slots["totals"], slots["slots"].as_array().unwrap());
+            let free = all.iter().all(|slot| slot["activity"] == "free");
+            free && slots["queued_requests"] == 0 && totals["submitted"] == totals["finished"]
+        });
+        slots
     }
 
     /// The answer to a request that has to be answered.
@@ -131,23 +145,20 @@ impl Server {
         kilobytes.unwrap() * 1024
     }
 
-    /// Tells it to end.
-    pub fn terminate(&self) {
+    /// Sends it a signal, like -TERM.
+    pub fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
-        let kill = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        let kill = Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(kill.success());
     }
 
-    /// What it ends with, in a minute.
-    pub fn ended(mut self) -> ExitStatus {
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(60), "{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    /// What it ends with, in a minute, and all that it wrote.
+    pub fn ended(mut self) -> (ExitStatus, String) {
+        let child = &mut self.child;
+        let ended = becomes(|| child.try_wait().unwrap().is_some());
+        assert!(ended, "never ended: {}", self.log());
+        self.reading.take().unwrap().join().unwrap();
+        (self.child.wait().unwrap(), self.log())
     }
 
     /// Whether it still runs.

@@ -1,14 +1,12 @@
-//! `ratplus serve` as a process, and chat templates that are exported.
+//! What the command logs and refuses, and chat templates that are exported.
 
-use ratplus_tests::http::{ask, get, post};
-use ratplus_tests::{golden_case, ratplus, run, texts};
+use crate::server::Server;
+use ratplus_tests::http::{ask, post};
+use ratplus_tests::{golden_case, run, texts};
 use serde_json::{Value, json};
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Output;
 
 struct Package(tempfile::TempDir);
 
@@ -46,58 +44,17 @@ impl Package {
     }
 }
 
-/// A server, and what it prints on standard error from when it listens.
-struct Serving {
-    process: Child,
-    address: SocketAddr,
-    log: std::thread::JoinHandle<String>,
+/// A server of it, on a backend that starts at once.
+fn serve(dir: &Path, flags: &[&str]) -> Server {
+    Server::of(dir, ["--backend", "tract"].iter().chain(flags))
 }
 
-fn serve(dir: &Path, flags: &[&str]) -> Serving {
-    let mut process = Command::new(ratplus())
-        .arg("serve")
-        .arg(dir)
-        .args(["--port", "0", "--backend", "tract"])
-        .args(flags)
-        .env_remove("RATPLUS_LOG")
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut log = BufReader::new(process.stderr.take().unwrap());
-    let mut line = String::new();
-    log.read_line(&mut line).unwrap();
-    let address = line.trim_end().strip_prefix("listening on http://");
-    let address = address.unwrap_or_else(|| panic!("{line}")).parse().unwrap();
-    let log = std::thread::spawn(move || {
-        let mut rest = String::new();
-        log.read_to_string(&mut rest).unwrap();
-        rest
-    });
-    let begun = Instant::now();
-    while get(address, "/ready").status != 200 {
-        assert!(begun.elapsed() < Duration::from_secs(60));
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Serving {
-        process,
-        address,
-        log,
-    }
-}
-
-impl Serving {
-    /// Ends it by that signal; its status and what it printed.
-    fn end(mut self, signal: &str) -> (ExitStatus, String) {
-        let pid = self.process.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([signal, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-        (self.process.wait().unwrap(), self.log.join().unwrap())
-    }
+/// Ends it by that signal; what it wrote.
+fn end(server: Server, signal: &str) -> String {
+    server.signal(signal);
+    let (status, log) = server.ended();
+    assert_eq!(status.code(), Some(0), "{log}");
+    log
 }
 
 const SECRET: &str = "Forasmuch";
@@ -123,8 +80,7 @@ fn a_server_ends_by_a_signal_and_logs_a_line_a_request_without_its_text() {
     );
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(answer.json()["usage"]["completion_tokens"], 3);
-    let (status, log) = server.end("-TERM");
-    assert_eq!(status.code(), Some(0), "{log}");
+    let log = end(server, "-TERM");
     let lines = log.lines().filter(|line| line.starts_with('{'));
     let lines: Vec<Value> = lines
         .map(|line| serde_json::from_str(line).unwrap())
@@ -147,13 +103,17 @@ fn a_server_ends_by_a_signal_and_logs_a_line_a_request_without_its_text() {
     ] {
         assert!(!log.contains(hidden), "{hidden}: {log}");
     }
-    // With the prompt, for who asks.
-    let server = serve(&package.dir(), &["--log-prompts"]);
-    let answer = post(server.address, "/v1/completions", &asked);
-    let (status, log) = server.end("-INT");
-    assert_eq!(status.code(), Some(0), "{log}");
-    let text = answer.json()["choices"][0]["text"].to_string();
-    assert!(log.contains(text.trim_matches('"').trim()), "{text}: {log}");
+    // With what is said, for who asks.
+    let server = serve(&package.dir(), &["--log-prompts", "--log-format", "json"]);
+    let tokens = post(server.address, "/tokenize", &json!({"prompt": SECRET})).json();
+    let answer = post(server.address, "/v1/completions", &asked).json();
+    let log = end(server, "-INT");
+    let lines = log.lines().filter(|line| line.starts_with('{'));
+    let mut lines = lines.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let line = lines.find(|line| !line["text"].is_null()).unwrap();
+    assert_eq!(line["text"], answer["choices"][0]["text"]);
+    let prompts = line["prompt"].as_str().unwrap().replace(' ', "");
+    assert_eq!(prompts, format!("[{}]", tokens["tokens"]));
 }
 
 #[test]
@@ -243,7 +203,7 @@ fn a_chat_template_is_checked_at_export_and_used_by_the_server() {
             chat.body,
             text.body
         );
-        assert_eq!(server.end("-TERM").0.code(), Some(0));
+        end(server, "-TERM");
     }
     // One changed byte of it is found.
     std::fs::write(package.dir().join("chat_template.jinja"), "{{ 1 }}").unwrap();
