@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(render(source).unwrap(), "<s>[BE BRIEF]<u>a < b</s><a>");
         assert_eq!(
             render("{{ messages[0] | tojson }}").unwrap(),
-            r#"{"content": "be brief", "role": "system"}"#
+            r#"{"role": "system", "content": "be brief"}"#
         );
         assert_eq!(
             render("{{ tools is defined }}{{ strftime_now is defined }}").unwrap(),
