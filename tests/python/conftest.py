@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import subprocess
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,27 @@ def ratplus(ratplus_bin):
 def ort_library() -> Path:
     """The custom-op library."""
     return built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
+
+
+@contextmanager
+def serving(program: Path, package: Path, *words):
+    """The address of `ratplus serve` of a package, once it is ready; it has to end well when it is told to."""
+    command = [program, "serve", package, "--port", 0, *words]
+    process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if "ready" in line:
+                break
+        address = re.search(r"^listening on (http://\S+)$", "".join(lines), re.MULTILINE)
+        assert address, "".join(lines)
+        # Nothing that it logs may keep it waiting.
+        threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
+        yield address[1]
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, "".join(lines)
 
 
 def tensorrt_headers() -> dict:

@@ -1,13 +1,10 @@
 """`ratplus serve` through the official `openai` client."""
 
-import re
-import signal
-import subprocess
 import urllib.request
 
 import openai
 import pytest
-from conftest import golden_case
+from conftest import golden_case, serving
 
 TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
 PROMPT = "In the beginning"
@@ -24,18 +21,8 @@ def server(ratplus_bin, ratplus, tmp_path_factory):
     sizes = "--max-seq-len 512 --prefill-lengths 16,64 --batch 4 --logits all".split()
     ratplus("export", case / "model.pth", "-o", folder / "kjv", *files, *sizes)
     (folder / "keys").write_text("secret\n")
-    words = ["serve", folder / "kjv", "--port", "0", "--api-key-file", folder / "keys"]
-    process = subprocess.Popen([ratplus_bin, *map(str, words)], stderr=subprocess.PIPE, text=True)
-    line = process.stderr.readline()
-    address = re.fullmatch(r"listening on (http://127\.0\.0\.1:\d+)\n", line)
-    assert address, line + process.stderr.read()
-    for line in process.stderr:
-        if "ready" in line:
-            break
-    yield address[1]
-    process.send_signal(signal.SIGTERM)
-    rest = process.communicate(timeout=60)[1]
-    assert process.returncode == 0, rest
+    with serving(ratplus_bin, folder / "kjv", "--api-key-file", folder / "keys") as address:
+        yield address
 
 
 @pytest.fixture

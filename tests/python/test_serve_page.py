@@ -1,5 +1,7 @@
 """The page of `ratplus serve` in Chromium: a prompt is typed, tokens stream, slots and figures move."""
 
+import http.client
+import json
 import os
 import re
 import subprocess
@@ -7,34 +9,21 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, program
-from conftest import ROOT
+from conftest import ROOT, serving
 
 CASE = ROOT / "tests" / "golden" / "kjv_d16w64i4"
 
 
 @pytest.fixture(scope="module")
-def address(ratplus_bin, ort_library, tmp_path_factory):
+def address(ratplus_bin, tmp_path_factory):
     """Of a server of a small trained model."""
     package = tmp_path_factory.mktemp("served") / "kjv"
     export = [ratplus_bin, "export", CASE / "model.pth", "--config", CASE / "config.json", "-o", package, "--batch", 4]
     export += ["--tokenizer", CASE / "tokenizer.json", "--max-seq-len", 1024, "--prefill-lengths", "16,64"]
     done = subprocess.run([str(word) for word in export], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    words = [ratplus_bin, "serve", package, "--port", 0]
-    environment = dict(os.environ, RATPLUS_ORT_LIBRARY=str(ort_library))
-    server = subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        lines = []
-        for line in server.stderr:
-            lines.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
-                yield found[1]
-                break
-        else:
-            pytest.fail("".join(lines))
-    finally:
-        server.terminate()
-        assert server.wait(60) == 0
+    with serving(ratplus_bin, package) as address:
+        yield address
 
 
 # Clicks `Stop` once the answer has a few tokens.
@@ -61,9 +50,8 @@ def test_a_prompt_is_continued_on_the_page(address, tmp_path, size):
         browser.type("#max_tokens", "300")
         browser.type("#seed", "7")
         browser.click("#run")
-        # While it runs: tokens come, a slot is taken.
+        # While it runs, tokens come.
         browser.wait("document.querySelectorAll('#answer span').length > 20")
-        browser.wait("document.querySelectorAll('#slots li.decode').length === 1 || !document.querySelector('#run').disabled")
         browser.wait("!document.querySelector('#run').disabled")
         answer = browser.value("document.querySelector('#answer').textContent")
         assert answer.startswith("And God said") and len(answer) > 500, answer
@@ -92,3 +80,17 @@ def test_a_prompt_is_continued_on_the_page(address, tmp_path, size):
         # That refusal is all that it complains of, and nothing came from elsewhere.
         assert len(browser.complaints()) <= 1, browser.complaints()
         assert all(url.startswith((address, "data:")) for url in browser.requested()), browser.requested()
+
+
+@pytest.mark.skipif(program() is None, reason="Chromium is not installed (Debian: apt install chromium)")
+def test_slots_in_use_are_shown(address):
+    # Far longer than the page takes to look; it ends with its connection.
+    asked = {"prompt": "And God said", "max_tokens": 1000, "ignore_eos": True, "n": 100}
+    server = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    with Browser(1280, 900) as browser:
+        browser.open(f"{address}/")
+        browser.wait("document.querySelector('#state')?.textContent === 'ready'")
+        server.request("POST", "/v1/completions", json.dumps(asked))
+        browser.wait("document.querySelectorAll('#slots li.decode').length === 4")
+        server.close()
+        browser.wait("document.querySelectorAll('#slots li.free').length === 4")
