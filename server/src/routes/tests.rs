@@ -4,6 +4,14 @@ use super::*;
 use crate::app::Options;
 use crate::auth::ApiKeys;
 use axum::http::Method;
+use ratplus_exporter::checkpoint::{Checkpoint, ReadOptions};
+use ratplus_exporter::package::{CheckpointWeights, PackageOptions, write};
+use ratplus_exporter::resolve::{ResolveOptions, resolve};
+use ratplus_runtime::backend::{BackendKind, Session};
+use ratplus_runtime::package::Package;
+use ratplus_runtime::scheduler::{self, Update};
+use ratplus_tests::golden_case;
+use ratplus_tests::http::eventually;
 use tower::ServiceExt;
 
 struct Answered {
@@ -169,4 +177,52 @@ fn a_panic_is_an_answer_and_others_go_on() {
             assert_eq!(response.headers()["content-type"], "application/json");
         }
     });
+}
+
+/// A trained model without a tokenizer.
+fn model() -> Model {
+    let (dir, case) = (tempfile::tempdir().unwrap(), golden_case("kjv_d16w64i4"));
+    let checkpoint = Checkpoint::open(case.checkpoint()).unwrap();
+    let from = ResolveOptions {
+        config_file: Some(case.file("config.json")),
+        ..ResolveOptions::default()
+    };
+    let resolved = resolve(&checkpoint, &from).unwrap();
+    let options = PackageOptions::new(resolved.spec, 64);
+    let mut weights =
+        CheckpointWeights::new(&checkpoint, &resolved.sources, ReadOptions::default());
+    let target = dir.path().join("kjv");
+    write(&target, &options, &mut weights, &mut |_| ()).unwrap();
+    let package = Package::open(&target).unwrap();
+    let session = Session::builder(&package).open(BackendKind::Tract);
+    Model::start(&package, session.unwrap(), scheduler::Options::default()).unwrap()
+}
+
+#[test]
+fn a_scheduler_that_panicked_is_no_life_and_no_end_that_was_asked_for() {
+    let app = App::new(Options::new("kjv"));
+    app.loaded(model());
+    assert_eq!(ask(&app, "GET", "/health", &[]).status, 200);
+    let broken = Box::new(|_: Update| -> bool { panic!("a bug") });
+    let requests = vec![(scheduler::Request::new(vec![1]), broken as _)];
+    let _tickets = app.model().unwrap().submit(requests).unwrap();
+    let ready = || ask(&app, "GET", "/ready", &[]);
+    eventually("ended", || ready().json()["status"] == "ended");
+    assert_eq!(ready().status, 503);
+    for (method, path, status) in [("GET", "/health", 500), ("POST", "/v1/completions", 503)] {
+        let answer = ask(&app, method, path, &[]);
+        let error = &answer.json()["error"];
+        assert_eq!(
+            (answer.status, error["code"].as_str()),
+            (status, Some("scheduler_ended"))
+        );
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("restart the server"), "{message}");
+    }
+    assert!(ask(&app, "GET", "/metrics", &[]).status == 200);
+    assert!(ask(&app, "GET", "/slots", &[]).json()["state"] == "ended");
+    // It still ends when it is told to.
+    app.drain();
+    app.stop();
+    assert_eq!(ready().json()["status"], "draining");
 }
