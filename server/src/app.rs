@@ -96,7 +96,7 @@ pub(crate) enum State {
     Ready,
     Failing,
     Draining,
-    /// Its scheduler has ended, and nobody has told it to.
+    /// Its scheduler has panicked.
     Ended,
 }
 
@@ -179,9 +179,10 @@ impl App {
             () if self.draining.load(Ordering::SeqCst) => State::Draining,
             () if self.model.get().is_none() => State::Loading,
             () => match snapshot() {
-                Some(snapshot) if snapshot.failing && !snapshot.draining => State::Failing,
-                Some(snapshot) if !snapshot.draining => State::Ready,
-                _ => State::Ended,
+                Some(now) if now.ended => State::Ended,
+                Some(now) if now.failing => State::Failing,
+                Some(now) if !now.draining => State::Ready,
+                _ => State::Draining,
             },
         }
     }
