@@ -7,6 +7,7 @@ are used.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 from contextlib import contextmanager
@@ -75,9 +76,17 @@ def ort_library() -> Path:
     return built("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that is ready."""
+
+    address: str
+    process: subprocess.Popen
+
+
 @contextmanager
 def serving(program: Path, package: Path, *words):
-    """The address of `ratplus serve` of a package, once it is ready; it has to end well when it is told to."""
+    """`ratplus serve` of a package, once it is ready; it has to end well, unless the test has killed it."""
     command = [program, "serve", package, "--port", 0, *words]
     process = subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True)
     lines = []
@@ -87,13 +96,29 @@ def serving(program: Path, package: Path, *words):
             if "ready" in line:
                 break
         address = re.search(r"^listening on (http://\S+)$", "".join(lines), re.MULTILINE)
-        assert address, "".join(lines)
+        assert address and process.poll() is None, "".join(lines)
         # Nothing that it logs may keep it waiting.
         threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True).start()
-        yield address[1]
+        yield Served(address[1], process)
     finally:
+        killed = process.poll() == -signal.SIGKILL
         process.terminate()
-        assert process.wait(60) == 0, "".join(lines)
+        assert process.wait(60) == 0 or killed, "".join(lines)
+
+
+CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
+
+
+@pytest.fixture(scope="session")
+def kjv_chat(ratplus, tmp_path_factory):
+    """A package to serve, of the King James model: four slots of 512 tokens, all logits, a chat template."""
+    folder, case = tmp_path_factory.mktemp("chat"), golden_case("kjv_d16w64i4").directory
+    (folder / "chat.jinja").write_text(CHAT_TEMPLATE)
+    files = ["--config", case / "config.json", "--tokenizer", case / "tokenizer.json"]
+    files += ["--chat-template", folder / "chat.jinja"]
+    sizes = "--max-seq-len 512 --prefill-lengths 16,64 --batch 4 --logits all".split()
+    ratplus("export", case / "model.pth", "-o", folder / "kjv", *files, *sizes)
+    return folder / "kjv"
 
 
 def tensorrt_headers() -> dict:

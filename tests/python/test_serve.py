@@ -4,25 +4,18 @@ import urllib.request
 
 import openai
 import pytest
-from conftest import golden_case, serving
+from conftest import serving
 
-TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}<assistant>"
 PROMPT = "In the beginning"
 
 
 @pytest.fixture(scope="module")
-def server(ratplus_bin, ratplus, tmp_path_factory):
+def server(ratplus_bin, kjv_chat, tmp_path_factory):
     """The address of a server of the King James model."""
-    folder = tmp_path_factory.mktemp("serve")
-    case = golden_case("kjv_d16w64i4").directory
-    (folder / "chat.jinja").write_text(TEMPLATE)
-    files = ["--config", case / "config.json", "--tokenizer", case / "tokenizer.json"]
-    files += ["--chat-template", folder / "chat.jinja"]
-    sizes = "--max-seq-len 512 --prefill-lengths 16,64 --batch 4 --logits all".split()
-    ratplus("export", case / "model.pth", "-o", folder / "kjv", *files, *sizes)
-    (folder / "keys").write_text("secret\n")
-    with serving(ratplus_bin, folder / "kjv", "--api-key-file", folder / "keys") as address:
-        yield address
+    keys = tmp_path_factory.mktemp("serve") / "keys"
+    keys.write_text("secret\n")
+    with serving(ratplus_bin, kjv_chat, "--api-key-file", keys) as server:
+        yield server.address
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ def address(ratplus_bin, tmp_path_factory):
     export += ["--tokenizer", CASE / "tokenizer.json", "--max-seq-len", 1024, "--prefill-lengths", "16,64"]
     done = subprocess.run([str(word) for word in export], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with serving(ratplus_bin, package) as address:
-        yield address
+    with serving(ratplus_bin, package) as server:
+        yield server.address
 
 
 # Clicks `Stop` once the answer has a few tokens.
