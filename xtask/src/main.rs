@@ -2,6 +2,7 @@
 
 mod bundle;
 mod ci;
+mod clients;
 mod counts;
 mod demo;
 mod fuzz;

@@ -120,7 +120,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
         Kind::Serve => say("    llama.cpp's server is built from source: some minutes, once"),
     }
     for list in requirements {
-        setup::environment(workspace, &folder, list, || Ok(()))?;
+        setup::environment(workspace, &folder, list, &[], || Ok(()))?;
     }
     if kind == Kind::Kernels {
         prepare_compiler(&steps, &python);

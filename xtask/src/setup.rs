@@ -27,17 +27,18 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
 /// Makes the Python environment, or finds that it is there.
 pub fn python(workspace: &Workspace) -> Result<(), Error> {
     check_c_compiler()?;
-    environment(workspace, &workspace.venv(), REQUIREMENTS, || {
+    environment(workspace, &workspace.venv(), REQUIREMENTS, &[], || {
         ort_library(workspace).map(drop)
     })
 }
 
 /// Makes a Python environment of the wheels that `requirements` names, or finds that it is there;
-/// `works` is asked once they are installed.
+/// `flags` are pip's, `works` is asked once they are installed.
 pub fn environment(
     workspace: &Workspace,
     venv: &Path,
     requirements: &str,
+    flags: &[&str],
     works: impl FnOnce() -> Result<(), Error>,
 ) -> Result<(), Error> {
     let steps = Steps::new(workspace);
@@ -65,7 +66,8 @@ pub fn environment(
     let mut install = pip(venv, &python);
     install
         .args(["install", "--quiet", "--disable-pip-version-check"])
-        .args(["--only-binary=:all:", "-r", requirements]);
+        .args(["--only-binary=:all:", "-r", requirements])
+        .args(flags);
     steps.run_quiet("setup: install pinned wheels", &mut install, INSTALL_REMEDY)?;
     works()?;
     std::fs::write(&stamp, wanted).map_err(|error| {

@@ -1,6 +1,7 @@
 //! All tests, counted.
 
 use crate::Outcome;
+use crate::clients;
 use crate::counts::{CargoTest, Totals, pytest};
 use crate::ort_headers;
 use crate::setup;
@@ -96,6 +97,7 @@ pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
     setup::other_runtimes(workspace);
     tensorrt::libraries(workspace);
     ort_headers::install(workspace);
+    clients::install(workspace);
     browser(steps);
     let remedy = "mend what the compiler says above, then run it again";
     // Tests among the targets: the same features, so that the test run compiles nothing twice.
