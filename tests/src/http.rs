@@ -65,6 +65,8 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
         .set_read_timeout(Some(PATIENCE))
         .expect("a time limit");
+    // A body does not wait for its head to be acknowledged.
+    stream.set_nodelay(true).expect("a socket");
     stream
 }
 
