@@ -6,7 +6,6 @@ other in rounds.
 are there. Results are written after every step; `--continue` goes on from there.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -30,11 +29,8 @@ RESERVE = 20
 
 def parse(words):
     parser = steps.parser(__doc__.splitlines()[0], SIZES, 720, "cpu.md")
-    parser.add_argument("--continue", dest="resume", action="store_true", help="keep the steps that --json holds")
     options = parser.parse_args(words)
     steps.check(parser, options)
-    if options.resume and not options.json:
-        parser.error("--continue: expected --json FILE with it")
     return options
 
 
@@ -52,18 +48,9 @@ class Measurement(Steps):
             "new_tokens": size.new_tokens, "batch": size.batch, "dense_ffn": size.dense_ffn, "weights": size.weights,
             "limits": {},
         })  # fmt: skip
-        if options.resume and options.json.is_file():
-            self.take_over(json.loads(options.json.read_text()))
 
     def take_over(self, earlier):
-        """Steps of an earlier run, which has to be one of the same."""
-        for field in ("size", "threads", "machine"):
-            if earlier.get(field) != self.document[field]:
-                raise SystemExit(
-                    f"error: {self.options.json}: --continue expects `{field}` {self.document[field]!r}, found "
-                    f"{earlier.get(field)!r}; measure anew without --continue"
-                )
-        self.document["steps"] = [step for step in earlier["steps"] if "reason" not in step]
+        super().take_over(earlier)
         self.document["limits"] = earlier["limits"]
 
     def limits(self, when):
@@ -98,13 +85,10 @@ class Measurement(Steps):
         for once in (False, True):
             turns += [(turn, contender) for turn in again for contender in present if contender.once == once]
         for turn, contender in turns:
-            if self.steps(contender) <= turn:
+            if self.done(contender=contender.name) <= turn:
                 self.step(contender, turn)
         self.limits("end")
         return self.end()
-
-    def steps(self, contender):
-        return sum(step["contender"] == contender.name for step in self.document["steps"])
 
     def step(self, contender, turn):
         """Measures a contender once, or says why not."""

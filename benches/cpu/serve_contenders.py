@@ -236,6 +236,7 @@ def turns(contenders, rounds):
     one = [each for each in contenders if each.bits == "int4" and each.program in MAIN]
     made = [(0, "together", each) for each in contenders]
     made += [(0, scenario, each) for scenario in SCENARIOS[1:] for each in one]
+    made += [(0, "long", each) for each in contenders if each.program == OursInt8Rows.program]
     for turn in range(1, rounds):
         made += [(turn, "together", each) for each in contenders]
         made += [(turn, scenario, each) for scenario in SCENARIOS[1:3] for each in one]

@@ -60,7 +60,8 @@ class Measurement(Steps):
         deadline = time.monotonic() + self.options.seconds
         self.document["load"]["start"] = machine.load()
         for turn, scenario, contender in turns(present, self.options.rounds):
-            self.step(turn, scenario, contender, deadline)
+            if self.done(scenario=scenario, contender=contender.name) <= turn:
+                self.step(turn, scenario, contender, deadline)
         return self.end()
 
     def known(self, scenario, contender):

@@ -77,8 +77,10 @@ def goals(data):
     rows = [[f"{what}, {bits}: over llama.cpp", "1.3", found(data.over(bits, "together", "tokens_per_second"))] for bits in BITS]
     rows.insert(1, [f"{what}, int4, int8 rows: over llama.cpp", "1.3", found(data.over("int4", "together", "tokens_per_second", PROGRAMS[1]))])
     what = f"{asked['clients']} clients after {asked['long']}, int4"
-    rows.append([f"{what}: decoding over llama.cpp", "3", found(data.over("int4", "long", "decode"))])
-    rows.append([f"{what}: prompts and {asked['new_tokens']} tokens, computed, over llama.cpp", "3", found(data.over("int4", "long", "whole"))])
+    for program, more in zip(PROGRAMS, ("", ", int8 rows")):
+        kind = f"{what}{more}"
+        rows.append([f"{kind}: decoding over llama.cpp", "3", found(data.over("int4", "long", "decode", program))])
+        rows.append([f"{kind}: prompts and {asked['new_tokens']} tokens, computed, over llama.cpp", "3", found(data.over("int4", "long", "whole", program))])
     hit = data.between("int4", "prefix", "hit", "cold")
     rows.append([f"first token on a prefix hit of {asked['prefix']}, over cold", "at most 0.05", "not in this run" if hit is None else f"**{hit:.3f}**"])
     stall = data.between("int4", "stall", "p99", "chunk")

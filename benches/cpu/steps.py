@@ -22,6 +22,7 @@ def parser(what, sizes, seconds, page):
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/ratplus", help="ratplus")
     parser.add_argument("--models", type=Path, default=ROOT / "target/peers/models", help="where packages and models are kept")
     parser.add_argument("--json", type=Path, help="where results go, after every step")
+    parser.add_argument("--continue", dest="resume", action="store_true", help="keep the steps that --json holds")
     parser.add_argument("--docs", type=Path, help=f"the folder whose {page} gets the results, and their drawing")
     return parser
 
@@ -31,6 +32,8 @@ def check(parser, options):
     for flag, value in [("--threads", options.threads), ("--rounds", options.rounds)]:
         if value < 1:
             parser.error(f"{flag}: expected 1 or more, found {value}")
+    if options.resume and not options.json:
+        parser.error("--continue: expected --json FILE with it")
     for flag, path in [("--library", options.library), ("--program", options.program)]:
         if not path.is_file():
             parser.error(f"{flag}: {path}: no such file; `cargo build --release -p ratplus -p ratplus-onnxruntime` makes it")
@@ -45,6 +48,22 @@ class Steps:
             "date": time.strftime("%Y-%m-%d"), "threads": options.threads, "machine": machine.describe(),
             "load": {"start": machine.load()}, "skipped": [], "steps": [], **document,
         }  # fmt: skip
+        if options.resume and options.json.is_file():
+            self.take_over(json.loads(options.json.read_text()))
+
+    def take_over(self, earlier):
+        """Steps of an earlier run, which has to be one of the same."""
+        for field in ("size", "threads", "machine"):
+            if earlier.get(field) != self.document[field]:
+                raise SystemExit(
+                    f"error: {self.options.json}: --continue expects `{field}` {self.document[field]!r}, found "
+                    f"{earlier.get(field)!r}; measure anew without --continue"
+                )
+        self.document["steps"] = [step for step in earlier["steps"] if "reason" not in step]
+
+    def done(self, **of):
+        """How many steps of that kind are there."""
+        return sum(of.items() <= step.items() for step in self.document["steps"])
 
     def save(self):
         if self.options.json:

@@ -40,7 +40,7 @@ def test_ours_is_measured_and_what_is_missing_is_counted(measured):
     folder, output = measured
     document = json.loads((folder / "serve.json").read_text())
     steps = {(step["contender"], step["scenario"]): step for step in document["steps"]}
-    assert set(steps) == {(name, "together") for name in OURS} | {("ours int4", name) for name in SCENARIOS}
+    assert set(steps) == {(name, "together") for name in OURS} | {("ours int4", name) for name in SCENARIOS} | {(OURS[2], "long")}
     assert not any("reason" in step for step in document["steps"]), output
     for name in OURS:
         assert steps[name, "together"]["tokens_per_second"] > 0

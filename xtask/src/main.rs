@@ -49,7 +49,7 @@ cargo xtask <command>
           measures a whole model next to llama.cpp, built here from source, PyTorch and OpenVINO,
           with 11 GB of models in target/peers; writes the end of docs/cpu.md (of a tiny one, in
           target/peers/docs)
-  peers --suite serve [--size 1.5b|tiny] [--seconds N]
+  peers --suite serve [--size 1.5b|tiny] [--seconds N] [--continue]
           measures `ratplus serve` next to llama.cpp's server, built here from source, by what 8
           clients see; writes the end of docs/serving.md
   sanitize [--thread]

@@ -24,7 +24,7 @@ pub struct Options {
     seconds: Option<u64>,
     /// Of the whole model, served or not.
     size: Option<String>,
-    /// Whether the whole model's earlier results are kept.
+    /// Whether its earlier results are kept.
     resume: bool,
 }
 
@@ -50,8 +50,8 @@ impl Options {
                 "--size" if SIZES.contains(&value) => options.size = Some(value.to_owned()),
                 _ => {
                     return Err(Self::refused(format!(
-                        "`--suite {}`, `--seconds N`, of the suites `model` and `serve` `--size {}`, and of \
-                         `model` `--continue`, found `{}`",
+                        "`--suite {}`, `--seconds N`, and of the suites `model` and `serve` `--size {}` and \
+                         `--continue`, found `{}`",
                         SUITES.join("|"),
                         SIZES.join("|"),
                         format!("{flag} {value}").trim_end()
@@ -66,8 +66,8 @@ impl Options {
                 "`--size` without `--suite model` or `--suite serve`",
             ),
             (
-                options.resume && options.kind() != Kind::Model,
-                "`--continue` without `--suite model`",
+                options.resume && of_kernels,
+                "`--continue` without `--suite model` or `--suite serve`",
             ),
         ] {
             if wrong {
@@ -245,17 +245,14 @@ mod tests {
             })
         );
         assert_eq!(
-            read(&["--suite", "serve", "--size", "tiny"]),
+            read(&["--suite", "serve", "--continue", "--size", "tiny"]),
             Ok(Options {
                 size: Some("tiny".into()),
+                resume: true,
                 ..options("serve", None)
             })
         );
-        for words in [
-            &["--size", "tiny"][..],
-            &["--suite", "full", "--continue"],
-            &["--suite", "serve", "--continue"],
-        ] {
+        for words in [&["--size", "tiny"][..], &["--suite", "full", "--continue"]] {
             let message = read(words).unwrap_err();
             assert!(message.contains("without `--suite model`"), "{message}");
         }
