@@ -13,6 +13,7 @@ use crate::text::Tokenizer;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, INVALID_TOKEN, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -26,6 +27,12 @@ const STACK: usize = 256 << 20;
 
 /// Bytes of a message about a grammar.
 const MOST_MESSAGE: usize = 500;
+
+/// Member of a schema with llguidance's own options.
+const OPTIONS: &str = "x-guidance";
+
+/// Blanks between two parts of a JSON text: what deep indentation takes.
+const BLANKS: &str = r"[\x20\x0A\x0D\x09]{1,64}";
 
 /// What may be spent on a grammar: some 20 ms of regular expressions when it is compiled, some 15 ms of
 /// these and some 3 ms of rules a token, and some 40 MB of states.
@@ -44,9 +51,10 @@ pub const LIMITS: ParserLimits = ParserLimits {
 /// What a text has to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Grammar {
-    /// A JSON object.
+    /// A JSON object; at most 64 blanks lie between two of its parts.
     AnyJson,
-    /// A JSON text that a JSON schema, given as text, describes.
+    /// A JSON text that a JSON schema, given as text, describes; with as many blanks, unless its `x-guidance` says what
+    /// they are (`whitespace_flexible`, `whitespace_pattern`).
     JsonSchema(String),
     /// A text of the rule `start` of a grammar in llguidance's form of Lark.
     Lark(String),
@@ -119,12 +127,12 @@ impl GrammarFactory {
         }
         let compile = || {
             let grammar = match grammar {
-                Grammar::AnyJson => TopLevelGrammar::from_tagged_str("json_object", ""),
-                Grammar::JsonSchema(schema) => TopLevelGrammar::from_tagged_str("json", schema),
-                Grammar::Lark(rules) => Ok(TopLevelGrammar::from_lark(rules.clone())),
-                Grammar::Regex(expression) => Ok(TopLevelGrammar::from_regex(expression)),
+                Grammar::AnyJson => json(json!({"type": "object"})),
+                Grammar::JsonSchema(schema) => json(serde_json::from_str(schema)?),
+                Grammar::Lark(rules) => TopLevelGrammar::from_lark(rules.clone()),
+                Grammar::Regex(expression) => TopLevelGrammar::from_regex(expression),
             };
-            self.parsers.create_parser(grammar?)
+            self.parsers.create_parser(grammar)
         };
         let parser = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("grammar".into());
@@ -137,6 +145,22 @@ impl GrammarFactory {
         })?;
         Ok(CompiledGrammar(Matcher::new(Ok(parser))))
     }
+}
+
+/// The grammar of a schema. Blanks between its parts are bounded, unless the schema says what they are in llguidance's
+/// own words: a model that likes them would write nothing else to the end.
+fn json(mut schema: Value) -> TopLevelGrammar {
+    if schema == json!(true) {
+        schema = json!({});
+    }
+    if let Some(members) = schema.as_object_mut() {
+        let asked = members.entry(OPTIONS).or_insert_with(|| json!({}));
+        let says = |name: &str| !asked[name].is_null();
+        if asked.is_object() && !says("whitespace_pattern") && !says("whitespace_flexible") {
+            asked["whitespace_pattern"] = BLANKS.into();
+        }
+    }
+    TopLevelGrammar::from_json_schema(schema)
 }
 
 /// A grammar for any number of texts.

@@ -270,6 +270,53 @@ fn rules_and_expressions_are_followed() {
     });
 }
 
+/// A model that would write blanks for ever gets on with its text, unless the schema lets it.
+#[test]
+fn blanks_end() {
+    let tokenizer = tokenizer();
+    let factory = factory(&tokenizer);
+    let bytes: Vec<_> = (0..2048)
+        .map(|token| tokenizer.bytes(token).unwrap())
+        .collect();
+    let is_blank = |byte: &u8| b" \t\r\n".contains(byte);
+    let blank = bytes.iter().position(|bytes| bytes == b" ").unwrap() as u32;
+    // Blanks wherever they may be, and otherwise the shortest way to the end.
+    let longest_run = |grammar: &Grammar| {
+        let mut constraint = factory.compile(grammar).unwrap().constraint();
+        let mut text = Vec::new();
+        while !constraint.must_end() && text.len() < 500 {
+            let allowed = constraint.allowed().unwrap();
+            let ends = ["}", ":", "{", "0", "\"", "a"]
+                .map(|end| bytes.iter().position(|bytes| bytes == end.as_bytes()));
+            let mut wanted = [blank]
+                .into_iter()
+                .chain(ends.into_iter().flatten().map(|end| end as u32));
+            let Some(token) = wanted.find(|&token| allowed.contains(token)) else {
+                break;
+            };
+            constraint.accept(token).unwrap();
+            text.extend(&bytes[token as usize]);
+        }
+        text.split(|byte| !is_blank(byte))
+            .map(<[u8]>::len)
+            .max()
+            .unwrap()
+    };
+    let closed = r#"{"type":"object","properties":{"a":{"type":"integer"}},"required":["a"],"additionalProperties":false"#;
+    let schema = |rest: &str| Grammar::JsonSchema(format!("{closed}{rest}}}"));
+    assert_eq!(longest_run(&schema("")), 64);
+    assert_eq!(
+        longest_run(&schema(r#","x-guidance":{"lenient":true}"#)),
+        64
+    );
+    assert_eq!(longest_run(&Grammar::JsonSchema("true".into())), 64);
+    assert_eq!(longest_run(&Grammar::AnyJson), 64);
+    let none = r#","x-guidance":{"whitespace_flexible":false}"#;
+    assert_eq!(longest_run(&schema(none)), 0);
+    let any = r#","x-guidance":{"whitespace_pattern":"[ ]+"}"#;
+    assert!(longest_run(&schema(any)) > 400);
+}
+
 #[test]
 fn a_text_may_end_without_an_end_token() {
     let tokenizer = tokenizer();

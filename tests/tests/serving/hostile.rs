@@ -361,9 +361,9 @@ fn bytes(kind: Kind, rng: &mut ChaCha8Rng) -> Vec<u8> {
 }
 
 /// Sends a request and reads what comes; the first status, 0 where there is none.
-fn send(address: SocketAddr, seed: u64) -> (Kind, u16) {
+fn send(address: SocketAddr, seed: u64, kinds: &[Kind]) -> (Kind, u16) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let kind = *KINDS.choose(&mut rng).unwrap();
+    let kind = *kinds.choose(&mut rng).unwrap();
     let bytes = bytes(kind, &mut rng);
     let mut stream = connect(address);
     if kind == Kind::Slow {
@@ -428,16 +428,15 @@ fn innocent(
     (times[times.len() / 2], times[times.len() * 99 / 100])
 }
 
-#[test]
-fn whatever_clients_send_others_are_answered_and_no_slot_is_lost() {
-    let count = times(400) as u64;
-    let mut server = Server::start("--backend ort-cpu --prefix-cache 16MB --idle-seconds 5");
-    let expected = server.text();
-    let alone = innocent(&server, 100, &expected, || false);
+/// What clients were answered, and how often.
+type Statuses = BTreeMap<(Kind, u16), usize>;
+
+/// Four clients that never pause send `count` requests, and an innocent one goes on beside them: what they were
+/// answered, and what it took.
+fn beside(server: &Server, count: u64, kinds: &[Kind], expected: &Value) -> (Statuses, (f64, f64)) {
     let (next, busy) = (AtomicU64::new(0), AtomicBool::new(true));
-    let statuses: Mutex<BTreeMap<(Kind, u16), usize>> = Mutex::default();
-    let begun = Instant::now();
-    let beside = std::thread::scope(|scope| {
+    let statuses: Mutex<Statuses> = Mutex::default();
+    let took = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
@@ -446,7 +445,7 @@ fn whatever_clients_send_others_are_answered_and_no_slot_is_lost() {
                         if seed >= count {
                             return;
                         }
-                        let (kind, status) = send(server.address, seed);
+                        let (kind, status) = send(server.address, seed, kinds);
                         let log = || server.log();
                         assert!(status < 500, "{kind:?} {seed}: {status}: {}", log());
                         *statuses.lock().unwrap().entry((kind, status)).or_default() += 1;
@@ -455,28 +454,42 @@ fn whatever_clients_send_others_are_answered_and_no_slot_is_lost() {
             })
             .collect();
         let innocent =
-            scope.spawn(|| innocent(&server, 100, &expected, || busy.load(Ordering::Relaxed)));
+            scope.spawn(|| innocent(server, 100, expected, || busy.load(Ordering::Relaxed)));
         let ended: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
         busy.store(false, Ordering::Relaxed);
         ended.into_iter().for_each(|ended| ended.unwrap());
         innocent.join().unwrap()
     });
+    (statuses.into_inner().unwrap(), took)
+}
+
+#[test]
+fn whatever_clients_send_others_are_answered_and_no_slot_is_lost() {
+    let count = times(400) as u64;
+    let mut server = Server::start("--backend ort-cpu --prefix-cache 16MB --idle-seconds 5");
+    let expected = server.text();
+    let alone = innocent(&server, 100, &expected, || false);
+    // As many clients that only ask what they should: they take slots and cores too.
+    let (good, beside_good) = beside(&server, count, &[Kind::Good], &expected);
+    assert_eq!(good, [((Kind::Good, 200), count as usize)].into());
+    let begun = Instant::now();
+    let (statuses, beside_hostile) = beside(&server, count, &KINDS, &expected);
     let seconds = begun.elapsed().as_secs_f64();
     assert!(server.lives());
     assert_eq!(server.text(), expected);
     server.settled();
     let log = server.log();
     assert!(!log.contains("panicked"), "{log}");
-    let statuses = statuses.into_inner().unwrap();
     println!("{count} requests in {seconds:.0} s, by kind and status: {statuses:?}");
+    let (median, p99) = (
+        beside_hostile.0 / beside_good.0 - 1.0,
+        beside_hostile.1 / beside_good.1 - 1.0,
+    );
     println!(
-        "an innocent request: median {:.2} ms alone, {:.2} beside them ({:+.0} %); p99 {:.2} and {:.2} ({:+.0} %)",
-        alone.0,
-        beside.0,
-        100.0 * (beside.0 / alone.0 - 1.0),
-        alone.1,
-        beside.1,
-        100.0 * (beside.1 / alone.1 - 1.0)
+        "an innocent request, ms, median and p99: alone {alone:.1?}, beside 4 clients with good requests \
+         {beside_good:.1?}, beside 4 hostile ones {beside_hostile:.1?}: {:+.0} % and {:+.0} %",
+        100.0 * median,
+        100.0 * p99
     );
     // The generator reaches what it is meant to.
     for kind in KINDS {
