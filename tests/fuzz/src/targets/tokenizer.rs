@@ -5,6 +5,8 @@ use ratplus_runtime::text::{StoppingDecoder, Tokenizer};
 
 /// Bytes of the prompt that are used.
 const LONGEST: usize = 512;
+/// Tokens after which stop strings have been looked for: each costs what all strings do.
+const STOPPING: usize = 64;
 
 pub fn run(data: &[u8]) {
     let mut parts = data.splitn(2, |&byte| byte == 0xff);
@@ -37,7 +39,7 @@ pub fn run(data: &[u8]) {
         let _ = stream.finish();
         let mut stopping = StoppingDecoder::new(&tokenizer, context, stops.clone(), false);
         let mut shown = String::new();
-        for &token in new {
+        for &token in new.iter().take(STOPPING) {
             shown += &stopping.push(token).unwrap_or_default().text;
             let _ = tokenizer.bytes(token);
         }
