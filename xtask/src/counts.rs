@@ -13,6 +13,19 @@ pub struct Totals {
     pub failures: Vec<String>,
     /// One line for each skip, with its reason.
     pub skips: Vec<String>,
+    /// What became of each test, `suite: name` or `file::name`.
+    pub tests: Vec<(String, Ending)>,
+}
+
+/// What became of a test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It held.
+    Passed,
+    /// It did not.
+    Failed,
+    /// It did not run, for this reason.
+    Skipped(String),
 }
 
 impl Totals {
@@ -82,14 +95,19 @@ impl CargoTest {
         } else if let Some(test) = text.strip_prefix("test ") {
             let suite = self.suite.as_ref().map_or("?", |(name, _)| name);
             if let Some((name, result)) = test.rsplit_once(" ... ") {
-                if result == "FAILED" {
-                    totals.failures.push(format!("{suite}: {name}"));
+                let test = format!("{suite}: {name}");
+                if result == "ok" {
+                    totals.tests.push((test, Ending::Passed));
+                } else if result == "FAILED" {
+                    totals.failures.push(test.clone());
+                    totals.tests.push((test, Ending::Failed));
                 } else if let Some(reason) = result.strip_prefix("ignored") {
                     let reason = match reason.trim_start_matches([',', ' ']) {
                         "" => "marked #[ignore] without a reason",
                         reason => reason,
                     };
-                    totals.skips.push(format!("{suite}: {name}: {reason}"));
+                    totals.skips.push(format!("{test}: {reason}"));
+                    totals.tests.push((test, Ending::Skipped(reason.into())));
                 }
             }
         }
@@ -141,13 +159,17 @@ pub fn pytest(report: &str, success: bool, totals: &mut Totals) {
             let words = result.attribute("message").unwrap_or_default();
             Some(words.lines().next().unwrap_or_default().to_owned())
         };
-        if let Some(words) = of(&["failure", "error"]) {
+        let ending = if let Some(words) = of(&["failure", "error"]) {
             totals.fail(format!("{test}: {words}"));
+            Ending::Failed
         } else if let Some(words) = of(&["skipped"]) {
             totals.skip(format!("{test}: {words}"));
+            Ending::Skipped(words)
         } else {
             totals.passed += 1;
-        }
+            Ending::Passed
+        };
+        totals.tests.push((test, ending));
     }
     if !success && totals.failed == before.1 {
         totals.fail("pytest failed without a failed test");

@@ -17,6 +17,7 @@ mod setup;
 mod step;
 mod suite;
 mod supply;
+mod support;
 mod tensorrt;
 mod toolkit;
 mod workspace;

@@ -6,6 +6,7 @@ use crate::counts::{CargoTest, Totals, pytest};
 use crate::ort_headers;
 use crate::setup;
 use crate::step::{Error, Steps, say};
+use crate::support;
 use crate::tensorrt;
 use crate::toolkit;
 use crate::workspace::Workspace;
@@ -25,8 +26,9 @@ pub fn run_after(workspace: &Workspace, skips: Vec<String>) -> Outcome {
     for skip in skips {
         totals.skip(skip);
     }
-    if let Err(error) = fill(workspace, &mut totals) {
-        totals.fail(error.to_string());
+    match fill(workspace, &mut totals) {
+        Ok(()) => support::write(workspace, &mut totals),
+        Err(error) => totals.fail(error.to_string()),
     }
     report("failed", &totals.failures);
     report("skipped", &totals.skips);
