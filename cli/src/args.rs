@@ -3,10 +3,12 @@
 mod export;
 mod generate;
 mod serve;
+mod verify;
 
 pub use export::ExportArgs;
 pub use generate::GenerateArgs;
 pub use serve::{LogFormat, ServeArgs};
+pub use verify::VerifyArgs;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -167,42 +169,6 @@ pub struct EngineArgs {
     /// What runs the engines: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx or tract
     #[arg(long, default_value = "ort-cpu")]
     pub backend: String,
-    /// Libraries.
-    #[command(flatten)]
-    pub libraries: LibraryArgs,
-}
-
-/// Arguments of `verify`.
-#[derive(Debug, Args)]
-pub struct VerifyArgs {
-    /// The package
-    pub dir: PathBuf,
-    /// Backends to run: ort-cpu, ort-cuda, ort-fallback, tensorrt, tensorrt-rtx, tract [default: all
-    /// present]
-    #[arg(long, value_name = "B", value_delimiter = ',')]
-    pub backend: Vec<String>,
-    /// What backends are compared with where there is no golden file
-    #[arg(long, default_value = "tract")]
-    pub reference: String,
-    /// Golden outputs: safetensors of `tokens`, `positions` and `logits`, and tensors between
-    #[arg(long, value_name = "FILE")]
-    pub golden: Option<PathBuf>,
-    /// Chunk lengths for prefill, each a static length of the package [default: all of them and
-    /// the planner's own plan]
-    #[arg(long, value_name = "N", value_delimiter = ',')]
-    pub chunks: Vec<usize>,
-    /// Tokens to compare on where there is no golden file [default: 96, or as many as the package takes]
-    #[arg(long, value_name = "N")]
-    pub tokens: Option<usize>,
-    /// Seed of these tokens
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
-    /// Write everything measured as JSON
-    #[arg(long, value_name = "FILE.json")]
-    pub report: Option<PathBuf>,
-    /// Print the report as JSON instead of the table
-    #[arg(long)]
-    pub json: bool,
     /// Libraries.
     #[command(flatten)]
     pub libraries: LibraryArgs,

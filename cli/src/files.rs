@@ -7,6 +7,21 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::Builder;
 
+/// What takes minutes to measure has to have a place to go.
+pub fn check_folder(flag: &str, path: Option<&Path>) -> Result<(), Failure> {
+    let Some(folder) = path.and_then(Path::parent) else {
+        return Ok(());
+    };
+    if folder == Path::new("") || folder.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::input(format!(
+        "{flag}: expected a file in a folder that is there, found no folder {}; make it, or name \
+         another file",
+        folder.display()
+    )))
+}
+
 /// Writes the file that `flag` names. A file that is there is replaced when the new one is whole;
 /// what is no file, such as `/dev/stdout`, is written to.
 ///

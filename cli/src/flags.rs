@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 45] = [
+const FLAGS: [(&str, &str); 46] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
@@ -42,6 +42,7 @@ const FLAGS: [(&str, &str); 45] = [
     ("threads", "--threads"),
     ("tokenizer", "--tokenizer"),
     ("tokens", "--tokens"),
+    ("tolerances", "--atol"),
     ("top_k", "--top-k"),
     ("top_p", "--top-p"),
     ("version_compatible", "--version-compatible"),

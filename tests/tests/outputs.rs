@@ -101,6 +101,109 @@ fn a_short_package_is_verified_on_as_many_tokens_as_it_takes() {
 }
 
 #[test]
+fn what_verify_compared_with_is_saved_drawn_and_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(&case("kjv_d16w64i4"), &package, &["--max-seq-len", "32"]);
+    let [golden, plot] = ["golden.safetensors", "errors.svg"].map(|name| dir.path().join(name));
+    let [golden, plot] = [&golden, &plot].map(|path| path.to_str().unwrap());
+    let backend = ["verify", "--backend", "tract,ort-cpu", "--chunks", "1"];
+    let save = ["--save-golden", golden, "--plot", plot, "--histogram"];
+    let text = printed(&[&backend[..], &save].concat(), &package);
+    // The counts of the first row's decades are those of all its logits.
+    let decades = text.split("errors  ").nth(1).unwrap().lines().skip(1);
+    let counts = decades.take_while(|line| line.contains('#'));
+    let counted: u64 = counts
+        .map(|line| {
+            line.split_whitespace()
+                .rev()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        })
+        .sum();
+    assert_eq!(counted, 32 * 2048, "{text}");
+    let svg = std::fs::read_to_string(plot).unwrap();
+    for name in [
+        "logits",
+        "ort-cpu: residual stream",
+        "after layer 0",
+        "token, from 1",
+    ] {
+        assert!(svg.contains(name), "{name}: {svg}");
+    }
+    // tract repeats itself bit for bit, at the intermediate tensors too.
+    let replay = [
+        "verify",
+        "--backend",
+        "tract",
+        "--chunks",
+        "1",
+        "--golden",
+        golden,
+        "--json",
+    ];
+    let report: serde_json::Value = serde_json::from_str(&printed(&replay, &package)).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 5, "{report}");
+    for row in rows {
+        assert_eq!(
+            (&row["max_error"], &row["rows"]),
+            (&0.0.into(), &32.into()),
+            "{row}"
+        );
+    }
+}
+
+#[test]
+fn tolerances_of_the_users_own_are_named_and_decide() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(
+        &case("kjv_d16w64i4"),
+        &package,
+        &["--max-seq-len", "16", "--dtype", "bf16"],
+    );
+    let judged = |more: &[&str]| {
+        let fixed = ["--chunks", "1", "--backend"];
+        let mut args: Vec<OsString> = vec!["verify".into(), package.clone().into()];
+        args.extend(fixed.iter().chain(more).map(OsString::from));
+        let result = run(args);
+        (result.status.code(), texts(&result))
+    };
+    let (code, (out, _)) = judged(&["ort-cpu", "--atol", "logits:p99:100,logits:mean:1e-9"]);
+    assert_eq!(code, Some(1), "{out}");
+    for expected in [
+        "yours: p99 1.00e2, mean 1.00e-9",
+        "logits: p99 at most 1.00e2 is yours (--atol), in place of the default, set by tract",
+        "expected at most 1.00e-9",
+    ] {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+    assert!(
+        !out.contains("p99 error"),
+        "what is kept is no failure: {out}"
+    );
+    let (code, (out, _)) = judged(&["tract,ort-cpu", "--atol", "logits:max:100", "--json"]);
+    assert_eq!(code, Some(0), "{out}");
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let row = &report["rows"][1];
+    assert_eq!(row["asked"][0]["most"], 100.0, "{row}");
+    assert_eq!(row["asked"][0]["found"], row["max_error"], "{row}");
+    assert!(
+        row["tolerance"].as_f64().unwrap() < 1.0,
+        "the default stays beside it: {row}"
+    );
+    let (code, (_, error)) = judged(&["tract", "--atol", "hidden:1"]);
+    assert_eq!(code, Some(2));
+    assert_eq!(
+        error,
+        "error: --atol: expected one of logits, found hidden\n"
+    );
+}
+
+#[test]
 fn doctor_says_what_is_there() {
     let result = run(["doctor", "--json"]);
     let findings: serde_json::Value = serde_json::from_str(&texts(&result).0).unwrap();

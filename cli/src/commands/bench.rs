@@ -47,7 +47,7 @@ struct Report {
 pub fn run(args: BenchArgs) -> Outcome {
     let backend: BackendKind = args.engine.backend.parse().or_input()?;
     for (flag, path) in [("--json", &args.json), ("--plot", &args.plot)] {
-        check_folder(flag, path.as_deref())?;
+        files::check_folder(flag, path.as_deref())?;
     }
     let packages = args.dirs.iter().map(Package::open);
     let packages = packages.collect::<Result<Vec<_>, _>>().or_input()?;
@@ -70,21 +70,6 @@ pub fn run(args: BenchArgs) -> Outcome {
         errln!("drew {}", path.display());
     }
     Ok(())
-}
-
-/// What takes minutes to measure has to have a place to go.
-fn check_folder(flag: &str, path: Option<&Path>) -> Result<(), Failure> {
-    let Some(folder) = path.and_then(Path::parent) else {
-        return Ok(());
-    };
-    if folder == Path::new("") || folder.is_dir() {
-        return Ok(());
-    }
-    Err(Failure::input(format!(
-        "{flag}: expected a file in a folder that is there, found no folder {}; make it, or name \
-         another file",
-        folder.display()
-    )))
 }
 
 fn measure(

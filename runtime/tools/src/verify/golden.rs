@@ -2,7 +2,10 @@
 
 use super::Differences;
 use ratplus_graphs::model::Tap;
+use ratplus_graphs::spec::ModelSpec;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// What a package's outputs are compared with.
@@ -36,6 +39,45 @@ pub struct GoldenTap {
 }
 
 impl GoldenTap {
+    /// The residual stream after `layer`, without values.
+    pub(super) fn hidden(model: &ModelSpec, layer: usize) -> Self {
+        Self {
+            name: format!("layer{layer}.hidden"),
+            tap: Tap::Hidden,
+            layer: Some(layer),
+            values: Vec::new(),
+            width: model.d_model,
+        }
+    }
+
+    /// Those of the released code's golden files, without values.
+    pub(super) fn usual(model: &ModelSpec) -> Vec<Self> {
+        let first = |kind: &str, tap| Self {
+            name: format!("layer0.{kind}"),
+            tap,
+            layer: Some(0),
+            values: Vec::new(),
+            width: model.d_model,
+        };
+        let last = Self {
+            name: "last_hidden".into(),
+            layer: None,
+            ..Self::hidden(model, 0)
+        };
+        vec![
+            first("gated_key", Tap::GatedKey),
+            first("gated_value", Tap::GatedValue),
+            Self::hidden(model, 0),
+            last,
+        ]
+    }
+
+    /// With room for the values of so many tokens.
+    pub(super) fn over(mut self, tokens: usize) -> Self {
+        self.values = vec![0.0; tokens * self.width];
+        self
+    }
+
     /// Name of the value in the graph of a model of `num_layers`.
     pub fn graph_name(&self, num_layers: usize) -> String {
         self.tap
@@ -57,7 +99,11 @@ pub struct GoldenError {
 const MAX_BYTES: u64 = 8 << 30;
 
 impl Golden {
-    /// Reads a golden file (DESIGN.md section 4).
+    /// Reads a golden file: safetensors of `tokens` (or `input_ids`) `[batch, tokens]`, `logits`
+    /// `[batch, positions, vocabulary]`, `positions` unless logits are of every token, and
+    /// `layerN.gated_key`, `layerN.gated_value`, `layerN.hidden` and `last_hidden`, which may be absent.
+    /// Integers are i64 or i32, others f32, f64, f16 or bf16; what these were rounded to is what is compared
+    /// with.
     ///
     /// # Errors
     /// The file is missing, not safetensors, lacks a tensor, or its shapes contradict one another.
@@ -102,6 +148,52 @@ impl Golden {
         parse(&file)
     }
 
+    /// The contents of a golden file, which [`Golden::from_bytes`] reads back bit for bit.
+    ///
+    /// # Errors
+    /// Names or sizes that safetensors cannot hold.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
+        let integers = |values: &mut dyn Iterator<Item = i64>| -> Vec<u8> {
+            values.flat_map(i64::to_le_bytes).collect()
+        };
+        let floats = |values: &[f32]| -> Vec<u8> {
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        };
+        let (batch, seq_len, count) = (self.batch(), self.seq_len(), self.positions.len());
+        let tokens = integers(&mut self.tokens.iter().flatten().copied());
+        let positions = integers(&mut self.positions.iter().map(|&position| position as i64));
+        let mut tensors = vec![
+            ("tokens", Dtype::I64, vec![batch, seq_len], tokens),
+            ("positions", Dtype::I64, vec![count], positions),
+            (
+                "logits",
+                Dtype::F32,
+                vec![batch, count, self.vocab_size],
+                floats(&self.logits),
+            ),
+        ];
+        for tap in &self.taps {
+            let shape = vec![batch, seq_len, tap.width];
+            tensors.push((&tap.name, Dtype::F32, shape, floats(&tap.values)));
+        }
+        let views = tensors.iter().map(|(name, dtype, shape, data)| {
+            let view = TensorView::new(*dtype, shape.clone(), data);
+            view.map(|view| (*name, view))
+                .map_err(|error| error.to_string())
+        });
+        let views = views.collect::<Result<Vec<_>, _>>()?;
+        let by = concat!(
+            "ratplus ",
+            env!("CARGO_PKG_VERSION"),
+            ", tract in f32 without rounding"
+        );
+        let metadata = HashMap::from([("made_by".to_owned(), by.to_owned())]);
+        safetensors::serialize(views, Some(metadata)).map_err(|error| error.to_string())
+    }
+
     /// Number of sequences.
     pub fn batch(&self) -> usize {
         self.tokens.len()
@@ -129,9 +221,18 @@ impl Golden {
 }
 
 fn parse(file: &SafeTensors<'_>) -> Result<Golden, String> {
-    let (tokens_shape, tokens) = integers(file, "tokens")?;
-    let (positions_shape, positions) = integers(file, "positions")?;
+    let name = match file.tensor("tokens") {
+        Err(_) if file.tensor("input_ids").is_ok() => "input_ids",
+        _ => "tokens",
+    };
+    let (tokens_shape, tokens) = integers(file, name)?;
     let (logits_shape, logits) = floats(file, "logits")?;
+    let every_token =
+        matches!(logits_shape[..], [_, count, _] if tokens_shape.get(1) == Some(&count));
+    let (positions_shape, positions) = match file.tensor("positions") {
+        Err(_) if every_token => (vec![logits_shape[1]], (0..logits_shape[1] as i64).collect()),
+        _ => integers(file, "positions")?,
+    };
     let &[batch, seq_len] = tokens_shape.as_slice() else {
         return Err(format!(
             "tokens: expected [batch, tokens], found {tokens_shape:?}"
@@ -246,30 +347,121 @@ fn token_major(values: &[f32], batch: usize, heads: usize, seq_len: usize, dim: 
     out
 }
 
+/// A little-endian element of `SIZE` bytes as `T`.
+type Read<T, const SIZE: usize> = fn([u8; SIZE]) -> T;
+
+fn read_all<T, const SIZE: usize>(bytes: &[u8], read: Read<T, SIZE>) -> Vec<T> {
+    let (values, _) = bytes.as_chunks();
+    values.iter().copied().map(read).collect()
+}
+
+/// Shape and elements of a tensor of i64 or i32.
 fn integers(file: &SafeTensors<'_>, name: &str) -> Result<(Vec<usize>, Vec<i64>), String> {
-    elements(file, name, Dtype::I64, i64::from_le_bytes)
-}
-
-fn floats(file: &SafeTensors<'_>, name: &str) -> Result<(Vec<usize>, Vec<f32>), String> {
-    elements(file, name, Dtype::F32, f32::from_le_bytes)
-}
-
-/// Shape and elements of a tensor.
-fn elements<T, const SIZE: usize>(
-    file: &SafeTensors<'_>,
-    name: &str,
-    dtype: Dtype,
-    read: fn([u8; SIZE]) -> T,
-) -> Result<(Vec<usize>, Vec<T>), String> {
-    let missing = |_| format!("tensor `{name}` is missing");
-    let view = file.tensor(name).map_err(missing)?;
-    if view.dtype() != dtype {
-        return Err(format!(
-            "{name}: expected {dtype:?}, found {:?}",
-            view.dtype()
-        ));
-    }
-    let (values, _) = view.data().as_chunks();
-    let values = values.iter().copied().map(read).collect();
+    let view = tensor(file, name)?;
+    let bytes = view.data();
+    let values = match view.dtype() {
+        Dtype::I64 => read_all(bytes, i64::from_le_bytes),
+        Dtype::I32 => read_all(bytes, |value| i32::from_le_bytes(value).into()),
+        found => return Err(format!("{name}: expected I64 or I32, found {found:?}")),
+    };
     Ok((view.shape().to_vec(), values))
+}
+
+/// Shape and elements of a tensor of floats.
+fn floats(file: &SafeTensors<'_>, name: &str) -> Result<(Vec<usize>, Vec<f32>), String> {
+    let view = tensor(file, name)?;
+    let bytes = view.data();
+    let values = match view.dtype() {
+        Dtype::F32 => read_all(bytes, f32::from_le_bytes),
+        Dtype::F64 => read_all(bytes, |value| f64::from_le_bytes(value) as f32),
+        Dtype::F16 => read_all(bytes, |value| half::f16::from_le_bytes(value).to_f32()),
+        Dtype::BF16 => read_all(bytes, |value| half::bf16::from_le_bytes(value).to_f32()),
+        found => {
+            return Err(format!(
+                "{name}: expected F32, F64, F16 or BF16, found {found:?}"
+            ));
+        }
+    };
+    Ok((view.shape().to_vec(), values))
+}
+
+fn tensor<'a>(file: &SafeTensors<'a>, name: &str) -> Result<TensorView<'a>, String> {
+    file.tensor(name)
+        .map_err(|_| format!("tensor `{name}` is missing"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Golden {
+        Golden {
+            tokens: vec![vec![3, 1, 2], vec![0, 4, 4]],
+            positions: vec![0, 2],
+            logits: (0..20).map(|value| value as f32 / 3.0).collect(),
+            vocab_size: 5,
+            taps: vec![GoldenTap {
+                name: "layer0.hidden".into(),
+                tap: Tap::Hidden,
+                layer: Some(0),
+                values: (0..24).map(|value| value as f32 / 7.0).collect(),
+                width: 4,
+            }],
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_read_back() {
+        let saved = small();
+        let read = Golden::from_bytes(&saved.to_bytes().unwrap()).unwrap();
+        assert_eq!(
+            (&read.tokens, &read.positions),
+            (&saved.tokens, &saved.positions)
+        );
+        assert_eq!((&read.logits, read.vocab_size), (&saved.logits, 5));
+        let tap = &read.taps[0];
+        assert_eq!(
+            (tap.name.as_str(), tap.tap, tap.layer),
+            ("layer0.hidden", Tap::Hidden, Some(0))
+        );
+        assert_eq!((&tap.values, tap.width), (&saved.taps[0].values, 4));
+    }
+
+    #[test]
+    fn files_of_others_name_and_type_their_tensors_otherwise() {
+        let ids: Vec<u8> = [3i32, 1].iter().flat_map(|id| id.to_le_bytes()).collect();
+        let values = [0.5f32, -2.0, 1.0, 8.0, 0.25, -0.125];
+        let of = |dtype, bytes: &[u8]| {
+            let logits = TensorView::new(dtype, vec![1, 2, 3], bytes).unwrap();
+            let ids = TensorView::new(Dtype::I32, vec![1, 2], &ids).unwrap();
+            let file = safetensors::serialize([("input_ids", ids), ("logits", logits)], None);
+            Golden::from_bytes(&file.unwrap())
+        };
+        let bytes = |each: &dyn Fn(f32) -> Vec<u8>| -> Vec<u8> {
+            values.iter().flat_map(|&value| each(value)).collect()
+        };
+        for (dtype, bytes) in [
+            (
+                Dtype::F64,
+                bytes(&|value| f64::from(value).to_le_bytes().to_vec()),
+            ),
+            (
+                Dtype::F16,
+                bytes(&|value| half::f16::from_f32(value).to_le_bytes().to_vec()),
+            ),
+            (
+                Dtype::BF16,
+                bytes(&|value| half::bf16::from_f32(value).to_le_bytes().to_vec()),
+            ),
+        ] {
+            let golden = of(dtype, &bytes).unwrap();
+            assert_eq!(
+                (&golden.tokens, &golden.positions),
+                (&vec![vec![3, 1]], &vec![0, 1])
+            );
+            assert_eq!(golden.logits, values);
+        }
+        let error = of(Dtype::U32, &[0; 24]).unwrap_err();
+        assert_eq!(error, "logits: expected F32, F64, F16 or BF16, found U32");
+    }
 }

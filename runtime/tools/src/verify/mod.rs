@@ -11,24 +11,29 @@
 //! to what random noise of the same size in the same weights makes: rounding explains no more.
 //! A package of block-wise integers is another model by that; its backends are held to tract in
 //! f32 with the same integers, as closely as without them.
+//!
+//! [`VerifyOptions::tolerances`] of a caller's own take the place of these for the outputs they name; the
+//! report has both.
 
 mod compare;
+mod curves;
 mod diverge;
 mod golden;
+mod judge;
 mod reference;
 mod report;
 mod route;
 mod turn;
 
-pub use compare::{Differences, Worst};
+pub use compare::{Decade, Differences, Worst};
 pub use golden::{Golden, GoldenError, GoldenTap};
 use ratplus_graphs::none_wrong;
-pub use report::{Implementations, Row, STORED_WEIGHTS, Skip, VerifyReport};
+pub use report::{Asked, Curve, Implementations, Row, STORED_WEIGHTS, Skip, VerifyReport};
 pub use route::Route;
 use turn::{Seen, turns};
 
 use ratplus_graphs::package::Manifest;
-use ratplus_graphs::tolerance::{F32_LOGIT, NAIVE_ROUNDING_FACTOR};
+use ratplus_graphs::tolerance::OutputTolerance;
 use ratplus_runtime::backend::inspection::{Exactness, Inspection};
 use ratplus_runtime::backend::{BackendError, BackendKind, Session, SessionBuilder};
 use ratplus_runtime::engine::Limits;
@@ -49,6 +54,14 @@ pub struct VerifyOptions {
     pub tokens: usize,
     /// Seed of these tokens.
     pub seed: u64,
+    /// In place of the tolerances that come from the package's types, for the outputs they name: `logits`
+    /// or a tap of the golden file.
+    pub tolerances: Vec<OutputTolerance>,
+    /// Where there is no golden file: also compare the intermediate tensors that such files hold.
+    pub reference_taps: bool,
+    /// Measure differences by position, of logits and of the residual stream after some layers; a further
+    /// run of each backend.
+    pub curves: bool,
 }
 
 impl Default for VerifyOptions {
@@ -58,6 +71,9 @@ impl Default for VerifyOptions {
             chunks: Vec::new(),
             tokens: 96,
             seed: 0,
+            tolerances: Vec::new(),
+            reference_taps: false,
+            curves: false,
         }
     }
 }
@@ -100,8 +116,10 @@ pub fn verify(
         options,
         progress,
         naive: BTreeMap::new(),
+        curves: Vec::new(),
     };
     let (mut rows, mut implementations, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    let given = golden.is_some();
     let (golden, golden_source) = match golden {
         Some(file) => match verifier.stored_weights(file, &mut rows)? {
             Some(exact) if package.manifest().precision.quantization.is_some() => (
@@ -115,7 +133,10 @@ pub fn verify(
             "tract in f32 without rounding",
         ),
     };
-    let golden = golden.as_ref();
+    let layers = match options.curves {
+        true => Some(verifier.layers(&golden)?),
+        false => None,
+    };
     let explicit = !options.backends.is_empty();
     let mut backends = if explicit {
         options.backends.clone()
@@ -129,8 +150,11 @@ pub fn verify(
         (verifier.progress)(&format!("{backend}: opening"));
         match verifier.open(backend, Vec::new(), Exactness::AsStored) {
             Ok(session) => {
-                let seen = verifier.verify_backend(session, golden, &routes, &mut rows)?;
+                let seen = verifier.verify_backend(session, &golden, &routes, &mut rows)?;
                 implementations.push(seen);
+                if let Some(layers) = &layers {
+                    verifier.layer_curves(backend, layers, &routes)?;
+                }
             }
             Err(VerifyError::Backend {
                 source: source @ BackendError::Unavailable { .. },
@@ -155,6 +179,8 @@ pub fn verify(
         rows,
         implementations,
         skipped,
+        curves: verifier.curves,
+        reference: (!given).then(|| golden.into_owned()),
     })
 }
 
@@ -229,6 +255,22 @@ fn check(
             }
         }
     }
+    let taps: Vec<_> = match golden {
+        Some(golden) => golden.taps.iter().map(|tap| tap.name.clone()).collect(),
+        None if options.reference_taps => {
+            let taps = GoldenTap::usual(&manifest.model).into_iter();
+            taps.map(|tap| tap.name).collect()
+        }
+        None => Vec::new(),
+    };
+    for OutputTolerance { output, .. } in &options.tolerances {
+        if output != "logits" && !taps.contains(output) {
+            let known = [&["logits".to_owned()], &taps[..]].concat().join(", ");
+            errors.push(format!(
+                "`tolerances`: expected one of {known}, found {output}"
+            ));
+        }
+    }
     none_wrong(errors).map_err(VerifyError::Mismatch)?;
     let chunks = if options.chunks.is_empty() {
         &lengths
@@ -261,6 +303,7 @@ struct Verifier<'a> {
     progress: &'a mut dyn FnMut(&str),
     /// Largest error of tract with the package's roundings, by tensor.
     naive: BTreeMap<String, f64>,
+    curves: Vec<Curve>,
 }
 
 impl Verifier<'_> {
@@ -312,6 +355,9 @@ impl Verifier<'_> {
                 });
             })?;
             let seconds = started.elapsed().as_secs_f64();
+            if self.options.curves {
+                self.logits_curve(backend, &differences.by_position);
+            }
             let scale = golden.largest_logit();
             let mut row = self.judge(
                 backend,
@@ -343,12 +389,7 @@ impl Verifier<'_> {
         routes: &[Route],
         rows: &mut Vec<Row>,
     ) -> Result<(), VerifyError> {
-        // The longest prefill shows most of a chunk's work.
-        let route = routes
-            .iter()
-            .rev()
-            .find(|route| matches!(route, Route::Prefill(_)));
-        let Some(&route) = route.or(routes.first()) else {
+        let Some(route) = shown_route(routes) else {
             return Ok(());
         };
         let taps = &golden.taps;
@@ -364,27 +405,8 @@ impl Verifier<'_> {
             }
             return Ok(());
         }
-        (self.progress)(&format!("{backend}: taps, {route}"));
-        let layers = self.package.manifest().model.num_layers;
-        let names: Vec<_> = taps.iter().map(|tap| tap.graph_name(layers)).collect();
-        let mut session = self.open(backend, names.clone(), Exactness::AsStored)?;
         let started = Instant::now();
-        let mut differences = vec![Differences::default(); taps.len()];
-        let total = golden.seq_len();
-        self.drive(&mut session, golden, route, &mut |seen| {
-            for ((tap, name), differences) in taps.iter().zip(&names).zip(&mut differences) {
-                let rows = seen.tap(name, tap.width);
-                for (sequence, position, row) in rows {
-                    let start = (sequence * total + position) * tap.width;
-                    differences.add(
-                        sequence,
-                        position,
-                        &tap.values[start..start + tap.width],
-                        &row,
-                    );
-                }
-            }
-        })?;
+        let differences = self.tap_differences(backend, golden, route)?;
         let seconds = started.elapsed().as_secs_f64();
         for (tap, differences) in taps.iter().zip(&differences) {
             let scale = tap
@@ -403,58 +425,30 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// Holds differences against the tolerance for their kind.
-    fn judge(
+    /// How far the backend's taps are from the golden file's along `route`, in the file's order.
+    fn tap_differences(
         &mut self,
         backend: BackendKind,
-        route: &str,
-        tensor: &str,
-        differences: &Differences,
-        scale: f64,
-        seconds: f64,
-    ) -> Result<Row, VerifyError> {
-        let exact = F32_LOGIT * scale;
-        let types = self.package.manifest().types();
-        let (tolerance, source) = if !self.low_precision() {
-            (exact, format!("{F32_LOGIT:e} x the largest golden value"))
-        } else if backend == BackendKind::Tract {
-            // Over all routes: few rows on one of them are a small sample of rounding errors.
-            let naive = self.naive.entry(tensor.to_owned()).or_default();
-            *naive = naive.max(differences.max);
-            (
-                f64::INFINITY,
-                format!("set by tract: its error with the package's roundings ({types})"),
-            )
-        } else {
-            let Some(&naive) = self.naive.get(tensor) else {
-                return Err(VerifyError::Mismatch(vec![format!(
-                    "{backend}: the tolerance of {types} comes from tract; add tract to `backends`"
-                )]));
-            };
-            let tolerance = (NAIVE_ROUNDING_FACTOR * naive).max(exact);
-            (
-                tolerance,
-                format!(
-                    "{NAIVE_ROUNDING_FACTOR} x tract's error with the same roundings ({types})"
-                ),
-            )
-        };
-        Ok(Row {
-            backend,
-            route: route.to_owned(),
-            tensor: tensor.to_owned(),
-            rows: differences.rows,
-            max_error: differences.max,
-            mean_error: differences.mean(),
-            tolerance,
-            mean_tolerance: None,
-            tolerance_source: source,
-            argmax_agreed: (tensor == "logits").then_some(differences.argmax_agreed),
-            worst: differences.worst,
-            seconds,
-            passed: differences.max.is_finite() && differences.max <= tolerance,
-            divergence: None,
-        })
+        golden: &Golden,
+        route: Route,
+    ) -> Result<Vec<Differences>, VerifyError> {
+        (self.progress)(&format!("{backend}: taps, {route}"));
+        let layers = self.package.manifest().model.num_layers;
+        let taps = &golden.taps;
+        let names: Vec<_> = taps.iter().map(|tap| tap.graph_name(layers)).collect();
+        let mut session = self.open(backend, names.clone(), Exactness::AsStored)?;
+        let mut differences = vec![Differences::default(); taps.len()];
+        let total = golden.seq_len();
+        self.drive(&mut session, golden, route, &mut |seen| {
+            for ((tap, name), differences) in taps.iter().zip(&names).zip(&mut differences) {
+                for (sequence, position, row) in seen.tap(name, tap.width) {
+                    let start = (sequence * total + position) * tap.width;
+                    let expected = &tap.values[start..start + tap.width];
+                    differences.add(sequence, position, expected, &row);
+                }
+            }
+        })?;
+        Ok(differences)
     }
 
     /// Takes all sequences along a route, in groups of the package's batch.
@@ -470,4 +464,15 @@ impl Verifier<'_> {
         }
         Ok(())
     }
+}
+
+/// The route that taps are compared along: the longest prefill, which shows most of a chunk's work.
+fn shown_route(routes: &[Route]) -> Option<Route> {
+    let prefills = |route: &&Route| matches!(route, Route::Prefill(_));
+    routes
+        .iter()
+        .rev()
+        .find(prefills)
+        .or(routes.first())
+        .copied()
 }

@@ -1,6 +1,6 @@
 //! tract in f32: what backends are compared with, and what rounding the weights may cost.
 
-use super::{Golden, Route, Row, STORED_WEIGHTS, Verifier, VerifyError};
+use super::{Golden, GoldenTap, Route, Row, STORED_WEIGHTS, Verifier, VerifyError};
 use ratplus_graphs::tolerance::{
     F32_LOGIT, NAIVE_ROUNDING_FACTOR, STORED_WEIGHTS_MEAN_FACTOR, STORED_WEIGHTS_MEAN_ROWS,
 };
@@ -26,12 +26,19 @@ impl Verifier<'_> {
                     .collect()
             })
             .collect();
+        let taps = match self.options.reference_taps {
+            true => GoldenTap::usual(&manifest.model),
+            false => Vec::new(),
+        };
         let tokens = Golden {
             logits: Vec::new(),
+            taps: taps
+                .into_iter()
+                .map(|tap| tap.over(tokens.len() * total))
+                .collect(),
             tokens,
             positions: (0..total).collect(),
             vocab_size: vocab,
-            taps: Vec::new(),
         };
         self.exact(&tokens, Exactness::WithoutRounding)
     }
@@ -76,6 +83,8 @@ impl Verifier<'_> {
             ),
             argmax_agreed: Some(differences.argmax_agreed),
             worst: differences.worst,
+            asked: Vec::new(),
+            histogram: differences.decades(),
             seconds: started.elapsed().as_secs_f64(),
             // Noise that overflows shows nothing.
             passed: tolerance.is_finite()
@@ -88,7 +97,7 @@ impl Verifier<'_> {
 
     /// What tract makes of a golden file's tokens one by one, at its positions and, without noise,
     /// at its taps.
-    fn exact(&mut self, like: &Golden, how: Exactness) -> Result<Golden, VerifyError> {
+    pub(super) fn exact(&mut self, like: &Golden, how: Exactness) -> Result<Golden, VerifyError> {
         (self.progress)(&match how {
             Exactness::NoisyWeights(seed) => format!("reference: tract, decode, noise {seed}"),
             _ => "reference: tract, decode".into(),

@@ -1,8 +1,9 @@
 //! What `verify` found.
 
-use super::Worst;
+use super::{Decade, Golden, Worst};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::Fallback;
+use ratplus_graphs::tolerance::OutputTolerance;
 use ratplus_runtime::backend::{BackendError, BackendKind, Session};
 use serde::Serialize;
 
@@ -39,6 +40,25 @@ pub struct VerifyReport {
     pub implementations: Vec<Implementations>,
     /// Backends that did not run.
     pub skipped: Vec<Skip>,
+    /// With [`VerifyOptions::curves`](super::VerifyOptions::curves).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curves: Vec<Curve>,
+    /// What outputs were compared with, where no golden file was given.
+    #[serde(skip)]
+    pub reference: Option<Golden>,
+}
+
+/// The largest difference at every position.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Curve {
+    /// The backend.
+    pub backend: BackendKind,
+    /// The layer after which the residual stream was compared; `None`: the logits, over all routes.
+    pub layer: Option<usize>,
+    /// From position 0 on; 0 where nothing was compared.
+    #[serde(serialize_with = "finite_or_texts")]
+    pub max_errors: Vec<f64>,
 }
 
 /// Tensor of the row that compares logits of the stored weights, in f32, with the golden file's.
@@ -70,6 +90,11 @@ pub struct Row {
     pub mean_tolerance: Option<f64>,
     /// Where the tolerance comes from.
     pub tolerance_source: String,
+    /// What is held to tolerances of the caller's own, in place of `tolerance`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<Asked>,
+    /// Elements by the size of their differences.
+    pub histogram: Vec<Decade>,
     /// Rows whose likeliest token agrees; of logits only.
     pub argmax_agreed: Option<u64>,
     /// Where the largest difference was.
@@ -83,6 +108,32 @@ pub struct Row {
     pub divergence: Option<String>,
 }
 
+impl Row {
+    /// Whether the tolerance that comes from the package's types is kept.
+    pub fn within_default(&self) -> bool {
+        self.max_error.is_finite() && self.max_error <= self.tolerance
+    }
+}
+
+/// A statistic of a row, held to a tolerance that the caller asked for.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Asked {
+    /// The tolerance.
+    #[serde(flatten)]
+    pub tolerance: OutputTolerance,
+    /// What was found.
+    #[serde(serialize_with = "finite_or_text")]
+    pub found: f64,
+}
+
+impl Asked {
+    /// Whether it is kept.
+    pub fn kept(&self) -> bool {
+        self.found <= self.tolerance.most
+    }
+}
+
 /// JSON has no infinity.
 fn finite_or_text<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if value.is_finite() {
@@ -90,6 +141,16 @@ fn finite_or_text<S: serde::Serializer>(value: &f64, serializer: S) -> Result<S:
     } else {
         serializer.serialize_str("infinite")
     }
+}
+
+fn finite_or_texts<S: serde::Serializer>(values: &[f64], serializer: S) -> Result<S::Ok, S::Error> {
+    struct One(f64);
+    impl Serialize for One {
+        fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            finite_or_text(&self.0, serializer)
+        }
+    }
+    serializer.collect_seq(values.iter().map(|&value| One(value)))
 }
 
 /// Which implementation ran the custom nodes of a backend.

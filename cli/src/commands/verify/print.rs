@@ -1,63 +1,13 @@
-//! `ratplus verify`: one matrix over backends, routes and tensors.
+//! What `verify` says.
 
-use super::{backends, session_builder, spinner};
-use crate::args::VerifyArgs;
-use crate::files;
 use crate::flags::in_flags;
-use crate::output::{Failure, OrInput, Outcome, Table};
+use crate::output::Table;
 use crate::streams::{out, outln};
-use ratplus_runtime::backend::BackendKind;
-use ratplus_runtime::package::Package;
-use ratplus_tools::verify::{self, Golden, Row, STORED_WEIGHTS, VerifyOptions, VerifyReport};
+use ratplus_graphs::tolerance::OutputTolerance;
+use ratplus_tools::verify::{Decade, Row, STORED_WEIGHTS, VerifyReport};
 
-/// Runs the matrix and prints it.
-pub fn run(args: VerifyArgs) -> Outcome {
-    let backends = backends(&args.backend)?;
-    if args.reference != BackendKind::Tract.name() {
-        return Err(Failure::input(format!(
-            "--reference: expected tract, found {}",
-            args.reference
-        )));
-    }
-    let package = Package::open(&args.dir).or_input()?;
-    let golden = args.golden.as_deref().map(Golden::read);
-    let golden = golden.transpose().or_input()?;
-    let mut options = VerifyOptions::default();
-    (options.backends, options.chunks) = (backends, args.chunks);
-    let most = package.manifest().max_seq_len;
-    options.tokens = args.tokens.unwrap_or(options.tokens.min(most));
-    options.seed = args.seed;
-    let sessions = session_builder(&package, &args.libraries);
-    let bar = spinner();
-    let report = verify::verify(&sessions, golden.as_ref(), &options, &mut |what| {
-        bar.set_message(what.to_owned());
-    });
-    bar.finish_and_clear();
-    let report = report.or_input()?;
-    let json = serde_json::to_string_pretty(&report).or_input()?;
-    if let Some(path) = &args.report {
-        files::write("--report", path, json.as_bytes())?;
-    }
-    if args.json {
-        outln!("{json}");
-    } else {
-        print(&args.dir.display().to_string(), &report);
-    }
-    if report.passed {
-        Ok(())
-    } else {
-        let failed = report.rows.iter().filter(|row| !row.passed).count();
-        Err(Failure::BadResult(match failed {
-            0 => "the logits of a backend were compared nowhere; export with --logits all".into(),
-            _ => format!(
-                "{failed} of {} comparisons are out of tolerance",
-                report.rows.len()
-            ),
-        }))
-    }
-}
-
-fn print(package: &str, report: &VerifyReport) {
+/// Prints the matrix and what there is to say about it.
+pub(super) fn print(package: &str, report: &VerifyReport, histogram: bool) {
     outln!(
         "{package}: {}, fallback {}, batch {}; {} x {} tokens against {}",
         report.types,
@@ -74,6 +24,7 @@ fn print(package: &str, report: &VerifyReport) {
         "tensor",
         "rows",
         "max error",
+        "at",
         "mean error",
         "tolerance",
         "argmax",
@@ -88,12 +39,11 @@ fn print(package: &str, report: &VerifyReport) {
             row.tensor.clone(),
             row.rows.to_string(),
             format!("{:.2e}", row.max_error),
+            row.worst.map_or_else(String::new, |worst| {
+                format!("{}:{}:{}", worst.sequence, worst.position, worst.index)
+            }),
             format!("{:.2e}", row.mean_error),
-            if row.tolerance.is_finite() {
-                format!("{:.2e}", row.tolerance)
-            } else {
-                "sets it".into()
-            },
+            tolerance(row),
             row.argmax_agreed
                 .map_or_else(String::new, |agreed| format!("{agreed}/{}", row.rows)),
             format!("{:.2} s", row.seconds),
@@ -102,9 +52,9 @@ fn print(package: &str, report: &VerifyReport) {
     }
     out!("{table}");
     outln!();
-    let mut sources: Vec<_> = report
-        .rows
-        .iter()
+    outln!("at           sequence:position:index of the largest error");
+    let by_default = report.rows.iter().filter(|row| row.asked.is_empty());
+    let mut sources: Vec<_> = by_default
         .map(|row| row.tolerance_source.as_str())
         .collect();
     sources.sort_unstable();
@@ -112,6 +62,7 @@ fn print(package: &str, report: &VerifyReport) {
     for source in sources {
         outln!("tolerance    {source}");
     }
+    print_asked(report);
     for found in &report.implementations {
         for engine in &found.engines {
             outln!("ran          {}: {engine}", found.backend);
@@ -127,6 +78,15 @@ fn print(package: &str, report: &VerifyReport) {
             row.route,
             row.tensor
         );
+        for asked in row.asked.iter().filter(|asked| !asked.kept()) {
+            let OutputTolerance {
+                statistic, most, ..
+            } = asked.tolerance;
+            outln!(
+                "             {statistic} error {:.2e}, expected at most {most:.2e}",
+                asked.found
+            );
+        }
         if let Some(most) = row.mean_tolerance.filter(|most| row.mean_error > *most) {
             outln!(
                 "             mean error {:.2e}, expected at most {most:.2e}",
@@ -151,6 +111,20 @@ fn print(package: &str, report: &VerifyReport) {
         }
         if let Some(divergence) = &row.divergence {
             outln!("             {divergence}");
+        }
+        if !histogram {
+            print_histogram(row);
+        }
+    }
+    if histogram {
+        for row in &report.rows {
+            outln!(
+                "errors       {}, {}, {}",
+                row.backend,
+                row.route,
+                row.tensor
+            );
+            print_histogram(row);
         }
     }
     let statuses: Vec<_> = report.rows.iter().map(status).collect();
@@ -184,5 +158,65 @@ fn status(row: &Row) -> &'static str {
         (0, _) => NOT_COMPARED,
         (_, true) => OK,
         (_, false) => FAILED,
+    }
+}
+
+/// What the row is held to.
+fn tolerance(row: &Row) -> String {
+    match row.asked.as_slice() {
+        [] if row.tolerance.is_finite() => format!("{:.2e}", row.tolerance),
+        [] => "sets it".into(),
+        asked => {
+            let each = asked.iter().map(|asked| &asked.tolerance);
+            let each = each.map(|one| format!("{} {:.2e}", one.statistic, one.most));
+            format!("yours: {}", each.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+/// Names every tolerance of the user's, and what the package's type would have allowed.
+fn print_asked(report: &VerifyReport) {
+    let mut seen: Vec<&OutputTolerance> = Vec::new();
+    for asked in report.rows.iter().flat_map(|row| &row.asked) {
+        let tolerance = &asked.tolerance;
+        if seen.contains(&tolerance) {
+            continue;
+        }
+        seen.push(tolerance);
+        let of_output = || {
+            let rows = report.rows.iter();
+            rows.filter(|row| row.tensor == tolerance.output && row.rows > 0)
+        };
+        let default = of_output().map(|row| row.tolerance).fold(0.0, f64::max);
+        let beyond = of_output().filter(|row| !row.within_default()).count();
+        let default = match default.is_finite() {
+            true => format!("max {default:.2e}"),
+            false => "set by tract".into(),
+        };
+        outln!(
+            "tolerance    {}: {} at most {:.2e} is yours (--atol), in place of the default, {default}; \
+             {beyond} of {} comparisons are beyond that",
+            tolerance.output,
+            tolerance.statistic,
+            tolerance.most,
+            of_output().count()
+        );
+    }
+}
+
+/// A line a power of ten, with a bar as long as its share of all elements.
+fn print_histogram(row: &Row) {
+    const WIDTH: f64 = 40.0;
+    let total: u64 = row.histogram.iter().map(|decade| decade.elements).sum();
+    for Decade { below, elements } in &row.histogram {
+        let size = match below {
+            Some(0.0) => "0".into(),
+            Some(below) => format!("< {below:.0e}"),
+            None => "not a number".into(),
+        };
+        let share = *elements as f64 / total as f64;
+        // Whatever is there is seen.
+        let bar = "#".repeat((share * WIDTH).ceil() as usize);
+        outln!("             {size:>12} {elements:>10} {bar}");
     }
 }
