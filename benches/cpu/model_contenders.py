@@ -142,7 +142,7 @@ def export(setting, package, flags):
     """Writes a package; weights that another has as well are its file."""
     config = setting.folder / f"{setting.size.name}.json"
     config.write_text(setting.size.config())
-    run([setting.program, "export", "--synthetic", "config", "--config", config, *flags, "-o", package])
+    run([setting.program, "export", "--no-check", "--synthetic", "config", "--config", config, *flags, "-o", package])
     checksum = lambda folder: json.loads((folder / "manifest.json").read_text())["files"]["weights.bin"]  # noqa: E731
     for other in sorted(setting.folder.iterdir()):
         same = other != package and (other / "manifest.json").is_file() and checksum(other) == checksum(package)

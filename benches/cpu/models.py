@@ -39,7 +39,7 @@ class Bodies:
             }  # fmt: skip
             (folder / "config.json").write_text(json.dumps(config))
             lengths = str(seq_len) if seq_len > 1 else str(shape.seq_len)
-            command = [self.program, "export", "--synthetic", "config", "--config", folder / "config.json"]
+            command = [self.program, "export", "--no-check", "--synthetic", "config", "--config", folder / "config.json"]
             command += ["-o", folder / "package", "--max-seq-len", shape.seq_len, "--prefill-lengths", lengths]
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
             if done.returncode != 0:

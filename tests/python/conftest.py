@@ -304,6 +304,7 @@ def run_export(program: Path, flags: Export, directory: Path) -> Path:
         "--prefill-lengths", ",".join(map(str, flags.prefill_lengths)),
         "--max-seq-len", flags.max_seq_len,
         "--logits", flags.logits,
+        "--no-check",
         *flags.more,
     ]  # fmt: skip
     tokenizer = case.directory / "tokenizer.json"

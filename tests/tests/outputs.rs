@@ -100,6 +100,74 @@ fn a_short_package_is_verified_on_as_many_tokens_as_it_takes() {
     assert!(text.contains(" 24 "), "{text}");
 }
 
+/// What `export` prints of a checkpoint with these flags, and whether it succeeds.
+fn exported(checkpoint: &Path, config: &Path, package: &Path, flags: &[&str]) -> (i32, String, String) {
+    let mut args: Vec<OsString> = vec!["export".into(), checkpoint.into(), "-o".into()];
+    args.extend([package.into(), "--config".into(), config.into()]);
+    args.extend(flags.iter().map(OsString::from));
+    let result = run(args);
+    let (out, error) = texts(&result);
+    (result.status.code().unwrap(), out, error)
+}
+
+#[test]
+fn an_export_ends_with_a_few_tokens_through_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = case("kjv_d16w64i4");
+    let (checkpoint, config) = (case.checkpoint(), case.file("config.json"));
+    let export = |name: &str, flags: &[&str]| {
+        let (code, out, error) = exported(&checkpoint, &config, &dir.path().join(name), flags);
+        assert_eq!(code, 0, "{error}");
+        out
+    };
+    for (name, flags, what) in [
+        ("f32", &[][..], "the portable decode graph in ONNX Runtime"),
+        ("f16", &["--dtype", "f16", "--batch", "2"], "the portable decode graph in ONNX Runtime"),
+        ("bare", &["--fallback", "none", "--cache-dtype", "bf16"], "the decode graph of ort-cpu"),
+        ("plugins", &["--fallback", "trt-plugins"], "tract with the package's types, no graph"),
+    ] {
+        let more = ["--max-seq-len", "64"];
+        let out = export(name, &[flags, &more].concat());
+        assert!(out.contains(&format!("checked 8 tokens: {what}")), "{name}: {out}");
+        for output in ["logits", "present.*.key", "present.*.recurrent_value"] {
+            let line = out.lines().find(|line| line.starts_with(output)).unwrap();
+            assert!(line.ends_with("ok"), "{name}: {line}");
+        }
+        assert_eq!(out.contains("f16's range holds"), name == "f16", "{name}: {out}");
+    }
+    let out = export("plain", &["--no-check"]);
+    assert!(!out.contains("checked"), "{out}");
+}
+
+#[test]
+fn an_export_names_what_f16_cannot_hold() {
+    use safetensors::tensor::TensorView;
+    let dir = tempfile::tempdir().unwrap();
+    let case = case("tied");
+    let bytes = std::fs::read(case.checkpoint()).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let scaled: Vec<_> = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let scale = if name.contains("layers.1.hidden_layer.fc2") { 1e5f32 } else { 1.0 };
+            let values = view.data().as_chunks().0.iter().map(|word| f32::from_le_bytes(*word) * scale);
+            let data: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
+            (name, view.dtype(), view.shape().to_vec(), data)
+        })
+        .collect();
+    let views = scaled.iter().map(|(name, dtype, shape, data)| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    let checkpoint = dir.path().join("model.safetensors");
+    std::fs::write(&checkpoint, safetensors::serialize(views, None).unwrap()).unwrap();
+    let flags = ["--dtype", "f16", "--max-seq-len", "32", "--fallback", "trt-plugins"];
+    let package = dir.path().join("package");
+    let (_, _, error) = exported(&checkpoint, &case.file("config.json"), &package, &flags);
+    assert!(error.contains("warning: layers.1.hidden reaches "), "{error}");
+    assert!(!error.contains("layers.0.hidden"), "{error}");
+}
+
 #[test]
 fn what_verify_compared_with_is_saved_drawn_and_read_back() {
     let dir = tempfile::tempdir().unwrap();

@@ -160,7 +160,7 @@ fn pack(steps: &Steps<'_>, file: &Path) -> Result<(), Error> {
 fn package(workspace: &Workspace, steps: &Steps<'_>, folder: &Path) -> Result<(), Error> {
     let mut export = Command::new(workspace.program());
     export
-        .arg("export")
+        .args(["export", "--no-check"])
         .arg(format!("{CHECKPOINT}/model.pth"))
         .arg("--config")
         .arg(format!("{CHECKPOINT}/config.json"))

@@ -96,6 +96,9 @@ pub struct ExportArgs {
     /// Opset of the standard operators; 21 or more for integers with --fallback inline or trt-plugins
     #[arg(long, value_name = "N", default_value_t = ratplus_graphs::onnx::OPSET)]
     pub opset: i64,
+    /// Do not end with a few tokens through what was written, compared with tract in f32
+    #[arg(long)]
+    pub no_check: bool,
     /// Accept NaN and infinity in weights
     #[arg(long)]
     pub allow_nonfinite: bool,

@@ -110,7 +110,14 @@ fn write(args: &ExportArgs, given: &ModelSpec, weights: &mut dyn WeightSource) -
             Failure::input(format!("{failure}; the package is in place in {place}"))
         })?;
     }
-    Ok(())
+    match (args.no_check, args.allow_nonfinite) {
+        (true, _) => Ok(()),
+        (_, true) => {
+            outln!("not checked: --allow-nonfinite");
+            Ok(())
+        }
+        _ => super::spot_check::run(&args.output, &written.manifest),
+    }
 }
 
 /// The chat template that a file holds, once it compiles.

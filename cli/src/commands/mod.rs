@@ -11,6 +11,7 @@ pub mod generate;
 pub mod inspect;
 mod prompts;
 pub mod serve;
+mod spot_check;
 pub mod verify;
 
 use crate::args::LibraryArgs;

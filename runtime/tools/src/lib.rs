@@ -3,6 +3,7 @@
 //! - [`verify`](mod@verify): compares every backend with golden outputs along every route.
 //! - [`bench`](mod@bench): how fast a session prefills and decodes.
 //! - [`eval`]: how well a session predicts a text.
+//! - [`spot_check`](mod@spot_check): a few tokens through a package that was just written.
 //! - `plans`: builds engine plans into a package; with the feature `tensorrt`.
 //!
 //! ```no_run
@@ -27,10 +28,12 @@ pub mod bench;
 pub mod eval;
 #[cfg(feature = "tensorrt")]
 pub mod plans;
+pub mod spot_check;
 pub mod verify;
 
 pub use bench::{BenchError, BenchOptions, Measured, bench};
 pub use eval::{EvalError, EvalOptions, Evaluation, Text, evaluate};
 #[cfg(feature = "tensorrt")]
 pub use plans::{BuildError, BuildOptions, BuildReport};
+pub use spot_check::{SpotCheck, spot_check};
 pub use verify::{Golden, VerifyError, VerifyOptions, VerifyReport, verify};

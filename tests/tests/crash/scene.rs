@@ -128,7 +128,7 @@ impl Scene {
         let mut command = Command::new(ratplus_tests::ratplus());
         command.arg("export").arg(&self.checkpoint);
         command.arg("-o").arg(target);
-        command.args(&self.flags).args(flags);
+        command.args(&self.flags).args(flags).arg("--no-check");
         command
     }
 
