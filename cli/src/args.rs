@@ -1,10 +1,12 @@
 //! What can be typed.
 
+mod check;
 mod export;
 mod generate;
 mod serve;
 mod verify;
 
+pub use check::CheckArgs;
 pub use export::ExportArgs;
 pub use generate::GenerateArgs;
 pub use serve::{LogFormat, ServeArgs};
@@ -43,6 +45,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Run a package on every backend and compare with golden outputs and the tract reference
     Verify(VerifyArgs),
+    /// Say whether a release of ONNX Runtime, TensorRT or Triton will run a package
+    Check(CheckArgs),
     /// Build engine plans for TensorRT or TensorRT for RTX into a package
     Build(BuildArgs),
     /// Continue a prompt

@@ -11,6 +11,7 @@
 //! - [`cost`]: cache bytes and FLOPs a token, against dense attention.
 //! - [`memory`]: what a session keeps in memory on a CPU.
 //! - [`package`]: engines, targets, files, and `manifest.json`, where the exporter and the runtime meet.
+//! - [`releases`]: what releases of runtimes read, and whether a package fits.
 //! - [`staging`]: folders beside a package while it is written.
 //! - [`tolerance`]: what counts as equal.
 //!
@@ -41,6 +42,7 @@ pub mod ops;
 pub mod package;
 pub mod pattern;
 pub mod precision;
+pub mod releases;
 pub mod spec;
 pub mod staging;
 mod tensor;

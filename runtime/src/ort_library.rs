@@ -5,6 +5,8 @@ mod search;
 use crate::raw::{self, open_library};
 use libloading::os::unix::Library;
 use ort::environment::Environment;
+/// The oldest release that works.
+pub use ratplus_graphs::releases::OLDEST_ONNX_RUNTIME as OLDEST_VERSION;
 use search::{Place, Surroundings};
 use std::env;
 use std::fmt::Write as _;
@@ -16,8 +18,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub const ORT_VARIABLE: &str = "ORT_DYLIB_PATH";
 /// Names the file of the RAT+ operator library to load.
 pub const OPERATORS_VARIABLE: &str = "RATPLUS_ORT_LIBRARY";
-/// The oldest release that works.
-pub const OLDEST_VERSION: (u32, u32) = (1, 17);
 
 const ORT: Wanted = Wanted {
     what: "ONNX Runtime",

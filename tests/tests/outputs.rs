@@ -101,7 +101,12 @@ fn a_short_package_is_verified_on_as_many_tokens_as_it_takes() {
 }
 
 /// What `export` prints of a checkpoint with these flags, and whether it succeeds.
-fn exported(checkpoint: &Path, config: &Path, package: &Path, flags: &[&str]) -> (i32, String, String) {
+fn exported(
+    checkpoint: &Path,
+    config: &Path,
+    package: &Path,
+    flags: &[&str],
+) -> (i32, String, String) {
     let mut args: Vec<OsString> = vec!["export".into(), checkpoint.into(), "-o".into()];
     args.extend([package.into(), "--config".into(), config.into()]);
     args.extend(flags.iter().map(OsString::from));
@@ -122,18 +127,37 @@ fn an_export_ends_with_a_few_tokens_through_it() {
     };
     for (name, flags, what) in [
         ("f32", &[][..], "the portable decode graph in ONNX Runtime"),
-        ("f16", &["--dtype", "f16", "--batch", "2"], "the portable decode graph in ONNX Runtime"),
-        ("bare", &["--fallback", "none", "--cache-dtype", "bf16"], "the decode graph of ort-cpu"),
-        ("plugins", &["--fallback", "trt-plugins"], "tract with the package's types, no graph"),
+        (
+            "f16",
+            &["--dtype", "f16", "--batch", "2"],
+            "the portable decode graph in ONNX Runtime",
+        ),
+        (
+            "bare",
+            &["--fallback", "none", "--cache-dtype", "bf16"],
+            "the decode graph of ort-cpu",
+        ),
+        (
+            "plugins",
+            &["--fallback", "trt-plugins"],
+            "tract with the package's types, no graph",
+        ),
     ] {
         let more = ["--max-seq-len", "64"];
         let out = export(name, &[flags, &more].concat());
-        assert!(out.contains(&format!("checked 8 tokens: {what}")), "{name}: {out}");
+        assert!(
+            out.contains(&format!("checked 8 tokens: {what}")),
+            "{name}: {out}"
+        );
         for output in ["logits", "present.*.key", "present.*.recurrent_value"] {
             let line = out.lines().find(|line| line.starts_with(output)).unwrap();
             assert!(line.ends_with("ok"), "{name}: {line}");
         }
-        assert_eq!(out.contains("f16's range holds"), name == "f16", "{name}: {out}");
+        assert_eq!(
+            out.contains("f16's range holds"),
+            name == "f16",
+            "{name}: {out}"
+        );
     }
     let out = export("plain", &["--no-check"]);
     assert!(!out.contains("checked"), "{out}");
@@ -150,21 +174,43 @@ fn an_export_names_what_f16_cannot_hold() {
         .tensors()
         .into_iter()
         .map(|(name, view)| {
-            let scale = if name.contains("layers.1.hidden_layer.fc2") { 1e5f32 } else { 1.0 };
-            let values = view.data().as_chunks().0.iter().map(|word| f32::from_le_bytes(*word) * scale);
+            let scale = if name.contains("layers.1.hidden_layer.fc2") {
+                1e5f32
+            } else {
+                1.0
+            };
+            let values = view
+                .data()
+                .as_chunks()
+                .0
+                .iter()
+                .map(|word| f32::from_le_bytes(*word) * scale);
             let data: Vec<u8> = values.flat_map(f32::to_le_bytes).collect();
             (name, view.dtype(), view.shape().to_vec(), data)
         })
         .collect();
     let views = scaled.iter().map(|(name, dtype, shape, data)| {
-        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+        (
+            name.as_str(),
+            TensorView::new(*dtype, shape.clone(), data).unwrap(),
+        )
     });
     let checkpoint = dir.path().join("model.safetensors");
     std::fs::write(&checkpoint, safetensors::serialize(views, None).unwrap()).unwrap();
-    let flags = ["--dtype", "f16", "--max-seq-len", "32", "--fallback", "trt-plugins"];
+    let flags = [
+        "--dtype",
+        "f16",
+        "--max-seq-len",
+        "32",
+        "--fallback",
+        "trt-plugins",
+    ];
     let package = dir.path().join("package");
     let (_, _, error) = exported(&checkpoint, &case.file("config.json"), &package, &flags);
-    assert!(error.contains("warning: layers.1.hidden reaches "), "{error}");
+    assert!(
+        error.contains("warning: layers.1.hidden reaches "),
+        "{error}"
+    );
     assert!(!error.contains("layers.0.hidden"), "{error}");
 }
 
@@ -222,6 +268,41 @@ fn what_verify_compared_with_is_saved_drawn_and_read_back() {
             "{row}"
         );
     }
+}
+
+#[test]
+fn check_says_what_a_release_does_not_run_and_what_to_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    let flags = [
+        "--quantize",
+        "int4",
+        "--fallback",
+        "inline",
+        "--max-seq-len",
+        "64",
+        "--no-check",
+    ];
+    export(&case("kjv_d16w64i4"), &package, &flags);
+    let checked = |targets: &str| {
+        let mut args: Vec<OsString> = vec!["check".into(), package.clone().into()];
+        args.extend(["--target", targets].map(OsString::from));
+        let result = run(args);
+        (result.status.code(), texts(&result))
+    };
+    let (code, (out, _)) = checked("ort=1.20,tensorrt-rtx=1.7,triton=24.10");
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.contains("ok      state order"), "{out}");
+    let (code, (out, error)) = checked("tensorrt-rtx=1.7,ort=1.17");
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains("--fallback function"), "{out}");
+    assert!(
+        error.ends_with("does not run on ONNX Runtime 1.17\n"),
+        "{error}"
+    );
+    let (code, (_, error)) = checked("triton=20.01");
+    assert_eq!(code, Some(2));
+    assert!(error.contains("24.04 to 26.08"), "{error}");
 }
 
 #[test]

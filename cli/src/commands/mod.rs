@@ -4,6 +4,7 @@ pub mod bench;
 #[cfg(feature = "tensorrt")]
 pub mod build;
 mod capacity;
+pub mod check;
 pub mod doctor;
 pub mod eval;
 pub mod export;

@@ -45,7 +45,10 @@ fn print(check: &SpotCheck) {
         (backend, None) => format!("the decode graph of {backend}"),
         (backend, Some(why)) => format!("{backend} with the package's types, no graph ({why})"),
     };
-    outln!("checked {} tokens: {what}, against tract in f32", check.tokens);
+    outln!(
+        "checked {} tokens: {what}, against tract in f32",
+        check.tokens
+    );
     let mut table = Table::new(1, ["output", "max error", "tolerance", "layer", ""]);
     for output in &check.outputs {
         let within = output.max_error <= output.tolerance;
@@ -53,7 +56,9 @@ fn print(check: &SpotCheck) {
             output.output.clone(),
             format!("{:.2e}", output.max_error),
             format!("{:.2e}", output.tolerance),
-            output.layer.map_or_else(String::new, |layer| layer.to_string()),
+            output
+                .layer
+                .map_or_else(String::new, |layer| layer.to_string()),
             if within { "ok" } else { "FAILED" }.into(),
         ]);
     }
@@ -76,7 +81,9 @@ fn print(check: &SpotCheck) {
 /// Bytes that can be had without swapping; Linux tells.
 fn available_memory() -> Option<u64> {
     let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     kib.checked_mul(1024)
 }

@@ -1,7 +1,9 @@
 //! Which table of functions to ask a runtime for.
 
-/// Oldest API this library works with: the first with shape inference for custom operators.
-pub const OLDEST_API: u32 = 17;
+use ratplus_graphs::releases::OLDEST_ONNX_RUNTIME;
+
+/// Oldest API this library works with; the minor version of ONNX Runtime 1 is its API level.
+pub const OLDEST_API: u32 = OLDEST_ONNX_RUNTIME.1;
 
 /// Newest API this library makes use of: the first with in-place outputs.
 pub const NEWEST_API: u32 = 18;
@@ -26,7 +28,6 @@ pub fn api_level(version: &str) -> Result<u32, String> {
              expects MAJOR.MINOR.PATCH, 1.{OLDEST_API} or later"
         ));
     };
-    // The minor version of ORT 1 is its API level.
     let known = match major {
         0 => 0,
         1 => minor,

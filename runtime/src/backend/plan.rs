@@ -3,11 +3,9 @@
 use super::BackendKind;
 use crate::nvinfer::{self, Product};
 use ratplus_graphs::none_wrong;
-use ratplus_graphs::ops::{ElementType, check_gpu_cache};
-use ratplus_graphs::package::{
-    Engine as EngineInfo, Fallback, Manifest, Target, TensorInfo, state_tensors,
-};
-use ratplus_graphs::precision::IntegerLayout;
+use ratplus_graphs::ops::ElementType;
+use ratplus_graphs::package::{Engine as EngineInfo, Manifest, Target, TensorInfo, state_tensors};
+use ratplus_graphs::releases::plan_graphs;
 use ratplus_nvinfer::{ElementKind, InputShape, Tensor};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -27,35 +25,14 @@ impl PlanRequirements {
     /// # Errors
     /// The backend runs no plans, or not those of such a package: why, and what to do.
     pub fn of(backend: BackendKind, manifest: &Manifest) -> Result<Self, String> {
-        match (nvinfer::product(backend), manifest.fallback) {
-            (None, _) => {
-                Err("it runs the ONNX files; expected tensorrt or tensorrt-rtx".to_owned())
-            }
-            (Some(Product::Rtx), Fallback::None | Fallback::TrtPlugins) => Err(
-                "TensorRT for RTX takes no plugins, and the package has bare custom nodes with no \
-                 functions to stand for them; export it with `fallback: function` or \
-                 `fallback: inline`"
-                    .to_owned(),
-            ),
-            (Some(_), _) if manifest.precision.layout() == Some(IntegerLayout::Product) => Err(
-                "the package's weights are block-wise integers of ONNX Runtime's product, which TensorRT has \
-                 not; export it with `fallback: trt-plugins`, or `fallback: inline` for TensorRT for RTX"
-                    .to_owned(),
-            ),
-            (Some(product), fallback) => {
-                let plugins = product == Product::TensorRt && fallback != Fallback::Inline;
-                let shape = manifest.shape();
-                if plugins {
-                    check_gpu_cache(shape.dtype, shape.cache_dtype)?;
-                }
-                let graphs = if plugins { Target::TensorRt } else { Target::Cuda };
-                Ok(Self {
-                    product,
-                    plugins,
-                    graphs,
-                })
-            }
-        }
+        let product = nvinfer::product(backend)
+            .ok_or("it runs the ONNX files; expected tensorrt or tensorrt-rtx")?;
+        let graphs = plan_graphs(manifest, product == Product::Rtx)?;
+        Ok(Self {
+            product,
+            plugins: graphs == Target::TensorRt,
+            graphs,
+        })
     }
 }
 
@@ -200,7 +177,7 @@ pub fn check_in_place(json: &str, manifest: &Manifest) -> Result<(), Vec<String>
 mod tests {
     use super::*;
     use ratplus_graphs::onnx::OPSET;
-    use ratplus_graphs::package::{LogitsMode, PackageShape};
+    use ratplus_graphs::package::{Fallback, LogitsMode, PackageShape};
     use ratplus_graphs::pattern::Pattern;
     use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 
