@@ -4,12 +4,14 @@ mod check;
 mod export;
 mod generate;
 mod serve;
+mod shell;
 mod verify;
 
 pub use check::CheckArgs;
 pub use export::ExportArgs;
 pub use generate::GenerateArgs;
 pub use serve::{LogFormat, ServeArgs};
+pub use shell::{CompletionsArgs, ManArgs};
 pub use verify::VerifyArgs;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -59,6 +61,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Say what this machine has, what is missing and how to get it
     Doctor(DoctorArgs),
+    /// Print a script that completes commands and flags in a shell
+    Completions(CompletionsArgs),
+    /// Write manual pages
+    Man(ManArgs),
 }
 
 /// Where the model's sizes and patterns come from.

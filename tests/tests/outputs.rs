@@ -271,6 +271,42 @@ fn what_verify_compared_with_is_saved_drawn_and_read_back() {
 }
 
 #[test]
+fn shells_and_manuals_know_every_command() {
+    let help = texts(&run(["--help"])).0;
+    let commands = help
+        .lines()
+        .skip_while(|line| !line.starts_with("Commands:"));
+    let commands = commands.skip(1).map_while(|line| line.strip_prefix("  "));
+    let commands: Vec<_> = commands
+        .filter(|line| !line.starts_with(' '))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|name| *name != "help")
+        .collect();
+    assert!(commands.len() > 9, "{commands:?}");
+    let script = texts(&run(["completions", "bash"])).0;
+    let dir = tempfile::tempdir().unwrap();
+    let pages = dir.path().join("made/man1");
+    let result = run([OsString::from("man"), pages.clone().into()]);
+    assert!(result.status.success(), "{}", texts(&result).1);
+    for name in &commands {
+        assert!(script.contains(&format!("ratplus,{name})")), "{name}");
+        let page = std::fs::read_to_string(pages.join(format!("ratplus-{name}.1"))).unwrap();
+        assert!(
+            page.contains(".TH") && page.contains("help"),
+            "{name}: {page}"
+        );
+    }
+    let checked = std::process::Command::new("bash")
+        .arg("-n")
+        .arg("-c")
+        .arg(&script)
+        .output();
+    assert!(checked.unwrap().status.success());
+    let refused = run(["completions", "tcsh"]);
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
 fn check_says_what_a_release_does_not_run_and_what_to_export() {
     let dir = tempfile::tempdir().unwrap();
     let package = dir.path().join("package");

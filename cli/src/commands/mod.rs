@@ -12,6 +12,7 @@ pub mod generate;
 pub mod inspect;
 mod prompts;
 pub mod serve;
+pub mod shell;
 mod spot_check;
 pub mod verify;
 
