@@ -306,6 +306,9 @@ pub struct EvalArgs {
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
+    /// Only what this libratplus_ort.so or libratplus_trt.so says of itself: operators, types, hosts, build id
+    #[arg(long, value_name = "FILE")]
+    pub library: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

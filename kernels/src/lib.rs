@@ -17,6 +17,7 @@
 mod attention;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod description;
 mod element;
 mod isa;
 mod linear;
@@ -34,6 +35,7 @@ mod told;
 pub use attention::{
     AttentionParams, attention_workspace_bytes, dilated_attention, dilated_attention_on,
 };
+pub use description::describe;
 pub use element::Element;
 pub use isa::{Isa, isa};
 pub use linear::{LinearParams, linear, linear_on, linear_workspace_bytes};

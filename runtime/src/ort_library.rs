@@ -263,6 +263,15 @@ fn first_that_works(places: Vec<Place>, looked: &mut String) -> Result<Opened, L
     Ok((library, OnnxRuntime { others, ..info }))
 }
 
+/// What a library of RAT+ operators, for ONNX Runtime or TensorRT, says of itself: a JSON object. It is loaded
+/// for that, and stays.
+///
+/// # Errors
+/// In words that name the file: it cannot be loaded, or is no such library.
+pub fn describe(library: &Path) -> Result<String, String> {
+    raw::describe(library)
+}
+
 /// The library of RAT+ operators for ONNX Runtime: `explicit`, the file that
 /// [`OPERATORS_VARIABLE`] names, or the one in the executable's folder.
 ///

@@ -86,12 +86,12 @@ def test_registering_twice_in_one_options_object_is_refused_by_ort(operators):
     make_session(operators.library, build_model(NODE))
 
 
-def test_three_symbols_are_exported_and_the_library_stays(ort_library):
+def test_four_symbols_are_exported_and_the_library_stays(ort_library):
     def tool(*command):
         return subprocess.run([*command, ort_library], capture_output=True, text=True, check=True).stdout
 
     symbols = [line.split()[-1].split("@")[0] for line in tool("nm", "-D", "--defined-only").splitlines()]
-    assert sorted(symbols) == ["RatplusTakeDeviceError", "RatplusWatchNodes", "RegisterCustomOps"]
+    assert sorted(symbols) == ["RatplusDescribe", "RatplusTakeDeviceError", "RatplusWatchNodes", "RegisterCustomOps"]
     dynamic = tool("readelf", "-d", "-W")
     assert "NODELETE" in dynamic
     for absent in ["onnxruntime", "stdc++", "cuda", "nvrtc", "cublas"]:

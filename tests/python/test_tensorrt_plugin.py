@@ -74,7 +74,7 @@ def test_the_sources_compile_with_every_release(tmp_path):
 def test_the_library_exports_three_functions_and_links_no_host(trt_library):
     shown = subprocess.run(["nm", "-D", "--defined-only", trt_library], capture_output=True, text=True, check=True)
     names = {line.split()[2] for line in shown.stdout.splitlines()}
-    assert names == {"RatplusTakeDeviceError", "getCreators", "setLoggerFinder"}
+    assert names == {"RatplusDescribe", "RatplusTakeDeviceError", "getCreators", "setLoggerFinder"}
     shown = subprocess.run(["readelf", "-d", trt_library], capture_output=True, text=True, check=True)
     needed = [line.split("[")[1].rstrip("]") for line in shown.stdout.splitlines() if "NEEDED" in line]
     assert not [name for name in needed if "cuda" in name or "nvinfer" in name or "tensorrt" in name], needed

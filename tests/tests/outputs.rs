@@ -271,6 +271,35 @@ fn what_verify_compared_with_is_saved_drawn_and_read_back() {
 }
 
 #[test]
+fn libraries_describe_themselves() {
+    let described = |name: &str| -> serde_json::Value {
+        let library = ratplus_tests::ratplus().with_file_name(name);
+        let args = ["doctor", "--json", "--library"].map(OsString::from);
+        let result = run(args.into_iter().chain([library.clone().into_os_string()]));
+        let (out, error) = texts(&result);
+        assert!(result.status.success(), "{error}");
+        let note = std::process::Command::new("readelf")
+            .arg("-n")
+            .arg(library)
+            .output()
+            .unwrap();
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let id = value["build_id"].as_str().unwrap().to_owned();
+        assert!(texts(&note).0.contains(&format!("Build ID: {id}")), "{out}");
+        value
+    };
+    let ort = described("libratplus_ort.so");
+    assert_eq!(ort["api_levels"], serde_json::json!([17, 18]));
+    assert_eq!(ort["providers"][0], "CPUExecutionProvider");
+    assert_eq!(ort["operators"][2]["name"], "Linear", "{ort}");
+    let trt = described("libratplus_trt.so");
+    assert_eq!(trt["operators"].as_array().unwrap().len(), 2, "{trt}");
+    assert_eq!(trt["oldest_release"], "10.3");
+    let other = run(["doctor", "--library", "/dev/null"]);
+    assert_eq!(other.status.code(), Some(2));
+}
+
+#[test]
 fn shells_and_manuals_know_every_command() {
     let help = texts(&run(["--help"])).0;
     let commands = help

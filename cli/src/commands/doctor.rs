@@ -2,6 +2,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod library;
 #[cfg(feature = "tensorrt")]
 mod tensorrt;
 
@@ -36,6 +37,9 @@ impl Finding {
 
 /// Looks and prints. A missing thing is no failure: it is what was asked for.
 pub fn run(args: DoctorArgs) -> Outcome {
+    if let Some(file) = &args.library {
+        return library::run(file, args.json);
+    }
     let findings = findings(&args);
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&findings).or_input()?);

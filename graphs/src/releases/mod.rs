@@ -6,7 +6,7 @@ mod table;
 mod tests;
 
 pub use fit::{Finding, Verdict, findings, plan_graphs};
-pub use table::OLDEST_ONNX_RUNTIME;
+pub use table::{OLDEST_ONNX_RUNTIME, OLDEST_TENSORRT};
 
 use std::fmt;
 use std::str::FromStr;

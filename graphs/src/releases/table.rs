@@ -27,7 +27,7 @@ pub(super) const ONNX_RUNTIME_READS: &[Reads] = &[
 ];
 
 /// First TensorRT with the interfaces that the plugins implement, aliased input and output among them.
-pub(super) const OLDEST_TENSORRT: (u32, u32) = (10, 3);
+pub const OLDEST_TENSORRT: (u32, u32) = (10, 3);
 /// First TensorRT that takes a plugin for a node that a function of its name stands beside, when the node
 /// names the plugin's namespace and version; before, its parser has to be told.
 pub(super) const TENSORRT_PLUGINS_BY_ATTRIBUTE: (u32, u32) = (10, 15);

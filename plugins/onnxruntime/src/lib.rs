@@ -41,6 +41,7 @@ mod version;
 mod watch;
 
 use ort_sys::{OrtApiBase, OrtSessionOptions, OrtStatusPtr};
+use ratplus_graphs::ops::Op;
 use std::ffi::{c_char, c_void};
 
 /// Adds the operators to `options`; the entry point ORT looks up by name.
@@ -84,6 +85,41 @@ pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usi
         Ok(unsafe { ratplus_kernels::write_message(message.as_deref(), text, capacity) })
     })
     .unwrap_or(0)
+}
+
+/// Describes the library as a JSON object: operators with their types, providers, levels of ONNX Runtime's API,
+/// what its kernels are compiled for, version and build id.
+///
+/// Returns the length of the text in bytes, writes as much of it to `text` as `capacity` has room for, and
+/// ends it with a null byte. May be called at any time and from any thread; loads nothing.
+///
+/// # Safety
+/// `text` points to `capacity` writable bytes; it may be null where `capacity` is 0, to ask for the length.
+#[unsafe(no_mangle)]
+#[allow(non_snake_case)] // As ORT's.
+pub unsafe extern "C" fn RatplusDescribe(text: *mut c_char, capacity: usize) -> usize {
+    guard::outcome(|| {
+        let description = description();
+        // SAFETY: the caller's contract.
+        Ok(unsafe { ratplus_kernels::write_message(Some(&description), text, capacity) })
+    })
+    .unwrap_or(0)
+}
+
+fn description() -> String {
+    let cuda = descriptor::CUDA_PROVIDERS.map(|name| name.to_string_lossy());
+    let mut providers = vec!["CPUExecutionProvider".into()];
+    if cfg!(feature = "cuda") {
+        providers.extend(cuda);
+    }
+    let api_levels = [version::OLDEST_API, version::NEWEST_API];
+    let host = serde_json::json!({
+        "host": "ONNX Runtime",
+        "providers": providers,
+        "oldest_release": format!("1.{}", version::OLDEST_API),
+        "api_levels": api_levels,
+    });
+    ratplus_kernels::describe("libratplus_ort", env!("CARGO_PKG_VERSION"), &Op::ALL, host)
 }
 
 /// Has `watcher` called for every kernel of this library that is made on the calling thread, until

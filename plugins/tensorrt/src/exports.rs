@@ -6,7 +6,8 @@ use crate::guard::guarded;
 use crate::host;
 use crate::node::{MAX_TENSORS, Node, describe};
 use crate::operator::operator;
-use ratplus_graphs::ops::Op;
+use ratplus_graphs::ops::{Op, PLUGIN_VERSION};
+use ratplus_graphs::releases::OLDEST_TENSORRT;
 use ratplus_kernels::cuda::take_device_error;
 use ratplus_kernels::write_message;
 use std::ffi::{CStr, c_char, c_void};
@@ -74,6 +75,32 @@ pub unsafe extern "C" fn RatplusTakeDeviceError(text: *mut c_char, capacity: usi
         let message = take_device_error();
         // SAFETY: the caller's contract.
         Ok(unsafe { write_message(message.as_deref(), text, capacity) })
+    })
+}
+
+/// Describes the library as a JSON object: operators with their types, the plugins' interface and the oldest
+/// release, what its kernels are compiled for, version and build id.
+///
+/// Returns the length of the text in bytes, writes as much of it to `text` as `capacity` has room for, and
+/// ends it with a null byte. May be called at any time and from any thread; loads nothing.
+///
+/// # Safety
+/// `text` points to `capacity` writable bytes; it may be null where `capacity` is 0, to ask for the length.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn RatplusDescribe(text: *mut c_char, capacity: usize) -> usize {
+    guarded("RatplusDescribe", 0, || {
+        let (major, minor) = OLDEST_TENSORRT;
+        let host = serde_json::json!({
+            "host": "TensorRT",
+            "interface": "IPluginV3",
+            "plugin_version": PLUGIN_VERSION,
+            "plugins": cfg!(tensorrt),
+            "oldest_release": format!("{major}.{minor}"),
+        });
+        let version = env!("CARGO_PKG_VERSION");
+        let description = ratplus_kernels::describe("libratplus_trt", version, &Op::GPU, host);
+        // SAFETY: the caller's contract.
+        Ok(unsafe { write_message(Some(&description), text, capacity) })
     })
 }
 

@@ -30,4 +30,4 @@ mod node;
 mod operator;
 
 #[cfg(target_os = "linux")]
-pub use exports::{RatplusTakeDeviceError, getCreators, setLoggerFinder};
+pub use exports::{RatplusDescribe, RatplusTakeDeviceError, getCreators, setLoggerFinder};

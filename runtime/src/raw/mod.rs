@@ -1,6 +1,7 @@
 //! Every `unsafe` block of this crate: dynamic libraries, what `ort` lacks of ONNX Runtime, memory
 //! that both sides see, memory maps. What leaves this module is safe to use.
 
+mod description;
 #[cfg_attr(not(feature = "cuda"), path = "without_cuda.rs")]
 mod device;
 mod dylib;
@@ -12,6 +13,7 @@ mod session;
 mod tensorrt;
 mod value;
 
+pub(crate) use description::describe;
 pub(crate) use device::{CudaError, Device, OwnedStream, Stream};
 pub(crate) use dylib::open as open_library;
 pub(crate) use environment::{environment, providers, version_of};
