@@ -6,6 +6,7 @@
 //!
 //! - `openai`: parameters in, answers out: `/v1/completions`, `/v1/chat/completions`, streams, errors.
 //! - [`template`]: chat templates, at export and here.
+//! - [`single`]: one prompt at a time, for servers of other protocols.
 //! - `app`, `routes`, `log`, `metrics`: what handlers share and are seen by.
 //! - `connection`, `serve`: sockets, slow clients, loading and draining.
 //!
@@ -21,6 +22,7 @@ mod openai;
 mod page;
 mod routes;
 mod serve;
+pub mod single;
 mod sink;
 pub mod template;
 #[cfg(feature = "testing")]

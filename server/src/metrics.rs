@@ -57,7 +57,7 @@ pub(crate) struct Metrics {
 }
 
 /// Why sequences end, as vLLM says it.
-pub(crate) fn finish_reason(ended: &Ended) -> &'static str {
+pub fn finish_reason(ended: &Ended) -> &'static str {
     match ended {
         Ended::StopToken | Ended::StopString(_) => "stop",
         Ended::MaxNewTokens | Ended::MaxSeqLen => "length",

@@ -92,12 +92,12 @@ impl Model {
     }
 
     /// What sequences may be.
-    pub(crate) fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
     /// How many sequences run at once.
-    pub(crate) fn slots(&self) -> usize {
+    pub fn slots(&self) -> usize {
         self.slots
     }
 
@@ -216,10 +216,7 @@ impl Model {
     ///
     /// # Errors
     /// The queue is full, or the service ends.
-    pub(crate) fn submit(
-        &self,
-        requests: Vec<(Request, Box<dyn Sink>)>,
-    ) -> Result<Vec<Ticket>, Refused> {
+    pub fn submit(&self, requests: Vec<(Request, Box<dyn Sink>)>) -> Result<Vec<Ticket>, Refused> {
         let service = self.service.read().unwrap_or_else(PoisonError::into_inner);
         let service = service.as_ref().ok_or(Refused::Draining)?;
         service.submit(requests)
@@ -265,7 +262,17 @@ pub(crate) struct TokenText {
     pub bytes: Option<Vec<u8>>,
 }
 
-impl TokenTexts<'_> {
+impl<'a> TokenTexts<'a> {
+    /// Of a tokenizer's tokens; ids alone where there is none.
+    pub fn new(tokenizer: Option<&'a Tokenizer>) -> Self {
+        Self { tokenizer }
+    }
+
+    /// That tokenizer.
+    pub fn tokenizer(&self) -> Option<&'a Tokenizer> {
+        self.tokenizer
+    }
+
     /// A token's text within others, or its name where it has none of its own: special tokens, and bytes that
     /// are no whole character.
     pub fn of(&self, token: u32) -> TokenText {
@@ -295,13 +302,6 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    impl TokenTexts<'static> {
-        /// Ids alone.
-        pub fn ids() -> Self {
-            Self { tokenizer: None }
-        }
-    }
-
     #[test]
     fn tokens_have_the_text_that_they_have_within_others() {
         let vocab =
@@ -317,9 +317,7 @@ mod tests {
                 {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
         });
         let tokenizer = Tokenizer::from_json(json.to_string().as_bytes()).unwrap();
-        let texts = TokenTexts {
-            tokenizer: Some(&tokenizer),
-        };
+        let texts = TokenTexts::new(Some(&tokenizer));
         for (token, text, bytes) in [
             (0, "</s>", None),
             (1, " the", Some(b" the".to_vec())),

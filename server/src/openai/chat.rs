@@ -67,7 +67,7 @@ impl Asked for Chat {
             self.generation,
             self.logprobs,
             false,
-            (app, model),
+            (app.options.max_prompt_tokens, model),
         )
     }
 }

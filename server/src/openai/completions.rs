@@ -65,7 +65,7 @@ impl Asked for Completion {
             self.generation,
             self.logprobs,
             score_prompts,
-            (app, model),
+            (app.options.max_prompt_tokens, model),
         )
     }
 }

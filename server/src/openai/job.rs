@@ -3,7 +3,6 @@
 use super::error::ApiError;
 use super::generation::Generation;
 use super::parameters::{Parameters, found};
-use crate::app::{App, Options};
 use crate::model::Model;
 use ratplus_runtime::grammar::CompiledGrammar;
 use ratplus_runtime::scheduler::Request;
@@ -81,7 +80,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// Makes the requests.
+    /// Makes the requests of prompts that may be so long, or as long as the package takes.
     ///
     /// # Errors
     /// A prompt is too long or empty, or the form that the text has to have is none.
@@ -91,7 +90,7 @@ impl Job {
         generation: Generation,
         logprobs: Option<usize>,
         prompt_logprobs: bool,
-        (app, model): (&App, &Model),
+        (most, model): (Option<usize>, &Model),
     ) -> Result<Self, ApiError> {
         let mut job = Self {
             kind,
@@ -102,7 +101,7 @@ impl Job {
             requests: Vec::new(),
         };
         for prompt in &job.prompts {
-            check_length(kind, prompt.tokens.len(), &app.options, model)?;
+            check_length(kind, prompt.tokens.len(), most, model)?;
         }
         let n = job.generation.n;
         let tokens = job.prompts.iter().map(|prompt| prompt.tokens.len());
@@ -151,13 +150,11 @@ impl Job {
 fn check_length(
     kind: Kind,
     tokens: usize,
-    options: &Options,
+    most: Option<usize>,
     model: &Model,
 ) -> Result<(), ApiError> {
     let room = model.limits().max_seq_len;
-    let most = options
-        .max_prompt_tokens
-        .map_or(room, |most| most.min(room));
+    let most = most.map_or(room, |most| most.min(room));
     if (1..=most).contains(&tokens) {
         return Ok(());
     }

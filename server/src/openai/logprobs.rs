@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn scores_are_told_in_both_forms() {
-        let (texts, mut offset) = (TokenTexts::ids(), 0);
+        let (texts, mut offset) = (TokenTexts::new(None), 0);
         let mut columns = Logprobs::new(Kind::Completion);
         columns.push(&texts, &mut offset, 7, None);
         let mut more = Logprobs::new(Kind::Completion);

@@ -81,6 +81,19 @@ impl Parameters {
         Self { members }
     }
 
+    /// Adds a member that came in another way.
+    ///
+    /// # Errors
+    /// It is there.
+    pub fn add(&mut self, name: String, value: Value) -> Result<(), ApiError> {
+        if self.members.contains_key(&name) {
+            let name = shortened(&name);
+            return Err(ApiError::bad_request(format!("`{name}`: given twice")).of(&name));
+        }
+        self.members.insert(name, value);
+        Ok(())
+    }
+
     /// The member of that name; none where it is null.
     pub fn take(&mut self, name: &str) -> Option<Value> {
         self.members.remove(name).filter(|value| !value.is_null())
@@ -317,6 +330,16 @@ mod tests {
             let number = parameters.number("temperature");
             assert_eq!(number.unwrap_err().param.as_deref(), Some("temperature"));
         }
+    }
+
+    #[test]
+    fn members_that_come_in_another_way_come_once() {
+        let mut parameters = parse(r#"{"n": 1}"#);
+        parameters.add("top_k".into(), 5.into()).unwrap();
+        assert_eq!(parameters.count("top_k", 0..=9).unwrap(), Some(5));
+        let error = parameters.add("n".into(), 2.into()).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("n"));
+        assert!(error.message.contains("given twice"), "{error:?}");
     }
 
     #[test]
