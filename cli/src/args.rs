@@ -5,6 +5,7 @@ mod export;
 mod generate;
 mod serve;
 mod shell;
+mod triton;
 mod verify;
 
 pub use check::CheckArgs;
@@ -12,6 +13,7 @@ pub use export::ExportArgs;
 pub use generate::GenerateArgs;
 pub use serve::{LogFormat, ServeArgs};
 pub use shell::{CompletionsArgs, ManArgs};
+pub use triton::{TritonArgs, TritonBackend};
 pub use verify::VerifyArgs;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -55,6 +57,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Serve a package over HTTP, as OpenAI's clients speak it
     Serve(ServeArgs),
+    /// Add a package's models to a repository of Triton Inference Server
+    Triton(TritonArgs),
     /// Score a text: perplexity, beside that of other packages
     Eval(EvalArgs),
     /// Measure prefill and decode: tokens a second, latencies, memory

@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 46] = [
+const FLAGS: [(&str, &str); 47] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
@@ -20,6 +20,7 @@ const FLAGS: [(&str, &str); 46] = [
     ("hardware_compatibility", "--hardware-compatibility"),
     ("initial", "--initial"),
     ("keep_f32", "--keep-f32"),
+    ("length", "--length"),
     ("local_window", "--local-window"),
     ("logits", "--logits"),
     ("max_seq_len", "--max-seq-len"),

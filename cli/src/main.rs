@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         ))),
         Command::Generate(args) => commands::generate::run(args),
         Command::Serve(args) => commands::serve::run(args),
+        Command::Triton(args) => commands::triton::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Completions(args) => commands::shell::completions(&args),
         Command::Man(args) => commands::shell::man(&args),

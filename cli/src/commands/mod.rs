@@ -14,6 +14,7 @@ mod prompts;
 pub mod serve;
 pub mod shell;
 mod spot_check;
+pub mod triton;
 pub mod verify;
 
 use crate::args::LibraryArgs;
@@ -58,6 +59,13 @@ fn while_opening<T>(dir: &Path, open: impl FnOnce() -> T) -> T {
         drop(opened);
         result
     })
+}
+
+/// The name of the package's folder, whatever led to it.
+fn folder_name(dir: &Path) -> String {
+    let real = dir.canonicalize().unwrap_or_else(|_| dir.into());
+    let name = real.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 /// The backends of these names.

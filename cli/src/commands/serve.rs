@@ -8,7 +8,6 @@ use ratplus_runtime::package::Package;
 use ratplus_runtime::scheduler;
 use ratplus_server::{ApiKeys, Model, ModelError, Options};
 use ratplus_tools::verify::Implementations;
-use std::path::Path;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
@@ -111,7 +110,7 @@ fn load(args: &ServeArgs, backend: BackendKind) -> Result<Model, ModelError> {
 fn options(args: &ServeArgs) -> Result<Options, Failure> {
     let name = match &args.model_name {
         Some(name) => name.clone(),
-        None => folder_name(&args.dir),
+        None => super::folder_name(&args.dir),
     };
     let mut options = Options::new(name);
     if let Some(path) = &args.api_key_file {
@@ -128,11 +127,4 @@ fn options(args: &ServeArgs) -> Result<Options, Failure> {
     options.drain = Duration::from_secs(args.drain_seconds);
     options.log_prompts = args.log_prompts;
     Ok(options)
-}
-
-/// The name of the package's folder, whatever led to it.
-fn folder_name(dir: &Path) -> String {
-    let real = dir.canonicalize().unwrap_or_else(|_| dir.into());
-    let name = real.file_name().unwrap_or_default();
-    name.to_string_lossy().into_owned()
 }
