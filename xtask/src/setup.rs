@@ -10,6 +10,8 @@ use std::process::Command;
 
 /// What is installed, and what a stamp is compared with.
 pub const REQUIREMENTS: &str = "tests/python/requirements.txt";
+/// The same for a Triton Inference Server.
+const TRITON: &str = "tests/python/triton-requirements.txt";
 const STAMP: &str = "ratplus-setup.txt";
 /// The oldest Python that the pinned wheels exist for.
 const OLDEST_PYTHON: (u32, u32) = (3, 11);
@@ -106,6 +108,15 @@ pub fn other_runtimes(workspace: &Workspace) {
             }
             Err(error) => say(&format!("    not installed, its tests will skip: {error}")),
         }
+    }
+}
+
+/// Installs a Triton Inference Server and its client into an environment of their own. Where they cannot be had,
+/// their tests skip.
+pub fn triton(workspace: &Workspace) {
+    let venv = workspace.target.join("triton");
+    if let Err(error) = environment(workspace, &venv, TRITON, &[], || Ok(())) {
+        say(&format!("    not installed, its tests will skip: {error}"));
     }
 }
 

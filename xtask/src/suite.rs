@@ -97,6 +97,7 @@ pub fn python_tests(
 pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
     setup::run(workspace)?;
     setup::other_runtimes(workspace);
+    setup::triton(workspace);
     tensorrt::libraries(workspace);
     ort_headers::install(workspace);
     clients::install(workspace);
@@ -144,6 +145,10 @@ pub fn environment(workspace: &Workspace, command: &mut Command) -> Result<(), E
         .env(
             "RATPLUS_TRT_LIBRARY",
             workspace.absolute(&workspace.trt_plugin()),
+        )
+        .env(
+            "RATPLUS_TRITON_LIBRARY",
+            workspace.absolute(&workspace.triton_backend()),
         )
         .env("ORT_DYLIB_PATH", setup::ort_library(workspace)?)
         .env(

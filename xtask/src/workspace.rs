@@ -74,6 +74,12 @@ impl Workspace {
             .join(format!("{DLL_PREFIX}ratplus_trt{DLL_SUFFIX}"))
     }
 
+    /// The backend of Triton Inference Server.
+    pub fn triton_backend(&self) -> PathBuf {
+        self.release
+            .join(format!("{DLL_PREFIX}triton_ratplus{DLL_SUFFIX}"))
+    }
+
     /// The Python environment.
     pub fn venv(&self) -> PathBuf {
         self.target.join("venv")
