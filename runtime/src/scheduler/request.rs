@@ -131,6 +131,11 @@ pub enum Update {
 pub trait Sink: Send {
     /// Takes an update without waiting; false where nobody listens any more, which ends the request.
     fn send(&mut self, update: Update) -> bool;
+
+    /// Whether anybody still listens; asked before every step, also while the request waits or its prompt runs.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }
 
 impl<F: FnMut(Update) -> bool + Send> Sink for F {

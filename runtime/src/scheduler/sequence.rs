@@ -27,6 +27,7 @@ impl Job {
         let late = |deadline| now >= deadline;
         match () {
             () if self.cancelled.load(Ordering::Relaxed) => Some(Ended::Cancelled),
+            () if !self.sink.is_wanted() => Some(Ended::Cancelled),
             () if self.request.deadline.is_some_and(late) => Some(Ended::Deadline),
             () => None,
         }

@@ -19,9 +19,22 @@ use ratplus_runtime::scheduler::{
 use ratplus_tests::times;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+/// A sink that nobody listens to.
+struct Unwanted(Sender<Update>);
+
+impl Sink for Unwanted {
+    fn send(&mut self, update: Update) -> bool {
+        self.0.send(update).is_ok()
+    }
+
+    fn is_wanted(&self) -> bool {
+        false
+    }
+}
 
 /// What a request was told.
 #[derive(Debug)]
@@ -377,6 +390,16 @@ fn requests_end_when_nobody_waits_when_they_are_late_and_when_the_service_stops(
         let _deaf = service.submit(vec![(long(), deaf)]).unwrap();
         assert!(service.wait_idle(Duration::from_secs(10)));
         assert_eq!(told.load(Ordering::SeqCst), 3, "{kind}");
+        // One that nobody wants before it has begun: it is told its end alone.
+        let (sender, updates) = channel();
+        let _unwanted = service
+            .submit(vec![(long(), Box::new(Unwanted(sender)))])
+            .unwrap();
+        let updates: Vec<_> = updates.iter().collect();
+        assert!(
+            matches!(&updates[..], [Update::Finished(finished)] if finished.ended == Ended::Cancelled),
+            "{kind}: {updates:?}"
+        );
         // A deadline that has passed.
         let late = Request {
             deadline: Some(Instant::now()),
