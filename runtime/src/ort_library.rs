@@ -94,7 +94,7 @@ static LOADED: Mutex<Option<Loaded>> = Mutex::new(None);
 
 /// Loads ONNX Runtime from `explicit`, a file or a folder that holds it, or from what
 /// [`ORT_VARIABLE`] names; else from the first place that has one that works: the active Python or
-/// conda environment, the executable's folder, a Python environment `venv` beside it, the folders of
+/// conda environment, the executable's folder and the environment it lies in, one named `venv` beside it, the folders of
 /// LD_LIBRARY_PATH, the system's loader, Pythons in PATH and HOME. Of several in one folder the newest
 /// is taken. The first call decides for the process.
 ///
@@ -273,7 +273,7 @@ pub fn describe(library: &Path) -> Result<String, String> {
 }
 
 /// The library of RAT+ operators for ONNX Runtime: `explicit`, the file that
-/// [`OPERATORS_VARIABLE`] names, or the one in the executable's folder.
+/// [`OPERATORS_VARIABLE`] names, the one in the executable's folder, or that of the wheel that it came with.
 ///
 /// # Errors
 /// Nothing found, or the named file does not exist.
@@ -283,7 +283,7 @@ pub fn operators(explicit: Option<&Path>) -> Result<PathBuf, LibraryError> {
 
 impl Wanted {
     /// A library of this project: `explicit`, what `variable` names, or `file` in the executable's
-    /// folder.
+    /// folder or in the wheel that it came with.
     pub(crate) fn of_ours(
         &self,
         file: &str,
@@ -306,6 +306,9 @@ impl Wanted {
                 }
                 note(&mut places, &path.display().to_string(), "no such file");
             }
+        }
+        if let Some(path) = Surroundings::of_process().in_own_wheel(file) {
+            return Ok(path);
         }
         Err(self.missing(&places))
     }

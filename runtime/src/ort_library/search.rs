@@ -90,6 +90,11 @@ impl Surroundings {
             active("CONDA_PREFIX", &self.conda_prefix, &["lib"]),
             Place::of("the program's folder", each(&self.program), program),
             Place::of(
+                "the program's Python environment",
+                self.own().iter().map(|prefix| wheels(prefix)),
+                "no onnxruntime in it".into(),
+            ),
+            Place::of(
                 "`venv` beside the program",
                 self.beside().iter().map(|prefix| wheels(prefix)),
                 "no onnxruntime in it".into(),
@@ -109,9 +114,25 @@ impl Surroundings {
         let active = [&self.virtual_env, &self.conda_prefix]
             .into_iter()
             .flatten();
-        let prefixes = active.cloned().chain(self.beside());
+        let prefixes = active.cloned().chain(self.own()).chain(self.beside());
         let prefixes = prefixes.chain(self.other_pythons());
         prefixes.flat_map(|prefix| packages(&prefix)).collect()
+    }
+
+    /// The environment that the program was installed into.
+    fn own(&self) -> Option<PathBuf> {
+        let folder = self
+            .program
+            .as_ref()
+            .filter(|folder| folder.ends_with("bin"));
+        folder.map(|folder| folder.join(".."))
+    }
+
+    /// `file` in the wheel that the program was installed from.
+    pub(super) fn in_own_wheel(&self, file: &str) -> Option<PathBuf> {
+        let packages = self.own().into_iter().flat_map(|prefix| packages(&prefix));
+        let mut files = packages.map(|folder| folder.join("ratplus").join(file));
+        files.find(|file| file.is_file())
     }
 
     /// Environments named `venv` beside the program. Test executables lie one folder deeper than
@@ -291,7 +312,9 @@ mod tests {
             &of("conda"),
             "conda/lib/libonnxruntime.so.1.30.0",
             "app/bin/libonnxruntime.so.1",
+            &of("app"),
             &of("app/venv"),
+            "app/lib/python3.12/site-packages/ratplus/libratplus_ort.so",
             "libs/libonnxruntime.so.1",
             "other/bin/python3",
             &of("other"),
@@ -314,6 +337,7 @@ mod tests {
             ("CONDA_PREFIX", &of("conda")),
             ("CONDA_PREFIX", "conda/lib/libonnxruntime.so.1.30.0"),
             ("the program's folder", "app/bin/libonnxruntime.so.1"),
+            ("the program's Python environment", &of("app/bin/..")),
             ("`venv` beside the program", &of("app/bin/../venv")),
             ("LD_LIBRARY_PATH", "libs/libonnxruntime.so.1"),
             ("Pythons in PATH and HOME", &of("other")),
@@ -329,8 +353,12 @@ mod tests {
                 .any(|place| place.missing == "not set")
         );
         let packages = all.site_packages();
-        assert_eq!(packages.len(), 5);
+        assert_eq!(packages.len(), 6);
         assert_eq!(packages[0], tree.path("env/lib/python3.12/site-packages"));
+        let own = all.in_own_wheel("libratplus_ort.so");
+        let wheel = "app/bin/../lib/python3.12/site-packages/ratplus/libratplus_ort.so";
+        assert_eq!(own, Some(tree.path(wheel)));
+        assert_eq!(all.in_own_wheel("libratplus_trt.so"), None);
     }
 
     #[test]
