@@ -316,6 +316,7 @@ mod tests {
         metrics.token(false, Duration::from_millis(20));
         metrics.token(false, Duration::from_millis(60));
         metrics.finished(&Finished {
+            state: None,
             ended: Ended::StopToken,
             text: String::new(),
             prompt_tokens: 7,

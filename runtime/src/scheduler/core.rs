@@ -229,7 +229,15 @@ impl Core {
         let Some(sequence) = &mut self.slots[slot] else {
             return;
         };
-        match self.engine.add(slot, &sequence.job.request.prompt) {
+        let request = &sequence.job.request;
+        let begun = match &request.state {
+            None => self.engine.add(slot, &request.prompt),
+            Some(state) => {
+                let written = self.engine.write_state(slot, state);
+                written.and_then(|()| self.engine.extend(slot, &request.prompt))
+            }
+        };
+        match begun {
             Ok(()) => sequence.plan = self.engine.chunks(slot).iter().rev().copied().collect(),
             Err(error) => self.end(slot, Ended::Failed(error.to_string())),
         }
@@ -315,7 +323,7 @@ impl Core {
         }
         for index in 0..tokens {
             if let Some(logits) = self.engine.logits_at(slot, index) {
-                sequence.prompt_logits(past + index, logits);
+                sequence.prompt_logits(past - sequence.job.request.past() + index, logits);
             }
         }
     }
@@ -325,6 +333,9 @@ impl Core {
         let (Some(prefix), Some(sequence)) = (&mut self.prefix, &self.slots[slot]) else {
             return;
         };
+        if sequence.job.request.state.is_some() {
+            return;
+        }
         let done = sequence.plan.len() - self.engine.chunks(slot).len();
         let (done, prompt) = (&sequence.plan[..done], &sequence.job.request.prompt);
         let Some(last) = done.last().map(|chunk| chunk.tokens) else {
@@ -401,11 +412,20 @@ impl Core {
     }
 
     fn end(&mut self, slot: usize, ended: Ended) {
+        let past = self.engine.past_length(slot);
+        let kept = self.slots[slot].as_ref();
+        let kept = kept.filter(|sequence| sequence.keeps_state(past));
+        let state = kept.and_then(|_| {
+            let state = self.engine.read_state(slot);
+            state
+                .inspect_err(|error| tracing::error!(%error, "a state is lost"))
+                .ok()
+        });
         self.engine.cancel(slot);
         if let Some(sequence) = self.slots[slot].take() {
             self.totals.finished += 1;
             self.totals.new_tokens += sequence.tokens.len() as u64;
-            sequence.end(ended);
+            sequence.end(ended, state);
         }
     }
 

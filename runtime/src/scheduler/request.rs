@@ -1,9 +1,10 @@
 //! What a request asks for, and what it is told.
 
 use super::constraint::Constraint;
-use crate::backend::NonFinite;
+use crate::backend::{NonFinite, SlotState};
 use crate::sampler::{Sampling, Score};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// One prompt and how to continue it.
@@ -30,9 +31,19 @@ pub struct Request {
     pub constraint: Option<Box<dyn Constraint>>,
     /// When it ends, whether it has begun or not.
     pub deadline: Option<Instant>,
+    /// What another sequence has left, which this one goes on from. Its tokens are not the prompt's: penalties do
+    /// not know them.
+    pub state: Option<Arc<SlotState>>,
+    /// Whether the end has what this one leaves.
+    pub keep_state: bool,
 }
 
 impl Request {
+    /// Tokens before the prompt.
+    pub(super) fn past(&self) -> usize {
+        self.state.as_ref().map_or(0, |state| state.past_length)
+    }
+
     /// Greedy continuation of `prompt` by at most 128 tokens.
     pub fn new(prompt: Vec<u32>) -> Self {
         Self {
@@ -47,6 +58,8 @@ impl Request {
             prompt_logprobs: None,
             constraint: None,
             deadline: None,
+            state: None,
+            keep_state: false,
         }
     }
 }
@@ -114,6 +127,8 @@ pub struct Finished {
     pub new_tokens: usize,
     /// How long it took.
     pub timing: Timing,
+    /// What it leaves after the tokens that have run, all but the last new one, where that was asked for.
+    pub state: Option<Arc<SlotState>>,
 }
 
 /// What a request is told, in this order: scores of the prompt where they were asked for, tokens, the end.

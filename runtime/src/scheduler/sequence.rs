@@ -2,7 +2,7 @@
 
 use super::constraint::ConstraintError;
 use super::request::{Ended, Finished, NewToken, Request, Sink, Timing, Update};
-use crate::backend::finite;
+use crate::backend::{SlotState, finite};
 use crate::engine::Limits;
 use crate::planner::Chunk;
 use crate::sampler::{Sampler, Score, score};
@@ -45,6 +45,7 @@ impl Job {
                 queued: self.submitted.elapsed(),
                 ..Timing::default()
             },
+            state: None,
         };
         self.sink.send(Update::Finished(finished));
     }
@@ -59,7 +60,8 @@ pub(super) struct Sequence {
     pub cached: usize,
     /// How often another prompt's chunk was run before its next one.
     pub passed: usize,
-    /// Whether no part of its prompt comes from the prefix cache: scores are of every token's logits.
+    /// Whether no part of its prompt comes from the prefix cache nor goes to it: scores are of every token's logits,
+    /// and a prompt after a state is no beginning.
     pub runs_all: bool,
     /// New tokens.
     pub tokens: Vec<u32>,
@@ -88,7 +90,7 @@ impl Sequence {
             plan: Vec::new(),
             cached: 0,
             passed: 0,
-            runs_all: request.prompt_logprobs.is_some(),
+            runs_all: request.prompt_logprobs.is_some() || request.state.is_some(),
             tokens: Vec::new(),
             fed: 0,
             replays: 0,
@@ -114,6 +116,14 @@ impl Sequence {
         self.restarted = true;
         // Told, or to come again.
         self.prompt_scores.clear();
+    }
+
+    /// Whether its end tells what it leaves, of which `past` tokens have run: not within its prompt, nor where
+    /// tokens that were told have to run again.
+    pub fn keeps_state(&self, past: usize) -> bool {
+        let request = &self.job.request;
+        let told = self.tokens.len().saturating_sub(1);
+        request.keep_state && past == request.past() + request.prompt.len() + told
     }
 
     /// Whether scores of its prompt are asked for and were not told.
@@ -205,7 +215,9 @@ impl Sequence {
             Some(index) => Err(Ended::StopString(index)),
             None if complete => Err(Ended::StopToken),
             None if tokens >= request.max_new_tokens => Err(Ended::MaxNewTokens),
-            None if request.prompt.len() + tokens > limits.max_seq_len => Err(Ended::MaxSeqLen),
+            None if request.past() + request.prompt.len() + tokens > limits.max_seq_len => {
+                Err(Ended::MaxSeqLen)
+            }
             None => Ok(token),
         }
     }
@@ -218,7 +230,7 @@ impl Sequence {
     }
 
     /// Tells the end.
-    pub fn end(mut self, ended: Ended) {
+    pub fn end(mut self, ended: Ended, state: Option<SlotState>) {
         let (mut ended, mut rest) = (ended, String::new());
         // What a stop string ends has nothing after it.
         if let Some(text) = self.text.take()
@@ -245,6 +257,7 @@ impl Sequence {
                 prefill: first - self.begun,
                 decode: now - first,
             },
+            state: state.map(Arc::new),
         };
         self.job.sink.send(Update::Finished(finished));
     }

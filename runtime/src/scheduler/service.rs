@@ -40,6 +40,8 @@ use std::time::{Duration, Instant};
 /// ```
 pub struct Service {
     limits: Limits,
+    /// Of states.
+    fingerprint: String,
     options: Options,
     has_text: bool,
     all_logits: bool,
@@ -97,6 +99,7 @@ impl Service {
     ) -> Result<Self, StartError> {
         let limits = engine.limits().clone();
         let (has_text, all_logits) = (tokenizer.is_some(), engine.session().returns_all_logits());
+        let fingerprint = engine.session().fingerprint().into();
         let core = Core::new(engine, tokenizer, options.clone())?;
         let state = State {
             snapshot: core.snapshot(),
@@ -115,6 +118,7 @@ impl Service {
         let thread = std::thread::Builder::new().name("ratplus-scheduler".into());
         Ok(Self {
             limits,
+            fingerprint,
             options,
             has_text,
             all_logits,
@@ -160,7 +164,10 @@ impl Service {
     }
 
     /// Whether a request can run.
-    fn check(&self, request: &Request) -> Result<(), RequestError> {
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self, request: &Request) -> Result<(), RequestError> {
         check(
             &request.prompt,
             request.max_new_tokens,
@@ -168,6 +175,16 @@ impl Service {
             &request.sampling,
             &self.limits,
         )?;
+        if let Some(state) = &request.state {
+            self.limits
+                .check_length(state.past_length, request.prompt.len())?;
+            if state.fingerprint != self.fingerprint {
+                return Err(RequestError::Needs {
+                    parameter: "state",
+                    expected: "one of this package, found another's",
+                });
+            }
+        }
         check_stop_strings(&request.stop_strings)?;
         let needs = [
             (

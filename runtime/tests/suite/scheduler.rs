@@ -7,8 +7,9 @@ use crate::common::{
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use ratplus_graphs::ElementType;
 use ratplus_graphs::package::{Fallback, LogitsMode, written_bytes};
-use ratplus_runtime::backend::{BackendKind, Session, inspection};
+use ratplus_runtime::backend::{BackendKind, Session, SlotState, inspection};
 use ratplus_runtime::engine::Engine;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::sampler::Sampling;
@@ -41,6 +42,7 @@ impl Sink for Unwanted {
 struct Told {
     answer: Answer,
     cached: usize,
+    state: Option<Arc<SlotState>>,
 }
 
 /// All that does not depend on what the prefix cache held.
@@ -79,6 +81,7 @@ impl Asked {
                     ended,
                     cached_tokens: cached,
                     new_tokens,
+                    state,
                     ..
                 }) => {
                     assert_eq!(new_tokens, tokens.len());
@@ -87,7 +90,11 @@ impl Asked {
                         tokens,
                         ended,
                     };
-                    return Told { answer, cached };
+                    return Told {
+                        answer,
+                        cached,
+                        state,
+                    };
                 }
             }
         }
@@ -287,6 +294,65 @@ fn requests_are_run_again_after_errors_and_lose_nothing() {
             let lost = totals.replayed - totals.backend_errors;
             assert!(totals.backend_errors > 2, "{kind}, {budget}: {totals:?}");
             assert!(lost > 0 || budget > 0, "{kind}, {budget}: {totals:?}");
+        }
+    }
+}
+
+#[test]
+fn a_sequence_goes_on_from_what_another_has_left() {
+    const FIRST: usize = 8;
+    let fixture = fixture(Shape {
+        batch: 2,
+        ..Shape::default()
+    });
+    let other = self::fixture(Shape {
+        dtype: ElementType::F16,
+        ..Shape::default()
+    });
+    let prompt: Vec<u32> = (0..20).collect();
+    let request = |prompt: &[u32], max_new_tokens, state| Request {
+        max_new_tokens,
+        logprobs: Some(2),
+        keep_state: true,
+        state,
+        ..Request::new(prompt.into())
+    };
+    for kind in backends(Fallback::Function) {
+        // Some steps fail: what is begun again begins with the state again.
+        for (budget, failing) in [(0, 0), (1 << 30, 0), (0, 7)] {
+            let service = start_failing(&fixture, kind, &options(budget), failing);
+            let told = |request| ask(&service, request).unwrap().told();
+            let whole = told(request(&prompt, FIRST + 9, None)).answer.tokens;
+            let first = told(request(&prompt, FIRST, None));
+            assert_eq!(first.answer.tokens, whole[..FIRST], "{kind}");
+            let state = first.state.unwrap();
+            assert_eq!(state.past_length, prompt.len() + FIRST - 1, "{kind}");
+            let last = [whole[FIRST - 1].0];
+            for _ in 0..2 {
+                let rest = told(request(&last, 9, Some(state.clone())));
+                assert_eq!(
+                    rest.answer.tokens,
+                    whole[FIRST..],
+                    "{kind} {budget} {failing}"
+                );
+                assert_eq!(rest.state.unwrap().past_length, prompt.len() + FIRST + 8);
+            }
+            // It is told how much room there is.
+            let long = vec![1; MAX_SEQ_LEN - state.past_length + 1];
+            assert!(ask(&service, request(&long, 1, Some(state.clone()))).is_err());
+            let full = told(request(&long[1..], 9, Some(state.clone()))).answer;
+            assert_eq!(
+                (full.tokens.len(), full.ended),
+                (1, Ended::MaxSeqLen),
+                "{kind}"
+            );
+            let service = start(&other, kind, &options(0));
+            let refused = ask(&service, request(&last, 1, Some(state)));
+            let refused = refused.err().unwrap().to_string();
+            assert!(
+                refused.contains("`state`: expected one of this package"),
+                "{refused}"
+            );
         }
     }
 }
