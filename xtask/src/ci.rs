@@ -94,7 +94,7 @@ fn operators(workspace: &Workspace) -> Vec<String> {
 
 /// Every crate that is published, as cargo would publish it. The others are left out, so that none
 /// that is published may need one of them.
-const PACKAGE: [&str; 17] = [
+const PACKAGE: [&str; 19] = [
     "package",
     "--workspace",
     "--no-verify",
@@ -108,6 +108,8 @@ const PACKAGE: [&str; 17] = [
     "ratplus-faults",
     "--exclude",
     "ratplus-fuzz",
+    "--exclude",
+    "ratplus-python",
     "--exclude",
     "ratplus-tests",
     "--exclude",

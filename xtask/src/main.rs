@@ -20,6 +20,7 @@ mod supply;
 mod support;
 mod tensorrt;
 mod toolkit;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;
@@ -58,9 +59,14 @@ cargo xtask <command>
           and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)
   fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
           runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
-  release [tests|large|sanitize|fuzz]..
+  wheel [--manylinux]
+          target/wheel/repaired/ratplus-*.whl: the Python module, the program and the plugin
+          libraries (docs/python.md), for systems like this one, or, built again with zig, for those
+          with glibc 2.28 or later
+  release [tests|large|sanitize|fuzz|wheel]..
           what a release passes besides ci, about 3 hours: long tests at many times the work, the
-          7.6B shape (32 GB of disk), the sanitizers, fuzz for 20 min a target (docs/reliability.md)
+          7.6B shape (32 GB of disk), the sanitizers, fuzz for 20 min a target, the wheel for other
+          machines (docs/reliability.md)
   ci      setup, formatting, lints, documentation, packages, cuda-resources --check, cargo-deny
           and fuzz, then test
 
@@ -107,6 +113,10 @@ fn main() -> ExitCode {
         ["sanitize"] => |workspace| sanitize::run(workspace, sanitize::Sanitizer::Address),
         ["sanitize", "--thread"] => {
             |workspace| sanitize::run(workspace, sanitize::Sanitizer::Thread)
+        }
+        ["wheel"] => |workspace| wheel::run(workspace, wheel::For::Here).map(|_| true),
+        ["wheel", "--manylinux"] => {
+            |workspace| wheel::run(workspace, wheel::For::Manylinux).map(|_| true)
         }
         ["ci"] => ci::run,
         ["help" | "-h" | "--help"] => {

