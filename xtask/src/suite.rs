@@ -60,6 +60,8 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
     let status = steps.run_watched("Rust tests", &mut cargo, each)?;
     reader.finish(status.success(), totals);
 
+    let wheel = wheel::pack(workspace, wheel::For::Here)?;
+    wheel::dynamo(workspace, &wheel);
     let mut python = Command::new(workspace.python());
     python
         .args([
@@ -75,7 +77,6 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
         .env_remove("PYTEST_ADDOPTS");
     environment(workspace, &mut python)?;
     python_tests(workspace, &steps, "Python tests", &mut python, totals)?;
-    let wheel = wheel::pack(workspace, wheel::For::Here)?;
     let mut python = wheel::tests(workspace, &wheel)?;
     python_tests(workspace, &steps, "tests of the wheel", &mut python, totals)
 }

@@ -76,6 +76,7 @@ const ROWS: &[Row] = &[
     row("all backends of a machine without a GPU", "", "the same tokens", By(&["suite: generate::backends_pick_the_same_tokens"])),
     row("ratplus serve", "HTTP/1.1", "answers do not depend on the load", By(&["serving: determinism::*"])),
     row("ratplus serve", "clients in requirements-clients.txt", "openai (Python, npm), lm-eval, aiperf, vllm-router", By(&["test_serve::*", "test_serve_clients::*"])),
+    row("NVIDIA Dynamo", "the one in requirements-dynamo.txt", "a worker in Python: the same tokens, also where a worker is lost; drain", By(&["test_dynamo::*"])),
     row("x86-64", "five kinds of processor", "the kernels, up to AVX-512 BF16 and AMX in plain loops", By(&["ratplus_kernels: *"])),
     row("aarch64", "", "the kernels compile", Not("CI lints them for that target and runs them nowhere")),
 ];

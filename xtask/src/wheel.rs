@@ -18,6 +18,8 @@ const GLIBC: &str = "2.28";
 /// What the environment of its tests has beside it.
 const TEST_REQUIREMENTS: &str = "tests/wheel/requirements.txt";
 const TESTS: &str = "tests/wheel";
+/// What the environment of `tests/python/test_dynamo.py` has beside it.
+const DYNAMO_REQUIREMENTS: &str = "tests/python/requirements-dynamo.txt";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Python's files, without the native ones.
 const MODULE: &str = "python/ratplus";
@@ -152,10 +154,33 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
 /// Installs a wheel into an environment of its own, and gives what tests it there.
 pub fn tests(workspace: &Workspace, wheel: &Path) -> Result<Command, Error> {
     let venv = workspace.target.join("wheel-venv");
-    setup::environment(workspace, &venv, TEST_REQUIREMENTS, &["--no-deps"], || {
-        Ok(())
-    })?;
-    let mut install = setup::pip_of(&venv);
+    install(workspace, &venv, TEST_REQUIREMENTS, wheel)?;
+    let mut tests = Command::new(workspace.absolute(&python_of(&venv)));
+    tests.args(["-m", "pytest", TESTS, "-rsxfE", "-v", "--color=no"]);
+    tests.env_remove("PYTEST_ADDOPTS");
+    Ok(tests)
+}
+
+/// Installs NVIDIA Dynamo and a wheel into an environment of their own. Where it cannot be had, that is said: its tests
+/// fail.
+pub fn dynamo(workspace: &Workspace, wheel: &Path) {
+    let venv = workspace.target.join("dynamo");
+    if let Err(error) = install(workspace, &venv, DYNAMO_REQUIREMENTS, wheel) {
+        say(&format!(
+            "    Dynamo is not installed, its tests will fail: {error}"
+        ));
+    }
+}
+
+/// Installs a wheel into the environment of these requirements.
+fn install(
+    workspace: &Workspace,
+    venv: &Path,
+    requirements: &str,
+    wheel: &Path,
+) -> Result<(), Error> {
+    setup::environment(workspace, venv, requirements, &["--no-deps"], || Ok(()))?;
+    let mut install = setup::pip_of(venv);
     install.args(["install", "--quiet", "--disable-pip-version-check"]);
     install
         .args(["--no-index", "--force-reinstall", "--no-deps"])
@@ -165,11 +190,7 @@ pub fn tests(workspace: &Workspace, wheel: &Path) -> Result<Command, Error> {
         "install the wheel",
         &mut install,
         "read pip's message above",
-    )?;
-    let mut tests = Command::new(workspace.absolute(&python_of(&venv)));
-    tests.args(["-m", "pytest", TESTS, "-rsxfE", "-v", "--color=no"]);
-    tests.env_remove("PYTEST_ADDOPTS");
-    Ok(tests)
+    )
 }
 
 fn tag() -> String {

@@ -1,0 +1,149 @@
+"""What `ratplus.dynamo` makes of Dynamo's requests, without Dynamo; tests/python/test_dynamo.py has the rest."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from conftest import CASE, export
+from ratplus import InputError, Model
+from ratplus._dynamo_files import endpoint_types, write
+from ratplus._dynamo_journal import Journal, Plan
+from ratplus._dynamo_request import parameters
+
+
+def test_requests_become_parameters():
+    asked = parameters(
+        {
+            "model": "kjv",
+            "token_ids": [1, 2],
+            "sampling_options": {"temperature": 0.5, "top_k": -1, "top_p": 0.9, "n": 1, "seed": -1, "min_p": None},
+            "stop_conditions": {"max_tokens": 7, "min_tokens": 2, "stop": ["x"], "stop_token_ids_hidden": [2]},
+            "output_options": {"logprobs": 3, "skip_special_tokens": True},
+            "eos_token_ids": [2],
+            "annotations": [],
+            "routing": {"dp_rank": None},
+            "extra_args": {"nvext": {"extra_fields": ["timing"]}},
+        }
+    )
+    sampling = {"temperature": 0.5, "top_k": None, "top_p": 0.9, "seed": 2**64 - 1}
+    stops = {"max_new_tokens": 7, "min_new_tokens": 2, "ignore_eos": False, "stop_tokens": [2]}
+    assert asked == {**sampling, **stops, "logprobs": 3}
+
+
+def test_what_a_request_leaves_open_is_as_the_server_has_it():
+    first, second = parameters({"token_ids": [1]}), parameters({"token_ids": [1], "sampling_options": {}})
+    assert first["temperature"] == 1.0 and first["max_new_tokens"] is None and first["logprobs"] is None
+    # Every such request has draws of its own.
+    assert first.pop("seed") != second.pop("seed")
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "group, fields, form",
+    [
+        ("json", {"type": "object"}, {"json_schema": '{"type": "object"}'}),
+        ("json", "true", {"json_schema": "true"}),
+        ("regex", "a+", {"regex": "a+"}),
+        ("grammar", 'start: "a"', {"lark": 'start: "a"'}),
+        ("choice", ["a", 'b"'], {"lark": 'start: "a" | "b\\""'}),
+    ],
+)
+def test_forms_are_taken(group, fields, form):
+    asked = parameters({"token_ids": [1], "sampling_options": {"guided_decoding": {group: fields}}})
+    assert form.items() <= asked.items()
+
+
+@pytest.mark.parametrize(
+    "request_, name",
+    [
+        ({"sampling_options": {"n": 2}}, "sampling_options.n"),
+        ({"sampling_options": {"use_beam_search": True}}, "sampling_options.use_beam_search"),
+        ({"sampling_options": {"length_penalty": 2.0}}, "sampling_options.length_penalty"),
+        ({"sampling_options": {"allowed_token_ids": [1]}}, "sampling_options.allowed_token_ids"),
+        ({"sampling_options": {"bad_words_token_ids": [[1]]}}, "sampling_options.bad_words_token_ids"),
+        ({"sampling_options": {"top_k": -2}}, "sampling_options.top_k"),
+        ({"sampling_options": {"heat": 1}}, "sampling_options.heat"),
+        ({"sampling_options": {"guided_decoding": {"structural_tag": {}}}}, "guided_decoding.structural_tag"),
+        ({"stop_conditions": {"max_thinking_tokens": 4}}, "stop_conditions.max_thinking_tokens"),
+        ({"output_options": {"logprobs": 21}}, "output_options.logprobs"),
+        ({"output_options": {"prompt_logprobs": 1}}, "output_options.prompt_logprobs"),
+        ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
+        ({"multi_modal_data": {"image_url": []}}, "multi_modal_data"),
+        ({"prefill_result": {}}, "prefill_result"),
+        ({"routing": {"lora_name": "x"}}, "routing.lora_name"),
+        ({"extra_args": {"sampling_options": {"detokenize": False}}}, "extra_args.sampling_options"),
+    ],
+)
+def test_what_is_not_supported_is_named(request_, name):
+    with pytest.raises(InputError, match=f"`{name}`"):
+        parameters({"token_ids": [1], **request_})
+
+
+def test_a_request_that_moves_is_known(tmp_path):
+    first, second = Journal(tmp_path / "shared"), Journal(tmp_path / "shared")
+    assert first.begin("a/../b", [5, 6], 10, 77) == Plan([5, 6], [], 10, 77)
+    # After three tokens its worker is lost; the seed that another one drew is not taken.
+    moved = Plan([5, 6], [7, 8, 9], 10, 77)
+    assert second.begin("a/../b", [5, 6, 7, 8, 9], 7, 78) == moved
+    # And once more, before a fourth.
+    assert first.begin("a/../b", [5, 6, 7, 8, 9], 7, 79) == moved
+    # Another request of that name begins anew.
+    assert first.begin("a/../b", [5, 6, 7, 8, 9], 10, 80) == Plan([5, 6, 7, 8, 9], [], 10, 80)
+    assert first.begin("a/../b", [4], None, 81) == Plan([4], [], None, 81)
+    assert second.begin("a/../b", [4, 3], None, 82) == Plan([4], [3], None, 81)
+    (record,) = (tmp_path / "shared").iterdir()
+    record.write_text("{")
+    assert second.begin("a/../b", [4, 3], None, 83) == Plan([4, 3], [], None, 83)
+    second.end("a/../b")
+    second.end("a/../b")
+    assert list((tmp_path / "shared").iterdir()) == []
+    # Without a folder nothing is known.
+    alone = Journal(None)
+    alone.begin("a", [5], 3, 1)
+    assert alone.begin("a", [5, 6], 2, 2) == Plan([5, 6], [], 2, 2)
+    alone.end("a")
+
+
+def test_a_folder_that_cannot_be_written_ends_no_request(tmp_path, caplog):
+    journal = Journal(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert journal.begin("a", [5], 3, 1) == Plan([5], [], 3, 1)
+    assert "draws" in caplog.text
+    journal.end("a")
+
+
+def test_records_that_nobody_ended_go(tmp_path):
+    journal = Journal(tmp_path)
+    journal.begin("old", [1], 1, 1)
+    (old,) = tmp_path.iterdir()
+    os.utime(old, (time.time() - 10**6,) * 2)
+    journal.begin("new", [1], 1, 1)
+    Journal(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1 and not old.exists()
+
+
+def test_the_frontend_reads_a_tokenizer(model, tmp_path):
+    assert endpoint_types(model) == "completions"
+    folder = write(model, tmp_path)
+    # Models with the same name and tokenizer are not taken for one.
+    assert folder.name == json.loads((Path(model.directory) / "manifest.json").read_text())["blake3"]
+    read = {path.name: json.loads(path.read_text()) for path in folder.iterdir()}
+    config, words = read["config.json"], read["tokenizer_config.json"]
+    assert (config["vocab_size"], config["max_position_embeddings"]) == (model.vocab_size, model.max_seq_len)
+    assert config["eos_token_id"] == model.end_tokens == read["generation_config.json"]["eos_token_id"]
+    assert "chat_template" not in words
+    own = json.loads((CASE / "tokenizer.json").read_text())
+    assert read["tokenizer.json"]["model"] == own["model"] and read["tokenizer.json"]["truncation"] is None
+
+
+def test_a_package_says_what_it_can_be_asked_for(tmp_path):
+    (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
+    with Model.open(export(tmp_path / "chat", chat_template=tmp_path / "chat.jinja")) as model:
+        assert endpoint_types(model) == "chat,completions"
+        words = json.loads((write(model, tmp_path / "files") / "tokenizer_config.json").read_text())
+        assert words["chat_template"] == "{{ messages[0].content }}"
+    with Model.open(export(tmp_path / "ids", tokenizer=None)) as model:
+        with pytest.raises(InputError, match="--tokenizer"):
+            endpoint_types(model)
