@@ -13,6 +13,8 @@ INSTRUCTIONS = "ARG FROM COPY RUN ENV USER EXPOSE STOPSIGNAL ENTRYPOINT".split()
 #: What `cargo build` and `cargo xtask wheel` write, by what these say of it.
 BUILT = {
     "target/wheel/repaired/ratplus-*.whl": ("xtask/src/wheel.rs", '"repaired"'),
+    "target/release/libratplus_ort.so": ("plugins/onnxruntime/Cargo.toml", 'name = "ratplus_ort"'),
+    "target/release/libtriton_ratplus.so": ("plugins/triton/Cargo.toml", 'name = "triton_ratplus"'),
 }
 REQUIREMENTS = [ROOT / "tests" / "python" / name for name in ("requirements.txt", "requirements-dynamo.txt")]
 
@@ -67,13 +69,14 @@ def test_a_container_file_is_whole(path, ratplus_bin):
     flags = [word.split("=")[0] for word in command if word.startswith("--")]
     if command[0] == "ratplus":
         help_ = subprocess.run([ratplus_bin, command[1], "--help"], capture_output=True, text=True, check=True).stdout
-    else:
-        assert command[:3] == ["python", "-m", "ratplus.dynamo"]
+    elif command[:3] == ["python", "-m", "ratplus.dynamo"]:
         help_ = (ROOT / "python" / "ratplus" / "dynamo.py").read_text()
+    else:
+        help_ = (ROOT / "tests" / "python" / "test_triton.py").read_text() + (ROOT / "docs" / "triton.md").read_text()
     assert [flag for flag in flags if not re.search(rf"{flag}\b", help_)] == []
 
 
 def test_there_is_one_for_each_way_to_scale_out():
-    assert [path.stem for path in FILES] == ["dynamo", "serve"]
+    assert [path.stem for path in FILES] == ["dynamo", "serve", "triton"]
     page = (ROOT / "docs" / "scale-out.md").read_text()
     assert all(f"deploy/{path.name}" in page for path in FILES)
