@@ -233,8 +233,13 @@ impl Core {
         let begun = match &request.state {
             None => self.engine.add(slot, &request.prompt),
             Some(state) => {
+                let decodes = self.engine.limits().check_decode().is_ok();
                 let written = self.engine.write_state(slot, state);
-                written.and_then(|()| self.engine.extend(slot, &request.prompt))
+                written.and_then(|()| match request.prompt[..] {
+                    // As the sequence that left the state would have run it.
+                    [token] if decodes => self.engine.feed(slot, token),
+                    _ => self.engine.extend(slot, &request.prompt),
+                })
             }
         };
         match begun {
