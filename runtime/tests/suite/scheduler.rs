@@ -318,8 +318,8 @@ fn a_sequence_goes_on_from_what_another_has_left() {
         ..Request::new(prompt.into())
     };
     for kind in backends(Fallback::Function) {
-        // Some steps fail: what is begun again begins with the state again.
-        for (budget, failing) in [(0, 0), (1 << 30, 0), (0, 7)] {
+        // The 31st step, which is one after the state, fails: what is begun again begins with the state again.
+        for (budget, failing) in [(0, 0), (1 << 30, 0), (0, 31)] {
             let service = start_failing(&fixture, kind, &options(budget), failing);
             let told = |request| ask(&service, request).unwrap().told();
             let whole = told(request(&prompt, FIRST + 9, None)).answer.tokens;
