@@ -346,6 +346,8 @@ fn a_sequence_goes_on_from_what_another_has_left() {
                 (1, Ended::MaxSeqLen),
                 "{kind}"
             );
+            let errors = service.snapshot().totals.backend_errors;
+            assert_eq!(errors > 0, failing > 0, "{kind}");
             let service = start(&other, kind, &options(0));
             let refused = ask(&service, request(&last, 1, Some(state)));
             let refused = refused.err().unwrap().to_string();
