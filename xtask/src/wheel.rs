@@ -48,7 +48,7 @@ pub fn run(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
     let mut build = match wanted {
         For::Here => {
             let mut build = Command::new("cargo");
-            // The features of the tests' build.
+            // Without the features that tests add: after a test run some crates are built again.
             build.args(["build", "--release", "--workspace", "--lib", "--bins"]);
             build
         }
