@@ -13,6 +13,8 @@
 
 mod answer;
 mod config;
+#[cfg(test)]
+mod double;
 mod engine;
 mod error;
 mod ffi;
@@ -21,6 +23,8 @@ mod metrics;
 mod read;
 mod request;
 mod response;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use answer::{Answer, Shared};
