@@ -206,12 +206,17 @@ def test_a_request_ends_where_nobody_wants_it(model):
 
 def interrupted(call):
     """Calls until a signal of the keyboard's ends it."""
+    # Programs in the background are started with it ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        for _ in range(10_000):
-            call()
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in range(10_000):
+                call()
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_keyboard_interrupts_within_a_step(model, kjv, tmp_path):
