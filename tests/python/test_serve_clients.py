@@ -13,6 +13,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lm_eval_case
 import openai
 import pytest
 from conftest import ROOT, golden_case, serving
@@ -102,13 +103,7 @@ def decode(server, ids: list) -> str:
 
 
 def lm_eval(server, tokenizer, folder, tasks, prefix) -> dict:
-    """Results by task; `tasks` has each one's settings and documents. `prefix` comes before a text to score."""
-    for name, (settings, documents) in tasks.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
-        files = {"data_files": {"test": str(folder / f"{name}.jsonl")}}
-        task = {"task": name, "dataset_path": "json", "dataset_kwargs": files, "test_split": "test", **settings}
-        # JSON is YAML.
-        (folder / f"{name}.yaml").write_text(json.dumps(task))
+    """Results by task. `prefix` comes before a text to score."""
     model = {
         "model": "kjv",
         "base_url": f"{server.address}/v1/completions",
@@ -119,12 +114,10 @@ def lm_eval(server, tokenizer, folder, tasks, prefix) -> dict:
         "num_concurrent": SLOTS,
         "max_retries": 1,
     }
-    command = [client("lm_eval"), "run", "--model", "local-completions", "--tasks", ",".join(tasks)]
-    command += ["--model_args", ",".join(f"{name}={value}" for name, value in model.items()), "--batch_size", 2]
-    command += ["--include_path", folder, "--output_path", folder / "out"]
-    run(command, offline(folder))
-    (found,) = folder.glob("out/*/results_*.json")
-    return json.loads(found.read_text())["results"]
+    command = [client("lm_eval"), "run", "--model", "local-completions", "--batch_size", 2]
+    command += ["--model_args", ",".join(f"{name}={value}" for name, value in model.items())]
+    run(command + lm_eval_case.write(folder, tasks), offline(folder))
+    return lm_eval_case.results(folder)
 
 
 def test_lm_eval_scores_and_answers_as_ratplus_does(ratplus, server, kjv_chat, tokenizer, tmp_path):
@@ -134,47 +127,33 @@ def test_lm_eval_scores_and_answers_as_ratplus_does(ratplus, server, kjv_chat, t
     of it, and the counts are the same: all tokens but the first."""
     text = (golden_case("kjv_d16w64i4").directory / "sample.txt").read_text()
     window = LENGTH - 1
-    ids = encode(server, text)
-    ids = ids[: 1 + (len(ids) - 1) // (window - 1) * (window - 1)]
+    ids = lm_eval_case.whole_windows(encode(server, text), window)
     text, rest = decode(server, ids), decode(server, ids[1:])
-    assert encode(server, text) == ids and encode(server, rest) == ids[1:] and len(ids) > 4 * window
+    assert encode(server, text) == ids and encode(server, rest) == ids[1:]
     (tmp_path / "text.txt").write_text(text)
-    rolling = {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
-    }
-    # Beginnings of lines, of which some go on as the model would, some otherwise.
-    pairs, greedy = [], []
-    for index, line in enumerate(line for line in text.splitlines() if len(line.split()) > 12):
-        begin = " ".join(line.split(" ")[:8])
-        asked = dict(model="kjv", temperature=0, max_tokens=3)
-        answer = post(server, "/v1/completions", prompt=begin, **asked)["choices"][0]["text"]
-        pairs.append({"begin": begin, "end": answer if index % 2 else " " + " ".join(line.split(" ")[8:10])})
-        context = encode(server, begin)
-        end = encode(server, begin + pairs[-1]["end"])[len(context) :]
-        own = post(server, "/v1/completions", prompt=context, **asked | {"max_tokens": len(end)})
-        greedy.append(encode(server, begin + own["choices"][0]["text"]) == context + end)
-    likely = {"output_type": "loglikelihood", "target_delimiter": "", "metric_list": [{"metric": "acc"}]}
-    likely |= {"doc_to_text": "{{begin}}", "doc_to_target": "{{end}}"}
-    answers = likely | {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]}
-    answers |= {"generation_kwargs": {"max_gen_toks": 3, "until": ["\n\n"], "temperature": 0}}
-    tasks = {"rolling": (rolling, [{"text": rest}]), "likely": (likely, pairs), "answers": (answers, pairs[1::2])}
+
+    def completed(prompt, count):
+        answer = post(server, "/v1/completions", model="kjv", prompt=prompt, temperature=0, max_tokens=count)
+        return answer["choices"][0]["text"]
+
+    def goes_on(begin, context, end):
+        return encode(server, begin + completed(context, len(end))) == context + end
+
+    tasks, greedy = lm_eval_case.cases(
+        text, rest, lambda text: encode(server, text), lambda begin: completed(begin, 3), goes_on
+    )
     found = lm_eval(server, tokenizer, tmp_path, tasks, ids[0])
 
     flags = ["--text", tmp_path / "text.txt", "--window", window, "--json"]
     (expected,) = json.loads(ratplus("eval", kjv_chat, *flags).stdout)
     assert expected["tokens"] == len(ids) - 1
-    # lm-eval divides the text's score by its words and bytes; by its tokens it is a token's perplexity.
-    size = len(rest.encode())
-    per_token = found["rolling"]["bits_per_byte,none"] * math.log(2) * size / expected["tokens"]
-    print(f"perplexity: lm-eval {math.exp(per_token)}, ratplus eval {expected['perplexity']}")
-    assert math.exp(per_token) == pytest.approx(expected["perplexity"], rel=1e-4)
+    total = lm_eval_case.nll(found, rest)
+    perplexity = math.exp(total / expected["tokens"])
+    print(f"perplexity: lm-eval {perplexity}, ratplus eval {expected['perplexity']}")
+    assert perplexity == pytest.approx(expected["perplexity"], rel=1e-4)
     assert found["rolling"]["bits_per_byte,none"] == pytest.approx(expected["bits_per_byte"], rel=1e-4)
-    assert found["rolling"]["byte_perplexity,none"] == pytest.approx(math.exp(per_token * expected["tokens"] / size))
-    assert 0.2 < sum(greedy) / len(greedy) < 0.9
-    assert found["likely"]["acc,none"] == pytest.approx(sum(greedy) / len(greedy))
+    assert found["rolling"]["byte_perplexity,none"] == pytest.approx(math.exp(total / len(rest.encode())))
+    assert found["likely"]["acc,none"] == pytest.approx(greedy)
     assert found["answers"]["exact_match,none"] == 1
 
 

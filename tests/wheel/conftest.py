@@ -15,6 +15,8 @@ for _name in ("ORT_DYLIB_PATH", "RATPLUS_ORT_LIBRARY", "RATPLUS_TRT_LIBRARY", "V
 import ratplus  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+# What tests of the program have too.
+sys.path.append(str(ROOT / "tests" / "python"))
 CASE = ROOT / "tests" / "golden" / "kjv_d16w64i4"
 PROMPTS = ["In the beginning God", "And it came to pass", "The LORD is my shepherd; I shall", "Blessed are the", "Jesus"]
 SIZES = dict(max_seq_len=512, prefill_lengths=[16, 64], batch=4, logits="all")
