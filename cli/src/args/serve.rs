@@ -36,7 +36,7 @@ pub struct ServeArgs {
     pub max_queued_tokens: usize,
     /// Memory that keeps states of prompts, so that those that begin alike do not run anew: bytes, or such as
     /// 512MB, 4GB, 4GiB; 0 keeps none
-    #[arg(long, value_name = "BYTES", value_parser = byte_count, default_value = "1GB")]
+    #[arg(long, value_name = "BYTES", value_parser = byte_count, default_value_t = scheduler::DEFAULT_PREFIX_CACHE_BYTES)]
     pub prefix_cache: u64,
     /// Where these states come from at the start, if the file is there, and go to at the end
     #[arg(long, value_name = "FILE")]
@@ -46,7 +46,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "L")]
     pub prefill_chunk: Option<usize>,
     /// Decode steps after each chunk of a prompt: more keep running answers faster and new ones waiting longer
-    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(long, value_name = "N", default_value_t = scheduler::Options::default().decode_steps_per_chunk)]
     pub decode_steps_per_chunk: NonZeroUsize,
     /// How long requests may go on after SIGTERM or SIGINT, in seconds
     #[arg(long, value_name = "S", default_value_t = server().drain.as_secs())]

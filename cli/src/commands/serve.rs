@@ -79,15 +79,8 @@ fn end_at_once() -> ! {
 fn load(args: &ServeArgs, backend: BackendKind) -> Result<Model, ModelError> {
     let other = |error: &dyn std::fmt::Display| ModelError::Other(error.to_string());
     let package = Package::open(&args.dir).map_err(|error| other(&error))?;
-    let mut lengths = package.manifest().lengths();
-    if let Some(longest) = args.prefill_chunk {
-        if !lengths.contains(&longest) {
-            return Err(ModelError::Other(format!(
-                "--prefill-chunk: expected one of the package's lengths, {lengths:?}, found {longest}"
-            )));
-        }
-        lengths.retain(|&length| length <= longest);
-    }
+    let lengths = package.manifest().lengths_up_to(args.prefill_chunk);
+    let lengths = lengths.map_err(|error| other(&format!("--prefill-chunk: {error}")))?;
     let session = super::session_builder(&package, &args.engine.libraries)
         .engines(lengths)
         .up_front()

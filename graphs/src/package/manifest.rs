@@ -245,6 +245,23 @@ impl Manifest {
         lengths
     }
 
+    /// [`lengths`](Self::lengths) up to `longest`, all of them for `None`.
+    ///
+    /// # Errors
+    /// `longest` is none of them: what was expected and found.
+    pub fn lengths_up_to(&self, longest: Option<usize>) -> Result<Vec<usize>, String> {
+        let mut lengths = self.lengths();
+        if let Some(longest) = longest {
+            if !lengths.contains(&longest) {
+                return Err(format!(
+                    "expected one of the package's lengths, {lengths:?}, found {longest}"
+                ));
+            }
+            lengths.retain(|&length| length <= longest);
+        }
+        Ok(lengths)
+    }
+
     /// What the package fixes besides the model.
     pub fn shape(&self) -> PackageShape {
         PackageShape {

@@ -26,6 +26,9 @@ use crate::prefix::PrefixFileError;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+/// Bytes of the prefix cache that programs and servers have unless they are told otherwise.
+pub const DEFAULT_PREFIX_CACHE_BYTES: u64 = 1_000_000_000;
+
 /// How requests are taken and run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
