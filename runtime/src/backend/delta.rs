@@ -21,9 +21,9 @@ pub struct StateDelta {
 }
 
 /// A piece of a state, in bytes of the slot's part.
-struct Piece {
-    state: usize,
-    bytes: Range<usize>,
+pub(super) struct Piece {
+    pub state: usize,
+    pub bytes: Range<usize>,
     lasts: Option<usize>,
 }
 
@@ -111,7 +111,7 @@ impl Session {
     }
 
     /// Where what `tokens` have left lies.
-    fn pieces(&self, tokens: Range<usize>) -> Vec<Piece> {
+    pub(super) fn pieces(&self, tokens: Range<usize>) -> Vec<Piece> {
         let pieces = written_pieces(&self.manifest().model, self.max_seq_len(), tokens);
         let pieces = pieces.into_iter().map(|piece| {
             // A backend may keep another type than the package's.

@@ -13,8 +13,8 @@ pub struct SlotState {
     /// Tokens that the sequence has.
     pub past_length: usize,
     /// Of every state tensor, in the order of [`Session::state_buffers`], the slot's part: rows as
-    /// [`ratplus_graphs::cache`] has them, in the package's type (tract: f32). Rows that the sequence
-    /// has not written hold whatever was there.
+    /// [`ratplus_graphs::cache`] has them, in the package's type (tract: f32). What the sequence has not
+    /// written, or cannot see any more, is zero: nothing in it is another's.
     pub tensors: Vec<Vec<u8>>,
 }
 
@@ -48,18 +48,37 @@ impl Session {
     /// # Errors
     /// The GPU failed.
     pub fn read_state(&mut self, slot: usize) -> Result<SlotState, BackendError> {
-        let count = self.state_buffers().len();
-        let mut tensors = Vec::with_capacity(count);
-        for state in 0..count {
+        let past_length = self.past_length(slot);
+        let mut written = vec![Vec::new(); self.state_buffers().len()];
+        if past_length > 0 {
+            for piece in self.pieces(0..past_length) {
+                written[piece.state].push(piece.bytes);
+            }
+        }
+        let mut tensors = Vec::with_capacity(written.len());
+        for (state, mut written) in written.into_iter().enumerate() {
             let mut bytes = vec![0; self.driver.slot_bytes(state)];
             self.driver.read_state(state, slot, 0, &mut bytes)?;
+            written.sort_unstable_by_key(|piece| piece.start);
+            let mut at = 0;
+            for piece in written {
+                bytes[at..piece.start].fill(0);
+                at = piece.end;
+            }
+            bytes[at..].fill(0);
             tensors.push(bytes);
         }
         Ok(SlotState {
             fingerprint: self.fingerprint.clone(),
-            past_length: self.past_length(slot),
+            past_length,
             tensors,
         })
+    }
+
+    /// Bytes of the tensors of a [`SlotState`].
+    pub(crate) fn slot_sizes(&self) -> Vec<usize> {
+        let states = 0..self.state_buffers().len();
+        states.map(|state| self.driver.slot_bytes(state)).collect()
     }
 
     /// Has `slot` hold `state` from now on.

@@ -150,13 +150,13 @@ impl PrefixCache {
         (whole && path.len() + 1 == done.len()).then_some(path)
     }
 
-    /// Whether [`insert`](Self::insert) takes a checkpoint of so many bytes after `done`: it has those before, not
-    /// this one, and room for all of them.
-    pub fn wants(&self, prompt: &[u32], done: &[Chunk], bytes: u64) -> bool {
-        self.place_of(prompt, done).is_some_and(|path| {
-            let nodes = path.iter().filter_map(|&index| self.node(index));
-            nodes.map(Checkpoint::bytes).sum::<u64>() + bytes <= self.budget
-        })
+    /// Bytes that a checkpoint after `done` may have for [`insert`](Self::insert) to take it, beside those before it;
+    /// none where one of these is missing, or it is there.
+    pub fn room(&self, prompt: &[u32], done: &[Chunk]) -> Option<u64> {
+        let path = self.place_of(prompt, done)?;
+        let nodes = path.iter().filter_map(|&index| self.node(index));
+        let before = nodes.map(Checkpoint::bytes).sum::<u64>();
+        Some(self.budget.saturating_sub(before))
     }
 
     /// Takes what the last of `done`, the first chunks of a prompt, has left, and the logits after it, if it has

@@ -21,10 +21,8 @@ fn run(cache: &mut PrefixCache, prompt: &[u32]) {
     for (index, chunk) in plan.iter().enumerate() {
         let delta = delta(prompt, at, at + chunk.tokens);
         let bytes = checkpoint_bytes(delta.bytes.len(), chunk.tokens, VOCAB_SIZE);
-        let (wanted, before) = (
-            cache.wants(prompt, &plan[..=index], bytes),
-            cache.checkpoints(),
-        );
+        let room = cache.room(prompt, &plan[..=index]);
+        let (wanted, before) = (room.is_some_and(|room| bytes <= room), cache.checkpoints());
         cache.insert(
             prompt,
             &plan[..=index],

@@ -4,7 +4,7 @@ use super::request::Ended;
 use super::sequence::{Job, Sequence};
 use super::snapshot::{Activity, PrefixUse, SlotView, Snapshot, Totals};
 use super::{Options, StartError};
-use crate::backend::{StateDelta, finite};
+use crate::backend::{BackendError, StateDelta, finite};
 use crate::engine::{Engine, EngineError, Ran};
 use crate::prefix::{Owner, PrefixCache, Sizes, checkpoint_bytes};
 use crate::sampler::Sampler;
@@ -237,13 +237,20 @@ impl Core {
                 let written = self.engine.write_state(slot, state);
                 written.and_then(|()| match request.prompt[..] {
                     // As the sequence that left the state would have run it.
-                    [token] if decodes => self.engine.feed(slot, token),
+                    [token] if decodes => {
+                        self.totals.prompt_tokens += 1;
+                        self.engine.feed(slot, token)
+                    }
                     _ => self.engine.extend(slot, &request.prompt),
                 })
             }
         };
         match begun {
             Ok(()) => sequence.plan = self.engine.chunks(slot).iter().rev().copied().collect(),
+            // A backend's error is none of the request's: it begins again, as after a step.
+            Err(EngineError::Backend(error)) if !matches!(error, BackendError::State(_)) => {
+                self.after(Err(error.into()));
+            }
             Err(error) => self.end(slot, Ended::Failed(error.to_string())),
         }
     }
@@ -346,13 +353,16 @@ impl Core {
         let Some(last) = done.last().map(|chunk| chunk.tokens) else {
             return;
         };
+        let Some(room) = prefix.room(prompt, done) else {
+            return;
+        };
         let bytes = self.engine.session().delta_bytes(past..past + last);
         let logits = self.engine.logits_at(slot, last - 1);
         // One that is no number is this sequence's own matter.
         let Some(logits) = logits.filter(|logits| finite(logits).is_ok()) else {
             return;
         };
-        if !prefix.wants(prompt, done, checkpoint_bytes(bytes, last, logits.len())) {
+        if checkpoint_bytes(bytes, last, logits.len()) > room {
             return;
         }
         let logits = logits.into();
@@ -419,7 +429,7 @@ impl Core {
     fn end(&mut self, slot: usize, ended: Ended) {
         let past = self.engine.past_length(slot);
         let kept = self.slots[slot].as_ref();
-        let kept = kept.filter(|sequence| sequence.keeps_state(past));
+        let kept = kept.filter(|sequence| sequence.keeps_state(past, &ended));
         let state = kept.and_then(|_| {
             let state = self.engine.read_state(slot);
             state

@@ -127,7 +127,9 @@ pub struct Finished {
     pub new_tokens: usize,
     /// How long it took.
     pub timing: Timing,
-    /// What it leaves after the tokens that have run, all but the last new one, where that was asked for.
+    /// What it leaves after the tokens that have run, where that was asked for: after all but the last new one, or
+    /// after all of them where no token could follow. None where it ended within its prompt, or with logits that are
+    /// no numbers.
     pub state: Option<Arc<SlotState>>,
 }
 

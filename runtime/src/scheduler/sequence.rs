@@ -60,8 +60,8 @@ pub(super) struct Sequence {
     pub cached: usize,
     /// How often another prompt's chunk was run before its next one.
     pub passed: usize,
-    /// Whether no part of its prompt comes from the prefix cache nor goes to it: scores are of every token's logits,
-    /// and a prompt after a state is no beginning.
+    /// Whether no part of its prompt comes from the prefix cache: scores are of every token's logits, and a prompt
+    /// after a state is no beginning.
     pub runs_all: bool,
     /// New tokens.
     pub tokens: Vec<u32>,
@@ -119,11 +119,16 @@ impl Sequence {
     }
 
     /// Whether its end tells what it leaves, of which `past` tokens have run: not within its prompt, nor where
-    /// tokens that were told have to run again.
-    pub fn keeps_state(&self, past: usize) -> bool {
+    /// tokens that were told have to run again, nor where it is no number or nobody listens.
+    pub fn keeps_state(&self, past: usize, ended: &Ended) -> bool {
         let request = &self.job.request;
-        let told = self.tokens.len().saturating_sub(1);
-        request.keep_state && past == request.past() + request.prompt.len() + told
+        let Some(ran) = past.checked_sub(request.past() + request.prompt.len()) else {
+            return false;
+        };
+        // The last one was picked and not run, unless no token could follow it.
+        let whole = ran == self.tokens.len() || ran + 1 == self.tokens.len();
+        let sound = !matches!(ended, Ended::NonFinite(_));
+        request.keep_state && whole && sound && self.job.sink.is_wanted()
     }
 
     /// Whether scores of its prompt are asked for and were not told.

@@ -40,8 +40,9 @@ use std::time::{Duration, Instant};
 /// ```
 pub struct Service {
     limits: Limits,
-    /// Of states.
+    /// Of states, and bytes of their tensors.
     fingerprint: String,
+    state_sizes: Vec<usize>,
     options: Options,
     has_text: bool,
     all_logits: bool,
@@ -100,6 +101,7 @@ impl Service {
         let limits = engine.limits().clone();
         let (has_text, all_logits) = (tokenizer.is_some(), engine.session().returns_all_logits());
         let fingerprint = engine.session().fingerprint().into();
+        let state_sizes = engine.session().slot_sizes();
         let core = Core::new(engine, tokenizer, options.clone())?;
         let state = State {
             snapshot: core.snapshot(),
@@ -119,6 +121,7 @@ impl Service {
         Ok(Self {
             limits,
             fingerprint,
+            state_sizes,
             options,
             has_text,
             all_logits,
@@ -178,10 +181,21 @@ impl Service {
         if let Some(state) = &request.state {
             self.limits
                 .check_length(state.past_length, request.prompt.len())?;
-            if state.fingerprint != self.fingerprint {
+            let sizes = state.tensors.iter().map(Vec::len);
+            let expected = match () {
+                () if state.fingerprint != self.fingerprint => {
+                    Some("one of this package, found another's")
+                }
+                () if !sizes.eq(self.state_sizes.iter().copied()) => {
+                    Some("one of this backend, found tensors of other sizes")
+                }
+                () => None,
+            };
+            if let Some(expected) = expected {
+                let parameter = "state";
                 return Err(RequestError::Needs {
-                    parameter: "state",
-                    expected: "one of this package, found another's",
+                    parameter,
+                    expected,
                 });
             }
         }

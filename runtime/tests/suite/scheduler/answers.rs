@@ -83,10 +83,11 @@ fn requests_are_run_again_after_errors_and_lose_nothing() {
             let found = all_of(&service, count, 8, request);
             assert_same(&found, &alone, &format!("{kind}, cache of {budget}"));
             let totals = service.snapshot().totals;
-            // A step without the cache loses several at once; with it, a prompt's chunk may be all that fails.
-            let lost = totals.replayed - totals.backend_errors;
             assert!(totals.backend_errors > 2, "{kind}, {budget}: {totals:?}");
-            assert!(lost > 0 || budget > 0, "{kind}, {budget}: {totals:?}");
+            // A step without the cache loses several at once; with it, a prompt's chunk may be all that fails.
+            let most = totals.replayed > totals.backend_errors;
+            let any = totals.replayed > 0;
+            assert!(most || any && budget > 0, "{kind}, {budget}: {totals:?}");
         }
     }
 }
