@@ -22,7 +22,8 @@ from pathlib import Path
 import openai
 import pytest
 from conftest import CHAT_TEMPLATE, ROOT, golden_case
-from test_serve_clients import client, eventually, free_port, offline, run
+from lm_eval_case import offline
+from test_serve_clients import client, eventually, free_port, run
 
 DYNAMO = Path(os.environ.get("RATPLUS_DYNAMO", ROOT / "target" / "dynamo"))
 PROMPTS = ["In the beginning God", "And it came to pass", "The LORD is my shepherd; I shall", "Blessed are the"]
