@@ -74,10 +74,10 @@ class RatplusLM(TemplateLM):
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         pairs = []
         for context, continuation in (request.args for request in requests):
-            if context:
-                context_ids, ids = self._encode_pair(context, continuation)
-            else:
-                context_ids, ids = self._begin(self.tok_encode(continuation))
+            context_ids, ids = self._encode_pair(context, continuation) if context else ([], self.tok_encode(continuation))
+            # Spaces at a context's end are the continuation's, so that there may be none either.
+            if not context_ids:
+                context_ids, ids = self._begin(ids)
             pairs.append(((context, continuation), context_ids, ids))
         return self._loglikelihood_tokens(pairs)
 
@@ -112,9 +112,10 @@ class RatplusLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         windows, counts = [], []
         for (text,) in (request.args for request in requests):
-            (first,), tokens = self._begin(self.tok_encode(text))
-            # As the harness cuts texts for its own models: a window's first token is the one before.
-            cut = get_rolling_token_windows(tokens, first, self.max_length, 1)
+            first, tokens = self._begin(self.tok_encode(text))
+            # As the harness cuts texts for its own models: a window's first token is the one before. A text of nothing has
+            # none.
+            cut = get_rolling_token_windows(tokens, *first, self.max_length, 1) if tokens else ()
             cut = [(None, *make_disjoint_window(window)) for window in cut]
             windows += cut
             counts.append(len(cut))
@@ -126,6 +127,7 @@ class RatplusLM(TemplateLM):
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         texts: list[str | None] = [None] * len(requests)
+        prompts = [self._prompt(request.args[0]) for request in requests]
         # Those that are asked for in the same way run together.
         groups: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -136,12 +138,18 @@ class RatplusLM(TemplateLM):
             room = self.max_length - most
             if room < 1:
                 raise ValueError(f"`max_gen_toks`: expected less than {self.max_length}, found {most}")
-            prompts = [self.tok_encode(requests[index].args[0])[-room:] for index in indices]
-            done = self.model.generate_batch(prompts, max_new_tokens=most, **_parameters(asked))
+            cut = [prompts[index][-room:] for index in indices]
+            done = self.model.generate_batch(cut, max_new_tokens=most, **_parameters(asked))
             for index, completion in zip(indices, done):
                 texts[index] = completion.text
                 self.cache_hook.add_partial("generate_until", requests[index].args, completion.text)
         return texts
+
+    def _prompt(self, text: str) -> list[int]:
+        tokens = self.tok_encode(text)
+        if tokens or self.prefix_token is not None:
+            return tokens or [self.prefix_token]
+        raise ValueError("a prompt without a text: expected at least one token; `prefix_token_id=N` begins such prompts")
 
 
 def _parameters(asked: dict[str, Any]) -> dict[str, Any]:
