@@ -70,3 +70,54 @@ def test_ruler(long, tmp_path):
     assert "expected prompts of at most 3968 tokens, found more in 1: row 1: " in said
     (tmp_path / "niah.jsonl").write_text("{}\n{\n")
     assert "niah.jsonl, line 2: expected a JSON object" in run("ruler", long, tmp_path / "niah.jsonl", "-o", tmp_path / "out", code=2).stderr
+
+
+@pytest.fixture()
+def files(tmp_path):
+    """What longbench asks for, of one good row."""
+    (tmp_path / "qasper.jsonl").write_text(json.dumps({"input": "who?", "context": "He.", "answers": ["he"]}) + "\n")
+    (tmp_path / "prompts.json").write_text(json.dumps({"qasper": "{context}\n{input}"}))
+    (tmp_path / "gen.json").write_text(json.dumps({"qasper": 4}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("qasper.jsonl", b'{"input": "who?"}\n', "qasper.jsonl: row 0: expected a field 'context', found input"),
+        ("qasper.jsonl", b"[1]\n", "qasper.jsonl, line 1: expected a JSON object, found list"),
+        ("qasper.jsonl", b"\xff\n", "qasper.jsonl: expected UTF-8"),
+        ("qasper.jsonl", b'{"input": "\\ud800", "context": ""}\n', "qasper.jsonl, line 1: expected texts"),
+        ("prompts.json", b"{", "prompts.json: expected a JSON object"),
+        ("prompts.json", b"{}", "prompts.json: expected an entry `qasper`, found none"),
+        ("prompts.json", b'{"qasper": 3}', "prompts.json: `qasper`: expected str, found 3"),
+        ("prompts.json", b'{"qasper": "{context"}', "row 0: the prompt '{context' cannot be filled in"),
+        ("prompts.json", b'{"qasper": "{}"}', "row 0: the prompt '{}' cannot be filled in"),
+        ("gen.json", b'{"qasper": "4"}', "gen.json: `qasper`: expected int, found '4'"),
+        ("gen.json", b'{"qasper": 4096}', "gen.json: `qasper`: expected 1 to 4095, found 4096"),
+        ("gen.json", b'{"qasper": 0}', "gen.json: `qasper`: expected 1 to 4095, found 0"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(long, files, name, content, said):
+    (files / name).write_bytes(content)
+    (files / "out").mkdir()
+    (files / "out" / "qasper.jsonl").write_text("of an earlier run")
+    words = ["longbench", long, files / "qasper.jsonl", "--prompts", files / "prompts.json", "--max-gen", files / "gen.json"]
+    error = run(*words, "-o", files / "out", code=2).stderr
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert (files / "out" / "qasper.jsonl").read_text() == "of an earlier run"
+
+
+def test_all_data_is_checked_before_any_of_it_runs(long, files):
+    (files / "good.jsonl").write_text(json.dumps({"input": "x"}) + "\n")
+    (files / "bad.jsonl").write_text(json.dumps({"input": 5}) + "\n")
+    error = run("ruler", long, files / "good.jsonl", files / "bad.jsonl", "-o", files / "out", code=2).stderr
+    assert error == f"error: {files / 'bad.jsonl'}: expected a text `input`, found none in 1: row 0\n"
+    assert list((files / "out").iterdir()) == []
+    (files / "more").mkdir()
+    (files / "more" / "good.jsonl").write_text("")
+    error = run("ruler", long, files / "good.jsonl", files / "more" / "good.jsonl", "-o", files / "out", code=2).stderr
+    assert error == "error: expected data of different names, found several `good.jsonl`\n"
+    for words in (["ruler", long, files / "none.jsonl"], ["ruler", files, files / "good.jsonl"]):
+        error = run(*words, "-o", files / "out", code=2).stderr
+        assert error.startswith("error: ") and "Traceback" not in error
