@@ -18,6 +18,11 @@ _OF_OTHERS = (
 ).split()
 
 
+def _json(value: Any) -> str:
+    """With the characters that it has."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 class _Given:
     """One group of a request's fields; those that are null ask for nothing."""
 
@@ -32,8 +37,8 @@ class _Given:
         """Refuses a field that says anything but what is so without it."""
         value = self.take(name)
         if value is not None and value not in neutral:
-            expected = " or ".join(map(json.dumps, neutral)) or "none"
-            raise InputError(f"`{self._name}{name}`: not supported; expected {expected}, found {json.dumps(value)}")
+            expected = " or ".join(map(_json, neutral)) or "none"
+            raise InputError(f"`{self._name}{name}`: not supported; expected {expected}, found {_json(value)}")
 
     def finish(self) -> None:
         """Refuses all that was not taken."""
@@ -104,7 +109,7 @@ def _form(given: _Given) -> dict[str, str]:
     forms = {}
     schema = given.take("json")
     if schema is not None:
-        forms["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
+        forms["json_schema"] = schema if isinstance(schema, str) else _json(schema)
     for name, ours in (("regex", "regex"), ("grammar", "lark")):
         text = given.take(name)
         if text is not None:
@@ -112,7 +117,7 @@ def _form(given: _Given) -> dict[str, str]:
     choices = given.take("choice")
     if choices:
         # A literal of the grammar is written as JSON writes strings.
-        forms["lark"] = "start: " + " | ".join(map(json.dumps, choices))
+        forms["lark"] = "start: " + " | ".join(map(_json, choices))
     given.only("structural_tag")
     given.only("whitespace_pattern")
     given.only("backend")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -93,9 +92,9 @@ class PackageEngine(LLMEngine):
         goes_on = False
         try:
             asked = _dynamo_request.parameters(request)
-            most, seed = asked.pop("max_new_tokens"), asked.pop("seed")
-            plan = self._journal.begin(name, request["token_ids"], most, seed)
-            async for chunk in self._run(name, plan, asked):
+            bounds = (asked.pop(bound) for bound in ("max_new_tokens", "min_new_tokens", "seed"))
+            plan = await asyncio.to_thread(self._journal.find, name, request["token_ids"], *bounds)
+            async for chunk in self._run(name, plan, asked, context):
                 yield chunk
         except InputError as error:
             raise InvalidArgument(str(error)) from error
@@ -110,19 +109,21 @@ class PackageEngine(LLMEngine):
             raise
         finally:
             if not goes_on:
-                self._journal.end(name)
+                await asyncio.to_thread(self._journal.end, name)
 
-    async def _run(self, name: str, plan: Plan, asked: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def _run(
+        self, name: str, plan: Plan, asked: dict[str, Any], context: Context
+    ) -> AsyncIterator[dict[str, Any]]:
         told = len(plan.told)
-        stream = self._begin(name, plan.prompt, plan.most, asked, plan.seed)
+        stream = await self._begin(name, plan, asked, context)
         try:
+            await asyncio.to_thread(self._journal.keep, name, plan)
             if told and not await _replayed(stream, plan.told):
                 # Another processor or version: its sums are others, and what was told stays told.
                 log.warning("%s: the tokens before its move are not those that come here: it goes on from them", name)
                 self._leave(name, stream)
                 self._moved["continued"] += 1
-                most = None if plan.most is None else plan.most - told
-                stream = self._begin(name, plan.prompt + plan.told, most, asked, plan.seed)
+                stream = await self._begin(name, plan.from_told(), asked, context)
             elif told:
                 self._moved["replayed"] += 1
             new = 0
@@ -139,11 +140,16 @@ class PackageEngine(LLMEngine):
         finally:
             self._leave(name, stream)
 
-    def _begin(self, name: str, prompt: list[int], most: int | None, asked: dict[str, Any], seed: int) -> Stream:
+    async def _begin(self, name: str, plan: Plan, asked: dict[str, Any], context: Context) -> Stream:
         # A sequence is full before it has as many.
-        most = self._model.max_seq_len if most is None else most
-        stream = self._model.generate(prompt, max_new_tokens=most, seed=seed, **asked)
+        most = self._model.max_seq_len if plan.most is None else plan.most
+        bounds = {"max_new_tokens": most, "min_new_tokens": min(plan.least, most), "seed": plan.seed}
+        # Forms of texts are compiled there: other requests go on meanwhile.
+        stream = await asyncio.to_thread(self._model.generate, plan.prompt, **bounds, **asked)
         self._streams.setdefault(name, set()).add(stream)
+        # `abort` has not seen it.
+        if context.is_stopped():
+            stream.cancel()
         return stream
 
     def _leave(self, name: str, stream: Stream) -> None:
@@ -182,9 +188,10 @@ class PackageEngine(LLMEngine):
         except RunError:
             # It is closed.
             return ""
-        label = json.dumps(self._name)
+        # What the format has a meaning for, and nothing else.
+        label = self._name.translate({ord("\\"): r"\\", ord('"'): r"\"", ord("\n"): r"\n"})
         return "".join(
-            f"# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{model={label}}} {float(found[key])}\n"
+            f'# HELP {name} {text}\n# TYPE {name} {kind}\n{name}{{model="{label}"}} {float(found[key])}\n'
             for key, name, kind, text in _METRICS
         )
 

@@ -306,15 +306,39 @@ def test_a_request_whose_tokens_come_otherwise_goes_on_from_what_was_told(cluste
         assert ask(cluster, prompt, max_tokens=2)[0] != told
         name = "5b0c3a52-3f5e-4c3c-9d43-1f9e0a2b7c11"
         digest = hashlib.sha256(array("I", prompt).tobytes()).hexdigest()
+        # Of them, as many have to come as are to come at most.
         record = {"prompt_tokens": len(prompt), "digest": digest, "most": len(told) + count, "seed": 1}
-        path = cluster.folder / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
+        record["least"] = record["most"]
+        path = cluster.folder / "journal" / f"ratplus-request-{hashlib.sha256(name.encode()).hexdigest()}.json"
         path.write_text(json.dumps(record))
         answer = cluster.client.completions.create(
             model="kjv", prompt=prompt + told, max_tokens=count, temperature=0, extra_headers={"x-dynamo-request-id": name}
         )
         assert answer.choices[0].text == was[2]
         assert sum(worker.numbers()["ratplus:moved_requests_continued_total"] for worker in workers) == 1
-        assert not path.exists()
+        eventually("no record is left", lambda: not path.exists())
+
+
+def test_an_engine_leaves_its_loop_and_its_folder_free(ratplus, tmp_path):
+    if not (DYNAMO / "bin" / "python").is_file():
+        pytest.fail(f"{DYNAMO} is not there: run `cargo xtask test`, which installs it", pytrace=False)
+    case = golden_case("kjv_d16w64i4").directory
+    flags = ["--config", case / "config.json", "--max-seq-len", 16384, "--prefill-lengths", 16]
+    ratplus("export", case / "model.pth", "-o", tmp_path / "kjv", *flags)
+    (tmp_path / "journal").mkdir()
+    script = ROOT / "tests" / "python" / "dynamo_engine.py"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("DYN_", "RATPLUS_", "ORT_"))}
+    said = run([DYNAMO / "bin" / "python", script, tmp_path / "kjv", tmp_path / "journal"], environment)
+    found = json.loads(said.splitlines()[-1])
+    # Two run or wait, each with a record; what was refused goes elsewhere and has none here.
+    assert "requests: expected at most 1" in found["full"]["error"]
+    assert (found["full"]["kept"], found["full"]["left"], found["after"], found["end"]) == (2, [], [], [])
+    assert found["slow"]["called"] == ["find", "generate", "keep", "end"] and found["slow"]["chunks"] == 9
+    assert found["slow"]["longest"] < 1
+    tokens, reason = found["gone"]
+    assert tokens < 16_000 and reason == "cancelled"
+    assert found["wrong"] == "`stop_conditions.min_tokens`: expected at most `max_tokens`, 8, found 9"
+    assert found["numbers"].startswith('ratplus:requests_running{model="é \\"\\\\\\n"} ')
 
 
 def test_a_worker_that_is_told_to_end_finishes(cluster):

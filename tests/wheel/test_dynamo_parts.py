@@ -48,6 +48,8 @@ def test_what_a_request_leaves_open_is_as_the_server_has_it():
         ("regex", "a+", {"regex": "a+"}),
         ("grammar", 'start: "a"', {"lark": 'start: "a"'}),
         ("choice", ["a", 'b"'], {"lark": 'start: "a" | "b\\""'}),
+        ("choice", ["é", "😀"], {"lark": 'start: "é" | "😀"'}),
+        ("json", {"const": "é"}, {"json_schema": '{"const": "é"}'}),
     ],
 )
 def test_forms_are_taken(group, fields, form):
@@ -81,47 +83,89 @@ def test_what_is_not_supported_is_named(request_, name):
         parameters({"token_ids": [1], **request_})
 
 
+def begin(journal, name, tokens, most, least, seed) -> Plan:
+    """What a worker does when a request comes that it has room for."""
+    plan = journal.find(name, tokens, most, least, seed)
+    journal.keep(name, plan)
+    return plan
+
+
 def test_a_request_that_moves_is_known(tmp_path):
     first, second = Journal(tmp_path / "shared"), Journal(tmp_path / "shared")
-    assert first.begin("a/../b", [5, 6], 10, 77) == Plan([5, 6], [], 10, 77)
+    assert begin(first, "a/../b", [5, 6], 10, 4, 77) == Plan([5, 6], [], 10, 4, 77)
     # After three tokens its worker is lost; the seed that another one drew is not taken.
-    moved = Plan([5, 6], [7, 8, 9], 10, 77)
-    assert second.begin("a/../b", [5, 6, 7, 8, 9], 7, 78) == moved
+    moved = Plan([5, 6], [7, 8, 9], 10, 4, 77)
+    assert begin(second, "a/../b", [5, 6, 7, 8, 9], 7, 4, 78) == moved
     # And once more, before a fourth.
-    assert first.begin("a/../b", [5, 6, 7, 8, 9], 7, 79) == moved
+    assert begin(first, "a/../b", [5, 6, 7, 8, 9], 7, 4, 79) == moved
     # Another request of that name begins anew.
-    assert first.begin("a/../b", [5, 6, 7, 8, 9], 10, 80) == Plan([5, 6, 7, 8, 9], [], 10, 80)
-    assert first.begin("a/../b", [4], None, 81) == Plan([4], [], None, 81)
-    assert second.begin("a/../b", [4, 3], None, 82) == Plan([4], [3], None, 81)
+    assert begin(first, "a/../b", [5, 6, 7, 8, 9], 10, 0, 80) == Plan([5, 6, 7, 8, 9], [], 10, 0, 80)
+    assert begin(first, "a/../b", [4], None, 0, 81) == Plan([4], [], None, 0, 81)
+    assert begin(second, "a/../b", [4, 3], None, 0, 82) == Plan([4], [3], None, 0, 81)
     (record,) = (tmp_path / "shared").iterdir()
     record.write_text("{")
-    assert second.begin("a/../b", [4, 3], None, 83) == Plan([4, 3], [], None, 83)
+    assert begin(second, "a/../b", [4, 3], None, 0, 83) == Plan([4, 3], [], None, 0, 83)
     second.end("a/../b")
     second.end("a/../b")
     assert list((tmp_path / "shared").iterdir()) == []
     # Without a folder nothing is known.
     alone = Journal(None)
-    alone.begin("a", [5], 3, 1)
-    assert alone.begin("a", [5, 6], 2, 2) == Plan([5, 6], [], 2, 2)
+    begin(alone, "a", [5], 3, 0, 1)
+    assert begin(alone, "a", [5, 6], 2, 0, 2) == Plan([5, 6], [], 2, 0, 2)
     alone.end("a")
+
+
+def test_a_request_that_no_worker_has_taken_leaves_nothing(tmp_path):
+    journal = Journal(tmp_path)
+    assert journal.find("a", [5, 6], 10, 0, 77) == Plan([5, 6], [], 10, 0, 77)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_on_from_what_was_told_has_so_much_less_to_come():
+    assert Plan([5, 6], [7, 8, 9], 10, 5, 77).from_told() == Plan([5, 6, 7, 8, 9], [], 7, 2, 77)
+    assert Plan([5, 6], [7, 8, 9], None, 2, 77).from_told() == Plan([5, 6, 7, 8, 9], [], None, 0, 77)
+
+
+def test_more_tokens_at_least_than_at_most_are_refused(tmp_path):
+    journal = Journal(tmp_path)
+    with pytest.raises(InputError, match="`stop_conditions.min_tokens`: expected at most `max_tokens`, 4, found 5"):
+        journal.find("a", [5], 4, 5, 1)
+    # One that has moved has fewer to come.
+    begin(journal, "b", [5], 9, 5, 1)
+    assert journal.find("b", [5, 6, 7, 8, 9, 10, 11], 3, 5, 2) == Plan([5], [6, 7, 8, 9, 10, 11], 9, 5, 1)
+    # Without records it cannot be known whether it has.
+    assert Journal(None).find("b", [5, 6, 7, 8, 9, 10, 11], 3, 5, 2).least == 3
 
 
 def test_a_folder_that_cannot_be_written_ends_no_request(tmp_path, caplog):
     journal = Journal(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert journal.begin("a", [5], 3, 1) == Plan([5], [], 3, 1)
+    assert begin(journal, "a", [5], 3, 0, 1) == Plan([5], [], 3, 0, 1)
     assert "draws" in caplog.text
+    journal.end("a")
+    (tmp_path / "gone").write_text("a file")
+    assert begin(journal, "a", [5], 3, 0, 1) == Plan([5], [], 3, 0, 1)
+    assert "cannot be read" in caplog.text
     journal.end("a")
 
 
-def test_records_that_nobody_ended_go(tmp_path):
+def test_records_that_nobody_ended_go_and_nothing_else(tmp_path):
     journal = Journal(tmp_path)
-    journal.begin("old", [1], 1, 1)
+    begin(journal, "old", [1], 1, 0, 1)
     (old,) = tmp_path.iterdir()
-    os.utime(old, (time.time() - 10**6,) * 2)
-    journal.begin("new", [1], 1, 1)
+    # One that was not written whole.
+    (tmp_path / f"{old.name}.0123456789abcdef").write_text("{")
+    begin(journal, "new", [1], 1, 0, 1)
+    (new,) = {path.name for path in tmp_path.iterdir()} - {old.name, f"{old.name}.0123456789abcdef"}
+    for name in ("notes.txt", f"{'0' * 64}.json", f"{new}.backup", f"x{old.name}"):
+        (tmp_path / name).write_text("somebody's")
+    (tmp_path / "folder").mkdir()
+    foreign = {path.name for path in tmp_path.iterdir()} - {old.name, f"{old.name}.0123456789abcdef", new}
+    for path in tmp_path.iterdir():
+        if path.name != new:
+            os.utime(path, (time.time() - 10**6,) * 2)
     Journal(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 1 and not old.exists()
+    assert {path.name for path in tmp_path.iterdir()} == foreign | {new}
 
 
 def test_the_frontend_reads_a_tokenizer(model, tmp_path):
