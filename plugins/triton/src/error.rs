@@ -32,6 +32,13 @@ impl Fault {
         Self::new(Code::Internal, message)
     }
 
+    /// A panic of this library's, with what it says.
+    pub fn defect(panic: impl Display) -> Self {
+        Self::internal(format!(
+            "a defect in libtriton_ratplus, please report it: panic: {panic}"
+        ))
+    }
+
     /// The server's own form, which whoever gets it deletes.
     pub fn status(&self) -> Status {
         let message = c_string(&self.message);
@@ -64,12 +71,8 @@ pub unsafe fn check(status: Status) -> Result<(), Fault> {
 /// # Errors
 /// Those of `body`.
 pub fn guarded<T>(body: impl FnOnce() -> Result<T, Fault>) -> Result<T, Fault> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        Err(Fault::internal(format!(
-            "a defect in libtriton_ratplus, please report it: panic: {}",
-            panic_words(payload)
-        )))
-    })
+    catch_unwind(AssertUnwindSafe(body))
+        .unwrap_or_else(|payload| Err(Fault::defect(panic_words(payload))))
 }
 
 /// What an entry point returns.

@@ -58,6 +58,38 @@ struct Model {
     metrics: Arc<Metrics>,
 }
 
+/// What this library has put into an object of the server's; null before.
+///
+/// # Safety
+/// `get` is the server's function for objects such as `object`, whose state is a `T`.
+unsafe fn state<O, T>(
+    object: *mut O,
+    get: unsafe extern "C" fn(*mut O, *mut *mut c_void) -> Status,
+) -> Result<*mut T, Fault> {
+    let mut state = ptr::null_mut();
+    // SAFETY: the caller's contract.
+    unsafe { check(get(object, &mut state))? };
+    Ok(state.cast())
+}
+
+/// Drops it.
+///
+/// # Safety
+/// As for [`state`]; nobody uses it any more.
+unsafe fn drop_state<O, T>(
+    object: *mut O,
+    get: unsafe extern "C" fn(*mut O, *mut *mut c_void) -> Status,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's contract; it was a box's.
+    unsafe {
+        let state = state::<O, T>(object, get)?;
+        if !state.is_null() {
+            drop(Box::from_raw(state));
+        }
+    }
+    Ok(())
+}
+
 /// Loads the backend.
 ///
 /// # Safety
@@ -109,17 +141,8 @@ pub unsafe extern "C" fn TRITONBACKEND_Initialize(backend: *mut ffi::Backend) ->
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn TRITONBACKEND_Finalize(backend: *mut ffi::Backend) -> Status {
-    entry(|| {
-        let mut state = ptr::null_mut::<c_void>();
-        // SAFETY: set by `TRITONBACKEND_Initialize`, and nobody uses it any more.
-        unsafe {
-            check(ffi::TRITONBACKEND_BackendState(backend, &mut state))?;
-            if !state.is_null() {
-                drop(Box::from_raw(state.cast::<Backend>()));
-            }
-        }
-        Ok(())
-    })
+    // SAFETY: set by `TRITONBACKEND_Initialize`, and nobody uses it any more.
+    entry(|| unsafe { drop_state::<_, Backend>(backend, ffi::TRITONBACKEND_BackendState) })
 }
 
 /// Loads a model.
@@ -130,16 +153,15 @@ pub unsafe extern "C" fn TRITONBACKEND_Finalize(backend: *mut ffi::Backend) -> S
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn TRITONBACKEND_ModelInitialize(model: *mut ffi::Model) -> Status {
     entry(|| {
-        let (mut backend, mut state) = (ptr::null_mut(), ptr::null_mut::<c_void>());
-        let (mut name, mut version) = (ptr::null(), 0);
+        let (mut backend, mut name, mut version) = (ptr::null_mut(), ptr::null(), 0);
         // SAFETY: `model` is the server's, the name lives with it, and its backend's state was set by
         // `TRITONBACKEND_Initialize` and lives longer.
         let (backend, name) = unsafe {
             check(ffi::TRITONBACKEND_ModelBackend(model, &mut backend))?;
-            check(ffi::TRITONBACKEND_BackendState(backend, &mut state))?;
             check(ffi::TRITONBACKEND_ModelName(model, &mut name))?;
             check(ffi::TRITONBACKEND_ModelVersion(model, &mut version))?;
-            (&*state.cast::<Backend>(), string(name))
+            let state = state::<_, Backend>(backend, ffi::TRITONBACKEND_BackendState)?;
+            (&*state, string(name))
         };
         // SAFETY: as above.
         let config = unsafe { Config::of(model, version, &backend.given, &backend.folder)? };
@@ -168,17 +190,8 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInitialize(model: *mut ffi::Model) -
 #[unsafe(no_mangle)]
 #[allow(non_snake_case)]
 pub unsafe extern "C" fn TRITONBACKEND_ModelFinalize(model: *mut ffi::Model) -> Status {
-    entry(|| {
-        let mut state = ptr::null_mut::<c_void>();
-        // SAFETY: set by `TRITONBACKEND_ModelInitialize`, and nobody uses it any more.
-        unsafe {
-            check(ffi::TRITONBACKEND_ModelState(model, &mut state))?;
-            if !state.is_null() {
-                drop(Box::from_raw(state.cast::<Model>()));
-            }
-        }
-        Ok(())
-    })
+    // SAFETY: set by `TRITONBACKEND_ModelInitialize`, and nobody uses it any more.
+    entry(|| unsafe { drop_state::<_, Model>(model, ffi::TRITONBACKEND_ModelState) })
 }
 
 /// Takes requests; they are answered from the scheduler's thread. Waits while the slots and the scheduler's queue are
@@ -193,33 +206,58 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceExecute(
     requests: *mut *mut ffi::Request,
     count: u32,
 ) -> Status {
-    let mut taken = Vec::new();
     let prepared = guarded(|| {
-        let (mut model, mut state) = (ptr::null_mut(), ptr::null_mut::<c_void>());
+        let mut model = ptr::null_mut();
         // SAFETY: the instance is the server's, and its model's state was set by `TRITONBACKEND_ModelInitialize`; it
         // lives until all requests are answered.
-        let model = unsafe {
+        unsafe {
             check(ffi::TRITONBACKEND_ModelInstanceModel(instance, &mut model))?;
-            check(ffi::TRITONBACKEND_ModelState(model, &mut state))?;
-            if state.is_null() {
-                return Err(Fault::internal("the model is not loaded"));
-            }
-            &*state.cast::<Model>()
-        };
-        // SAFETY: so many of the server's, which are this library's from here on.
-        taken.extend(unsafe {
-            slice::from_raw_parts(requests, count as usize)
-                .iter()
-                .map(|&request| Owned::take(instance, request))
-        });
-        Ok(model)
+            let state = state::<_, Model>(model, ffi::TRITONBACKEND_ModelState)?;
+            state
+                .as_ref()
+                .ok_or_else(|| Fault::internal("the model is not loaded"))
+        }
     });
-    // Requests that were not taken stay the server's, which answers them with the error.
     match prepared {
-        Ok(model) => taken.into_iter().for_each(|owned| accept(model, owned)),
+        // SAFETY: so many of the server's, which are this library's from here on.
+        Ok(model) => unsafe { take(instance, requests, count, |owned| accept(model, owned)) },
+        // The requests stay the server's, which answers them with the error.
         Err(fault) => return fault.status(),
     }
     ptr::null_mut()
+}
+
+/// Takes requests and gives each to `accept`, whose panic ends that request alone: it is answered as it is dropped.
+///
+/// # Safety
+/// `requests` are `count` of the server's, the caller's to give, for `instance`, which outlives them.
+unsafe fn take(
+    instance: *mut ffi::Instance,
+    requests: *mut *mut ffi::Request,
+    count: u32,
+    accept: impl Fn(Owned),
+) {
+    // What cannot be told to the log has nowhere to go.
+    let _ = guarded(|| {
+        // SAFETY: the caller's contract.
+        let requests = unsafe { slice::from_raw_parts(requests, count as usize) };
+        // All are taken before the first waits for its turn: their times begin here.
+        let taken: Vec<_> = requests
+            .iter()
+            // SAFETY: as above.
+            .map(|&request| unsafe { Owned::take(instance, request) })
+            .collect();
+        for owned in taken {
+            let queued = guarded(|| {
+                accept(owned);
+                Ok(())
+            });
+            if let Err(fault) = queued {
+                tracing::error!(%fault, "a request was not queued");
+            }
+        }
+        Ok(())
+    });
 }
 
 /// Queues a request, or answers what is wrong with it.

@@ -5,7 +5,7 @@ use crate::ffi::{self, DataType};
 use crate::text::{c_string, string};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::ffi::{CString, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::{ptr, slice};
 
 /// A request that this library has not released. It does not own it.
@@ -31,38 +31,47 @@ impl Tensors {
 
     /// Names of the outputs that the client wants: all of the configuration's where it names none.
     pub fn outputs(self) -> Result<BTreeSet<String>, Fault> {
-        let mut count = 0;
-        // SAFETY: the request lives.
-        unsafe { check(ffi::TRITONBACKEND_RequestOutputCount(self.0, &mut count))? };
-        let name = |index| {
-            let mut name = ptr::null();
-            // SAFETY: as above; the name lives with the request.
-            unsafe {
-                check(ffi::TRITONBACKEND_RequestOutputName(
-                    self.0, index, &mut name,
-                ))?;
-                Ok(string(name))
-            }
-        };
-        (0..count).map(name).collect()
+        use ffi::{TRITONBACKEND_RequestOutputCount, TRITONBACKEND_RequestOutputName};
+        // SAFETY: these are of a request's outputs.
+        unsafe {
+            self.names(
+                TRITONBACKEND_RequestOutputCount,
+                TRITONBACKEND_RequestOutputName,
+            )
+        }
     }
 
     /// Names of the inputs that came.
     fn inputs(self) -> Result<BTreeSet<String>, Fault> {
-        let mut count = 0;
-        // SAFETY: the request lives.
-        unsafe { check(ffi::TRITONBACKEND_RequestInputCount(self.0, &mut count))? };
-        let name = |index| {
-            let mut name = ptr::null();
+        use ffi::{TRITONBACKEND_RequestInputCount, TRITONBACKEND_RequestInputName};
+        // SAFETY: these are of a request's inputs.
+        unsafe {
+            self.names(
+                TRITONBACKEND_RequestInputCount,
+                TRITONBACKEND_RequestInputName,
+            )
+        }
+    }
+
+    /// # Safety
+    /// The functions are the server's, which count and name the same things of a request.
+    unsafe fn names(
+        self,
+        count: unsafe extern "C" fn(*mut ffi::Request, *mut u32) -> ffi::Status,
+        name: unsafe extern "C" fn(*mut ffi::Request, u32, *mut *const c_char) -> ffi::Status,
+    ) -> Result<BTreeSet<String>, Fault> {
+        let mut number = 0;
+        // SAFETY: the request lives; the caller's contract.
+        unsafe { check(count(self.0, &mut number))? };
+        let named = |index| {
+            let mut found = ptr::null();
             // SAFETY: as above; the name lives with the request.
             unsafe {
-                check(ffi::TRITONBACKEND_RequestInputName(
-                    self.0, index, &mut name,
-                ))?;
-                Ok(string(name))
+                check(name(self.0, index, &mut found))?;
+                Ok(string(found))
             }
         };
-        (0..count).map(name).collect()
+        (0..number).map(named).collect()
     }
 
     /// What came beside the tensors, as JSON has it; the server's own are left out.

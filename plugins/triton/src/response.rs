@@ -46,50 +46,40 @@ pub struct Output {
 }
 
 impl Output {
-    /// One string.
-    pub fn text(name: &'static str, text: &str) -> Self {
-        let mut bytes = Vec::with_capacity(4 + text.len());
-        bytes.extend((text.len() as u32).to_le_bytes());
-        bytes.extend(text.as_bytes());
+    fn one(name: &'static str, data_type: DataType, bytes: Vec<u8>) -> Self {
         Self {
             name,
-            data_type: DataType::BYTES,
+            data_type,
             elements: 1,
             bytes,
         }
     }
 
+    /// One string.
+    pub fn text(name: &'static str, text: &str) -> Self {
+        let mut bytes = Vec::with_capacity(4 + text.len());
+        bytes.extend((text.len() as u32).to_le_bytes());
+        bytes.extend(text.as_bytes());
+        Self::one(name, DataType::BYTES, bytes)
+    }
+
     /// Token ids.
     pub fn tokens(name: &'static str, tokens: &[u32]) -> Self {
+        let bytes = tokens.iter().flat_map(|token| token.to_le_bytes());
         Self {
-            name,
-            data_type: DataType::INT32,
             elements: tokens.len(),
-            bytes: tokens
-                .iter()
-                .flat_map(|token| token.to_le_bytes())
-                .collect(),
+            ..Self::one(name, DataType::INT32, bytes.collect())
         }
     }
 
     /// One count.
     pub fn count(name: &'static str, count: usize) -> Self {
-        Self {
-            name,
-            data_type: DataType::UINT32,
-            elements: 1,
-            bytes: (count as u32).to_le_bytes().into(),
-        }
+        Self::one(name, DataType::UINT32, (count as u32).to_le_bytes().into())
     }
 
     /// One number.
     pub fn number(name: &'static str, number: f32) -> Self {
-        Self {
-            name,
-            data_type: DataType::FP32,
-            elements: 1,
-            bytes: number.to_le_bytes().into(),
-        }
+        Self::one(name, DataType::FP32, number.to_le_bytes().into())
     }
 }
 
@@ -366,10 +356,13 @@ unsafe fn fill(response: *mut ffi::Response, output: &Output) -> Result<(), Faul
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        self.fail(&Fault::new(
-            ffi::Code::Unavailable,
-            "the scheduler ended before the answer did",
-        ));
+        self.fail(&match std::thread::panicking() {
+            true => Fault::defect("the server's log says which"),
+            false => Fault::new(
+                ffi::Code::Unavailable,
+                "the scheduler ended before the answer did",
+            ),
+        });
         // SAFETY: nothing uses them any more; both were made for this.
         let released = unsafe {
             if !self.factory.is_null() {

@@ -1,10 +1,11 @@
 //! Requests, responses and panics, against a stand-in for the server.
 
-use crate::TRITONBACKEND_ModelInstanceExecute;
 use crate::double::{Fate, Piece, RequestDouble};
 use crate::error::{Fault, entry, guarded};
 use crate::ffi::{self, Code, DataType};
 use crate::response::{Output, Owned};
+use crate::{TRITONBACKEND_ModelInstanceExecute, take};
+use std::cell::Cell;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -223,4 +224,29 @@ fn no_panic_and_no_lost_request_crosses_the_border() {
         ffi::TRITONSERVER_ErrorDelete(status);
         ffi::TRITONBACKEND_RequestRelease(request, ffi::RELEASE_ALL);
     }
+}
+
+#[test]
+fn a_panic_at_the_intake_ends_its_request_alone() {
+    let (first, lost) = RequestDouble::of(Vec::new());
+    let (second, answered) = RequestDouble::of(Vec::new());
+    let number = Cell::new(0);
+    let accept = |mut owned: Owned| {
+        number.set(number.get() + 1);
+        assert!(number.get() > 1, "the first one");
+        owned.fail(&Fault::invalid("told"));
+    };
+    // SAFETY: the stand-in's, which uses no instance.
+    unsafe { take(ptr::null_mut(), [first, second].as_mut_ptr(), 2, accept) };
+    let told = |fate: &Fate| fate.sent.lock().unwrap()[0].error.clone().unwrap();
+    assert!(is_over(&lost) && is_over(&answered));
+    let (code, message) = told(&lost);
+    assert!(
+        code == Code::Internal as i32 && message.contains("a defect"),
+        "{message}"
+    );
+    assert_eq!(
+        told(&answered),
+        (Code::InvalidArgument as i32, "told".into())
+    );
 }
