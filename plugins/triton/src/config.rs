@@ -5,6 +5,7 @@ use crate::ffi;
 use crate::text::string;
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::ort_library::OPERATORS_VARIABLE;
+use ratplus_runtime::scheduler;
 use ratplus_triton_repository::ratplus::{INPUTS, OUTPUTS, PARAMETERS, Tensor};
 use serde_json::{Map, Value};
 use std::num::NonZeroUsize;
@@ -27,6 +28,7 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// The number of the GPU.
     pub device: i32,
+    pub no_cuda_graph: bool,
     pub onnxruntime: Option<PathBuf>,
     pub custom_ops: Option<PathBuf>,
     /// The longest chunk of a prompt.
@@ -124,13 +126,16 @@ impl Config {
             backend: parameters.parsed("backend").unwrap_or(BackendKind::OrtCpu),
             threads: parameters.parsed("threads"),
             device: parameters.parsed("device").unwrap_or(0),
+            no_cuda_graph: parameters.parsed("no_cuda_graph").unwrap_or(false),
             onnxruntime: parameters.path("onnxruntime"),
             custom_ops: parameters.path("custom_ops").or_else(near),
             prefill_chunk: parameters.parsed("prefill_chunk"),
             decode_steps_per_chunk: parameters
                 .parsed("decode_steps_per_chunk")
-                .unwrap_or(NonZeroUsize::MIN),
-            prefix_cache_bytes: parameters.parsed("prefix_cache_bytes").unwrap_or(1 << 30),
+                .unwrap_or(scheduler::Options::default().decode_steps_per_chunk),
+            prefix_cache_bytes: parameters
+                .parsed("prefix_cache_bytes")
+                .unwrap_or(scheduler::DEFAULT_PREFIX_CACHE_BYTES),
         };
         parameters.finish();
         match wrong.is_empty() {

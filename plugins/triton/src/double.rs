@@ -1,4 +1,5 @@
-//! A stand-in for the server, for tests: the functions that requests and responses need. Others do nothing.
+//! A stand-in for the server, for tests: the functions that requests, responses, configurations and the log need. Others
+//! do nothing.
 
 #![allow(non_snake_case)]
 
@@ -58,6 +59,17 @@ impl RequestDouble {
     }
 }
 
+/// A model: its configuration as JSON, and its folder.
+pub struct ModelDouble {
+    pub config: CString,
+    pub folder: CString,
+}
+
+/// Whether the log is on, whatever the level.
+pub static LOGS: AtomicBool = AtomicBool::new(false);
+/// Lines of the log.
+pub static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 struct ResponseDouble {
     outputs: Vec<(String, Vec<i64>, Vec<u8>)>,
     fate: Arc<Fate>,
@@ -103,7 +115,24 @@ server! {
     fn TRITONSERVER_ErrorMessage(error: Status) -> *const c_char {
         (*error.cast::<ErrorDouble>()).1.as_ptr()
     }
-    fn TRITONSERVER_LogIsEnabled(_level: LogLevel) -> bool { false }
+    fn TRITONSERVER_LogIsEnabled(_level: LogLevel) -> bool { LOGS.load(SeqCst) }
+    fn TRITONSERVER_LogMessage(_l: LogLevel, _file: *const c_char, _line: c_int, message: *const c_char) -> Status {
+        LOG.lock().unwrap().push(CStr::from_ptr(message).to_string_lossy().into_owned());
+        OK
+    }
+    fn TRITONSERVER_MessageSerializeToJson(message: *mut Message, base: *mut *const c_char, bytes: *mut usize) -> Status {
+        let text = &(*message.cast::<ModelDouble>()).config;
+        (*base, *bytes) = (text.as_ptr(), text.as_bytes().len());
+        OK
+    }
+    fn TRITONBACKEND_ModelConfig(model: *mut Model, _version: u32, config: *mut *mut Message) -> Status {
+        *config = model.cast();
+        OK
+    }
+    fn TRITONBACKEND_ModelRepository(model: *mut Model, _kind: *mut c_int, location: *mut *const c_char) -> Status {
+        *location = (*model.cast::<ModelDouble>()).folder.as_ptr();
+        OK
+    }
     fn TRITONSERVER_ParameterNew(_n: *const c_char, _k: ParameterType, _v: *const c_void) -> *mut Parameter {
         ptr::null_mut()
     }
@@ -229,8 +258,6 @@ server! {
 }
 
 idle! {
-    TRITONSERVER_LogMessage(LogLevel, *const c_char, c_int, *const c_char)
-    TRITONSERVER_MessageSerializeToJson(*mut Message, *mut *const c_char, *mut usize)
     TRITONSERVER_MessageDelete(*mut Message)
     TRITONSERVER_MetricFamilyNew(*mut *mut MetricFamily, MetricKind, *const c_char, *const c_char)
     TRITONSERVER_MetricFamilyDelete(*mut MetricFamily)
@@ -250,8 +277,6 @@ idle! {
     TRITONBACKEND_BackendSetState(*mut Backend, *mut c_void)
     TRITONBACKEND_ModelName(*mut Model, *mut *const c_char)
     TRITONBACKEND_ModelVersion(*mut Model, *mut u64)
-    TRITONBACKEND_ModelRepository(*mut Model, *mut c_int, *mut *const c_char)
-    TRITONBACKEND_ModelConfig(*mut Model, u32, *mut *mut Message)
     TRITONBACKEND_ModelBackend(*mut Model, *mut *mut Backend)
     TRITONBACKEND_ModelState(*mut Model, *mut *mut c_void)
     TRITONBACKEND_ModelSetState(*mut Model, *mut c_void)

@@ -50,15 +50,9 @@ impl Engines {
 
 impl Engine {
     fn open(package: &Package, settings: &Settings) -> Result<Self, Fault> {
-        let mut lengths = package.manifest().lengths();
-        if let Some(longest) = settings.prefill_chunk {
-            if !lengths.contains(&longest) {
-                return Err(Fault::invalid(format!(
-                    "parameter `prefill_chunk`: expected one of the package's lengths, {lengths:?}, found {longest}"
-                )));
-            }
-            lengths.retain(|&length| length <= longest);
-        }
+        let lengths = package.manifest().lengths_up_to(settings.prefill_chunk);
+        let lengths = lengths
+            .map_err(|error| Fault::invalid(format!("parameter `prefill_chunk`: {error}")))?;
         let mut builder = Session::builder(package)
             .threads(settings.threads)
             .engines(lengths)
@@ -66,6 +60,7 @@ impl Engine {
         builder.ort.library.clone_from(&settings.onnxruntime);
         builder.ort.operators.clone_from(&settings.custom_ops);
         builder.cuda.device = settings.device;
+        builder.cuda.without_graph = settings.no_cuda_graph;
         let session = builder.open(settings.backend).map_err(Fault::invalid)?;
         for engine in session.implementations() {
             tracing::info!("{}: {engine}", settings.backend);

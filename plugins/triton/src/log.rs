@@ -5,6 +5,7 @@ use crate::text::c_string;
 use std::fmt::{Debug, Write};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 
 /// Has this library's events written to the server's log, from now on.
@@ -13,7 +14,14 @@ pub fn install() {
     let _ = tracing::subscriber::set_global_default(ServerLog);
 }
 
-struct ServerLog;
+/// Writes this project's events to the server's log.
+pub struct ServerLog;
+
+/// Whether an event is of this project's crates: their names, and that of this library.
+fn is_ours(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    target.starts_with("ratplus") || target.starts_with(env!("CARGO_CRATE_NAME"))
+}
 
 fn level(level: &Level) -> ffi::LogLevel {
     match *level {
@@ -25,10 +33,17 @@ fn level(level: &Level) -> ffi::LogLevel {
 }
 
 impl Subscriber for ServerLog {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match is_ours(metadata) {
+            // The server's levels are set anew while it runs.
+            true => Interest::sometimes(),
+            false => Interest::never(),
+        }
+    }
+
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         // SAFETY: the server's own switch, of no memory of ours.
-        metadata.target().starts_with("ratplus")
-            && unsafe { ffi::TRITONSERVER_LogIsEnabled(level(metadata.level())) }
+        is_ours(metadata) && unsafe { ffi::TRITONSERVER_LogIsEnabled(level(metadata.level())) }
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

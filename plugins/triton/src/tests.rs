@@ -1,11 +1,18 @@
-//! Requests, responses and panics, against a stand-in for the server.
+//! Requests, responses, panics, configurations and the log, against a stand-in for the server.
 
-use crate::double::{Fate, Piece, RequestDouble};
+use crate::config::{Config, Settings};
+use crate::double::{Fate, LOG, LOGS, ModelDouble, Piece, RequestDouble};
 use crate::error::{Fault, entry, guarded};
 use crate::ffi::{self, Code, DataType};
+use crate::log::ServerLog;
 use crate::response::{Output, Owned};
 use crate::{TRITONBACKEND_ModelInstanceExecute, take};
+use ratplus_runtime::backend::BackendKind;
+use ratplus_runtime::scheduler;
+use serde_json::{Map, Value, json};
 use std::cell::Cell;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -249,4 +256,98 @@ fn a_panic_at_the_intake_ends_its_request_alone() {
         told(&answered),
         (Code::InvalidArgument as i32, "told".into())
     );
+}
+
+#[test]
+fn the_log_follows_the_servers_levels_as_they_change() {
+    let says = |on| {
+        LOGS.store(on, SeqCst);
+        tracing::debug!(on, "heard");
+    };
+    tracing::subscriber::with_default(ServerLog, || [false, true, false, true].map(says));
+    let lines: Vec<_> = LOG.lock().unwrap().clone();
+    let heard = lines.iter().filter(|line| line.contains("heard"));
+    assert_eq!(
+        heard.collect::<Vec<_>>(),
+        ["ratplus: heard on=true"; 2],
+        "{lines:?}"
+    );
+}
+
+fn configured(config: &Value, given: &Map<String, Value>) -> Result<Config, Fault> {
+    let mut model = ModelDouble {
+        config: CString::new(config.to_string()).unwrap(),
+        folder: c"/models/kjv".into(),
+    };
+    let model = ptr::from_mut(&mut model).cast();
+    // SAFETY: the stand-in's.
+    unsafe { Config::of(model, 3, given, Path::new("/nowhere")) }
+}
+
+#[test]
+fn a_configuration_has_the_defaults_of_the_server_of_http() {
+    let config = configured(&json!({"max_batch_size": 0}), &Map::new()).unwrap();
+    assert_eq!(config.package, Path::new("/models/kjv/3"));
+    assert!(!config.decoupled);
+    let expected = Settings {
+        backend: BackendKind::OrtCpu,
+        threads: None,
+        device: 0,
+        no_cuda_graph: false,
+        onnxruntime: None,
+        custom_ops: None,
+        prefill_chunk: None,
+        decode_steps_per_chunk: scheduler::Options::default().decode_steps_per_chunk,
+        prefix_cache_bytes: scheduler::DEFAULT_PREFIX_CACHE_BYTES,
+    };
+    assert_eq!(config.engine, expected);
+}
+
+#[test]
+fn a_models_parameters_go_before_the_command_lines() {
+    let text = |text: &str| json!({"string_value": text});
+    let config = json!({
+        "max_batch_size": 0,
+        "model_transaction_policy": {"decoupled": true},
+        "parameters": {
+            "package": text("../../other/1"),
+            "threads": text("3"),
+            "no_cuda_graph": text("true"),
+        },
+    });
+    let Value::Object(given) = json!({"threads": "5", "onnxruntime": "/lib/ort.so"}) else {
+        unreachable!()
+    };
+    let config = configured(&config, &given).unwrap();
+    assert!(config.decoupled && config.engine.no_cuda_graph);
+    assert_eq!(config.package, Path::new("/models/kjv/3/../../other/1"));
+    assert_eq!(config.engine.threads, Some(3));
+    assert_eq!(
+        config.engine.onnxruntime,
+        Some(PathBuf::from("/lib/ort.so"))
+    );
+}
+
+#[test]
+fn everything_wrong_in_a_configuration_is_told_at_once() {
+    let text = |text: &str| json!({"string_value": text});
+    let config = json!({
+        "max_batch_size": 4,
+        "input": [{"name": "text", "data_type": "TYPE_STRING", "dims": [1]}],
+        "output": [{"name": "output_ids", "data_type": "TYPE_FP32", "dims": ["2"]}],
+        "parameters": {"threads": text("many"), "prefix_cash": text("1"), "backend": text("gpu")},
+    });
+    let fault = configured(&config, &Map::new()).err().unwrap();
+    assert_eq!(fault.code, Code::InvalidArgument);
+    for said in [
+        "`max_batch_size`: expected 0, found 4",
+        "input `text`: expected one of text_input",
+        "output `output_ids`: expected TYPE_INT32, found TYPE_FP32",
+        "output `output_ids`: expected dims: [ -1 ], found [\"2\"]",
+        "parameter `threads`:",
+        "parameter `prefix_cash`: expected one of package",
+        "parameter `backend`:",
+    ] {
+        assert!(fault.message.contains(said), "{said}: {fault}");
+    }
 }

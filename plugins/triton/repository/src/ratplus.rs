@@ -62,11 +62,12 @@ pub const OUTPUTS: [Tensor; 7] = [
 ];
 
 /// Parameters of a model's configuration.
-pub const PARAMETERS: [&str; 9] = [
+pub const PARAMETERS: [&str; 10] = [
     "package",
     "backend",
     "threads",
     "device",
+    "no_cuda_graph",
     "onnxruntime",
     "custom_ops",
     "prefill_chunk",
