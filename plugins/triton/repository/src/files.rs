@@ -3,9 +3,9 @@
 use ratplus_graphs::package::plans::plans_folder;
 use ratplus_graphs::package::{MANIFEST_FILE, Manifest};
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
+use tempfile::TempDir;
 
 /// Why a repository is not written.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum RepositoryError {
     #[error("{0}")]
     Package(String),
     /// A name is none.
-    #[error("name: expected letters, digits, `.`, `-` and `_`, found `{0}`")]
+    #[error("`model_name`: expected letters, digits, `.`, `-` and `_`, found {0:?}")]
     Name(String),
     /// Models are there.
     #[error("{}: expected no such models, found {}; remove them first", .repository.display(), .names.join(", "))]
@@ -31,7 +31,7 @@ pub enum RepositoryError {
         /// Which.
         path: PathBuf,
         /// What happened.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -80,6 +80,9 @@ pub(crate) fn package_files(manifest: &Manifest) -> Vec<File> {
     files.iter().map(|name| File::same(name)).collect()
 }
 
+/// What names of folders in a repository start with that are models to be.
+const STAGING_PREFIX: &str = ".ratplus-";
+
 /// The version that is written.
 pub(crate) const VERSION: &str = "1";
 
@@ -111,7 +114,7 @@ impl Repository {
         }
         let names = models.iter().map(|model| model.name.clone());
         let names: Vec<_> = names
-            .filter(|name| self.folder.join(name).exists())
+            .filter(|name| self.folder.join(name).symlink_metadata().is_ok())
             .collect();
         if !names.is_empty() {
             return Err(RepositoryError::Exists {
@@ -119,26 +122,50 @@ impl Repository {
                 names,
             });
         }
-        // A server may look into the repository at any time: models become visible whole.
         at(&self.folder, fs::create_dir_all(&self.folder))?;
-        let folder = at(&self.folder, self.folder.canonicalize())?;
-        let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        let staging = format!(".{name}.ratplus-{}", std::process::id());
-        let staging = folder.with_file_name(staging);
-        let written = models
+        let staging = at(&self.folder, self.staging())?;
+        models
             .iter()
-            .try_for_each(|model| model.write(package, &staging.join(&model.name)))
-            .and_then(|()| {
-                models.iter().try_for_each(|model| {
-                    let target = self.folder.join(&model.name);
-                    at(&target, fs::rename(staging.join(&model.name), &target))
-                })
-            });
-        let removed = match fs::remove_dir_all(&staging) {
-            Err(error) if error.kind() != ErrorKind::NotFound => at(&staging, Err(error)),
-            _ => Ok(()),
+            .try_for_each(|model| model.write(package, &staging.path().join(&model.name)))?;
+        self.show(staging.path(), models)?;
+        let path = staging.path().to_owned();
+        at(&path, staging.close())
+    }
+
+    /// A folder where models are written before they are moved into the repository, whole, as a server may look into that
+    /// at any time: beside it, or, where that is another file system or not to be written, in it.
+    fn staging(&self) -> io::Result<TempDir> {
+        let folder = self.folder.canonicalize()?;
+        let made = |place: &Path| {
+            let mut folder = tempfile::Builder::new();
+            folder.prefix(STAGING_PREFIX).tempdir_in(place)
         };
-        written.and(removed)
+        let beside = folder.parent().and_then(|parent| made(parent).ok());
+        // No folder is moved to `.`; that it is of another file system is said before.
+        let across = |beside: &TempDir| {
+            let moved = fs::rename(beside.path(), folder.join("."));
+            moved.is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices)
+        };
+        match beside.filter(|beside| !across(beside)) {
+            Some(beside) => Ok(beside),
+            None => made(&folder),
+        }
+    }
+
+    /// Moves models into the repository, all or none.
+    fn show(&self, staging: &Path, models: &[Model]) -> Result<(), RepositoryError> {
+        for (index, Model { name, .. }) in models.iter().enumerate() {
+            let target = self.folder.join(name);
+            if let Err(source) = fs::rename(staging.join(name), &target) {
+                for Model { name, .. } in &models[..index] {
+                    let shown = self.folder.join(name);
+                    at(&shown, fs::rename(&shown, staging.join(name)))?;
+                }
+                let path = target;
+                return Err(RepositoryError::Io { path, source });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -158,7 +185,7 @@ impl Model {
     }
 }
 
-fn at<T>(path: &Path, done: std::io::Result<T>) -> Result<T, RepositoryError> {
+fn at<T>(path: &Path, done: io::Result<T>) -> Result<T, RepositoryError> {
     done.map_err(|source| RepositoryError::Io {
         path: path.into(),
         source,
@@ -200,7 +227,54 @@ mod tests {
         let error = repository.write(&package, &[model("b", "file"), model("a", "file")]);
         assert!(matches!(error, Err(RepositoryError::Exists { names, .. }) if names == ["a"]));
         assert!(!folder.join("b").exists());
-        // Nothing is left beside it.
+        // Nothing is left in it and beside it.
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_moved_in_takes_those_before_it_back() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::write(temporary.path().join("file"), "content").unwrap();
+        let folder = temporary.path().join("repository");
+        let repository = Repository::at(&folder);
+        let models = [model("a", "file"), model("b", "file")];
+        let staging = temporary.path().join("staging");
+        for model in &models {
+            model
+                .write(temporary.path(), &staging.join(&model.name))
+                .unwrap();
+        }
+        // One of that name has appeared meanwhile.
+        let theirs = folder.join("b").join("theirs");
+        fs::create_dir_all(&theirs).unwrap();
+        let error = repository.show(&staging, &models).unwrap_err();
+        assert!(matches!(error, RepositoryError::Io { path, .. } if path == folder.join("b")));
+        assert!(theirs.exists() && !folder.join("a").exists());
+        assert!(staging.join("a/1/file").exists());
+    }
+
+    #[test]
+    fn a_mount_point_is_a_repository() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::write(temporary.path().join("file"), "content").unwrap();
+        // A file system of its own.
+        let folder = Path::new("/dev/shm");
+        let name = format!("ratplus-mount-{}", std::process::id());
+        let written = Repository::at(folder).write(temporary.path(), &[model(&name, "file")]);
+        let content = fs::read_to_string(folder.join(&name).join("1/file"));
+        let _ = fs::remove_dir_all(folder.join(&name));
+        written.unwrap();
+        assert_eq!(content.unwrap(), "content");
+        // What it was made in was not beside it, and is gone.
+        let is_left = |place: &Path| {
+            let names = fs::read_dir(place)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name());
+            names
+                .into_iter()
+                .any(|name| name.to_string_lossy().starts_with(STAGING_PREFIX))
+        };
+        assert!(!is_left(folder) && !is_left(Path::new("/dev")));
     }
 }

@@ -43,7 +43,7 @@ pub fn onnxruntime(
 ) -> Result<Model, RepositoryError> {
     let engine = single(manifest).find(|engine| engine.seq_len == runtime.seq_len);
     let engine = engine.ok_or_else(|| {
-        let lengths = manifest.lengths();
+        let lengths: Vec<_> = single(manifest).map(|engine| engine.seq_len).collect();
         let found = runtime.seq_len;
         RepositoryError::Package(format!(
             "`length`: expected one of the package's lengths, {lengths:?}, found {found}"
@@ -60,7 +60,7 @@ pub fn onnxruntime(
         .or_else(|| engine.file(Target::Portable));
     let file = file.ok_or_else(|| {
         RepositoryError::Package(format!(
-            "{}: the package has no graph of it for ONNX Runtime; export it with the fallback `function`",
+            "{}: the package has no graph of it for ONNX Runtime; export it with `fallback: function`",
             engine.name
         ))
     })?;
