@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 47] = [
+const FLAGS: [(&str, &str); 48] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
@@ -25,6 +25,7 @@ const FLAGS: [(&str, &str); 47] = [
     ("logits", "--logits"),
     ("max_seq_len", "--max-seq-len"),
     ("min_p", "--min-p"),
+    ("model_name", "--model-name"),
     ("opset", "--opset"),
     ("optimization_level", "--optimization-level"),
     ("prefill_lengths", "--prefill-lengths"),

@@ -3,8 +3,9 @@
 use crate::args::{TritonArgs, TritonBackend};
 use crate::output::{Failure, OrInput, Outcome};
 use crate::streams::outln;
-use ratplus_graphs::package::Manifest;
-use ratplus_runtime::backend::BackendKind;
+use clap::ValueEnum;
+use ratplus_graphs::package::{Fallback, Manifest};
+use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::ort_library;
 use ratplus_runtime::package::Package;
 use ratplus_triton_repository::{Model, Repository, ratplus, stock};
@@ -15,6 +16,8 @@ pub fn run(args: TritonArgs) -> Outcome {
     let backend: BackendKind = args.engine.backend.parse().or_input()?;
     let package = Package::open(&args.dir).or_input()?;
     let manifest = package.manifest();
+    check_flags(&args, backend, manifest)?;
+    let session = Session::builder(&package).threads(args.engine.libraries.threads);
     let name = match &args.model_name {
         Some(name) => name.clone(),
         None => super::folder_name(&args.dir),
@@ -25,12 +28,14 @@ pub fn run(args: TritonArgs) -> Outcome {
     let (models, flag): (Vec<Model>, _) = match args.triton_backend {
         TritonBackend::Ratplus => {
             let options = served(&args, backend, manifest)?;
+            session.check(backend).or_input()?;
             let models = ratplus::models(&name, manifest, &options);
             let flag = "--backend-directory=FOLDER, which has ratplus/libtriton_ratplus.so";
             (models.into(), Some(flag.to_owned()))
         }
         TritonBackend::Onnxruntime => {
-            let runtime = onnxruntime(&args, backend)?;
+            let runtime = onnxruntime(&args, backend, manifest)?;
+            session.check(backend).or_input()?;
             let model = stock::onnxruntime(&name, manifest, &runtime, &options);
             (vec![model.or_input()?], None)
         }
@@ -51,20 +56,58 @@ pub fn run(args: TritonArgs) -> Outcome {
     Ok(())
 }
 
+/// Refuses flags that would do nothing.
+fn check_flags(args: &TritonArgs, backend: BackendKind, manifest: &Manifest) -> Outcome {
+    let served = args.triton_backend == TritonBackend::Ratplus;
+    let runs_graphs = args.triton_backend != TritonBackend::Tensorrt && !backend.runs_plans();
+    let in_ort = runs_graphs && backend != BackendKind::Tract;
+    let records = backend == BackendKind::OrtCuda || backend.runs_plans();
+    let flags = [
+        ("max_queued_requests", served),
+        ("prefix_cache", served),
+        ("prefill_chunk", served),
+        ("decode_steps_per_chunk", served),
+        ("threads", served && in_ort),
+        ("onnxruntime", served && in_ort),
+        ("no_cuda_graph", served && records),
+        ("custom_ops", in_ort && uses_operators(backend, manifest)),
+        ("backend", args.triton_backend != TritonBackend::Tensorrt),
+        ("length", args.triton_backend == TritonBackend::Onnxruntime),
+        ("max_sequences", !served),
+    ];
+    let idle = flags
+        .iter()
+        .filter(|(name, used)| !used && args.typed.has(name));
+    let idle: Vec<_> = idle
+        .map(|(name, _)| format!("--{}", name.replace('_', "-")))
+        .collect();
+    if idle.is_empty() {
+        return Ok(());
+    }
+    let triton_backend = args.triton_backend.to_possible_value();
+    let triton_backend = triton_backend.map_or_else(String::new, |value| value.get_name().into());
+    let and = match args.triton_backend {
+        TritonBackend::Tensorrt => String::new(),
+        _ => format!(" and --backend {backend}"),
+    };
+    Err(Failure::input(format!(
+        "{}: without effect for this package with --triton-backend {triton_backend}{and}; leave them out",
+        idle.join(", ")
+    )))
+}
+
+/// Whether a backend of ONNX Runtime runs a package with the library of RAT+ operators.
+fn uses_operators(backend: BackendKind, manifest: &Manifest) -> bool {
+    backend != BackendKind::OrtFallback && manifest.fallback != Fallback::Inline
+}
+
 fn served(
     args: &TritonArgs,
     backend: BackendKind,
     manifest: &Manifest,
 ) -> Result<ratplus::Options, Failure> {
-    let lengths = manifest.lengths();
-    if let Some(found) = args
-        .prefill_chunk
-        .filter(|length| !lengths.contains(length))
-    {
-        return Err(Failure::input(format!(
-            "--prefill-chunk: expected one of the package's lengths, {lengths:?}, found {found}"
-        )));
-    }
+    let lengths = manifest.lengths_up_to(args.prefill_chunk);
+    lengths.map_err(|error| Failure::input(format!("--prefill-chunk: {error}")))?;
     let path = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
     let parameters = [
         ("backend", Some(backend.to_string())),
@@ -74,6 +117,13 @@ fn served(
         ),
         ("onnxruntime", path(&args.engine.libraries.onnxruntime)?),
         ("custom_ops", path(&args.engine.libraries.custom_ops)?),
+        (
+            "no_cuda_graph",
+            args.engine
+                .libraries
+                .no_cuda_graph
+                .then(|| true.to_string()),
+        ),
         (
             "prefill_chunk",
             args.prefill_chunk.map(|length| length.to_string()),
@@ -93,18 +143,21 @@ fn served(
     })
 }
 
-fn onnxruntime(args: &TritonArgs, backend: BackendKind) -> Result<stock::OnnxRuntime, Failure> {
-    let (gpu, with_operators) = match backend {
-        BackendKind::OrtCpu => (false, true),
-        BackendKind::OrtCuda => (true, true),
-        BackendKind::OrtFallback => (false, false),
+fn onnxruntime(
+    args: &TritonArgs,
+    backend: BackendKind,
+    manifest: &Manifest,
+) -> Result<stock::OnnxRuntime, Failure> {
+    let gpu = match backend {
+        BackendKind::OrtCpu | BackendKind::OrtFallback => false,
+        BackendKind::OrtCuda => true,
         other => {
             return Err(Failure::input(format!(
                 "--backend: expected ort-cpu, ort-cuda or ort-fallback with --triton-backend onnxruntime, found {other}"
             )));
         }
     };
-    let operators = with_operators.then(|| {
+    let operators = uses_operators(backend, manifest).then(|| {
         let found = ort_library::operators(args.engine.libraries.custom_ops.as_deref());
         absolute(&found.or_input()?)
     });

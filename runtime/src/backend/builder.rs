@@ -98,11 +98,21 @@ impl<'a> SessionBuilder<'a> {
         let dir = self.package.dir();
         let _span =
             tracing::info_span!("open", backend = %kind, package = %dir.display()).entered();
-        let opened = self.opening(kind).and_then(|opening| {
+        let opened = has_backend(kind).and_then(|()| {
+            let opening = self.opening(kind)?;
             let driver = driver::open(&opening)?;
             Ok(session::new(opening, driver))
         });
         opened.inspect_err(|error| tracing::error!(%error, "not opened"))
+    }
+
+    /// Whether the package and the options are such as [`open`](Self::open) wants for this backend, as far as that can be
+    /// told without the backend's libraries and its GPU: for programs that prepare what another machine runs.
+    ///
+    /// # Errors
+    /// The package cannot run on this backend, or an option names something that it does not have.
+    pub fn check(&self, kind: BackendKind) -> Result<(), BackendError> {
+        driver::check(&self.opening(kind)?)
     }
 
     /// What has to be opened.
@@ -112,14 +122,6 @@ impl<'a> SessionBuilder<'a> {
             expected,
             found: found.into(),
         };
-        if let Some(feature) = kind.missing_feature() {
-            return Err(BackendError::Unavailable {
-                backend: kind.to_string(),
-                reason: format!(
-                    "this build has none; build ratplus-runtime with its feature `{feature}`"
-                ),
-            });
-        }
         if let Some(threads) = self.threads
             && !(1..=i32::MAX as usize).contains(&threads)
         {
@@ -192,6 +194,17 @@ impl<'a> SessionBuilder<'a> {
         known.retain(|(name, _)| wanted.contains(name));
         Ok(known)
     }
+}
+
+/// Whether this build has a backend.
+fn has_backend(kind: BackendKind) -> Result<(), BackendError> {
+    let Some(feature) = kind.missing_feature() else {
+        return Ok(());
+    };
+    Err(BackendError::Unavailable {
+        backend: kind.to_string(),
+        reason: format!("this build has none; build ratplus-runtime with its feature `{feature}`"),
+    })
 }
 
 /// What the graphs are built for that a backend of ONNX Runtime runs; tract's have their own.

@@ -69,6 +69,18 @@ pub(super) trait Driver: Send {
 }
 
 /// Opens the engines on the backend that is asked for; this build has it.
+/// What [`open`] asks of the package alone.
+pub(super) fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
+    match opening.kind {
+        BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback => {
+            ort::check(opening)
+        }
+        #[cfg(feature = "tensorrt")]
+        BackendKind::TensorRt | BackendKind::TensorRtRtx => super::tensorrt::check(opening),
+        _ => Ok(()),
+    }
+}
+
 pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
     match opening.kind {
         BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback => ort::open(opening),

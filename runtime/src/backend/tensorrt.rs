@@ -88,6 +88,15 @@ impl Machine {
     }
 }
 
+/// Whether the package has plans for it, of whatever library and GPU.
+pub(super) fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
+    let checked = PlanRequirements::of(opening.kind, opening.manifest())
+        .and_then(|_| opening.options.package.plan_set(opening.kind.name()));
+    checked
+        .map(drop)
+        .map_err(|reason| opening.unavailable(reason))
+}
+
 pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
     let mut taps = opening.engines.iter().flat_map(|engine| &engine.taps);
     if let Some((name, _)) = taps.next() {

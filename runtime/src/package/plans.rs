@@ -38,6 +38,18 @@ impl Deref for OpenedPlan {
 }
 
 impl Package {
+    /// The plans that the manifest has for `backend`.
+    ///
+    /// # Errors
+    /// It has none: the command that builds them.
+    pub(crate) fn plan_set(&self, backend: &str) -> Result<&PlanSet, String> {
+        let found = self.manifest.plans.get(backend);
+        found.ok_or_else(|| {
+            let dir = self.dir.display();
+            format!("it has no plans for {backend}; run `ratplus build {dir}` with `backends: {backend}`")
+        })
+    }
+
     /// Opens the plans of a backend, in the order of the manifest's [`PlanSet`].
     ///
     /// # Errors
@@ -54,10 +66,8 @@ impl Package {
             dir: self.dir.clone(),
             problems,
         };
-        let Some(set) = self.manifest.plans.get(backend) else {
-            let once = again.trim_end_matches(" again");
-            return Err(fail(vec![format!("it has no plans for {backend}; {once}")]));
-        };
+        let set = self.plan_set(backend);
+        let set = set.map_err(|problem| fail(vec![problem]))?;
         let mut problems = self.foreign(set, target, &again);
         for engine in &self.manifest.engines {
             // The manifest's own check has a plan for every engine.

@@ -113,7 +113,7 @@ pub fn tensorrt(
         }
         None => {
             return Err(RepositoryError::Package(
-                "plans: expected one for tensorrt, found none; build it".into(),
+                "plans: expected one for tensorrt, found none; run `ratplus build` with `backends: tensorrt`".into(),
             ));
         }
     };

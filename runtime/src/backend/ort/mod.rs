@@ -79,7 +79,7 @@ struct Shared {
 }
 
 /// Whether ONNX Runtime runs such a package so.
-fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
+pub(super) fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
     let (kind, manifest) = (opening.kind, opening.manifest());
     let reason = match (kind, manifest.fallback) {
         (_, Fallback::TrtPlugins) => {
