@@ -1,5 +1,5 @@
 //! Programs of others that the tests run against `ratplus serve`: lm-eval, aiperf, vllm-router, Node.js with the npm
-//! client of OpenAI's.
+//! client of OpenAI's; and clients of Triton's, its own and KServe's.
 
 use crate::setup;
 use crate::step::{Error, Steps, say};

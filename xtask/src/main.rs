@@ -20,6 +20,7 @@ mod supply;
 mod support;
 mod tensorrt;
 mod toolkit;
+mod triton;
 mod wheel;
 mod workspace;
 

@@ -10,13 +10,13 @@ use std::process::Command;
 
 /// What is installed, and what a stamp is compared with.
 pub const REQUIREMENTS: &str = "tests/python/requirements.txt";
-/// The same for a Triton Inference Server.
-const TRITON: &str = "tests/python/triton-requirements.txt";
-const STAMP: &str = "ratplus-setup.txt";
+/// File of a folder that says what is installed in it.
+pub const STAMP: &str = "ratplus-setup.txt";
 /// The oldest Python that the pinned wheels exist for.
 const OLDEST_PYTHON: (u32, u32) = (3, 11);
 
-const INSTALL_REMEDY: &str = "check the network (pip honours HTTPS_PROXY, PIP_INDEX_URL and \
+/// What to do where pip fails.
+pub const INSTALL_REMEDY: &str = "check the network (pip honours HTTPS_PROXY, PIP_INDEX_URL and \
     PIP_FIND_LINKS) and the disk, then run `cargo xtask setup` again";
 
 /// Installs everything that is not there yet.
@@ -108,15 +108,6 @@ pub fn other_runtimes(workspace: &Workspace) {
             }
             Err(error) => say(&format!("    not installed, its tests will skip: {error}")),
         }
-    }
-}
-
-/// Installs a Triton Inference Server and its client into an environment of their own. Where they cannot be had,
-/// their tests skip.
-pub fn triton(workspace: &Workspace) {
-    let venv = workspace.target.join("triton");
-    if let Err(error) = environment(workspace, &venv, TRITON, &[], || Ok(())) {
-        say(&format!("    not installed, its tests will skip: {error}"));
     }
 }
 

@@ -9,6 +9,7 @@ use crate::step::{Error, Steps, say};
 use crate::support;
 use crate::tensorrt;
 use crate::toolkit;
+use crate::triton;
 use crate::wheel;
 use crate::workspace::Workspace;
 use std::path::Path;
@@ -107,7 +108,7 @@ pub fn python_tests(
 pub fn prepare(workspace: &Workspace, steps: &Steps<'_>) -> Result<(), Error> {
     setup::run(workspace)?;
     setup::other_runtimes(workspace);
-    setup::triton(workspace);
+    triton::install(workspace);
     tensorrt::libraries(workspace);
     ort_headers::install(workspace);
     clients::install(workspace);
