@@ -1,6 +1,7 @@
 """The backend `ratplus` in a real Triton Inference Server, and the repositories that `ratplus triton` writes.
 
-`cargo xtask test` installs the server, from PyPI's nvidia-pytriton, with a client into target/triton.
+`cargo xtask test` installs the server, of PyPI's nvidia-pytriton, into target/triton, and its clients with others into
+target/clients.
 """
 
 import json
@@ -14,10 +15,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import onnx
+import onnxruntime as ort
 import pytest
 from conftest import ROOT, built, golden_case
+from test_plan_backends import KINDS, add_plans
 
 PROMPT = "In the beginning"
 GREEDY = '{"temperature": 0, "max_tokens": %d}'
@@ -25,12 +29,21 @@ GREEDY = '{"temperature": 0, "max_tokens": %d}'
 LONG = 1500
 
 
-def environment():
-    """Triton's environment of Python, or a skip."""
-    folder = ROOT / "target" / "triton"
-    if not (folder / "bin" / "python").exists():
+CLIENTS = Path(os.environ.get("RATPLUS_CLIENTS", ROOT / "target" / "clients"))
+
+
+def tritonserver():
+    """The server, or a skip."""
+    program = ROOT / "target" / "triton" / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    if not program.exists():
         pytest.skip("Triton is not installed (cargo xtask test installs it where it can)")
-    return folder
+    return program
+
+
+def client(script, *words, **pipes):
+    """A client's process."""
+    command = [CLIENTS / "bin" / "python", ROOT / "tests" / "python" / script, *words]
+    return subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE, text=True, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +61,14 @@ class Client:
     """triton_client.py as a process."""
 
     def __init__(self, address):
-        words = [environment() / "bin" / "python", ROOT / "tests" / "python" / "triton_client.py", address]
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process = subprocess.Popen([str(word) for word in words], **pipes)
+        self.process = client("triton_client.py", address, stdin=subprocess.PIPE)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()
+        self.process.communicate()
 
     def ask(self, **command):
         self.process.stdin.write(json.dumps(command) + "\n")
@@ -59,37 +77,56 @@ class Client:
         assert line, "the client has ended"
         return json.loads(line)
 
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
 
 class Server:
-    """A tritonserver with the models of a repository."""
+    """A tritonserver with the models of a repository, which is killed where it has not ended."""
 
     def __init__(self, repository, backends, log, *models):
-        (folder,) = environment().glob("lib/python3*/site-packages/pytriton/tritonserver")
+        self.log, self.process, self.client = log, None, None
+        words = [f"--model-repository={repository}", f"--backend-directory={backends}"]
+        words += ["--model-control-mode=explicit", "--exit-on-error=false", "--log-verbose=0"]
+        words += [f"--load-model={model}" for model in models]
+        try:
+            # Ports that were free a moment ago may be others' now.
+            started = any(self.start(words) for _ in range(5))
+            assert started, log.read_text()
+            self.client = Client(f"127.0.0.1:{self.grpc}")
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+        if self.client:
+            self.client.__exit__()
+
+    def start(self, words):
+        """Whether a server is up; not, where one of its ports was taken."""
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
         self.http, self.grpc, self.numbers = [one.getsockname()[1] for one in sockets]
         for one in sockets:
             one.close()
         places = dict(http=self.http, grpc=self.grpc, metrics=self.numbers)
-        words = [f"--{name}-{what}" for name, port in places.items() for what in ("address=127.0.0.1", f"port={port}")]
-        words += [f"--model-repository={repository}", f"--backend-directory={backends}"]
-        words += ["--model-control-mode=explicit", "--exit-on-error=false", "--log-verbose=0"]
-        words += [f"--load-model={model}" for model in models]
+        places = [f"--{name}-{what}" for name, port in places.items() for what in ("address=127.0.0.1", f"port={port}")]
         # libratplus_ort.so lies beside the backend.
         given = {name: value for name, value in os.environ.items() if name != "RATPLUS_ORT_LIBRARY"}
-        self.log = log
-        with log.open("w") as file:
-            words = [str(folder / "bin" / "tritonserver"), *words]
+        with self.log.open("w") as file:
+            words = [str(tritonserver()), *places, *words]
             self.process = subprocess.Popen(words, stdout=file, stderr=file, env=given)
-        self.client = Client(f"127.0.0.1:{self.grpc}")
         until = time.monotonic() + 60
         # The numbers' socket is opened last.
         while [self.status("v2/health/live"), self.status("metrics", self.numbers)] != [200, 200]:
-            assert self.process.poll() is None and time.monotonic() < until, log.read_text()
+            said = self.log.read_text()
+            if self.process.poll() is not None and "already in use" in said:
+                return False
+            assert self.process.poll() is None and time.monotonic() < until, said
             time.sleep(0.1)
+        return self.process.poll() is None
 
     def fetch(self, path, body=None, port=None):
         """Status and text of an answer."""
@@ -103,7 +140,7 @@ class Server:
     def status(self, path, port=None):
         try:
             return self.fetch(path, port=port)[0]
-        except urllib.error.URLError:
+        except OSError:
             return 0
 
     def generate(self, model, how="generate", **body):
@@ -128,17 +165,37 @@ class Server:
             assert time.monotonic() < until, self.log.read_text()
             time.sleep(0.02)
 
+    def terminate(self):
+        self.process.send_signal(signal.SIGTERM)
+
     def end(self):
         """The exit code after SIGTERM."""
-        self.process.send_signal(signal.SIGTERM)
-        self.client.close()
+        self.terminate()
+        self.client.__exit__()
         return self.process.wait(timeout=60)
+
+    def while_it_streams(self, inputs, act):
+        """Responses to one request, in the midst of which something is done."""
+        before = self.metrics("kjv").get("generated_tokens", 0)
+        answers = []
+        running = threading.Thread(target=lambda: answers.append(self.stream(inputs)), daemon=True)
+        running.start()
+        until = time.monotonic() + 30
+        while self.metrics("kjv").get("generated_tokens", 0) == before:
+            assert time.monotonic() < until, self.log.read_text()
+        # The same clock as the client's.
+        acted = time.monotonic()
+        act()
+        running.join(timeout=60)
+        (answer,) = answers
+        assert answer["whole"] and answer["told"][-1]["at"] > acted, "it was over before"
+        return answer["told"]
 
 
 @pytest.fixture(scope="module")
 def backends(tmp_path_factory):
     """A backend directory, as it is installed."""
-    environment()
+    tritonserver()
     folder = tmp_path_factory.mktemp("backends")
     (folder / "ratplus").mkdir()
     for variable, name in [("RATPLUS_TRITON_LIBRARY", "libtriton_ratplus.so"), ("RATPLUS_ORT_LIBRARY", "libratplus_ort.so")]:
@@ -164,10 +221,11 @@ def repository(ratplus, package, tmp_path_factory):
 def server(repository, backends, tmp_path_factory):
     """A server of both models."""
     log = tmp_path_factory.mktemp("server") / "log"
-    server = Server(repository, backends, log, "kjv", "kjv_unary", "short")
-    assert [server.status(f"v2/models/{model}/ready") for model in ("kjv", "kjv_unary")] == [200, 200], log.read_text()
-    yield server
-    assert server.end() == 0, log.read_text()
+    with Server(repository, backends, log, "kjv", "kjv_unary", "short") as server:
+        ready = [server.status(f"v2/models/{model}/ready") for model in ("kjv", "kjv_unary", "short")]
+        assert ready == [200, 200, 200], log.read_text()
+        yield server
+        assert server.end() == 0, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +328,41 @@ def test_http_generates_whole_and_in_parts(server, expected):
     assert (status, json.loads(text)["text_output"]) == (200, PROMPT + expected[PROMPT]["completion"])
 
 
+def test_kserves_client_asks_both_ways(server, expected):
+    line = expected[PROMPT]
+    inputs = {
+        "text_input": ["BYTES", [PROMPT]],
+        "sampling_parameters": ["BYTES", [GREEDY % 24]],
+        "exclude_input_in_output": ["BOOL", [True]],
+        "return_num_output_tokens": ["BOOL", [True]],
+        "return_output_ids": ["BOOL", [True]],
+    }
+    addresses = f"http://127.0.0.1:{server.http}", f"127.0.0.1:{server.grpc}"
+    process = client("kserve_client.py", *addresses, "kjv_unary", json.dumps(inputs), stderr=subprocess.PIPE)
+    try:
+        told, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    told = json.loads(told)
+    assert (told["rest_ready"], told["grpc_ready"]) == ([True, False], [True, True, True])
+    # Tensors as bytes, and as values.
+    for how in ("rest_True", "rest_False", "grpc_True", "grpc_False"):
+        answer = told[how]
+        assert (answer["text_output"], answer["num_output_tokens"]) == ([line["completion"]], [24]), how
+        assert len(answer["output_ids"]) == line["tokens"] and answer["output_ids"] == told["rest_True"]["output_ids"]
+    for how in ("rest_wrong", "grpc_wrong"):
+        assert "`stream`: expected false, found true" in told[how]
+    assert (told["rest_wrong"][:4], told["grpc_wrong"][:17]) == ("400:", "INVALID_ARGUMENT:")
+
+
+def test_the_log_has_what_the_libraries_say(server):
+    said = server.log.read_text()
+    assert re.search(r"^I\d.*ratplus: ort-cpu: ", said, re.MULTILINE), said
+    # The second model over the package.
+    assert "ratplus: runs in an engine that is there" in said
+
+
 @pytest.mark.parametrize(
     "inputs, said",
     [
@@ -290,6 +383,10 @@ def test_http_generates_whole_and_in_parts(server, expected):
         ({"text_input": "a", "sampling_parameters": '{"temperature": -1}'}, "temperature"),
         ({"text_input": "a", "sampling_parameters": '{"tempreature": 1}'}, "`tempreature`: not supported"),
         ({"text_input": "a", "sampling_parameters": '{"n": 2}'}, "`n`: not supported but as 1"),
+        ({"text_input": "a", "sampling_parameters": '{"model": "kjv"}'}, "`model`: not supported"),
+        ({"text_input": "a", "sampling_parameters": '{"prompt": "b"}'}, "`prompt`: not supported"),
+        ({"text_input": "a", "sampling_parameters": '{"echo": true}'}, "`echo`: not supported"),
+        ({"text_input": "a", "sampling_parameters": '{"suffix": ""}'}, "`suffix`: not supported"),
         ({"text_input": "a", "sampling_parameters": '{"regex": "["}'}, "regex"),
         ({"input_ids": ["INT32", [1], [1]], "exclude_input_in_output": False}, "exclude_input_in_output"),
         ({"text_input": "a", "nonsense": True}, "nonsense"),
@@ -368,21 +465,18 @@ def test_a_model_that_is_wrong_says_all_of_it(server):
 
 
 def test_models_are_unloaded_and_loaded_while_others_run(server, expected):
-    parameters = '{"max_tokens": 300, "temperature": 0, "ignore_eos": true}'
+    parameters = '{"max_tokens": %d, "temperature": 0, "ignore_eos": true}' % LONG
     request = dict(text_input=PROMPT, sampling_parameters=parameters, stream=True, return_output_ids=True)
-    answers = []
-    running = threading.Thread(target=lambda: answers.append(server.stream(request)))
-    before = server.metrics("kjv")["generated_tokens"]
-    running.start()
-    until = time.monotonic() + 30
-    while server.metrics("kjv")["generated_tokens"] == before:
-        assert time.monotonic() < until
+    status = []
+
+    def unload():
+        status.append(server.fetch("v2/repository/models/kjv/unload", {})[0])
+
     # What runs is answered whole.
-    assert server.fetch("v2/repository/models/kjv/unload", {})[0] == 200
-    running.join()
-    (tokens,) = gathered(answers[0]["told"], "output_ids").values()
-    (texts,) = gathered(answers[0]["told"], "text_output").values()
-    assert len(tokens) == 300 and "".join(texts).startswith(expected[PROMPT]["completion"])
+    told = server.while_it_streams(request, unload)
+    (tokens,) = gathered(told, "output_ids").values()
+    (texts,) = gathered(told, "text_output").values()
+    assert status == [200] and len(tokens) == LONG and "".join(texts).startswith(expected[PROMPT]["completion"])
     assert server.generate("kjv", text_input=PROMPT)[0] in (400, 404)
     assert server.generate("kjv_unary", text_input=PROMPT, sampling_parameters=GREEDY % 1)[0] == 200
     assert server.fetch("v2/repository/models/kjv/load", {})[0] == 200
@@ -391,35 +485,53 @@ def test_models_are_unloaded_and_loaded_while_others_run(server, expected):
 
 
 def test_a_server_that_ends_answers_what_it_has(repository, backends, tmp_path):
-    server = Server(repository, backends, tmp_path / "log", "kjv")
-    parameters = '{"max_tokens": 400, "temperature": 0, "ignore_eos": true}'
-    answers = []
+    parameters = '{"max_tokens": %d, "temperature": 0, "ignore_eos": true}' % LONG
     request = dict(text_input=PROMPT, sampling_parameters=parameters, stream=True, return_output_ids=True)
-    running = threading.Thread(target=lambda: answers.append(server.stream(request)))
-    running.start()
-    until = time.monotonic() + 30
-    while server.metrics("kjv").get("generated_tokens", 0) == 0:
-        assert time.monotonic() < until
-    server.process.send_signal(signal.SIGTERM)
-    running.join()
-    (tokens,) = gathered(answers[0]["told"], "output_ids").values()
-    assert len(tokens) == 400
-    assert server.end() == 0, server.log.read_text()
+    with Server(repository, backends, tmp_path / "log", "kjv") as server:
+        told = server.while_it_streams(request, server.terminate)
+        (tokens,) = gathered(told, "output_ids").values()
+        assert len(tokens) == LONG
+        assert server.end() == 0, server.log.read_text()
 
 
-def test_configurations_are_what_triton_reads(ratplus, package, repository, tmp_path):
-    client = Client("none")
+@pytest.fixture(scope="module")
+def parsed():
+    """Reads a model's configuration by Triton's own protobuf messages."""
+    with Client("none") as client:
+        yield lambda model: client.ask(parse=str(model / "config.pbtxt"))
+
+
+def test_configurations_are_what_triton_reads(repository, parsed):
     for name, decoupled in [("kjv", True), ("kjv_unary", False)]:
-        config = client.ask(parse=str(repository / name / "config.pbtxt"))
+        config = parsed(repository / name)
         assert (config["name"], config["backend"]) == (name, "ratplus")
         assert config["model_transaction_policy"].get("decoupled", False) is decoupled
         assert all(tensor["optional"] for tensor in config["input"])
-    # Triton's own backend for ONNX Runtime: the graph's own tensors, every state with its successor.
+
+
+def test_parameters_of_the_engine_are_written(ratplus, package, parsed, tmp_path):
+    def parameters(*words):
+        ratplus("triton", package, "-o", tmp_path, "--model-name", f"m{len(list(tmp_path.iterdir()))}", *words)
+        newest = max(tmp_path.iterdir(), key=lambda model: (model.stat().st_ctime_ns, not model.name.endswith("unary")))
+        written = parsed(newest)["parameters"]
+        return {name: value["string_value"] for name, value in written.items() if name != "package"}
+
+    as_it_is = {"backend": "ort-cpu", "decode_steps_per_chunk": "1", "prefix_cache_bytes": "1000000000"}
+    assert parameters() == as_it_is
+    words = ["--threads", 3, "--prefix-cache", "64MiB", "--prefill-chunk", 16, "--decode-steps-per-chunk", 2]
+    more = {"threads": "3", "prefix_cache_bytes": str(64 << 20), "prefill_chunk": "16", "decode_steps_per_chunk": "2"}
+    assert parameters(*words) == as_it_is | more
+    more = {"backend": "ort-cuda", "no_cuda_graph": "true"}
+    assert parameters("--backend", "ort-cuda", "--no-cuda-graph") == as_it_is | more
+
+
+def test_a_configuration_of_the_stock_backend_is_its_graphs(ratplus, package, ort_library, parsed, tmp_path):
+    # The graph's own tensors, every state with its successor.
     manifest = json.loads((package / "manifest.json").read_text())
     for backend, length in [("ort-cpu", 1), ("ort-fallback", 64)]:
         words = ["--triton-backend", "onnxruntime", "--backend", backend, "--length", length]
         ratplus("triton", package, "-o", tmp_path, "--model-name", backend, *words)
-        config = client.ask(parse=str(tmp_path / backend / "config.pbtxt"))
+        config = parsed(tmp_path / backend)
         model = onnx.load(tmp_path / backend / "1" / config["default_model_filename"], load_external_data=False)
         sizes = {
             value.name: [str(size.dim_value) for size in value.type.tensor_type.shape.dim]
@@ -431,27 +543,198 @@ def test_configurations_are_what_triton_reads(ratplus, package, repository, tmp_
             declared[state["input_name"]] = declared[state["output_name"]] = state["dims"]
             assert state["output_name"] == state["input_name"].replace("past_key_values", "present")
         assert declared == sizes
-        # Triton also pairs them by order.
+        # Triton pairs them by this order.
         assert len(states) == 4 * manifest["model"]["num_layers"]
         pasts, presents = ([state[key] for state in states] for key in ("input_name", "output_name"))
         assert [name.replace("past_key_values", "present") for name in sorted(pasts)] == sorted(presents)
         library = config.get("model_operations", {}).get("op_library_filename", [])
-        assert [os.path.basename(path) for path in library] == ["libratplus_ort.so"] * (backend == "ort-cpu")
+        assert library == [str(ort_library)] * (backend == "ort-cpu")
         onnx.load(tmp_path / backend / "1" / config["default_model_filename"])
-    client.close()
+
+
+def test_a_configuration_of_the_stock_backend_is_its_plans(ratplus, export, parsed, tmp_path):
+    package = tmp_path / "package"
+    shutil.copytree(export(case="kjv_d16w64i4", batch=1, prefill_lengths=(16,), max_seq_len=64), package)
+    (kind,) = (kind for kind in KINDS if kind.backend == "tensorrt")
+    add_plans(package, kind, library="11.4.0.1")
+    manifest = json.loads((package / "manifest.json").read_text())
+    (plan,) = manifest["plans"]["tensorrt"]["plans"]
+    done = ratplus("triton", package, "-o", tmp_path / "models", "--triton-backend", "tensorrt", "--max-sequences", 3)
+    assert "--backend-config=tensorrt,plugins=FOLDER/libratplus_trt.so" in done.stdout
+    model = tmp_path / "models" / "package"
+    assert (model / "1" / "model.plan").read_bytes() == (package / "plans" / "tensorrt" / plan["file"]).read_bytes()
+    config = parsed(model)
+    # A profile an engine; chunks of every length.
+    profiles = [str(index) for index in range(len(plan["engines"]))]
+    assert [(group["kind"], group["profile"]) for group in config["instance_group"]] == [("KIND_GPU", profiles)]
+    assert config["sequence_batching"]["oldest"]["max_candidate_sequences"] == 3
+    states = config["sequence_batching"]["state"]
+    assert [state["output_name"] for state in states] == [
+        state["input_name"].replace("past_key_values", "present") for state in states
+    ]
+    types = {"f32": "TYPE_FP32", "i64": "TYPE_INT64"}
+    declared = {tensor["name"]: tensor for tensor in config["input"] + config["output"]}
+    for state in states:
+        declared[state["input_name"]] = declared[state["output_name"]] = state
+    for engine in manifest["engines"]:
+        tensors = engine["inputs"] + engine["outputs"]
+        assert {tensor["name"] for tensor in tensors} == set(declared)
+        for tensor in tensors:
+            found = declared[tensor["name"]]
+            opened = zip(found["dims"], tensor["shape"], strict=True)
+            assert all(dim in ("-1", str(size)) for dim, size in opened), tensor["name"]
+            assert found["data_type"] == types[tensor["dtype"]]
+    assert declared["input_ids"]["dims"] == ["1", "-1"]
+    # Our own backend runs them as well.
+    ratplus("triton", package, "-o", tmp_path / "ours", "--backend", "tensorrt", "--no-cuda-graph")
+    assert (tmp_path / "ours" / "package" / "1" / "plans" / "tensorrt" / plan["file"]).is_file()
+
+
+@pytest.fixture(scope="module")
+def stock_backends(tmp_path_factory):
+    """A backend directory with triton_onnxruntime.cpp for Triton's own backend."""
+    tritonserver()
+    headers = ROOT / "target" / "ort-headers"
+    if not (headers / "onnxruntime_cxx_api.h").is_file():
+        pytest.skip(f"ONNX Runtime's headers are not in {headers.relative_to(ROOT)} (cargo xtask test)")
+    folder = tmp_path_factory.mktemp("stock") / "backends"
+    backend = folder / "onnxruntime"
+    backend.mkdir(parents=True)
+    # What the linker and the loader look for.
+    runtime = backend / "libonnxruntime.so.1"
+    (library,) = (Path(ort.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    runtime.symlink_to(library)
+    words = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    words += ["-isystem", headers, ROOT / "tests" / "python" / "triton_onnxruntime.cpp", runtime, "-Wl,-rpath,$ORIGIN"]
+    subprocess.run([str(word) for word in [*words, "-o", backend / "libtriton_onnxruntime.so"]], check=True)
+    return folder
+
+
+def renamed(model, copy):
+    """Copies a model under another name, with the first state's successor where it is the last by name."""
+    shutil.copytree(model, copy)
+    config = (copy / "config.pbtxt").read_text()
+    (file,) = re.findall(r'default_model_filename: "(.*)"', config)
+    first = min(re.findall(r'output_name: "(.*?)"', config))
+    (copy / "config.pbtxt").write_text(config.replace(f'"{first}"', '"z"').replace(f'"{model.name}"', f'"{copy.name}"'))
+    graph = onnx.load(copy / "1" / file, load_external_data=False)
+    for output in graph.graph.output:
+        output.name = "z" if output.name == first else output.name
+    for node in graph.graph.node:
+        node.output[:] = ["z" if name == first else name for name in node.output]
+    onnx.save(graph, copy / "1" / file)
+
+
+def test_states_that_triton_keeps_give_the_tokens_of_generate(ratplus, package, server, stock_backends, tmp_path):
+    models = {"ort-cpu": 1, "ort-fallback": 64}
+    for backend, length in models.items():
+        words = ["--triton-backend", "onnxruntime", "--backend", backend, "--length", length]
+        ratplus("triton", package, "-o", tmp_path / "models", "--model-name", backend, *words)
+    renamed(tmp_path / "models" / "ort-cpu", tmp_path / "models" / "renamed")
+    ids = golden_case("kjv_d16w64i4").golden()["tokens"][0].tolist()
+    # Longer than a chunk, and than the local window.
+    prompts, count = [ids[:90], ids[100:130]], 12
+
+    def generated(prompt):
+        inputs = dict(input_ids=["INT32", [len(prompt)], prompt], sampling_parameters=GREEDY % count)
+        return server.client.ask(model="kjv_unary", inputs=inputs)["outputs"]["output_ids"]
+
+    def kept(stock, model, length):
+        """The likeliest tokens after prompts, whose sequences take turns; or what is wrong."""
+        sequences = [list(prompt) for prompt in prompts]
+        past = [0] * len(prompts)
+        while any(len(sequence) < len(prompt) + count for sequence, prompt in zip(sequences, prompts)):
+            for number, sequence in enumerate(sequences):
+                if len(sequence) == len(prompts[number]) + count:
+                    continue
+                chunk = sequence[past[number] : past[number] + length]
+                inputs = {
+                    "input_ids": ["INT64", [1, length], chunk + [0] * (length - len(chunk))],
+                    "past_length": ["INT64", [1], [past[number]]],
+                    "seq_length": ["INT64", [1], [len(chunk)]],
+                }
+                place = dict(sequence_id=number + 1, sequence_start=past[number] == 0)
+                answer = stock.client.ask(model=model, inputs=inputs, sequence=place)
+                if "error" in answer:
+                    return answer["error"]
+                past[number] += len(chunk)
+                if past[number] == len(sequence):
+                    logits = answer["outputs"]["logits"]
+                    sequence.append(logits.index(max(logits)))
+        return [sequence[-count:] for sequence in sequences]
+
+    expected = [generated(prompt) for prompt in prompts]
+    with Server(tmp_path / "models", stock_backends, tmp_path / "log", *models, "renamed") as stock:
+        for model, length in models.items():
+            assert kept(stock, model, length) == expected, model
+        # Triton pairs states by the order of their names, whatever pairs the configuration has: these have other shapes.
+        assert kept(stock, "renamed", 1) != expected
+        assert stock.end() == 0, stock.log.read_text()
 
 
 def test_repositories_are_refused_before_anything_is_written(ratplus, package, repository, tmp_path):
     done = ratplus("triton", package, "-o", repository, code=2)
     assert "expected no such models, found kjv, kjv_unary" in done.stderr
+    stock = ["--triton-backend", "onnxruntime"]
     for words, said in [
-        (["--model-name", "a/b"], "expected letters, digits"),
+        (["--model-name", "a b"], '--model-name: expected letters, digits, `.`, `-` and `_`, found "a b"'),
         (["--triton-backend", "tensorrt"], "plans: expected one for tensorrt, found none"),
-        (["--triton-backend", "onnxruntime", "--length", 5], "--length: expected one of the package's lengths"),
-        (["--triton-backend", "onnxruntime", "--backend", "tract"], "--backend: expected ort-cpu, ort-cuda"),
+        ([*stock, "--length", 5], "--length: expected one of the package's lengths"),
+        ([*stock, "--backend", "tract"], "--backend: expected ort-cpu, ort-cuda"),
         (["--prefill-chunk", 5], "--prefill-chunk: expected one of"),
+        (["--threads", 0], "--threads: expected 1 to"),
         (["--backend", "gpu"], "gpu"),
+        (["--backend", "tensorrt"], "backend `tensorrt`: it has no plans for tensorrt; run `ratplus build"),
     ]:
         done = ratplus("triton", package, "-o", tmp_path / "none", *words, code=2)
         assert said in done.stderr, done.stderr
         assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "words, idle",
+    [
+        (["--no-cuda-graph"], "--no-cuda-graph"),
+        (["--length", 1, "--max-sequences", 16], "--length, --max-sequences"),
+        (["--backend", "ort-fallback", "--custom-ops", "x"], "--custom-ops"),
+        (
+            ["--backend", "tract", "--threads", 1, "--onnxruntime", "x", "--custom-ops", "x"],
+            "--threads, --onnxruntime, --custom-ops",
+        ),
+        (
+            ["--triton-backend", "onnxruntime", "--max-queued-requests", 256, "--prefix-cache", "1GB", "--threads", 1],
+            "--max-queued-requests, --prefix-cache, --threads",
+        ),
+        (["--triton-backend", "onnxruntime", "--backend", "ort-cuda", "--no-cuda-graph"], "--no-cuda-graph"),
+        (["--triton-backend", "tensorrt", "--backend", "ort-cpu", "--length", 1], "--backend, --length"),
+        (
+            ["--triton-backend", "tensorrt", "--prefill-chunk", 16, "--decode-steps-per-chunk", 1, "--custom-ops", "x"],
+            "--prefill-chunk, --decode-steps-per-chunk, --custom-ops",
+        ),
+    ],
+)
+def test_flags_without_effect_are_refused_by_name(ratplus, package, tmp_path, words, idle):
+    done = ratplus("triton", package, "-o", tmp_path / "none", *words, code=2)
+    assert done.stderr.startswith(f"error: {idle}: without effect for this package with --triton-backend"), done.stderr
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "fallback, words, said",
+    [
+        ("trt-plugins", [], "backend `ort-cpu`: the package is for TensorRT"),
+        ("trt-plugins", ["--triton-backend", "onnxruntime"], "backend `ort-cpu`: the package is for TensorRT"),
+        ("none", ["--backend", "ort-fallback"], "bare custom nodes and no functions"),
+        ("none", ["--triton-backend", "onnxruntime", "--backend", "ort-fallback"], "bare custom nodes and no functions"),
+        ("inline", ["--backend", "ort-cuda"], "no nodes for the CUDA kernels"),
+        ("inline", ["--custom-ops", "x"], "--custom-ops: without effect for this package"),
+    ],
+)
+def test_packages_that_the_backend_cannot_run_are_refused(ratplus, tmp_path, fallback, words, said):
+    case = golden_case("kjv_d16w64i4").directory
+    folder = tmp_path / "package"
+    files = ["--config", case / "config.json", "--fallback", fallback, "--no-check"]
+    ratplus("export", case / "model.pth", "-o", folder, *files, "--max-seq-len", 64, "--prefill-lengths", 16)
+    done = ratplus("triton", folder, "-o", tmp_path / "none", *words, code=2)
+    assert said in done.stderr, done.stderr
+    assert not (tmp_path / "none").exists()

@@ -35,16 +35,16 @@ def outputs(result):
     for output in result.get_response().outputs:
         values = result.as_numpy(output.name)
         texts = output.datatype == "BYTES"
-        told[output.name] = [item.decode() for item in values] if texts else values.tolist()
+        told[output.name] = [item.decode() for item in values] if texts else values.reshape(-1).tolist()
     return told
 
 
-def infer(client, model, inputs, wanted=None):
-    """One response."""
+def infer(client, model, inputs, wanted=None, **sequence):
+    """One response. `sequence` says which one the request is of, and where in it."""
     try:
         wanted = wanted and [grpc.InferRequestedOutput(name) for name in wanted]
         made = [tensor(name, value) for name, value in inputs.items()]
-        return {"outputs": outputs(client.infer(model, made, outputs=wanted, client_timeout=60))}
+        return {"outputs": outputs(client.infer(model, made, outputs=wanted, client_timeout=60, **sequence))}
     except InferenceServerException as error:
         return {"error": error.message()}
 
@@ -103,7 +103,7 @@ def main(address):
             answer = stream(address, command["stream"], command.get("stop_after"), command.get("every", 0))
         else:
             client = client or grpc.InferenceServerClient(address)
-            answer = infer(client, command["model"], command["inputs"], command.get("outputs"))
+            answer = infer(client, command["model"], command["inputs"], command.get("outputs"), **command.get("sequence", {}))
         print(json.dumps(answer), flush=True)
 
 
