@@ -4,6 +4,7 @@ use crate::args::CheckArgs;
 use crate::flags::in_flags;
 use crate::output::{Failure, OrInput, Outcome};
 use crate::streams::outln;
+use ratplus_graphs::none_wrong;
 use ratplus_graphs::releases::{Finding, Verdict, findings};
 use ratplus_runtime::package::Package;
 use serde::Serialize;
@@ -19,9 +20,15 @@ struct Report {
 /// Looks and prints; a misfit is a bad result.
 pub fn run(args: CheckArgs) -> Outcome {
     let package = Package::open(&args.dir).or_input()?;
-    let mut reports = Vec::new();
+    let (mut reports, mut problems) = (Vec::new(), Vec::new());
     for release in args.target {
-        let mut findings = findings(package.manifest(), release).or_input()?;
+        let mut findings = match findings(package.manifest(), release) {
+            Ok(findings) => findings,
+            Err(problem) => {
+                problems.push(problem);
+                continue;
+            }
+        };
         for finding in &mut findings {
             finding.text = in_flags(&finding.text);
         }
@@ -33,6 +40,7 @@ pub fn run(args: CheckArgs) -> Outcome {
             findings,
         });
     }
+    none_wrong(problems).map_err(|problems| Failure::input(problems.join("\n  ")))?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&reports).or_input()?);
     } else {

@@ -5,7 +5,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use fit::{Finding, Verdict, findings, plan_graphs};
+pub use fit::{Finding, Verdict, findings, plan_graphs, runs_functions};
 pub use table::{OLDEST_ONNX_RUNTIME, OLDEST_TENSORRT};
 
 use std::fmt;
@@ -51,16 +51,23 @@ pub struct Release {
     pub version: (u32, u32),
 }
 
+impl Release {
+    /// Its numbers as the runtime writes them.
+    fn number(&self) -> String {
+        let (major, minor) = self.version;
+        match self.host {
+            Host::Triton => format!("{major}.{minor:02}"),
+            _ => format!("{major}.{minor}"),
+        }
+    }
+}
+
 /// Its name and numbers.
 impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (major, minor) = self.version;
         let name = Host::ALL.iter().find(|(host, ..)| *host == self.host);
         let name = name.map_or("", |(_, _, name)| name);
-        match self.host {
-            Host::Triton => write!(f, "{name} {major}.{minor:02}"),
-            _ => write!(f, "{name} {major}.{minor}"),
-        }
+        write!(f, "{name} {}", self.number())
     }
 }
 

@@ -1,7 +1,57 @@
 //! The facts, each with its source.
 
+use super::{Host, Release};
+
 /// Since that release a runtime reads models up to an opset, and up to an IR version.
 pub(super) type Reads = ((u32, u32), i64, i64);
+
+/// Minor versions of a major one, from the first to the last.
+type Minors = (u32, u32, u32);
+
+/// The releases of each runtime that something is known of; what was not released is not listed. ONNX
+/// Runtime's before [`OLDEST_ONNX_RUNTIME`] are known not to do.
+const ONNX_RUNTIME: &[Minors] = &[(1, 0, 32)];
+/// By PyPI's list of tensorrt-cu12, 2026-11-29.
+const TENSORRT: &[Minors] = &[(10, 0, 16), (11, 0, 4)];
+const TENSORRT_RTX: &[Minors] = &[(1, 7, 7)];
+/// Those of [`TRITON_ONNX_RUNTIME`]: years and months.
+const TRITON: &[Minors] = &[(24, 4, 12), (25, 1, 12), (26, 1, 8)];
+
+/// Whether anything is known of a release.
+///
+/// # Errors
+/// Nothing is: which ones are known, and for Triton's what to name instead.
+pub(super) fn known(release: Release) -> Result<(), String> {
+    let (table, instead) = match release.host {
+        Host::OnnxRuntime => (ONNX_RUNTIME, ""),
+        Host::TensorRt => (TENSORRT, ""),
+        Host::TensorRtRtx => (TENSORRT_RTX, ""),
+        Host::Triton => (
+            TRITON,
+            "; where its ONNX Runtime is known, name that with ort=VERSION",
+        ),
+    };
+    let (major, minor) = release.version;
+    let within = |&(known, first, last): &Minors| known == major && (first..=last).contains(&minor);
+    if table.iter().any(within) {
+        return Ok(());
+    }
+    let shown = |major, minor| {
+        let version = (major, minor);
+        Release { version, ..release }.number()
+    };
+    let known = table
+        .iter()
+        .map(|&(major, first, last)| match first == last {
+            true => shown(major, first),
+            false => format!("{} to {}", shown(major, first), shown(major, last)),
+        });
+    let known: Vec<_> = known.collect();
+    Err(format!(
+        "{release}: nothing is known of that release; expected one of {}{instead}",
+        known.join(", ")
+    ))
+}
 
 /// Oldest ONNX Runtime that the library of RAT+ operators works in: the first with shape inference for
 /// custom operators.
@@ -13,6 +63,14 @@ pub(super) const ONNX_RUNTIME_PLUGINS: (u32, u32) = (1, 22);
 /// First ONNX Runtime whose TensorRT provider takes models of more than 2 GB, by `trt_load_user_initializer`
 /// and with TensorRT 10.13.
 pub(super) const ONNX_RUNTIME_LARGE_PLUGINS: (u32, u32) = (1, 23);
+
+/// First ONNX Runtime in which `DequantizeLinear` has blocks, in int4 and in int8: found with a model of one
+/// such node and a product in the wheels of 1.18.1, 1.19.2 and 1.20.1, 2026-11-29. 1.18 reads the opset.
+pub(super) const ONNX_RUNTIME_BLOCKS: (u32, u32) = (1, 19);
+/// First ONNX Runtime whose provider for CUDA has `MatMulNBits` of 8 bits, which graphs for GPUs have: pull
+/// request 24509 of microsoft/onnxruntime. Graphs for CPUs have none of 8 bits: that of f32 rows is there
+/// from 1.23 on (found with models of one node in the wheels of 1.17, 1.20 to 1.25).
+pub(super) const ONNX_RUNTIME_CUDA_BYTES: (u32, u32) = (1, 22);
 
 /// Found with models of one node in the wheels of PyPI, 2026-11-29: of each release named, and of 1.22, 1.27
 /// and 1.28. Others read what the one before them does, at least.
@@ -55,8 +113,8 @@ pub(super) const TRITON_ONNX_RUNTIME: &[Since] = &[
     ((26, 7), (1, 27)),
     ((26, 8), (1, 28)),
 ];
-/// The last container in that list.
-pub(super) const LAST_TRITON: (u32, u32) = (26, 8);
+/// First container with the backend API of our backend: 2.51.0 of the server, where it was tried.
+pub(super) const TRITON_BACKEND: (u32, u32) = (24, 10);
 
 /// The entry of the newest release that is no newer than `version`.
 pub(super) fn at(table: &[Since], version: (u32, u32)) -> Option<(u32, u32)> {

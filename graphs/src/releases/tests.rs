@@ -1,5 +1,5 @@
 use super::table::{
-    ONNX_RUNTIME_READS, TENSORRT_READS, TENSORRT_RTX_READS, TRITON_ONNX_RUNTIME, reads,
+    ONNX_RUNTIME_READS, TENSORRT_READS, TENSORRT_RTX_READS, TRITON_ONNX_RUNTIME, at, known, reads,
 };
 use super::{Finding, Release, Verdict, findings, plan_graphs};
 use crate::onnx::OPSET;
@@ -89,9 +89,25 @@ fn a_misfit_names_the_option_that_changes_it() {
             Fallback::TrtPlugins,
             OPSET,
             None,
-            "ort=1.31",
+            "ort=1.21",
             "graphs",
             "`fallback: function`",
+        ),
+        (
+            Fallback::Inline,
+            OPSET,
+            Some(8),
+            "ort=1.18",
+            "integers",
+            "`fallback: function`",
+        ),
+        (
+            Fallback::None,
+            OPSET,
+            Some(4),
+            "tensorrt-rtx=1.7",
+            "graphs",
+            "export it with `fallback: inline`",
         ),
         (
             Fallback::None,
@@ -105,9 +121,17 @@ fn a_misfit_names_the_option_that_changes_it() {
             Fallback::Function,
             OPSET,
             Some(4),
-            "tensorrt=10.8",
+            "tensorrt=10.15",
             "graphs",
             "`fallback: trt-plugins`",
+        ),
+        (
+            Fallback::Function,
+            OPSET,
+            Some(4),
+            "tensorrt=10.8",
+            "integers",
+            "without `quantization`",
         ),
         (
             Fallback::Function,
@@ -132,8 +156,143 @@ fn a_misfit_names_the_option_that_changes_it() {
         let text = named.map_or("", |finding| &finding.text);
         assert!(text.contains(option), "{fallback} {release}: {found:?}");
     }
-    let old = misfits(&manifest(Fallback::Function, F32, OPSET, None), "ort=1.16");
-    assert_eq!(old[0].text, "expected 1.17 or later");
+    for (fallback, why) in [
+        (Fallback::Function, "libratplus_ort.so"),
+        (Fallback::Inline, "not been looked at"),
+    ] {
+        let old = misfits(&manifest(fallback, F32, OPSET, None), "ort=1.16");
+        let text = &old[0].text;
+        assert!(
+            text.starts_with("expected 1.17 or later: ") && text.contains(why),
+            "{text}"
+        );
+    }
+}
+
+/// The exports that a misfit's text offers: (fallback, opset, bits).
+fn offered(
+    text: &str,
+    (fallback, opset, bits): (Fallback, i64, Option<u32>),
+) -> Vec<(Fallback, i64, Option<u32>)> {
+    let named = |field: &str| {
+        let parts = text
+            .split('`')
+            .filter_map(move |part| part.strip_prefix(field));
+        parts.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let fallbacks = named("fallback: ").into_iter();
+    let fallbacks = fallbacks.map(|name| serde_json::from_value(name.into()).unwrap());
+    let opsets = named("opset: ")
+        .into_iter()
+        .map(|value| value.parse().unwrap());
+    let plain = text.contains("without `quantization`");
+    fallbacks
+        .map(|other| (other, opset, bits))
+        .chain(opsets.map(|other| (fallback, other, bits)))
+        .chain(plain.then_some((fallback, opset, None)))
+        .collect()
+}
+
+/// Whoever does what a misfit says, again and again, has a package that fits, whatever is chosen.
+#[test]
+fn remedies_end() {
+    fn follow(export: (Fallback, i64, Option<u32>), release: &str, path: &mut Vec<String>) {
+        let (fallback, opset, bits) = export;
+        let found = misfits(&manifest(fallback, ElementType::F16, opset, bits), release);
+        assert!(path.len() <= 3, "{release}: {path:#?}");
+        for misfit in &found {
+            let offered = offered(&misfit.text, export);
+            assert!(!offered.is_empty(), "{release}: {misfit:?} of {export:?}");
+            for next in offered {
+                assert_ne!(next, export, "{release}: {misfit:?}");
+                path.push(format!("{export:?}: {}", misfit.text));
+                follow(next, release, path);
+                path.pop();
+            }
+        }
+    }
+    let releases = "ort=1.17 ort=1.18 ort=1.19 ort=1.22 ort=1.32 tensorrt=10.0 tensorrt=10.3 tensorrt=10.15 \
+                    tensorrt=11.4 tensorrt-rtx=1.7 triton=24.04 triton=24.05 triton=26.08";
+    for release in releases.split_whitespace() {
+        for fallback in [
+            Fallback::Function,
+            Fallback::Inline,
+            Fallback::None,
+            Fallback::TrtPlugins,
+        ] {
+            for opset in [OPSET, 23, 28] {
+                for bits in [None, Some(4), Some(8)] {
+                    follow((fallback, opset, bits), release, &mut Vec::new());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_provider_or_a_backend_needs_is_said() {
+    let of = |manifest: &Manifest, release: &str, subject: &str| {
+        let found = findings(manifest, release.parse().unwrap()).unwrap();
+        let found = found.into_iter().find(|found| found.subject == subject);
+        found.map(|found| (found.verdict, found.text))
+    };
+    let int8 = manifest(Fallback::Function, ElementType::F16, OPSET, Some(8));
+    for (release, verdict) in [("ort=1.20", Verdict::Note), ("ort=1.22", Verdict::Fits)] {
+        let (found, text) = of(&int8, release, "CUDA").unwrap();
+        assert_eq!(found, verdict, "{release}");
+        assert_eq!(
+            text.contains("MatMulNBits of 8 bits from 1.22 on"),
+            verdict == Verdict::Note
+        );
+        assert_eq!(misfits(&int8, release), []);
+    }
+    let plugins = manifest(Fallback::TrtPlugins, ElementType::F16, OPSET, None);
+    let provider = of(&plugins, "ort=1.22", "TensorRT provider").unwrap();
+    assert_eq!(provider.0, Verdict::Fits);
+    assert_eq!(of(&plugins, "ort=1.22", "graphs").unwrap().0, Verdict::Note);
+    let plain = manifest(Fallback::Function, ElementType::F16, OPSET, None);
+    for (release, verdict) in [
+        ("triton=24.09", Verdict::Note),
+        ("triton=24.10", Verdict::Fits),
+    ] {
+        let (found, text) = of(&plain, release, "ratplus backend").unwrap();
+        assert_eq!(found, verdict, "{release}: {text}");
+    }
+}
+
+#[test]
+fn nothing_is_said_of_releases_that_nothing_is_known_of() {
+    let plain = manifest(Fallback::Function, ElementType::F32, OPSET, None);
+    for release in [
+        "ort=1.33",
+        "ort=2.0",
+        "tensorrt=9.3",
+        "tensorrt=10.17",
+        "tensorrt=12.0",
+        "tensorrt-rtx=1.6",
+        "tensorrt-rtx=2.0",
+        "triton=24.03",
+        "triton=24.13",
+        "triton=26.09",
+    ] {
+        let error = findings(&plain, release.parse().unwrap()).unwrap_err();
+        assert!(
+            error.contains("nothing is known of that release"),
+            "{error}"
+        );
+    }
+    let error = known("tensorrt=12.0".parse().unwrap()).unwrap_err();
+    assert!(
+        error.ends_with("expected one of 10.0 to 10.16, 11.0 to 11.4"),
+        "{error}"
+    );
+    // What is known of has its numbers.
+    for minor in 17..=32 {
+        assert!(reads(ONNX_RUNTIME_READS, (1, minor)).is_some());
+    }
+    for month in [(24, 4), (25, 1), (26, 8)] {
+        assert!(at(TRITON_ONNX_RUNTIME, month).is_some());
+    }
 }
 
 #[test]
