@@ -28,17 +28,22 @@ pub enum Statistic {
     Max,
     /// Their mean.
     Mean,
-    /// What that share of them, 0 to 1, is at most.
+    /// What that share of them, above 0 and below 1, is at most; read in millionths of a percent.
     Quantile(f64),
 }
+
+/// A percentage is read and written to so many parts of one percent.
+const PERCENT_PARTS: f64 = 1e6;
 
 impl fmt::Display for Statistic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Max => f.write_str("max"),
             Self::Mean => f.write_str("mean"),
-            // A percentage as it was typed: to six digits behind the point.
-            Self::Quantile(share) => write!(f, "p{}", (share * 1e8).round() / 1e6),
+            Self::Quantile(share) => {
+                let percent = (share * 100.0 * PERCENT_PARTS).round() / PERCENT_PARTS;
+                write!(f, "p{percent}")
+            }
         }
     }
 }
@@ -47,7 +52,10 @@ impl FromStr for Statistic {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let percent = |digits: &str| digits.parse::<f64>().ok();
+        let percent = |digits: &str| {
+            let parts = digits.parse::<f64>().ok()? * PERCENT_PARTS;
+            Some(parts.round() / PERCENT_PARTS)
+        };
         match (text, text.strip_prefix('p').and_then(percent)) {
             ("max", _) => Ok(Self::Max),
             ("mean", _) => Ok(Self::Mean),
@@ -56,7 +64,8 @@ impl FromStr for Statistic {
                 Ok(Self::Quantile(percent / 100.0))
             }
             _ => Err(format!(
-                "expected max, mean, median or a percentile such as p99.9, found `{text}`"
+                "expected max, mean, median or a percentile from p0.000001 to p99.999999, such as p99.9, found \
+                 `{text}`"
             )),
         }
     }
@@ -92,15 +101,20 @@ impl FromStr for OutputTolerance {
                 (Some(output), Some(statistic), Some(most), None) => {
                     (output, statistic.parse()?, most)
                 }
-                _ => return Err(FORM.into()),
+                _ => return Err(format!("{FORM}, found `{text}`")),
             };
+        if output.is_empty() {
+            return Err(format!("{FORM}, found no OUTPUT in `{text}`"));
+        }
         match most.parse::<f64>() {
-            Ok(most) if !output.is_empty() && most.is_finite() && most >= 0.0 => Ok(Self {
+            Ok(most) if most.is_finite() && most >= 0.0 => Ok(Self {
                 output: output.into(),
                 statistic,
                 most,
             }),
-            _ => Err(FORM.into()),
+            _ => Err(format!(
+                "X: expected a finite number, 0 or more, found `{most}`"
+            )),
         }
     }
 }
@@ -117,6 +131,9 @@ mod tests {
             ("layer0.hidden:mean:2.5e-5", "layer0.hidden:mean:2.5e-5"),
             ("logits:median:1", "logits:p50:1e0"),
             ("logits:p99.9:1e-4", "logits:p99.9:1e-4"),
+            ("logits:p0.000001:1e-4", "logits:p0.000001:1e-4"),
+            ("logits:p99.999999:1e-4", "logits:p99.999999:1e-4"),
+            ("logits:p50.00000001:1", "logits:p50:1e0"),
         ] {
             let tolerance: OutputTolerance = text.parse().unwrap();
             assert_eq!(tolerance.to_string(), shown);
@@ -142,5 +159,16 @@ mod tests {
         ] {
             assert!(text.parse::<OutputTolerance>().is_err(), "{text}");
         }
+        // What would be read as all or as nothing.
+        for share in ["p0.00000001", "p99.99999999", "pnan", "p-1"] {
+            let error = format!("logits:{share}:1e-3").parse::<OutputTolerance>();
+            let expected = format!("from p0.000001 to p99.999999, such as p99.9, found `{share}`");
+            assert!(
+                error.is_err_and(|error| error.ends_with(&expected)),
+                "{share}"
+            );
+        }
+        let error = "logits:inf".parse::<OutputTolerance>().unwrap_err();
+        assert_eq!(error, "X: expected a finite number, 0 or more, found `inf`");
     }
 }

@@ -31,8 +31,9 @@ pub struct VerifyArgs {
     /// Seed of these tokens
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// A tolerance of your own for an output (logits, or a tensor of the golden file), in place of the
-    /// package's type's; the report names both. What is held to it: max, mean, median or a percentile
+    /// Hold an output (logits, or a tensor of the golden file) to X in place of the tolerance of the package's
+    /// type; the report names both. STATISTIC says which of its differences: max [default], mean, median, or a
+    /// percentile such as p99.9. As logits:1e-3,logits:mean:1e-5
     #[arg(long, value_name = "OUTPUT:[STATISTIC:]X", value_delimiter = ',')]
     pub atol: Vec<OutputTolerance>,
     /// Print how many elements differ by how much, by powers of ten
