@@ -21,6 +21,7 @@ use clap::{Args, Parser, Subcommand};
 use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::SpecialTokens;
 use ratplus_graphs::plans::ComputeTarget;
+#[cfg(feature = "tensorrt")]
 use ratplus_tools::plans::HardwareCompatibility;
 use serde::de::DeserializeOwned;
 use std::num::NonZeroUsize;
@@ -188,6 +189,10 @@ pub struct EngineArgs {
     pub libraries: LibraryArgs,
 }
 
+/// Without the feature `build` refuses whatever is asked for.
+#[cfg(not(feature = "tensorrt"))]
+type HardwareCompatibility = String;
+
 fn compute_capability(text: &str) -> Result<(u32, u32), String> {
     let target: ComputeTarget = text.parse()?;
     if target.and_later {
@@ -198,6 +203,7 @@ fn compute_capability(text: &str) -> Result<(u32, u32), String> {
 
 /// Arguments of `build`.
 #[derive(Debug, Args)]
+#[cfg_attr(not(feature = "tensorrt"), allow(dead_code))]
 pub struct BuildArgs {
     /// The package; its plans are replaced when the new ones are whole
     pub dir: PathBuf,
@@ -310,7 +316,8 @@ pub struct EvalArgs {
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Only what this libratplus_ort.so or libratplus_trt.so says of itself: operators, types, hosts, build id
+    /// Load this libratplus_ort.so or libratplus_trt.so, which runs code of the file, and print only what it
+    /// says of itself: operators, types, hosts, build id
     #[arg(long, value_name = "FILE")]
     pub library: Option<PathBuf>,
     /// Print JSON instead of a table

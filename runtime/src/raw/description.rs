@@ -4,6 +4,9 @@ use super::dylib;
 use std::ffi::c_char;
 use std::path::Path;
 
+/// Bytes of a description at most; ours have a few thousand.
+const MAX_BYTES: usize = 1 << 20;
+
 type Describe = unsafe extern "C" fn(*mut c_char, usize) -> usize;
 
 /// The JSON object that `RatplusDescribe` of the library writes.
@@ -20,12 +23,56 @@ pub(crate) fn describe(library: &Path) -> Result<String, String> {
     })?;
     // SAFETY: null for no room asks for the length.
     let length = unsafe { describe(std::ptr::null_mut(), 0) };
+    if !(1..=MAX_BYTES).contains(&length) {
+        return Err(named(&format!(
+            "expected a description of 1 to {MAX_BYTES} bytes, found {length}: it is a defect of the library; \
+             build or install it again"
+        )));
+    }
     let mut text = vec![0u8; length + 1];
     // SAFETY: as many bytes are writable.
     unsafe { describe(text.as_mut_ptr().cast(), text.len()) };
     text.truncate(length);
-    match length {
-        0 => Err(named("it has nothing to say of itself, which is a defect")),
-        _ => String::from_utf8(text).map_err(|error| named(&error.to_string())),
+    String::from_utf8(text)
+        .map_err(|error| named(&format!("expected a description in UTF-8: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// A library whose description is the C expression `text`, of so many bytes by its own words.
+    fn library(dir: &Path, name: &str, text: &str, length: &str) -> std::path::PathBuf {
+        let (source, library) = (
+            dir.join(format!("{name}.c")),
+            dir.join(format!("{name}.so")),
+        );
+        let code = format!(
+            "#include <string.h>\nsize_t RatplusDescribe(char *text, size_t capacity) {{\n\
+             if (text) strncpy(text, {text}, capacity);\nreturn {length};\n}}\n"
+        );
+        std::fs::write(&source, code).unwrap();
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-o"]).arg(&library);
+        assert!(compiler.arg(&source).status().unwrap().success());
+        library
+    }
+
+    #[test]
+    fn a_description_has_bounds() {
+        let dir = tempfile::tempdir().unwrap();
+        let good = library(dir.path(), "good", "\"{}\"", "2");
+        assert_eq!(describe(&good), Ok("{}".to_owned()));
+        for (name, text, length, expected) in [
+            ("none", "\"\"", "0", "found 0"),
+            ("long", "\"{}\"", "(size_t)-1", "found 18446744073709551615"),
+            ("large", "\"{}\"", "((size_t)1 << 20) + 1", "found 1048577"),
+            ("bytes", "\"\\xff\"", "1", "in UTF-8"),
+        ] {
+            let error = describe(&library(dir.path(), name, text, length)).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+            assert!(error.contains(&format!("{name}.so: ")), "{error}");
+        }
     }
 }

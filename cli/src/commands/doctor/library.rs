@@ -1,20 +1,25 @@
 //! What a library of RAT+ operators says of itself.
 
-use crate::output::{OrInput, Outcome};
+use crate::output::{Failure, OrInput, Outcome};
 use crate::streams::outln;
 use ratplus_runtime::ort_library;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Loads the library and prints its description.
 pub fn run(library: &Path, json: bool) -> Outcome {
     let text = ort_library::describe(library).or_input()?;
-    let description: Value = serde_json::from_str(&text).or_input()?;
+    let description: Map<String, Value> = serde_json::from_str(&text).map_err(|error| {
+        let place = library.display();
+        Failure::input(format!(
+            "{place}: expected a description that is a JSON object: {error}"
+        ))
+    })?;
     if json {
         outln!("{}", serde_json::to_string_pretty(&description).or_input()?);
         return Ok(());
     }
-    for (name, value) in description.as_object().into_iter().flatten() {
+    for (name, value) in &description {
         outln!("{:20}  {}", name.replace('_', " "), words(value));
     }
     Ok(())
