@@ -2,7 +2,7 @@
 
 use super::{session_builder, spinner};
 use crate::args::BenchArgs;
-use crate::files;
+use crate::files::{self, PACKAGE, Targets};
 use crate::output::{Failure, OrInput, Outcome, Table, bytes};
 use crate::streams::{self, errln, outln};
 use ratplus_charts::{Lines, Panel, Series};
@@ -46,9 +46,10 @@ struct Report {
 /// Measures every package, one after the other.
 pub fn run(args: BenchArgs) -> Outcome {
     let backend: BackendKind = args.engine.backend.parse().or_input()?;
-    for (flag, path) in [("--json", &args.json), ("--plot", &args.plot)] {
-        files::check_folder(flag, path.as_deref())?;
-    }
+    let mut targets = Targets::of(args.dirs.iter().map(|dir| (PACKAGE, &**dir)));
+    targets.add("--json", args.json.as_deref());
+    targets.add("--plot", args.plot.as_deref());
+    targets.check()?;
     let packages = args.dirs.iter().map(Package::open);
     let packages = packages.collect::<Result<Vec<_>, _>>().or_input()?;
     let mut reports = Vec::new();

@@ -1,7 +1,7 @@
 //! `ratplus export`: a checkpoint becomes a package.
 
 use crate::args::{ExportArgs, ModelArgs};
-use crate::files;
+use crate::files::{self, PACKAGE, Targets};
 use crate::flags::in_flags;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
@@ -25,6 +25,14 @@ use std::path::Path;
 
 /// Writes the package and says what it is.
 pub fn run(args: ExportArgs) -> Outcome {
+    let checkpoint = args
+        .checkpoint
+        .as_deref()
+        .map(|path| ("the checkpoint", path));
+    let output = [(PACKAGE, &*args.output)].into_iter();
+    let mut targets = Targets::of(output.chain(checkpoint));
+    targets.add("--report", args.report.as_deref());
+    targets.check()?;
     if let Some(name) = &args.synthetic {
         let given = resolve::synthetic(name, &resolve_options(&args.model, None)).or_input()?;
         let mut weights = SyntheticWeights::new(given.clone(), 0);

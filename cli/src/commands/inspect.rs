@@ -2,7 +2,7 @@
 
 use super::capacity;
 use crate::args::InspectArgs;
-use crate::files;
+use crate::files::{self, PACKAGE, Targets};
 use crate::flags::in_flags;
 use crate::output::{Failure, OrInput, Outcome, Table, bytes, joined, si};
 use crate::streams::{errln, out, outln};
@@ -27,6 +27,9 @@ struct Subject {
 
 /// Prints or draws it.
 pub fn run(args: InspectArgs) -> Outcome {
+    let mut targets = Targets::of([(PACKAGE, &*args.path)]);
+    targets.add("--plot", args.plot.as_deref());
+    targets.check()?;
     let subject = open(&args)?;
     let costs = contexts(subject.shape.max_seq_len)
         .into_iter()
