@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 48] = [
+const FLAGS: [(&str, &str); 49] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
@@ -17,6 +17,7 @@ const FLAGS: [(&str, &str); 48] = [
     ("dtype", "--dtype"),
     ("fallback", "--fallback"),
     ("frequency_penalty", "--frequency-penalty"),
+    ("golden", "--golden"),
     ("hardware_compatibility", "--hardware-compatibility"),
     ("initial", "--initial"),
     ("keep_f32", "--keep-f32"),

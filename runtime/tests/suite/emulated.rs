@@ -53,7 +53,7 @@ fn products_in_the_package_type_are_within_the_tolerance() {
         let report = verified(&fixture, vec![BackendKind::Tract, BackendKind::OrtCuda]);
         for row in &report.rows {
             println!(
-                "{dtype} {} {}: {:e} of {:e}",
+                "{dtype} {} {}: {:e} of {:?}",
                 row.backend, row.route, row.max_error, row.tolerance
             );
         }

@@ -130,7 +130,7 @@ fn caches_of_a_type_of_their_own() {
         for row in &report.rows {
             let (backend, route) = (row.backend, &row.route);
             println!(
-                "{what} {backend} {route}: {:e} of {:e}",
+                "{what} {backend} {route}: {:e} of {:?}",
                 row.max_error, row.tolerance
             );
         }

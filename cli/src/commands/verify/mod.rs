@@ -4,9 +4,9 @@ mod print;
 
 use super::{backends, session_builder, spinner};
 use crate::args::VerifyArgs;
-use crate::files;
+use crate::files::{self, PACKAGE, Targets};
 use crate::output::{Failure, OrInput, Outcome};
-use crate::streams::outln;
+use crate::streams::{errln, outln};
 use ratplus_charts::{Lines, Panel, Series};
 use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::package::Package;
@@ -21,22 +21,22 @@ pub fn run(args: VerifyArgs) -> Outcome {
             args.reference
         )));
     }
-    for (flag, path) in [
-        ("--report", &args.report),
-        ("--plot", &args.plot),
-        ("--save-golden", &args.save_golden),
-    ] {
-        files::check_folder(flag, path.as_deref())?;
-    }
+    let golden = args.golden.as_deref().map(|path| ("--golden", path));
+    let read = [(PACKAGE, &*args.dir)].into_iter().chain(golden);
+    let mut targets = Targets::of(read);
+    targets.add("--report", args.report.as_deref());
+    targets.add("--plot", args.plot.as_deref());
+    targets.add("--save-golden", args.save_golden.as_deref());
+    targets.check()?;
     let package = Package::open(&args.dir).or_input()?;
     let golden = args.golden.as_deref().map(Golden::read);
     let golden = golden.transpose().or_input()?;
     let mut options = VerifyOptions::default();
-    (options.backends, options.chunks) = (backends, args.chunks);
+    (options.backends, options.chunks) = (backends, args.chunks.clone());
     let most = package.manifest().max_seq_len;
     options.tokens = args.tokens.unwrap_or(options.tokens.min(most));
     options.seed = args.seed;
-    options.tolerances = args.atol;
+    options.tolerances = args.atol.clone();
     options.reference_taps = args.save_golden.is_some();
     options.curves = args.plot.is_some();
     let sessions = session_builder(&package, &args.libraries);
@@ -47,31 +47,73 @@ pub fn run(args: VerifyArgs) -> Outcome {
     bar.finish_and_clear();
     let report = report.or_input()?;
     let json = serde_json::to_string_pretty(&report).or_input()?;
-    if let Some(path) = &args.report {
-        files::write("--report", path, json.as_bytes())?;
-    }
-    if let Some(path) = &args.plot {
-        files::write("--plot", path, plot(&report).svg().or_input()?.as_bytes())?;
-    }
-    if let (Some(path), Some(reference)) = (&args.save_golden, &report.reference) {
-        files::write("--save-golden", path, &reference.to_bytes().or_input()?)?;
-    }
+    // What was found is said first: a file that cannot be written does not cost it.
     if args.json {
         outln!("{json}");
     } else {
         print::print(&args.dir.display().to_string(), &report, args.histogram);
     }
+    let written = write(&args, &report, &json);
     if report.passed {
-        Ok(())
-    } else {
-        let failed = report.rows.iter().filter(|row| !row.passed).count();
-        Err(Failure::BadResult(match failed {
-            0 => "the logits of a backend were compared nowhere; export with --logits all".into(),
-            _ => format!(
-                "{failed} of {} comparisons are out of tolerance",
-                report.rows.len()
-            ),
-        }))
+        return written;
+    }
+    if let Err(failure) = written {
+        errln!("error: {failure}");
+    }
+    let failed = report.rows.iter().filter(|row| !row.passed).count();
+    Err(Failure::BadResult(match failed {
+        0 => "the logits of a backend were compared nowhere; export with --logits all".into(),
+        _ => format!(
+            "{failed} of {} comparisons are out of tolerance",
+            report.rows.len()
+        ),
+    }))
+}
+
+/// Writes every file that was asked for, whatever becomes of the others.
+fn write(args: &VerifyArgs, report: &VerifyReport, json: &str) -> Outcome {
+    let mut written = Vec::new();
+    if let Some(path) = &args.report {
+        written.push(files::write("--report", path, json.as_bytes()));
+    }
+    if let Some(path) = &args.plot {
+        note_left_out(report);
+        let svg = plot(report).svg().or_input();
+        written.push(svg.and_then(|svg| files::write("--plot", path, svg.as_bytes())));
+    }
+    if let (Some(path), Some(reference)) = (&args.save_golden, &report.reference) {
+        let bytes = reference.to_bytes().or_input();
+        written.push(bytes.and_then(|bytes| files::write("--save-golden", path, &bytes)));
+    }
+    let problems = written.into_iter().filter_map(Result::err);
+    let problems: Vec<_> = problems.map(|failure| failure.to_string()).collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::BadInput(problems.join("\n  "))),
+    }
+}
+
+/// No axis has a place for what is not finite.
+fn note_left_out(report: &VerifyReport) {
+    for curve in &report.curves {
+        let errors = curve.max_errors.iter();
+        let positions: Vec<_> = (0..)
+            .zip(errors)
+            .filter(|(_, error)| !error.is_finite())
+            .collect();
+        if let Some((first, _)) = positions.first() {
+            let what = match curve.layer {
+                None => "logits".to_owned(),
+                Some(layer) => format!("residual stream after layer {layer}"),
+            };
+            errln!(
+                "note: --plot leaves out {} of {} positions of {}'s {what}, whose errors are not finite; the \
+                 first is {first}",
+                positions.len(),
+                curve.max_errors.len(),
+                curve.backend
+            );
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::flags::in_flags;
 use crate::output::Table;
 use crate::streams::{out, outln};
 use ratplus_graphs::tolerance::OutputTolerance;
+use ratplus_runtime::backend::BackendKind;
 use ratplus_tools::verify::{Decade, Row, STORED_WEIGHTS, VerifyReport};
 
 /// Prints the matrix and what there is to say about it.
@@ -38,11 +39,11 @@ pub(super) fn print(package: &str, report: &VerifyReport, histogram: bool) {
             row.route.clone(),
             row.tensor.clone(),
             row.rows.to_string(),
-            format!("{:.2e}", row.max_error),
+            error(row.max_error),
             row.worst.map_or_else(String::new, |worst| {
                 format!("{}:{}:{}", worst.sequence, worst.position, worst.index)
             }),
-            format!("{:.2e}", row.mean_error),
+            error(row.mean_error),
             tolerance(row),
             row.argmax_agreed
                 .map_or_else(String::new, |agreed| format!("{agreed}/{}", row.rows)),
@@ -83,14 +84,14 @@ pub(super) fn print(package: &str, report: &VerifyReport, histogram: bool) {
                 statistic, most, ..
             } = asked.tolerance;
             outln!(
-                "             {statistic} error {:.2e}, expected at most {most:.2e}",
-                asked.found
+                "             {statistic} error {}, expected at most {most:.2e}",
+                error(asked.found)
             );
         }
         if let Some(most) = row.mean_tolerance.filter(|most| row.mean_error > *most) {
             outln!(
-                "             mean error {:.2e}, expected at most {most:.2e}",
-                row.mean_error
+                "             mean error {}, expected at most {most:.2e}",
+                error(row.mean_error)
             );
         }
         if row.tensor == STORED_WEIGHTS {
@@ -161,12 +162,20 @@ fn status(row: &Row) -> &'static str {
     }
 }
 
+fn error(value: f64) -> String {
+    match value.is_finite() {
+        true => format!("{value:.2e}"),
+        false => "not finite".into(),
+    }
+}
+
 /// What the row is held to.
 fn tolerance(row: &Row) -> String {
-    match row.asked.as_slice() {
-        [] if row.tolerance.is_finite() => format!("{:.2e}", row.tolerance),
-        [] => "sets it".into(),
-        asked => {
+    match (row.asked.as_slice(), row.tolerance) {
+        ([], Some(most)) => format!("{most:.2e}"),
+        ([], None) if row.backend == BackendKind::Tract => "sets it".into(),
+        ([], None) => "none".into(),
+        (asked, _) => {
             let each = asked.iter().map(|asked| &asked.tolerance);
             let each = each.map(|one| format!("{} {:.2e}", one.statistic, one.most));
             format!("yours: {}", each.collect::<Vec<_>>().join(", "))
@@ -187,19 +196,21 @@ fn print_asked(report: &VerifyReport) {
             let rows = report.rows.iter();
             rows.filter(|row| row.tensor == tolerance.output && row.rows > 0)
         };
-        let default = of_output().map(|row| row.tolerance).fold(0.0, f64::max);
-        let beyond = of_output().filter(|row| !row.within_default()).count();
-        let default = match default.is_finite() {
-            true => format!("max {default:.2e}"),
-            false => "set by tract".into(),
+        let defaults = of_output().filter_map(|row| row.tolerance);
+        let beyond = of_output().filter(|row| row.beyond_default()).count();
+        let default = match (defaults.clone().reduce(f64::max), beyond) {
+            (None, _) => "set by tract, which none of these comparisons has".into(),
+            (Some(most), 0) => format!("max {most:.2e}, beyond which nothing is"),
+            (Some(most), _) => format!(
+                "max {most:.2e}, beyond which {beyond} of {} comparisons are",
+                defaults.count()
+            ),
         };
         outln!(
-            "tolerance    {}: {} at most {:.2e} is yours (--atol), in place of the default, {default}; \
-             {beyond} of {} comparisons are beyond that",
+            "tolerance    {}: {} at most {:.2e} is yours (--atol), in place of the default, {default}",
             tolerance.output,
             tolerance.statistic,
-            tolerance.most,
-            of_output().count()
+            tolerance.most
         );
     }
 }

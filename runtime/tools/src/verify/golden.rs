@@ -87,7 +87,7 @@ impl GoldenTap {
 
 /// Why a golden file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("golden file {}: {problem}", path.display())]
+#[error("`golden`: {}: {problem}", path.display())]
 pub struct GoldenError {
     /// The file.
     pub path: PathBuf,
@@ -210,6 +210,31 @@ impl Golden {
         let row = sequence * self.positions.len() + index;
         self.logits
             .get(row * self.vocab_size..(row + 1) * self.vocab_size)
+    }
+
+    /// Of every tensor with an infinity or something that is no number: its name and the first such element.
+    pub(super) fn not_finite(&self) -> Vec<String> {
+        let found = |name: &str,
+                     values: &[f32],
+                     width: usize,
+                     position: &dyn Fn(usize) -> usize| {
+            let at = values.iter().position(|value| !value.is_finite())?;
+            let (batch, width) = (self.batch().max(1), width.max(1));
+            let rows = (values.len() / batch / width).max(1);
+            let (row, index) = (at / width, at % width);
+            Some(format!(
+                "{name}: expected finite numbers of f32, found {} at sequence {}, position {}, index {index}",
+                values[at],
+                row / rows,
+                position(row % rows)
+            ))
+        };
+        let logits = found("logits", &self.logits, self.vocab_size, &|row| {
+            self.positions.get(row).copied().unwrap_or(row)
+        });
+        let taps = self.taps.iter();
+        let taps = taps.filter_map(|tap| found(&tap.name, &tap.values, tap.width, &|row| row));
+        logits.into_iter().chain(taps).collect()
     }
 
     /// Largest absolute logit.

@@ -133,6 +133,12 @@ pub fn verify(
             "tract in f32 without rounding",
         ),
     };
+    if let Cow::Owned(exact) = &golden {
+        let wrong = exact.not_finite().into_iter().map(|what| {
+            format!("the reference, {golden_source}: {what}; the model itself leaves the range of f32 there")
+        });
+        none_wrong(wrong.collect()).map_err(VerifyError::Mismatch)?;
+    }
     let layers = match options.curves {
         true => Some(verifier.layers(&golden)?),
         false => None,
@@ -204,7 +210,7 @@ fn check(
     let total = golden.map_or(options.tokens, Golden::seq_len);
     if total == 0 || total > manifest.max_seq_len {
         let source = if golden.is_some() {
-            "golden tokens"
+            "`golden`: tokens"
         } else {
             "`tokens`"
         };
@@ -222,7 +228,7 @@ fn check(
         let vocab = manifest.model.vocab_size;
         if golden.vocab_size != vocab {
             errors.push(format!(
-                "golden logits: expected vocabulary {vocab}, found {}",
+                "`golden`: logits: expected vocabulary {vocab}, found {}",
                 golden.vocab_size
             ));
         }
@@ -233,23 +239,25 @@ fn check(
             .find(|&&t| t < 0 || t >= vocab as i64);
         if let Some(token) = outside {
             errors.push(format!(
-                "golden tokens: expected 0 to {}, found {token}",
+                "`golden`: tokens: expected 0 to {}, found {token}",
                 vocab - 1
             ));
         }
+        let wrong = golden.not_finite().into_iter();
+        errors.extend(wrong.map(|what| format!("`golden`: {what}")));
         for tap in &golden.taps {
             if tap
                 .layer
                 .is_some_and(|layer| layer >= manifest.model.num_layers)
             {
                 errors.push(format!(
-                    "golden {}: the package has {} layers",
+                    "`golden`: {}: the package has {} layers",
                     tap.name, manifest.model.num_layers
                 ));
             }
             if tap.width != manifest.model.d_model {
                 errors.push(format!(
-                    "golden {}: expected {} channels, found {}",
+                    "`golden`: {}: expected {} channels, found {}",
                     tap.name, manifest.model.d_model, tap.width
                 ));
             }

@@ -82,10 +82,11 @@ pub struct Row {
     /// Mean absolute difference.
     #[serde(serialize_with = "finite_or_text")]
     pub mean_error: f64,
-    /// Largest difference that passes.
-    #[serde(serialize_with = "finite_or_text")]
-    pub tolerance: f64,
-    /// Largest mean difference that passes; of [`STORED_WEIGHTS`] only.
+    /// Largest difference that passes, finite; none of tract where it sets that of others, nor where there
+    /// is nothing that it could come from: such a row passes by `asked` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<f64>,
+    /// Largest mean difference that passes, finite; of [`STORED_WEIGHTS`] only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_tolerance: Option<f64>,
     /// Where the tolerance comes from.
@@ -109,9 +110,9 @@ pub struct Row {
 }
 
 impl Row {
-    /// Whether the tolerance that comes from the package's types is kept.
-    pub fn within_default(&self) -> bool {
-        self.max_error.is_finite() && self.max_error <= self.tolerance
+    /// Whether the difference is larger than the tolerance that comes from the package's types.
+    pub fn beyond_default(&self) -> bool {
+        self.tolerance.is_some_and(|most| self.max_error > most)
     }
 }
 
