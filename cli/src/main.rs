@@ -8,6 +8,7 @@ mod commands;
 mod files;
 mod flags;
 mod log;
+mod memory;
 mod output;
 mod streams;
 

@@ -3,19 +3,16 @@
 use prost::Message;
 use ratplus_graphs::onnx::ModelProto;
 use ratplus_graphs::package::{FileInfo, Manifest, Target};
-use ratplus_tests::{golden_case, run, texts};
+use ratplus_runtime::{Package, Session};
+use ratplus_tests::{GoldenCase, golden_case, run, texts};
+use ratplus_tools::spot_check;
 use std::ffi::OsString;
+use std::path::Path;
 
-/// Halves the scores in the attention's function body and reseals the package: ONNX Runtime
-/// without the library then computes something else than the reference.
-#[test]
-fn the_first_tensor_that_differs_is_named() {
-    let case = golden_case("dense");
-    let dir = tempfile::tempdir().unwrap();
-    let package = dir.path().join("package");
+fn export(case: &GoldenCase, package: &Path) {
     let mut args: Vec<OsString> = vec!["export".into(), case.checkpoint().into(), "-o".into()];
     args.extend([
-        package.clone().into(),
+        package.into(),
         "--config".into(),
         case.file("config.json").into(),
     ]);
@@ -31,7 +28,11 @@ fn the_first_tensor_that_differs_is_named() {
         .map(Into::into),
     );
     assert!(run(args).status.success());
+}
 
+/// Halves the scores in the attention's function body and reseals the package: ONNX Runtime
+/// without the library then computes something else than the reference.
+fn halve_scores(package: &Path) {
     let json = std::fs::read(package.join("manifest.json")).unwrap();
     let mut manifest = Manifest::parse(&json).unwrap();
     let engines: Vec<_> = manifest
@@ -61,7 +62,38 @@ fn the_first_tensor_that_differs_is_named() {
         *info = FileInfo::of(&bytes);
     }
     std::fs::write(package.join("manifest.json"), manifest.to_json()).unwrap();
+}
 
+#[test]
+fn a_wrong_graph_fails_the_check_that_ends_an_export() {
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(&golden_case("dense"), &package);
+    let check = || spot_check(&Session::builder(&Package::open(&package).unwrap())).unwrap();
+    assert!(check().graphs.is_ok() && check().passed());
+    halve_scores(&package);
+    let wrong = check();
+    let outputs = wrong.graphs.as_ref().unwrap().outputs.iter();
+    let failed: Vec<_> = outputs
+        .filter(|output| !output.passed())
+        .map(|output| (output.output.as_str(), output.layer))
+        .collect();
+    // The first layer's states do not depend on its attention.
+    assert!(failed.contains(&("logits", None)), "{wrong:?}");
+    assert!(
+        failed.contains(&("present.*.recurrent_key", Some(1))),
+        "{wrong:?}"
+    );
+    assert!(!wrong.passed());
+}
+
+#[test]
+fn the_first_tensor_that_differs_is_named() {
+    let case = golden_case("dense");
+    let dir = tempfile::tempdir().unwrap();
+    let package = dir.path().join("package");
+    export(&case, &package);
+    halve_scores(&package);
     let verify = |backends: &str| {
         let golden = case.file("golden.safetensors").into_os_string();
         let args = [

@@ -2,12 +2,13 @@
 
 use super::{spinner, while_opening};
 use crate::flags::in_flags;
+use crate::memory;
 use crate::output::{Failure, OrInput, Outcome, Table};
 use crate::streams::{errln, out, outln};
 use ratplus_graphs::package::Manifest;
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::package::Package;
-use ratplus_tools::spot_check::{self, SpotCheck};
+use ratplus_tools::spot_check::{self, Comparison, SpotCheck};
 use std::path::Path;
 
 /// Names of tensors beyond f16's range that are printed, at most.
@@ -15,8 +16,8 @@ const MAX_NAMES: usize = 8;
 
 /// Checks the package in `dir` and says what was checked, or why nothing was.
 pub fn run(dir: &Path, manifest: &Manifest) -> Outcome {
-    if let Some(why) = spot_check::refusal(manifest, available_memory()) {
-        outln!("not checked: {why}; `ratplus verify` checks all of it");
+    if let Some(why) = spot_check::refusal(manifest, memory::available()) {
+        outln!("not checked: {}", in_flags(&why));
         return Ok(());
     }
     let package = while_opening(dir, || Package::open(dir)).or_input()?;
@@ -40,35 +41,21 @@ pub fn run(dir: &Path, manifest: &Manifest) -> Outcome {
 }
 
 fn print(check: &SpotCheck) {
-    let what = match (check.backend, &check.graphs_unseen) {
-        (BackendKind::OrtFallback, _) => "the portable decode graph in ONNX Runtime".to_owned(),
-        (backend, None) => format!("the decode graph of {backend}"),
-        (backend, Some(why)) => format!("{backend} with the package's types, no graph ({why})"),
-    };
-    outln!(
-        "checked {} tokens: {what}, against tract in f32",
-        check.tokens
-    );
-    let mut table = Table::new(1, ["output", "max error", "tolerance", "layer", ""]);
-    for output in &check.outputs {
-        let within = output.max_error <= output.tolerance;
-        table.row([
-            output.output.clone(),
-            format!("{:.2e}", output.max_error),
-            format!("{:.2e}", output.tolerance),
-            output
-                .layer
-                .map_or_else(String::new, |layer| layer.to_string()),
-            if within { "ok" } else { "FAILED" }.into(),
-        ]);
+    match &check.graphs {
+        Ok(ran) => print_outputs(check.tokens, ran),
+        Err(why) => outln!("not checked: {}", in_flags(why)),
     }
-    out!("{table}");
     for beyond in check.beyond_f16.iter().take(MAX_NAMES) {
+        let reaches = match beyond.largest.is_finite() {
+            true => format!(
+                "reaches {:.3e} on these tokens, beyond f16's 65504",
+                beyond.largest
+            ),
+            false => "leaves the range of f32 on these tokens, and f16's 65504".into(),
+        };
         errln!(
-            "warning: {} reaches {:.3e} on these tokens, beyond f16's 65504: --dtype bf16 has the range, and \
-             --cache-dtype for cache rows",
-            beyond.name,
-            beyond.largest
+            "warning: {} {reaches}: --dtype bf16 has the range, and --cache-dtype for cache rows",
+            beyond.name
         );
     }
     match check.beyond_f16.len() {
@@ -78,22 +65,29 @@ fn print(check: &SpotCheck) {
     }
 }
 
-/// Bytes that can be had without swapping; Linux tells.
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    kib.checked_mul(1024)
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn free_memory_is_known() {
-        assert!(available_memory().is_some_and(|bytes| bytes > 1 << 20));
+fn print_outputs(tokens: usize, ran: &Comparison) {
+    let graph = match ran.backend {
+        BackendKind::OrtFallback => "the portable decode graph in ONNX Runtime".to_owned(),
+        backend => format!("the decode graph of {backend}"),
+    };
+    outln!("checked {tokens} tokens: {graph}, against tract in f32");
+    let mut table = Table::new(1, ["output", "max error", "tolerance", "layer", ""]);
+    for output in &ran.outputs {
+        table.row([
+            output.output.clone(),
+            match output.max_error.is_finite() {
+                true => format!("{:.2e}", output.max_error),
+                false => "not finite".into(),
+            },
+            match output.tolerance {
+                Some(most) => format!("{most:.2e}"),
+                None => "none: the reference is not finite".into(),
+            },
+            output
+                .layer
+                .map_or_else(String::new, |layer| layer.to_string()),
+            if output.passed() { "ok" } else { "FAILED" }.into(),
+        ]);
     }
+    out!("{table}");
 }
