@@ -235,6 +235,9 @@ pub struct BuildArgs {
     /// and later) or same-compute-capability
     #[arg(long, value_name = "GPUS")]
     pub hardware_compatibility: Option<HardwareCompatibility>,
+    /// Write what was built, and how long each part took, as JSON
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,

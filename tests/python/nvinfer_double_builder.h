@@ -151,14 +151,30 @@ public:
 };
 using ProfileOfEngine = Made<IOptimizationProfile, ProfileImpl>;
 
+//! A text, to which every plan adds a word.
 class TimingImpl final : public apiv::DoubleTimingCache
 {
 public:
+    explicit TimingImpl(std::string const& text)
+        : times{text}
+    {
+    }
     IHostMemory* serialize() const noexcept override
     {
-        return new Made<IHostMemory, Bytes>{std::string{"times"}};
+        return new Made<IHostMemory, Bytes>{times + " measured"};
     }
+    bool combine(ITimingCache const& other, bool) noexcept override;
+    std::string times;
 };
+using TimingOfDevice = Made<ITimingCache, TimingImpl>;
+
+bool TimingImpl::combine(ITimingCache const& other, bool) noexcept
+{
+    std::string const& more = static_cast<TimingOfDevice const&>(other).impl.times;
+    note("timing cache `" + more + "`");
+    times += more;
+    return true;
+}
 
 class BuilderConfigImpl final : public apiv::DoubleBuilderConfig
 {
@@ -192,9 +208,9 @@ public:
     {
         detailed = verbosity == ProfilingVerbosity::kDETAILED;
     }
-    ITimingCache* createTimingCache(void const*, std::size_t) const noexcept override
+    ITimingCache* createTimingCache(void const* blob, std::size_t size) const noexcept override
     {
-        return new Made<ITimingCache, TimingImpl>;
+        return new TimingOfDevice{std::string(static_cast<char const*>(blob), size)};
     }
     bool setTimingCache(ITimingCache const&, bool) noexcept override
     {

@@ -315,8 +315,50 @@ def test_engines_can_be_split(full, package, ratplus, tmp_path):
     assert all(row["max_error"] == 0 for row in json.loads(done.stdout)["rows"] if row["tensor"] == "logits")
     # One plan again: the others go.
     ratplus("build", directory, "--backend", full.backend)
-    (left,) = (directory / "plans" / full.backend).iterdir()
-    assert left.name.startswith("model-")
+    left = sorted(path.name.split("-")[0] for path in (directory / "plans" / full.backend).iterdir())
+    assert left == ["model", "timing"]
+
+
+def test_what_was_measured_is_kept_beside_the_plans(full, package, ratplus, tmp_path):
+    directory = package()
+    folder = directory / "plans" / "tensorrt"
+
+    def build(machine: str) -> tuple[list, dict]:
+        """What the builder was given, and the report; `machine` is one with a cache of its own."""
+        log, report = tmp_path / f"{machine}.log", tmp_path / "report.json"
+        log.unlink(missing_ok=True)
+        flags = ("--backend", full.backend, "--split-engines", "--report", report)
+        done = ratplus("build", directory, *flags, log=log, RATPLUS_CACHE_DIR=str(tmp_path / machine))
+        given = [line[14:-1] for line in log.read_text().splitlines() if line.startswith("timing cache `")]
+        return given, json.loads(report.read_text()) | {"said": done.stderr}
+
+    def kept() -> Path:
+        (file,) = folder.glob("timing-*.cache")
+        record = json.loads((directory / "manifest.json").read_text())["plans"]["tensorrt"]["timing_cache"]
+        assert record["file"] == file.name and record["blake3"] == blake3(file.read_bytes()).hexdigest()
+        return file
+
+    given, report = build("first")
+    # Three plans, each from what the one before left.
+    once = " measured"
+    assert given == [once, once * 2]
+    assert kept().read_text() == once * 3
+    assert report["timing_cache"]["earlier_bytes"] == [0, 0]
+    assert report["timing_cache"]["file"] == f"plans/tensorrt/{kept().name}"
+    for plan in report["plans"]:
+        assert 0 <= plan["parse_seconds"] + plan["build_seconds"] <= plan["seconds"]
+    # Another machine has it from the package, this one from both.
+    given, report = build("second")
+    assert given[0] == once * 3 and report["timing_cache"]["earlier_bytes"] == [len(once) * 3, 0]
+    given, _ = build("second")
+    assert given[0] == given[1] == once * 6
+    # A damaged one is left out, and said to be.
+    kept().write_text("damaged")
+    given, report = build("third")
+    assert given[0] == once and "its timing cache is not used" in report["said"]
+    assert "damaged" not in kept().read_text()
+    done = ratplus("build", directory, "--backend", full.backend, "--report", kept(), code=2)
+    assert "is in the package" in done.stderr
 
 
 def test_builder_options_reach_the_builder(full, package, ratplus):

@@ -2,6 +2,7 @@
 
 use super::spinner;
 use crate::args::BuildArgs;
+use crate::files::{self, PACKAGE, Targets};
 use crate::output::{OrInput, Outcome, Table, bytes};
 use crate::streams::{errln, out, outln};
 use ratplus_runtime::backend::BackendKind;
@@ -11,6 +12,9 @@ use ratplus_tools::plans::{self, BuildOptions, BuildReport, BuildSettings};
 /// Builds every engine and says what came of it.
 pub fn run(args: BuildArgs) -> Outcome {
     let backend: BackendKind = args.backend.parse().or_input()?;
+    let mut targets = Targets::of([(PACKAGE, &*args.dir)]);
+    targets.add("--report", args.report.as_deref());
+    targets.check()?;
     let package = Package::open(&args.dir).or_input()?;
     let mut options = BuildOptions::default();
     options.device = args.device;
@@ -43,12 +47,16 @@ pub fn run(args: BuildArgs) -> Outcome {
     for note in &report.notes {
         errln!("note: {note}");
     }
+    let json = serde_json::to_string_pretty(&report).or_input()?;
     if args.json {
-        outln!("{}", serde_json::to_string_pretty(&report).or_input()?);
+        outln!("{json}");
     } else {
         print(&args.dir.display().to_string(), &report);
     }
-    Ok(())
+    match &args.report {
+        Some(path) => files::write("--report", path, (json + "\n").as_bytes()),
+        None => Ok(()),
+    }
 }
 
 fn print(package: &str, report: &BuildReport) {
@@ -60,15 +68,24 @@ fn print(package: &str, report: &BuildReport) {
         targets.collect::<Vec<_>>().join(", ")
     );
     outln!("custom nodes: {}\n", report.custom_nodes);
-    let mut table = Table::new(2, ["engines", "plan", "size", "time"]);
+    let mut table = Table::new(2, ["engines", "plan", "size", "parser", "builder", "time"]);
     for plan in &report.plans {
         table.row([
             plan.engines.join(", "),
             plan.file.clone(),
             bytes(plan.bytes as f64),
+            format!("{:.2} s", plan.parse_seconds),
+            format!("{:.2} s", plan.build_seconds),
             format!("{:.2} s", plan.seconds),
         ]);
     }
     out!("{table}");
+    if let Some(timing) = &report.timing_cache {
+        outln!(
+            "\nmeasured: {}, {}",
+            timing.file,
+            bytes(timing.bytes as f64)
+        );
+    }
     outln!("\n{:.2} s in all", report.seconds);
 }

@@ -111,6 +111,19 @@ pub struct PlanSet {
     pub weights_blake3: String,
     /// Engines in the manifest's order.
     pub plans: Vec<Plan>,
+    /// What was measured as they were built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing_cache: Option<TimingCache>,
+}
+
+/// What TensorRT has measured, which shortens later builds by the same library on the same kind of GPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimingCache {
+    /// File in the folder of the backend.
+    pub file: String,
+    /// Size and checksum of that file.
+    #[serde(flatten)]
+    pub info: FileInfo,
 }
 
 /// Folder of a backend's plans, from the package's on.
@@ -124,8 +137,18 @@ pub fn plan_file<E: AsRef<str>>(engines: &[E], info: &FileInfo) -> String {
         [one] => one.as_ref(),
         _ => EVERY_ENGINE,
     };
-    let start = info.blake3.get(..16).unwrap_or(&info.blake3);
-    format!("{name}-{start}.plan")
+    format!("{name}-{}.plan", checksum_start(info))
+}
+
+/// Name of a timing cache, as [`plan_file`] has it.
+pub fn timing_cache_file(info: &FileInfo) -> String {
+    format!("{TIMING_PREFIX}{}.cache", checksum_start(info))
+}
+
+const TIMING_PREFIX: &str = "timing-";
+
+fn checksum_start(info: &FileInfo) -> &str {
+    info.blake3.get(..16).unwrap_or(&info.blake3)
 }
 
 /// Name of what a runtime has compiled of a plan, beside it.
@@ -133,8 +156,12 @@ pub fn plan_cache(plan: &str) -> String {
     format!("{plan}.cache")
 }
 
-/// Whether a file's name is one that [`plan_file`] or [`plan_cache`] gives.
+/// Whether a file's name is one that [`plan_file`], [`plan_cache`] or [`timing_cache_file`] gives.
 pub fn is_plan_file(name: &str) -> bool {
+    let timing = name.strip_prefix(TIMING_PREFIX);
+    if let Some(start) = timing.and_then(|name| name.strip_suffix(".cache")) {
+        return start.len() == 16 && is_hexadecimal(start);
+    }
     let engine = name
         .strip_suffix(".cache")
         .unwrap_or(name)
@@ -178,7 +205,11 @@ impl PlanSet {
                 (&plan.file, "onnx_blake3", &plan.onnx_blake3),
             ]
         });
-        let checksums = checksums.chain([("the set", "weights_blake3", &self.weights_blake3)]);
+        let timing = self.timing_cache.iter();
+        let timing = timing.map(|cache| (cache.file.as_str(), "blake3", &cache.info.blake3));
+        let checksums = checksums
+            .chain([("the set", "weights_blake3", &self.weights_blake3)])
+            .chain(timing);
         for (of, field, text) in checksums {
             if !is_checksum(text) {
                 wrong(format!(
@@ -193,6 +224,12 @@ impl PlanSet {
                     "expected the file `{expected}`, found `{}`",
                     plan.file
                 ));
+            }
+        }
+        if let Some(TimingCache { file, info }) = &self.timing_cache {
+            let expected = timing_cache_file(info);
+            if *file != expected {
+                wrong(format!("expected the file `{expected}`, found `{file}`"));
             }
         }
         let wanted: Vec<_> = engines.iter().map(|engine| &*engine.name).collect();
@@ -276,6 +313,10 @@ mod tests {
             compute_capabilities: vec![ComputeTarget::only((8, 6))],
             weights_blake3: info.blake3.clone(),
             plans: vec![plan("decode"), plan("prefill_16")],
+            timing_cache: Some(TimingCache {
+                file: timing_cache_file(&info),
+                info: info.clone(),
+            }),
         };
         let engine = |seq_len| Engine {
             name: EngineSize { batch: 1, seq_len }.name(),
@@ -308,6 +349,9 @@ mod tests {
         );
         bad(&|set| set.plans[0].onnx_blake3.clear(), "onnx_blake3");
         bad(&|set| set.weights_blake3.push('0'), "weights_blake3");
+        let timing =
+            |set: &mut PlanSet, file: &str| set.timing_cache.as_mut().unwrap().file = file.into();
+        bad(&|set| timing(set, "../timing.cache"), "`../timing.cache`");
         bad(
             &|set| drop(set.plans.pop()),
             "for decode, prefill_16, found decode",
@@ -358,7 +402,10 @@ mod tests {
         assert!(set.plans.iter().all(|plan| is_plan_file(&plan.file)));
         assert!(is_plan_file("decode_b8-0123456789abcdef.plan"));
         assert!(is_plan_file(&plan_cache("decode-0123456789abcdef.plan")));
+        assert!(is_plan_file("timing-0123456789abcdef.cache"));
         for name in [
+            "timing-0123456789abcdef",
+            "timing-.cache",
             "decode.plan",
             "decode.cache",
             "decode-0123456789abcde.plan",

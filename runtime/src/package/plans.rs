@@ -109,6 +109,39 @@ impl Package {
         }
     }
 
+    /// What was measured as the plans of a backend were built; `None` where they have none, or another library
+    /// or GPU it was.
+    ///
+    /// # Errors
+    /// The file is missing, damaged, or leads out of the package.
+    pub fn timing_cache(
+        &self,
+        target: &PlanTarget<'_>,
+    ) -> Result<Option<OpenedPlan>, PackageError> {
+        let backend = target.backend;
+        let set = self.manifest.plans.get(backend);
+        let of_target = |set: &&PlanSet| {
+            set.library == target.library
+                && target.compute_capability.is_none_or(|of| set.covers(of))
+        };
+        let Some(cache) = set
+            .filter(of_target)
+            .and_then(|set| set.timing_cache.as_ref())
+        else {
+            return Ok(None);
+        };
+        let file = format!("{}/{}", plans_folder(backend), cache.file);
+        let opened = Files::new(&self.dir).and_then(|files| {
+            let files = files.advising("plans are built without it".to_owned());
+            files.map_checked(&file, &cache.info)
+        });
+        let bytes = opened.map_err(|problem| PackageError {
+            dir: self.dir.clone(),
+            problems: vec![problem],
+        })?;
+        Ok(Some(OpenedPlan { file, bytes }))
+    }
+
     /// The checksum that the manifest has for a file of the package.
     fn checksum(&self, file: &str) -> &str {
         let info = self.manifest.files.get(file);

@@ -252,11 +252,13 @@ int32_t networkNew(RatplusSymbols const* symbols, void* logger, RatplusNetworkRe
             parser.setFlag(onnx::OnnxParserFlag::kENABLE_PLUGIN_OVERRIDE);
             config.setPreviewFeature(trt::PreviewFeature::kALIASED_PLUGIN_IO_10_03, true);
         }
-        made->timingCache.reset(config.createTimingCache(request->timingCache, request->timingCacheSize));
-        if (made->timingCache == nullptr)
+        made->timingCache.reset(config.createTimingCache(nullptr, 0));
+        for (int32_t i = 0; i < request->timingCacheCount && made->timingCache != nullptr; ++i)
         {
-            // Another machine's, or damaged: a new one.
-            made->timingCache.reset(config.createTimingCache(nullptr, 0));
+            RatplusView const& earlier = request->timingCaches[i];
+            std::unique_ptr<trt::ITimingCache> const cache{config.createTimingCache(earlier.data, earlier.size)};
+            // Another GPU's, or damaged, is left alone: everything is measured anew.
+            static_cast<void>(cache != nullptr && made->timingCache->combine(*cache, false));
         }
         if (made->timingCache != nullptr && !config.setTimingCache(*made->timingCache, false))
         {

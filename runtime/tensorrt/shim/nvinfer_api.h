@@ -58,6 +58,12 @@ struct RatplusBuildSettings
     int32_t detailed;
 };
 
+struct RatplusView
+{
+    void const* data;
+    size_t size;
+};
+
 struct RatplusNetworkRequest
 {
     void const* model;
@@ -66,8 +72,9 @@ struct RatplusNetworkRequest
     char const* path;
     //! Null: the network has no plugins. A C string else.
     char const* pluginLibrary;
-    void const* timingCache;
-    size_t timingCacheSize;
+    //! What earlier builds measured, put together.
+    RatplusView const* timingCaches;
+    int32_t timingCacheCount;
     //! TensorRT for RTX: as 10 x major + minor; none leaves it to the library.
     int32_t const* capabilities;
     int32_t capabilityCount;

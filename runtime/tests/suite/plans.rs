@@ -46,6 +46,7 @@ fn package() -> (tempfile::TempDir, Manifest) {
         compute_capabilities: ["8.6", "12.0+"].map(|text| text.parse().unwrap()).to_vec(),
         weights_blake3: manifest.files[WEIGHTS_FILE].blake3.clone(),
         plans: manifest.engines.iter().map(plan).collect(),
+        timing_cache: None,
     };
     manifest.plans.insert(BACKEND.into(), set);
     write_manifest(dir.path(), &manifest);

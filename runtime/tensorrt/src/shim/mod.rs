@@ -49,13 +49,19 @@ struct RawTensor {
 }
 
 #[repr(C)]
+struct RawView {
+    data: *const u8,
+    size: usize,
+}
+
+#[repr(C)]
 struct NetworkRequest {
     model: *const u8,
     model_size: usize,
     path: *const c_char,
     plugin_library: *const c_char,
-    timing_cache: *const u8,
-    timing_cache_size: usize,
+    timing_caches: *const RawView,
+    timing_cache_count: i32,
     capabilities: *const i32,
     capability_count: i32,
     inputs: *const RawTensor,

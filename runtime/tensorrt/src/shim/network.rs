@@ -1,6 +1,8 @@
 //! From an ONNX model to the bytes of a plan.
 
-use super::{NetworkRequest, Raw, RawInputs, RawSettings, Serialized, Table, call, tensors};
+use super::{
+    NetworkRequest, Raw, RawInputs, RawSettings, RawView, Serialized, Table, call, tensors,
+};
 use crate::{BuildSettings, HardwareCompatibility, InputShape, Library, NvinferError, Tensor};
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -17,8 +19,8 @@ pub struct NetworkSource<'a> {
     /// A library of plugins that stand for the model's functions, and whose outputs may share
     /// memory with inputs. Not for TensorRT for RTX.
     pub plugins: Option<&'a Path>,
-    /// What [`Network::timing_cache`] returned on this GPU before; may be empty.
-    pub timing_cache: &'a [u8],
+    /// What [`Network::timing_cache`] returned before; those of other GPUs and releases do nothing.
+    pub timing_caches: &'a [&'a [u8]],
     /// TensorRT for RTX: GPUs to build for; none leaves it to the library.
     pub compute_capabilities: &'a [(u32, u32)],
     /// Optimization profiles: for each the shapes of every open input, which it has and no others.
@@ -59,13 +61,20 @@ impl Network {
         let inputs = RawInputs::new(&source.profiles.concat());
         let count = |list: usize| i32::try_from(list).unwrap_or(i32::MAX);
         let settings = source.settings;
+        let caches = source.timing_caches.iter().filter(|of| !of.is_empty());
+        let caches: Vec<_> = caches
+            .map(|cache| RawView {
+                data: cache.as_ptr(),
+                size: cache.len(),
+            })
+            .collect();
         let request = NetworkRequest {
             model: source.model.as_ptr(),
             model_size: source.model.len(),
             path: path.as_ptr(),
             plugin_library: plugins.as_ref().map_or(null(), |path| path.as_ptr()),
-            timing_cache: source.timing_cache.as_ptr(),
-            timing_cache_size: source.timing_cache.len(),
+            timing_caches: caches.as_ptr(),
+            timing_cache_count: count(caches.len()),
             capabilities: capabilities.as_ptr(),
             capability_count: count(capabilities.len()),
             inputs: inputs.tensors.as_ptr(),

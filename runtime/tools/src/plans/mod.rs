@@ -6,7 +6,9 @@ mod stage;
 pub use error::BuildError;
 
 use ratplus_graphs::package::{Fallback, Manifest, Target, WEIGHTS_FILE};
-use ratplus_graphs::plans::{ComputeTarget, Plan, PlanSet, plan_file};
+use ratplus_graphs::plans::{
+    ComputeTarget, Plan, PlanSet, TimingCache, plan_file, timing_cache_file,
+};
 use ratplus_kernels::cuda::{self, Device};
 pub use ratplus_nvinfer::{BuildSettings, HardwareCompatibility};
 use ratplus_nvinfer::{Library, Network, NetworkSource};
@@ -14,7 +16,7 @@ use ratplus_runtime::backend::{
     BackendKind, PlanRequirements, check_tensors, input_shapes, inspect_plan,
 };
 use ratplus_runtime::nvinfer::{self, NvinferError, Product};
-use ratplus_runtime::package::Package;
+use ratplus_runtime::package::{OpenedPlan, Package, PackageError, PlanTarget};
 use serde::Serialize;
 use stage::Stage;
 use std::ops::Range;
@@ -73,6 +75,22 @@ pub struct BuiltPlan {
     pub bytes: u64,
     /// How long it took.
     pub seconds: f64,
+    /// How long of it the parser took.
+    pub parse_seconds: f64,
+    /// How long of it the builder took.
+    pub build_seconds: f64,
+}
+
+/// What TensorRT measured as it built.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct TimingReport {
+    /// Its file, from the package's folder on.
+    pub file: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes of what earlier builds had measured: of this package, then of others on this machine.
+    pub earlier_bytes: [u64; 2],
 }
 
 /// What a build did.
@@ -91,6 +109,9 @@ pub struct BuildReport {
     pub custom_nodes: &'static str,
     /// Engines in the manifest's order.
     pub plans: Vec<BuiltPlan>,
+    /// TensorRT only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timing_cache: Option<TimingReport>,
     /// What else is worth knowing.
     pub notes: Vec<String>,
     /// How long all of it took.
@@ -187,6 +208,24 @@ impl Tools {
         }
     }
 
+    /// What was measured when the package's plans were built before.
+    fn timing_of(
+        &self,
+        package: &Package,
+        needs: PlanRequirements,
+    ) -> Result<Option<OpenedPlan>, PackageError> {
+        let Some(device) = self.device else {
+            return Ok(None);
+        };
+        let library = self.library.version();
+        package.timing_cache(&PlanTarget {
+            backend: BackendKind::TensorRt.name(),
+            graphs: needs.graphs,
+            library: &library,
+            compute_capability: Some(device.limits().compute_capability),
+        })
+    }
+
     /// The library's words about what it was set to, over what it does unasked.
     fn note_targets(&mut self, network: &Network) {
         let set = network.compute_capabilities();
@@ -222,9 +261,16 @@ pub fn build(
     let needs = needs.map_err(|reason| BuildError::refused(backend, reason))?;
     let mut tools = Tools::find(backend, needs, options)?;
     let mut stage = Stage::new(package, backend.name())?;
-    let timing = tools.timing_cache.as_ref();
-    let timing = timing.and_then(|path| std::fs::read(path).ok());
-    let mut timing = timing.unwrap_or_default();
+    let mut notes = Vec::new();
+    let of_package = tools.timing_of(package, needs).unwrap_or_else(|error| {
+        notes.push(format!("its timing cache is not used: {error}"));
+        None
+    });
+    let of_machine = tools.timing_cache.as_ref();
+    let of_machine = of_machine.and_then(|path| std::fs::read(path).ok());
+    let of_machine = of_machine.unwrap_or_default();
+    let earlier: [&[u8]; 2] = [of_package.as_deref().unwrap_or_default(), &of_machine];
+    let mut timing = Vec::new();
     let (mut plans, mut built) = (Vec::new(), Vec::new());
     let groups = groups(manifest, needs.graphs, options.split_engines);
     let (engines, count) = (&manifest.engines, groups.len());
@@ -245,17 +291,23 @@ pub fn build(
             true => engines.iter().map(input_shapes).collect(),
             false => Vec::new(),
         };
+        let latest = [&timing[..]];
         let source = NetworkSource {
             model: &package.encode(model, &[]),
             path: &weights.with_file_name(onnx),
             plugins: tools.plugins.as_deref(),
-            timing_cache: &timing,
+            timing_caches: match timing.is_empty() {
+                true => &earlier,
+                // It holds them.
+                false => &latest,
+            },
             compute_capabilities: &options.compute_capabilities,
             profiles: &profiles,
             detailed: needs.plugins,
             settings: &options.settings,
         };
         let mut network = Network::parse(&tools.library, &source).map_err(failed)?;
+        let parse_seconds = began.elapsed().as_secs_f64();
         for engine in engines {
             check_tensors(engine, &network.tensors(), true).map_err(|problems| {
                 let problems = problems.join("\n  ");
@@ -264,7 +316,9 @@ pub fn build(
             })?;
         }
         tools.note_targets(&network);
+        let building = Instant::now();
         let plan = network.build().map_err(failed)?;
+        let build_seconds = building.elapsed().as_secs_f64();
         if let Some(cache) = network.timing_cache().map_err(failed)? {
             timing = cache.to_vec();
         }
@@ -290,6 +344,8 @@ pub fn build(
             file: stage.name_of(&file),
             bytes: info.bytes,
             seconds: began.elapsed().as_secs_f64(),
+            parse_seconds,
+            build_seconds,
         });
         plans.push(Plan {
             engines: names,
@@ -298,6 +354,19 @@ pub fn build(
             onnx_blake3: checksum(manifest, onnx),
         });
     }
+    let timing_cache = match timing.is_empty() {
+        true => None,
+        false => {
+            let info = stage.write(&timing, timing_cache_file)?;
+            let file = timing_cache_file(&info);
+            Some(TimingCache { file, info })
+        }
+    };
+    let reported = timing_cache.as_ref().map(|cache| TimingReport {
+        file: stage.name_of(&cache.file),
+        bytes: cache.info.bytes,
+        earlier_bytes: earlier.map(|cache| cache.len() as u64),
+    });
     let set = PlanSet {
         library: tools.library.version(),
         version_compatible: options.settings.version_compatible,
@@ -305,14 +374,14 @@ pub fn build(
         compute_capabilities: tools.targets.clone(),
         weights_blake3: checksum(manifest, WEIGHTS_FILE),
         plans,
+        timing_cache,
     };
     stage.publish(set)?;
-    let mut notes = Vec::new();
     if let Some(path) = tools.timing_cache.filter(|_| !timing.is_empty())
         && let Err(error) = stage::write_cache(&path, &timing)
     {
         notes.push(format!(
-            "the timing cache was not kept, and the next build measures again: {error}"
+            "the timing cache was kept in the package alone: {error}"
         ));
     }
     Ok(BuildReport {
@@ -322,6 +391,7 @@ pub fn build(
         compute_capabilities: tools.targets,
         custom_nodes: custom_nodes(needs, manifest),
         plans: built,
+        timing_cache: reported,
         notes,
         seconds: start.elapsed().as_secs_f64(),
     })

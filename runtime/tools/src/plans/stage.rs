@@ -109,7 +109,11 @@ impl Drop for Stage<'_> {
         // Moved, but no manifest names them, unless it is that of before.
         let before = self.package.manifest().plans.get(self.backend);
         for name in &self.names {
-            let listed = |set: &PlanSet| set.plans.iter().any(|plan| plan.file == *name);
+            let listed = |set: &PlanSet| {
+                let timing = set.timing_cache.iter().map(|cache| &cache.file);
+                let mut files = set.plans.iter().map(|plan| &plan.file).chain(timing);
+                files.any(|file| file == name)
+            };
             if !before.is_some_and(listed) {
                 let _ = fs::remove_file(self.folder.join(name));
             }
