@@ -225,8 +225,44 @@ impl App {
         }
     }
 
-    /// Reads a body and makes of it what it asks for, on threads that may take their time.
-    pub async fn prepare<A: Asked>(self: &Arc<Self>, body: Body) -> Result<A::Prepared, ApiError> {
+    /// When the time of a request that began at `started` is over.
+    pub fn deadline(&self, started: std::time::Instant) -> Option<std::time::Instant> {
+        let timeout = self.options.request_timeout;
+        timeout.and_then(|timeout| started.checked_add(timeout))
+    }
+
+    /// The error of a request whose time is over.
+    pub fn late(&self, new_tokens: usize) -> ApiError {
+        let seconds = self.options.request_timeout.unwrap_or_default();
+        let message = format!(
+            "expected an answer within {} s of the request, found its time over after {new_tokens} new tokens; ask \
+             for fewer, or when less is going on",
+            seconds.as_secs_f64()
+        );
+        ApiError::status(StatusCode::GATEWAY_TIMEOUT, message).coded("deadline")
+    }
+
+    /// Reads the body of a request that began at `started` and makes of it what it asks for, on threads that may take
+    /// their time.
+    pub async fn prepare<A: Asked>(
+        self: &Arc<Self>,
+        started: std::time::Instant,
+        body: Body,
+    ) -> Result<A::Prepared, ApiError> {
+        let prepared = self.prepare_whenever::<A>(body);
+        let Some(deadline) = self.deadline(started) else {
+            return prepared.await;
+        };
+        match timeout_at(deadline.into(), prepared).await {
+            Ok(prepared) => prepared,
+            Err(_) => Err(self.late(0)),
+        }
+    }
+
+    async fn prepare_whenever<A: Asked>(
+        self: &Arc<Self>,
+        body: Body,
+    ) -> Result<A::Prepared, ApiError> {
         let (bytes, large) = self.read(body).await?;
         let parse = move |app: &App, model: &Model| {
             let limits = model.limits();

@@ -215,7 +215,7 @@ async fn generate<A: Asked<Prepared = Job>>(
     body: Body,
 ) -> Answer {
     let entered = app.enter()?;
-    let job = app.prepare::<A>(body).await?;
+    let job = app.prepare::<A>(record.started, body).await?;
     let streamed = job.generation.stream;
     let running = Running::start(app, entered, record, job)?;
     match streamed {
@@ -224,14 +224,24 @@ async fn generate<A: Asked<Prepared = Job>>(
     }
 }
 
-async fn tokenize(State(app): Shared, body: Body) -> Answer {
+async fn tokenize(
+    State(app): Shared,
+    Extension(record): Extension<Arc<Record>>,
+    body: Body,
+) -> Answer {
     let _entered = app.enter()?;
-    Ok(json_body(&app.prepare::<Tokenize>(body).await?))
+    let told = app.prepare::<Tokenize>(record.started, body).await?;
+    Ok(json_body(&told))
 }
 
-async fn detokenize(State(app): Shared, body: Body) -> Answer {
+async fn detokenize(
+    State(app): Shared,
+    Extension(record): Extension<Arc<Record>>,
+    body: Body,
+) -> Answer {
     let _entered = app.enter()?;
-    Ok(json_body(&app.prepare::<Detokenize>(body).await?))
+    let told = app.prepare::<Detokenize>(record.started, body).await?;
+    Ok(json_body(&told))
 }
 
 #[cfg(test)]

@@ -166,8 +166,7 @@ impl Running {
         job: Job,
     ) -> Result<Self, ApiError> {
         let (send, updates) = mpsc::unbounded_channel();
-        let timeout = app.options.request_timeout;
-        let deadline = timeout.and_then(|timeout| record.started.checked_add(timeout));
+        let deadline = app.deadline(record.started);
         let requests = job.requests.into_iter().enumerate();
         let requests = requests.map(|(choice, mut request)| {
             request.deadline = deadline;
@@ -410,19 +409,7 @@ fn failure(finished: &Finished, app: &App, form: Option<&str>) -> Option<ApiErro
         Ended::MaxNewTokens | Ended::StopToken | Ended::StopString(_) | Ended::MaxSeqLen => {
             return None;
         }
-        Ended::Deadline => (
-            StatusCode::GATEWAY_TIMEOUT,
-            format!(
-                "expected an answer within {} s of the request, found its time over after {} new tokens; ask for \
-                 fewer, or when less is going on",
-                app.options
-                    .request_timeout
-                    .unwrap_or_default()
-                    .as_secs_f64(),
-                finished.new_tokens
-            ),
-            "deadline",
-        ),
+        Ended::Deadline => return Some(app.late(finished.new_tokens)),
         Ended::Stopped | Ended::Cancelled => {
             let message = match app.state() {
                 State::Ended => SCHEDULER_ENDED,

@@ -126,6 +126,13 @@ fn a_request_ends_in_its_time() {
     let events = answer.events();
     assert!(events.len() > 1);
     assert_eq!(events.last().unwrap()["error"]["code"], "deadline");
+    // Also where its body is still to come.
+    let mut half = connect(server.address);
+    let head = b"POST /tokenize HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{";
+    half.write_all(head).unwrap();
+    let mut rest = [0; 12];
+    half.read_exact(&mut rest).unwrap();
+    assert_eq!(&rest, b"HTTP/1.1 504");
     eventually("free slots", || server.busy() == (0, 0));
 }
 
