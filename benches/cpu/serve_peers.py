@@ -58,7 +58,7 @@ class Measurement(Steps):
             present.append(contender)
         # Preparing is not measuring: it is done once.
         deadline = time.monotonic() + self.options.seconds
-        self.document["load"]["start"] = machine.load()
+        self.begin()
         for turn, scenario, contender in turns(present, self.options.rounds):
             if self.done(scenario=scenario, contender=contender.name) <= turn:
                 self.step(turn, scenario, contender, deadline)

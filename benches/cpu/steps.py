@@ -43,7 +43,7 @@ class Steps:
     """A document with `steps` and `skipped`, written to `options.json` after every step."""
 
     def __init__(self, options, document):
-        self.options = options
+        self.options, self.resumed = options, False
         self.document = {
             "date": time.strftime("%Y-%m-%d"), "threads": options.threads, "machine": machine.describe(),
             "load": {"start": machine.load()}, "skipped": [], "steps": [], **document,
@@ -53,17 +53,25 @@ class Steps:
 
     def take_over(self, earlier):
         """Steps of an earlier run, which has to be one of the same."""
-        for field in ("size", "threads", "machine"):
-            if earlier.get(field) != self.document[field]:
+        for field in ("size", "threads", "machine", "asked"):
+            if earlier.get(field) != self.document.get(field):
                 raise SystemExit(
-                    f"error: {self.options.json}: --continue expects `{field}` {self.document[field]!r}, found "
+                    f"error: {self.options.json}: --continue expects `{field}` {self.document.get(field)!r}, found "
                     f"{earlier.get(field)!r}; measure anew without --continue"
                 )
+        # As they were when the first step was measured.
+        self.document |= {"date": earlier["date"], "load": earlier["load"]}
+        self.resumed = True
         self.document["steps"] = [step for step in earlier["steps"] if "reason" not in step]
 
     def done(self, **of):
         """How many steps of that kind are there."""
         return sum(of.items() <= step.items() for step in self.document["steps"])
+
+    def begin(self):
+        """Models are there: measuring starts."""
+        if not self.resumed:
+            self.document["load"]["start"] = machine.load()
 
     def save(self):
         if self.options.json:
