@@ -6,7 +6,7 @@ use ratplus_graphs::model::Weight;
 use ratplus_graphs::pattern::Pattern;
 use ratplus_graphs::spec::{LayerPatterns, ModelSpec};
 use std::fs::File;
-use std::io::{BufWriter, Result, Write};
+use std::io::{BufWriter, Result, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// A model of a released size: `1.5b`, `2.6b` or `7.6b`; head and embedding are one matrix.
@@ -38,7 +38,28 @@ pub fn write_safetensors(spec: &ModelSpec, path: &Path) -> Result<()> {
     write_weights(spec, &Weight::distinct(spec), path)
 }
 
-/// The same in `count` files of about the same size and their index, whose path is returned.
+/// The same with matrices of zeros, which are holes of the file: it takes next to nothing of a disk.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_holes(spec: &ModelSpec, path: &Path) -> Result<()> {
+    let weights = Weight::distinct(spec);
+    let mut file = File::create(path)?;
+    write_header(spec, &weights, &mut file)?;
+    for weight in &weights {
+        let shape = weight.shape(spec);
+        let count = shape.iter().product::<usize>();
+        if shape.len() == 1 {
+            file.write_all(&bf16::ONE.to_le_bytes().repeat(count))?;
+        } else {
+            file.seek(SeekFrom::Current(2 * count as i64))?;
+        }
+    }
+    let end = file.stream_position()?;
+    file.set_len(end)
+}
+
+/// The same as [`write_safetensors`] in `count` files of about the same size and their index, whose path is returned.
 ///
 /// # Errors
 /// A file cannot be written.
@@ -68,7 +89,7 @@ pub fn write_shards(spec: &ModelSpec, dir: &Path, count: usize) -> Result<PathBu
     Ok(index)
 }
 
-fn write_weights(spec: &ModelSpec, weights: &[Weight], path: &Path) -> Result<()> {
+fn write_header(spec: &ModelSpec, weights: &[Weight], out: &mut impl Write) -> Result<()> {
     let mut header = serde_json::Map::new();
     if spec.tie_embedding {
         // As safetensors' own tool writes a model with a shared tensor.
@@ -87,9 +108,13 @@ fn write_weights(spec: &ModelSpec, weights: &[Weight], path: &Path) -> Result<()
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
-    let mut out = BufWriter::with_capacity(4 << 20, File::create(path)?);
     out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
+    out.write_all(&header)
+}
+
+fn write_weights(spec: &ModelSpec, weights: &[Weight], path: &Path) -> Result<()> {
+    let mut out = BufWriter::with_capacity(4 << 20, File::create(path)?);
+    write_header(spec, weights, &mut out)?;
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
     for weight in weights {
         let shape = weight.shape(spec);
