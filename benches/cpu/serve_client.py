@@ -155,6 +155,8 @@ async def long(client, load, seed, vocab_size, share):
     asked = (client.ask(prompt, load.long_new, **share.of(slot)) for slot in range(load.clients))
     answers = await asyncio.gather(*asked)
     begin, end = max(answer.times[0] for answer in answers), min(answer.times[-1] for answer in answers)
+    if begin >= end:
+        raise RuntimeError("expected clients that get tokens at the same time, found one that ended before another began")
     inside = sum(begin < moment <= end for answer in answers for moment in answer.times)
     rate = inside / (end - begin)
     # As if every client had come with such a prompt of its own.

@@ -47,7 +47,7 @@ class Load:
 LOADS = {
     "1.5b": Load(),
     "tiny": Load(
-        clients=2, prompt=32, new_tokens=8, long=512, long_new=8, prefix=512, tail=4, running=1, running_prompt=8,
+        clients=2, prompt=32, new_tokens=8, long=512, long_new=1000, prefix=512, tail=4, running=1, running_prompt=8,
         running_new=2000, before=0.1, entering=1024, window=5,
     ),
 }  # fmt: skip
