@@ -27,8 +27,11 @@ mod sink;
 pub mod template;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod texts;
 
 pub use app::Options;
 pub use auth::ApiKeys;
 pub use model::{Model, ModelError};
+pub use openai::generation::MAX_LOGPROBS;
 pub use serve::serve;
+pub use texts::Texts;

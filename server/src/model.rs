@@ -1,29 +1,25 @@
-//! A package that is served: its service, its tokenizer, its chat template.
+//! A package that is served: its service, and what it has for texts.
 
 use crate::openai::error::ApiError;
 use crate::template::{ChatTemplate, TemplateError};
-use ratplus_graphs::package::{LogitsMode, SpecialTokens};
+use crate::texts::Texts;
+use ratplus_graphs::package::LogitsMode;
 use ratplus_runtime::backend::Session;
 use ratplus_runtime::engine::{Engine, Limits};
-use ratplus_runtime::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarFactory};
+use ratplus_runtime::grammar::{CompiledGrammar, Grammar};
 use ratplus_runtime::package::Package;
 use ratplus_runtime::scheduler::{
     self, Refused, Request, Service, Sink, Snapshot, StartError, Ticket,
 };
 use ratplus_runtime::text::{TextError, Tokenizer};
 use std::collections::BTreeSet;
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 /// A package and what runs it.
 pub struct Model {
     limits: Limits,
     all_logits: bool,
-    special_tokens: SpecialTokens,
-    tokenizer: Option<Tokenizer>,
-    end_tokens: BTreeSet<u32>,
-    template: Option<ChatTemplate>,
-    /// Made when a request first has a form.
-    grammars: OnceLock<Result<GrammarFactory, GrammarError>>,
+    texts: Option<Texts>,
     slots: usize,
     /// Most requests, and tokens of their prompts, that come together.
     most_together: (usize, usize),
@@ -63,28 +59,13 @@ impl Model {
         options: scheduler::Options,
     ) -> Result<Self, ModelError> {
         let manifest = package.manifest();
-        let json = package.tokenizer_json();
-        let tokenizer = json.map(Tokenizer::from_json).transpose()?;
-        let limits = Limits::from(manifest);
-        let mut end_tokens = tokenizer
-            .as_ref()
-            .map(Tokenizer::end_tokens)
-            .unwrap_or_default();
-        // The model gives no others.
-        end_tokens.retain(|&token| (token as usize) < limits.vocab_size);
-        let template = match (package.chat_template(), &tokenizer) {
-            (Some(source), Some(tokenizer)) => Some(ChatTemplate::new(source, tokenizer)?),
-            _ => None,
-        };
+        let texts = Texts::of(package)?;
+        let tokenizer = texts.as_ref().map(|texts| texts.tokenizer().clone());
         let engine = Engine::new(session);
         Ok(Self {
-            limits,
+            limits: Limits::from(manifest),
             all_logits: manifest.logits == LogitsMode::All,
-            special_tokens: manifest.special_tokens,
-            tokenizer: tokenizer.clone(),
-            end_tokens,
-            template,
-            grammars: OnceLock::new(),
+            texts,
             slots: engine.slots(),
             most_together: (options.max_queued_requests, options.max_queued_tokens),
             service: RwLock::new(Some(Service::start(engine, tokenizer, options)?)),
@@ -103,7 +84,20 @@ impl Model {
 
     /// Tokens that end a text.
     pub(crate) fn end_tokens(&self) -> &BTreeSet<u32> {
-        &self.end_tokens
+        static NONE: BTreeSet<u32> = BTreeSet::new();
+        self.texts.as_ref().map_or(&NONE, Texts::end_tokens)
+    }
+
+    /// What it has for texts.
+    ///
+    /// # Errors
+    /// There is no tokenizer: what `needs` it.
+    fn texts(&self, needs: &str) -> Result<&Texts, ApiError> {
+        self.texts.as_ref().ok_or_else(|| {
+            ApiError::bad_request(format!(
+                "the package has no tokenizer, which {needs}; export it with --tokenizer tokenizer.json"
+            ))
+        })
     }
 
     /// The tokenizer.
@@ -111,17 +105,14 @@ impl Model {
     /// # Errors
     /// There is none: what `needs` it.
     pub(crate) fn tokenizer(&self, needs: &str) -> Result<&Tokenizer, ApiError> {
-        self.tokenizer.as_ref().ok_or_else(|| {
-            ApiError::bad_request(format!(
-                "the package has no tokenizer, which {needs}; export it with --tokenizer tokenizer.json"
-            ))
-        })
+        Ok(self.texts(needs)?.tokenizer())
     }
 
     /// How tokens are told in answers.
     pub(crate) fn token_texts(&self, as_ids: bool) -> TokenTexts<'_> {
+        let texts = self.texts.as_ref().filter(|_| !as_ids);
         TokenTexts {
-            tokenizer: self.tokenizer.as_ref().filter(|_| !as_ids),
+            tokenizer: texts.map(Texts::tokenizer),
         }
     }
 
@@ -130,7 +121,8 @@ impl Model {
     /// # Errors
     /// There is none.
     pub(crate) fn template(&self) -> Result<&ChatTemplate, ApiError> {
-        self.template.as_ref().ok_or_else(|| {
+        let template = self.texts.as_ref().and_then(Texts::template);
+        template.ok_or_else(|| {
             ApiError::bad_request(
                 "the package has no chat template; export it with --tokenizer tokenizer.json --chat-template \
                  FILE, or send a text to /v1/completions",
@@ -157,18 +149,8 @@ impl Model {
     /// Tokens of a text, all of which the model knows; with the special tokens that `add` or the package
     /// says.
     pub(crate) fn encode(&self, text: &str, add: Option<bool>) -> Result<Vec<u32>, ApiError> {
-        let tokenizer = self.tokenizer("texts need")?;
-        let special_tokens = match add {
-            None => self.special_tokens,
-            Some(true) => SpecialTokens::Tokenizer,
-            Some(false) => SpecialTokens::None,
-        };
-        let encoded = tokenizer.encode(text, special_tokens);
-        let refused = |error: TextError| ApiError::bad_request(error.to_string()).of("prompt");
-        let encoded = encoded.map_err(refused)?;
-        let known = tokenizer.check_vocabulary(&encoded, self.limits.vocab_size);
-        known.map_err(refused)?;
-        Ok(encoded.ids)
+        let encoded = self.texts("texts need")?.encode(text, add);
+        encoded.map_err(|error| ApiError::bad_request(error.to_string()).of("prompt"))
     }
 
     /// The text of tokens of the parameter `name`; none without a tokenizer, as of answers.
@@ -176,7 +158,8 @@ impl Model {
     /// # Errors
     /// The tokenizer does not know one of them.
     pub(crate) fn decode(&self, name: &str, tokens: &[u32]) -> Result<String, ApiError> {
-        let text = self.tokenizer.as_ref().map(|known| known.decode(tokens));
+        let texts = self.texts.as_ref();
+        let text = texts.map(|texts| texts.tokenizer().decode(tokens));
         let refused =
             |error: TextError| ApiError::bad_request(format!("`{name}`: {error}")).of(name);
         Ok(text.transpose().map_err(refused)?.unwrap_or_default())
@@ -187,12 +170,8 @@ impl Model {
     /// # Errors
     /// The form is none or too large, or the tokenizer has none of that.
     pub(crate) fn compile(&self, form: &Grammar) -> Result<CompiledGrammar, ApiError> {
-        let tokenizer = self.tokenizer("the form of a text needs")?;
-        let make = || GrammarFactory::new(tokenizer, self.limits.vocab_size, &self.end_tokens);
-        let factory = self.grammars.get_or_init(make).as_ref();
-        let refused = |error: &dyn std::fmt::Display| ApiError::bad_request(error.to_string());
-        let factory = factory.map_err(|error| refused(error))?;
-        factory.compile(form).map_err(|error| refused(&error))
+        let compiled = self.texts("the form of a text needs")?.compile(form);
+        compiled.map_err(|error| ApiError::bad_request(error.to_string()))
     }
 
     /// Whether so many requests with so many tokens in their prompts can ever be queued together.

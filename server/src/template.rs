@@ -62,16 +62,11 @@ impl ChatTemplate {
     /// It is no template, or too long.
     pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         let end = tokenizer.end_tokens().into_iter().next();
-        let added = tokenizer.special_tokens().unwrap_or_default();
-        let begin = added.first().and_then(|&token| tokenizer.token(token));
-        let known = |name: &&&str| tokenizer.id(name).is_some();
-        let begin = begin.or_else(|| BEGIN_TOKENS.iter().find(known).map(|name| (*name).into()));
+        let name = |token: Option<u32>| token.and_then(|token| tokenizer.token(token));
         Ok(Self {
             environment: compile(source)?,
-            bos_token: begin.unwrap_or_default(),
-            eos_token: end
-                .and_then(|token| tokenizer.token(token))
-                .unwrap_or_default(),
+            bos_token: name(begin_token(tokenizer)).unwrap_or_default(),
+            eos_token: name(end).unwrap_or_default(),
         })
     }
 
@@ -100,6 +95,13 @@ impl ChatTemplate {
         template.render_captured_to(values, &mut text)?;
         String::from_utf8(text.0).map_err(|error| TemplateError(error.to_string()))
     }
+}
+
+/// The token that begins a text: the first one that the tokenizer adds, or one with a name that such tokens have.
+pub fn begin_token(tokenizer: &Tokenizer) -> Option<u32> {
+    let added = tokenizer.special_tokens().unwrap_or_default();
+    let known = || BEGIN_TOKENS.iter().find_map(|name| tokenizer.id(name));
+    added.first().copied().or_else(known)
 }
 
 /// Whether `source` is a template.

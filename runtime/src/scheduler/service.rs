@@ -228,27 +228,45 @@ impl Service {
         state: &mut State,
         requests: &[(Request, Box<dyn Sink>)],
     ) -> Result<(), Refused> {
-        let more: usize = requests
-            .iter()
-            .map(|(request, _)| request.prompt.len())
-            .sum();
+        let tokens = requests.iter().map(|(request, _)| request.prompt.len());
         let now = &mut state.snapshot;
-        let tokens = now.queued_tokens.saturating_add(more);
-        let count = now.queued_requests + requests.len();
+        let reserved = self.with_more(now, requests.len(), tokens.sum())?;
+        (now.queued_requests, now.queued_tokens) = reserved;
+        Ok(())
+    }
+
+    /// Whether the queue has room now for so many requests with so many tokens in their prompts: who submits alone can
+    /// ask first and keep requests that would be refused.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn check_room(&self, requests: usize, tokens: usize) -> Result<(), Refused> {
+        let state = lock(&self.shared.state);
+        self.with_more(&state.snapshot, requests, tokens).map(drop)
+    }
+
+    /// Requests and tokens in the queue with so many more.
+    fn with_more(
+        &self,
+        now: &Snapshot,
+        requests: usize,
+        tokens: usize,
+    ) -> Result<(usize, usize), Refused> {
+        let tokens = now.queued_tokens.saturating_add(tokens);
+        let count = now.queued_requests.saturating_add(requests);
         let full = [
             ("requests", count, self.options.max_queued_requests),
             ("tokens of prompts", tokens, self.options.max_queued_tokens),
         ];
-        if let Some(&(what, found, limit)) = full.iter().find(|(_, found, limit)| found > limit) {
-            return Err(Refused::Full {
+        match full.iter().find(|(_, found, limit)| found > limit) {
+            None => Ok((count, tokens)),
+            Some(&(what, found, limit)) => Err(Refused::Full {
                 what,
                 limit,
                 found,
                 retry_after: retry_after(now),
-            });
+            }),
         }
-        (now.queued_requests, now.queued_tokens) = (count, tokens);
-        Ok(())
     }
 
     /// What is going on.

@@ -161,8 +161,11 @@ fn a_full_queue_and_requests_that_cannot_run_are_refused() {
         };
         service.submit((0..count).map(|_| request()).collect())
     };
+    assert!(service.check_room(4, 50).is_ok());
     for (count, tokens, what) in [(5, 1, "requests"), (2, 26, "tokens")] {
         let error = batch(count, tokens).unwrap_err();
+        let asked = service.check_room(count, count * tokens).unwrap_err();
+        assert_eq!(asked.to_string(), error.to_string());
         let Refused::Full { retry_after, .. } = &error else {
             panic!("{error}");
         };
