@@ -9,9 +9,6 @@ from typing import Any
 from ._errors import InputError
 from ._model import Model
 
-#: Special tokens that begin a text where the tokenizer adds none, as for `ratplus serve`.
-_BEGIN_TOKENS = ("<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>")
-
 
 def endpoint_types(model: Model) -> str:
     """What a package can be asked for through a frontend that tokenizes: "chat,completions", or one of them.
@@ -43,24 +40,20 @@ def write(model: Model, folder: Path) -> Path:
     tokenizer = json.loads((package / manifest["tokenizer"]).read_text(encoding="utf-8"))
     # A prompt has its own length.
     tokenizer.update(truncation=None, padding=None)
-    names = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
-    ends = model.end_tokens
-    added = model.encode("", special_tokens=True)
-    known = [name for name in _BEGIN_TOKENS if name in names.values()]
-    begin = names.get(int(added[0])) if len(added) else next(iter(known), None)
+    begin, ends = model.begin_token, model.end_tokens
     config: dict[str, Any] = {
         "architectures": ["RatPlusForCausalLM"],
         "model_type": "ratplus",
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.max_seq_len,
-        "bos_token_id": next((token for token, name in names.items() if name == begin), None),
+        "bos_token_id": begin,
         "eos_token_id": ends,
     }
     words: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.max_seq_len,
-        "bos_token": begin,
-        "eos_token": names.get(ends[0]) if ends else None,
+        "bos_token": None if begin is None else model.token(begin),
+        "eos_token": model.token(ends[0]) if ends else None,
     }
     if manifest.get("chat_template") is not None:
         words["chat_template"] = (package / manifest["chat_template"]).read_text(encoding="utf-8")

@@ -7,9 +7,7 @@ import random
 from typing import Any, Mapping
 
 from ._errors import InputError
-
-#: Most tokens whose scores are told beside each token, as the server has it.
-MAX_LOGPROBS = 20
+from ._ratplus import MAX_LOGPROBS
 
 #: What says where a request came from or went through, or what only the frontend and its routers act on.
 _OF_OTHERS = (

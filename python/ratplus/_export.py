@@ -40,7 +40,7 @@ def export(
     keep_f32: str | None = None,
     batch: int = 1,
     prefill_lengths: Sequence[int] | None = None,
-    max_seq_len: int = 4096,
+    max_seq_len: int = _ratplus.DEFAULT_MAX_SEQ_LEN,
     fallback: str = "function",
     logits: str = "last",
     tokenizer: str | os.PathLike[str] | None = None,

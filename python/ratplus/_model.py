@@ -6,13 +6,15 @@ import asyncio
 import atexit
 import json
 import os
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, Sequence, TypeVar, Union
 
 import numpy as np
 
-from . import _libraries
+from . import _libraries, _ratplus
+from ._errors import QueueFull
 from ._ratplus import Completion, Request, Scores, Service, State, Token
 from ._ratplus import Stream as _Stream
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     Prompt = Union[str, Sequence[int], NDArray[np.integer[Any]]]
 
 T = TypeVar("T")
+#: Seconds after which a batch looks again whether the queue has room.
+_GLANCE = 0.002
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
 
 
@@ -39,11 +43,13 @@ def _close_all() -> None:
 class Stream:
     """A request that runs or waits: an iterator of :class:`Token`, and an asynchronous one.
 
-    It has begun when it is made. Where it is not kept, or its loop is left, the request ends within a step.
+    It has begun when it is made. Where it is not kept, or its loop is left, the request ends within a step. Its model stays
+    open as long as it is kept.
     """
 
-    def __init__(self, stream: _Stream) -> None:
+    def __init__(self, stream: _Stream, model: Model) -> None:
         self._stream = stream
+        self._model = model
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -103,10 +109,8 @@ class Model:
     those of `ratplus generate` and `ratplus serve` on the same machine, whatever else runs.
     """
 
-    def __init__(self, service: Service, directory: str, backend: str, max_queued_requests: int) -> None:
+    def __init__(self, service: Service, directory: str, backend: str) -> None:
         self._service = service
-        # All of them wait until the scheduler has seen them.
-        self._together = max(1, min(2 * service.slots, max_queued_requests))
         #: The package's directory.
         self.directory = directory
         #: What runs it.
@@ -132,9 +136,9 @@ class Model:
         prefill_chunk: int | None = None,
         prefix_cache: int = 0,
         prefix_cache_file: str | os.PathLike[str] | None = None,
-        max_queued_requests: int = 256,
-        max_queued_tokens: int = 1 << 20,
-        decode_steps_per_chunk: int = 1,
+        max_queued_requests: int = _ratplus.DEFAULT_MAX_QUEUED_REQUESTS,
+        max_queued_tokens: int = _ratplus.DEFAULT_MAX_QUEUED_TOKENS,
+        decode_steps_per_chunk: int = _ratplus.DEFAULT_DECODE_STEPS_PER_CHUNK,
     ) -> Model:
         """Opens a package.
 
@@ -185,7 +189,7 @@ class Model:
             max_queued_tokens=max_queued_tokens,
             decode_steps_per_chunk=decode_steps_per_chunk,
         )
-        return cls(service, os.fspath(directory), backend, max_queued_requests)
+        return cls(service, os.fspath(directory), backend)
 
     @property
     def slots(self) -> int:
@@ -206,6 +210,11 @@ class Model:
     def lengths(self) -> list[int]:
         """Static lengths of the package's engines, ascending."""
         return self._service.lengths
+
+    @property
+    def begin_token(self) -> int | None:
+        """The token of the tokenizer that begins a text, where it has one."""
+        return self._service.begin_token
 
     @property
     def end_tokens(self) -> list[int]:
@@ -229,6 +238,10 @@ class Model:
             special_tokens: Whether those that the tokenizer adds are added; as the package says unless given.
         """
         return self._service.encode(text, special_tokens)
+
+    def token(self, id: int) -> str | None:
+        """A token as the tokenizer writes it; None of one that it does not know."""
+        return self._service.token(id)
 
     def decode(self, tokens: Prompt) -> str:
         """The text of tokens [n], special ones left out."""
@@ -264,7 +277,7 @@ class Model:
             timeout (float): Seconds after which it ends.
             state (State): What the prompt goes on from; penalties do not know its tokens.
             keep_state (bool, False): Whether the completion has the state that it leaves.
-            special_tokens (bool): As for `encode`.
+            special_tokens (bool): As for `encode`; none are added to what goes on from a state, unless given.
 
         Returns:
             Its tokens as they come.
@@ -274,12 +287,13 @@ class Model:
             QueueFull: Too many requests wait.
         """
         (request,) = self._service.prepare([prompt], **parameters)
-        return self._submit(request)
+        return self._submitted(request)
 
     def generate_batch(self, prompts: Iterable[Prompt], **parameters: Unpack[Parameters]) -> list[Completion]:
         """Continues prompts, as many at once as there are slots; the completions in the same order.
 
-        All of them are checked before the first one runs. `parameters` are those of :meth:`generate`.
+        All of them are checked before the first one runs, and each waits until the queue has room for it. `parameters` are
+        those of :meth:`generate`.
         """
         return self._run(self._service.prepare(list(prompts), **parameters), Stream.result)
 
@@ -292,11 +306,15 @@ class Model:
         in chunks, and the rest token by token.
 
         Args:
+            sequence: Of at most `max_seq_len` + 1 tokens: the last one is not run.
             start: The first token that is scored. The one at index 0 has no prediction.
             top: So many of the likeliest tokens are told beside each.
 
         Returns:
             `logprobs` float32 [n - start], `top_tokens` uint32 and `top_logprobs` float32 [n - start, top].
+
+        Raises:
+            InputError: The sequence is too short or too long, or `start` is not in it.
         """
         return self.score_batch([sequence], starts=[start], top=top, special_tokens=special_tokens)[0]
 
@@ -354,16 +372,24 @@ class Model:
         return f"Model({self.directory!r}, backend={self.backend!r})"
 
     def _run(self, requests: list[Request], end: Callable[[Stream], T]) -> list[T]:
-        """What comes of requests, of which twice as many run and wait as there are slots, where the queue is so long."""
+        """What comes of requests, of which twice as many run and wait as there are slots, where the queue has the room."""
         done: list[T] = []
         queued: deque[Stream] = deque()
         for request in requests:
-            if len(queued) >= self._together:
+            if len(queued) >= 2 * self.slots:
                 done.append(end(queued.popleft()))
-            queued.append(self._submit(request))
+            queued.append(self._submitted_in_turn(request))
         done.extend(map(end, queued))
         return done
 
-    def _submit(self, request: Request) -> Stream:
+    def _submitted_in_turn(self, request: Request) -> Stream:
+        """Waits for room in the queue, where requests wait that others have made, too."""
+        while True:
+            try:
+                return self._submitted(request)
+            except QueueFull:
+                time.sleep(_GLANCE)
+
+    def _submitted(self, request: Request) -> Stream:
         (stream,) = self._service.submit([request])
-        return Stream(stream)
+        return Stream(stream, self)

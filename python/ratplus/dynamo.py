@@ -25,7 +25,7 @@ from . import _dynamo_files, _dynamo_request
 from ._dynamo_journal import Journal, Plan
 from ._errors import Error, InputError, QueueFull, RunError
 from ._model import Model, Stream
-from ._ratplus import Token
+from ._ratplus import DEFAULT_MAX_QUEUED_REQUESTS, DEFAULT_MAX_QUEUED_TOKENS, DEFAULT_PREFIX_CACHE_BYTES, Token
 
 log = logging.getLogger(__name__)
 
@@ -249,10 +249,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--custom-ops", type=Path, help="the library of RAT+ operators")
     parser.add_argument("--no-cuda-graph", action="store_true", help="decode steps replay no CUDA graph")
     parser.add_argument("--device", type=int, default=0, help="number of the GPU")
-    parser.add_argument("--prefix-cache", type=int, default=1_000_000_000, help="bytes of states of prompts")
+    parser.add_argument("--prefix-cache", type=int, default=DEFAULT_PREFIX_CACHE_BYTES, help="bytes of states of prompts")
     parser.add_argument("--prefill-chunk", type=int, help="the longest chunk that prompts run as")
-    parser.add_argument("--max-queued-requests", type=int, default=256, help="most requests that wait for a slot")
-    parser.add_argument("--max-queued-tokens", type=int, default=1 << 20, help="most tokens of their prompts")
+    parser.add_argument("--max-queued-requests", type=int, default=DEFAULT_MAX_QUEUED_REQUESTS,
+                        help="most requests that wait for a slot")
+    parser.add_argument("--max-queued-tokens", type=int, default=DEFAULT_MAX_QUEUED_TOKENS,
+                        help="most tokens of their prompts")
     parser.add_argument("--drain-seconds", type=float, default=30.0, help="how long requests go on after SIGTERM")
     parser.add_argument("--journal", type=Path, help="a folder that all workers of the model write to: requests of a "
                         "worker that is lost have the same tokens then, draws and penalties among them")

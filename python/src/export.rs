@@ -68,7 +68,7 @@ impl WeightSource for Interruptible<'_> {
     }
 }
 
-/// Writes a package; `python/ratplus/__init__.py` says what the options are. The manifest as JSON, and notes.
+/// Writes a package; `python/ratplus/_export.py` says what the options are. The manifest as JSON, and notes.
 #[pyfunction]
 #[pyo3(signature = (checkpoint, output, *, synthetic, config, d_head, dilation, local_window, initial, dtype,
     cache_dtype, quantize, block_size, asymmetric, activations, keep_f32, batch, prefill_lengths, max_seq_len,

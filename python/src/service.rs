@@ -1,7 +1,9 @@
 //! A package, its engines and the scheduler over them.
 
 use crate::errors::{full, input, run};
-use crate::request::{Given, Request, Texts};
+use crate::process::Process;
+use crate::request::{self, OneOrMore, Request};
+use crate::snapshot;
 use crate::state::{Layout, State};
 use crate::stream::{Channel, Stream};
 use crate::tokens;
@@ -12,16 +14,15 @@ use pyo3::types::{PyDict, PyString};
 use ratplus_graphs::LogitsMode;
 use ratplus_runtime::backend::{BackendKind, Session};
 use ratplus_runtime::engine::{Engine, Limits};
-use ratplus_runtime::grammar::{CompiledGrammar, Grammar, GrammarError, GrammarFactory};
+use ratplus_runtime::grammar::Grammar;
 use ratplus_runtime::package::Package;
 use ratplus_runtime::scheduler::{self, Options, Refused, Sink};
-use ratplus_runtime::text::Tokenizer;
-use ratplus_runtime::{Manifest, Sampling, SpecialTokens};
-use ratplus_server::template::ChatTemplate;
+use ratplus_runtime::{Manifest, Sampling};
+use ratplus_server::Texts;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// An opened package.
@@ -33,15 +34,13 @@ pub struct Service {
     state_bytes: u64,
     layout: Arc<Layout>,
     implementations: Vec<String>,
-    tokenizer: Option<Tokenizer>,
-    end_tokens: BTreeSet<u32>,
-    template: Option<ChatTemplate>,
-    /// Made when a request first has a form.
-    grammars: OnceLock<Result<GrammarFactory, GrammarError>>,
+    texts: Option<Texts>,
+    max_queued_tokens: usize,
+    /// Held by who looks for room in the queue, until it is taken.
+    submitting: Mutex<()>,
     /// Taken out when it is closed.
     scheduler: RwLock<Option<scheduler::Service>>,
-    /// A forked process has no thread of the scheduler.
-    process: u32,
+    process: Process,
 }
 
 impl Service {
@@ -53,25 +52,21 @@ impl Service {
 
     /// Calls what the scheduler can do.
     fn with<T>(&self, call: impl FnOnce(&scheduler::Service) -> PyResult<T>) -> PyResult<T> {
-        if std::process::id() != self.process {
-            return Err(run(
-                "the model was opened before this process was forked; open it in this process",
-            ));
-        }
+        self.process.check()?;
         match self.scheduler().as_ref() {
             Some(scheduler) => call(scheduler),
             None => Err(run("the model is closed")),
         }
     }
 
-    fn tokenizer(&self) -> PyResult<&Tokenizer> {
+    fn texts(&self) -> PyResult<&Texts> {
         let none = || {
             input(
                 "the package has no tokenizer, which texts need; export it with \
                  `tokenizer=\"tokenizer.json\"`, or give token ids",
             )
         };
-        self.tokenizer.as_ref().ok_or_else(none)
+        self.texts.as_ref().ok_or_else(none)
     }
 
     /// Tokens of a text, all of which the model knows, or those that are given.
@@ -79,29 +74,27 @@ impl Service {
         let Ok(text) = prompt.cast::<PyString>() else {
             return tokens::take(prompt, self.limits.vocab_size);
         };
-        let tokenizer = self.tokenizer()?;
-        let special = match special {
-            None => self.manifest.special_tokens,
-            Some(true) => SpecialTokens::Tokenizer,
-            Some(false) => SpecialTokens::None,
-        };
-        let text = text.extract::<String>()?;
-        let encoded = tokenizer.encode(&text, special).map_err(input)?;
-        let known = tokenizer.check_vocabulary(&encoded, self.limits.vocab_size);
-        known.map_err(input)?;
-        Ok(encoded.ids)
+        let texts = self.texts()?;
+        texts
+            .encode(&text.extract::<String>()?, special)
+            .map_err(input)
     }
 
-    fn compiled(&self, form: &Grammar) -> PyResult<CompiledGrammar> {
-        let tokenizer = self.tokenizer()?;
-        let make = || GrammarFactory::new(tokenizer, self.limits.vocab_size, &self.end_tokens);
-        let factory = self.grammars.get_or_init(make).as_ref().map_err(input)?;
-        factory.compile(form).map_err(input)
-    }
-
-    /// A request that can run.
+    /// A request that can wait and run.
     fn checked(&self, request: scheduler::Request) -> PyResult<Request> {
         self.with(|scheduler| scheduler.check(&request).map_err(input))?;
+        let (most, tokens) = (self.max_queued_tokens, request.prompt.len());
+        if tokens > most {
+            return Err(input(format!(
+                "prompt: expected at most {most} tokens, for which the queue has room (`max_queued_tokens`), found {tokens}"
+            )));
+        }
+        if request.min_new_tokens > request.max_new_tokens {
+            return Err(input(format!(
+                "`min_new_tokens`: expected at most `max_new_tokens`, {}, found {}",
+                request.max_new_tokens, request.min_new_tokens
+            )));
+        }
         Ok(Request::new(request))
     }
 }
@@ -137,6 +130,9 @@ impl Service {
         let steps = NonZeroUsize::new(decode_steps_per_chunk);
         let steps =
             steps.ok_or_else(|| input("`decode_steps_per_chunk`: expected 1 or more, found 0"))?;
+        if max_queued_requests == 0 {
+            return Err(input("`max_queued_requests`: expected 1 or more, found 0"));
+        }
         let mut options = Options::default();
         options.max_queued_requests = max_queued_requests;
         options.max_queued_tokens = max_queued_tokens;
@@ -145,23 +141,10 @@ impl Service {
         options.decode_steps_per_chunk = steps;
         py.detach(|| {
             let package = Package::open(&directory).map_err(input)?;
-            let mut lengths = package.manifest().lengths();
-            if let Some(longest) = prefill_chunk {
-                if !lengths.contains(&longest) {
-                    return Err(input(format!(
-                        "`prefill_chunk`: expected one of the package's lengths, {lengths:?}, found {longest}"
-                    )));
-                }
-                lengths.retain(|&length| length <= longest);
-            }
-            let json = package.tokenizer_json();
-            let tokenizer = json.map(Tokenizer::from_json).transpose().map_err(input)?;
-            let template = match (package.chat_template(), &tokenizer) {
-                (Some(source), Some(tokenizer)) => {
-                    Some(ChatTemplate::new(source, tokenizer).map_err(input)?)
-                }
-                _ => None,
-            };
+            let lengths = package.manifest().lengths_up_to(prefill_chunk);
+            let lengths = lengths.map_err(|error| input(format!("`prefill_chunk`: {error}")))?;
+            let texts = Texts::of(&package).map_err(input)?;
+            let tokenizer = texts.as_ref().map(|texts| texts.tokenizer().clone());
             let mut builder = Session::builder(&package).threads(threads).engines(lengths);
             builder.ort.library = onnxruntime;
             builder.ort.operators = custom_ops;
@@ -171,30 +154,22 @@ impl Service {
             builder.tensorrt.library = tensorrt;
             builder.tensorrt.plugins = plugins;
             let session = builder.up_front().open(backend).map_err(input)?;
-            let limits = Limits::from(package.manifest());
-            let mut end_tokens = tokenizer
-                .as_ref()
-                .map(Tokenizer::end_tokens)
-                .unwrap_or_default();
-            // The model gives no others.
-            end_tokens.retain(|&token| (token as usize) < limits.vocab_size);
             let engines = session.implementations().iter();
             Ok(Self {
                 manifest: package.manifest().clone(),
-                limits,
+                limits: Limits::from(package.manifest()),
                 slots: session.batch(),
                 state_bytes: session.state_bytes(),
                 layout: Arc::new(Layout::new(&session.state_buffers())),
                 implementations: engines.map(|engine| engine.to_string()).collect(),
-                end_tokens,
-                template,
-                grammars: OnceLock::new(),
+                texts,
+                max_queued_tokens,
+                submitting: Mutex::new(()),
                 scheduler: RwLock::new(Some(
-                    scheduler::Service::start(Engine::new(session), tokenizer.clone(), options)
+                    scheduler::Service::start(Engine::new(session), tokenizer, options)
                         .map_err(input)?,
                 )),
-                tokenizer,
-                process: std::process::id(),
+                process: Process::this(),
             })
         })
     }
@@ -225,8 +200,14 @@ impl Service {
     }
 
     #[getter]
+    fn begin_token(&self) -> Option<u32> {
+        self.texts.as_ref().and_then(Texts::begin_token)
+    }
+
+    #[getter]
     fn end_tokens(&self) -> Vec<u32> {
-        self.end_tokens.iter().copied().collect()
+        let texts = self.texts.iter();
+        texts.flat_map(Texts::end_tokens).copied().collect()
     }
 
     #[getter]
@@ -252,7 +233,12 @@ impl Service {
 
     fn decode(&self, tokens: &Bound<'_, PyAny>) -> PyResult<String> {
         let ids = tokens::take(tokens, u32::MAX as usize)?;
-        self.tokenizer()?.decode(&ids).map_err(input)
+        self.texts()?.tokenizer().decode(&ids).map_err(input)
+    }
+
+    /// A token as the tokenizer writes it.
+    fn token(&self, id: u32) -> PyResult<Option<String>> {
+        Ok(self.texts()?.tokenizer().token(id))
     }
 
     /// The text of a conversation, given as JSON.
@@ -263,15 +249,18 @@ impl Service {
                  `chat_template=FILE`",
             )
         };
-        let template = self.template.as_ref().ok_or_else(none)?;
+        let template = self.texts.as_ref().and_then(Texts::template);
         let messages: serde_json::Value = serde_json::from_str(messages).map_err(input)?;
-        let text = template.render(&messages, add_generation_prompt, Default::default());
+        let text =
+            template
+                .ok_or_else(none)?
+                .render(&messages, add_generation_prompt, Default::default());
         text.map_err(input)
     }
 
     /// Requests of which each can run, or an error for the first that cannot.
-    #[pyo3(signature = (prompts, *, max_new_tokens=128, min_new_tokens=0, temperature=0.0, top_k=None, top_p=None,
-        min_p=None, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, seed=0,
+    #[pyo3(signature = (prompts, *, max_new_tokens=None, min_new_tokens=0, temperature=None, top_k=None, top_p=None,
+        min_p=None, repetition_penalty=None, presence_penalty=None, frequency_penalty=None, logit_bias=None, seed=None,
         stop=None, include_stop=false, stop_tokens=None, ignore_eos=false, logprobs=None, prompt_logprobs=None,
         json=false, json_schema=None, regex=None, lark=None, timeout=None, state=None, keep_state=false,
         special_tokens=None))]
@@ -280,18 +269,18 @@ impl Service {
         &self,
         py: Python<'_>,
         prompts: Vec<Bound<'_, PyAny>>,
-        max_new_tokens: usize,
+        max_new_tokens: Option<usize>,
         min_new_tokens: usize,
-        temperature: f32,
+        temperature: Option<f32>,
         top_k: Option<usize>,
         top_p: Option<f32>,
         min_p: Option<f32>,
-        repetition_penalty: f32,
-        presence_penalty: f32,
-        frequency_penalty: f32,
+        repetition_penalty: Option<f32>,
+        presence_penalty: Option<f32>,
+        frequency_penalty: Option<f32>,
         logit_bias: Option<BTreeMap<u32, f32>>,
-        seed: u64,
-        stop: Option<Texts>,
+        seed: Option<u64>,
+        stop: Option<OneOrMore>,
         include_stop: bool,
         stop_tokens: Option<Vec<u32>>,
         ignore_eos: bool,
@@ -306,18 +295,20 @@ impl Service {
         keep_state: bool,
         special_tokens: Option<bool>,
     ) -> PyResult<Vec<Request>> {
-        let mut sampling = Sampling::default();
-        sampling.temperature = temperature;
+        let mut sampling = Sampling::GREEDY;
+        set(&mut sampling.temperature, temperature);
         (sampling.top_k, sampling.top_p, sampling.min_p) = (top_k, top_p, min_p);
-        sampling.repetition_penalty = repetition_penalty;
-        sampling.presence_penalty = presence_penalty;
-        sampling.frequency_penalty = frequency_penalty;
-        sampling.logit_bias = logit_bias.unwrap_or_default();
-        sampling.seed = seed;
+        set(&mut sampling.repetition_penalty, repetition_penalty);
+        set(&mut sampling.presence_penalty, presence_penalty);
+        set(&mut sampling.frequency_penalty, frequency_penalty);
+        set(&mut sampling.logit_bias, logit_bias);
+        set(&mut sampling.seed, seed);
         let mut stops: BTreeSet<u32> = stop_tokens.into_iter().flatten().collect();
         if !ignore_eos {
-            stops.extend(&self.end_tokens);
+            stops.extend(self.texts.iter().flat_map(Texts::end_tokens));
         }
+        // What goes on is no beginning.
+        let special_tokens = special_tokens.or(state.as_ref().map(|_| false));
         let forms = [
             json.then_some(Grammar::AnyJson),
             json_schema.map(Grammar::JsonSchema),
@@ -326,9 +317,11 @@ impl Service {
         ];
         let mut forms = forms.into_iter().flatten();
         let form = forms.next();
-        let form = form
-            .map(|form| py.detach(|| self.compiled(&form)))
-            .transpose()?;
+        let compiled = |form| {
+            let texts = self.texts()?;
+            py.detach(|| texts.compile(&form)).map_err(input)
+        };
+        let form = form.map(compiled).transpose()?;
         if forms.next().is_some() {
             return Err(input(
                 "expected one of `json`, `json_schema`, `regex` and `lark`, found several",
@@ -346,7 +339,7 @@ impl Service {
         let mut requests = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
             let mut request = scheduler::Request::new(self.tokens(prompt, special_tokens)?);
-            request.max_new_tokens = max_new_tokens;
+            set(&mut request.max_new_tokens, max_new_tokens);
             request.min_new_tokens = min_new_tokens;
             request.sampling = sampling.clone();
             request.stop_tokens.clone_from(&stops);
@@ -373,85 +366,59 @@ impl Service {
         top: usize,
         special_tokens: Option<bool>,
     ) -> PyResult<(Request, usize)> {
-        let mut tokens = self.tokens(sequence, special_tokens)?;
-        let count = tokens.len();
-        if !(1..count).contains(&start) {
-            return Err(input(match count {
-                0 | 1 => format!(
-                    "expected at least 2 tokens, found {count}: the first one has no prediction"
-                ),
-                _ => format!("`start`: expected 1 to {}, found {start}", count - 1),
-            }));
-        }
+        let tokens = self.tokens(sequence, special_tokens)?;
+        let count = tokens.len().saturating_sub(start);
         let whole = self.manifest.logits == LogitsMode::All;
-        // Nothing comes after the last token: it need not run where there is no room for it.
-        let prompt = match whole {
-            true => count.min(self.limits.max_seq_len),
-            false => start,
-        };
-        let given = tokens.split_off(prompt);
-        let mut request = scheduler::Request::new(tokens);
-        request.prompt_logprobs = whole.then_some(top);
-        request.max_new_tokens = given.len();
-        if !given.is_empty() {
-            request.logprobs = Some(top);
-            request.constraint = Some(Box::new(Given::new(given)));
-        }
-        Ok((self.checked(request)?, count - start))
+        let request = request::scoring(tokens, start, top, (whole, self.limits.max_seq_len))?;
+        Ok((self.checked(request)?, count))
     }
 
-    /// Queues all of the requests or none.
+    /// Queues all of the requests or none, which can be submitted later then.
     fn submit(&self, requests: Vec<Bound<'_, Request>>) -> PyResult<Vec<Stream>> {
-        let (mut jobs, mut channels) = (Vec::new(), Vec::new());
-        for request in requests {
-            let request = request.get().take()?;
-            let channel = Arc::new(Channel::default());
-            channels.push((channel.clone(), request.logprobs.is_some()));
-            let sink = move |update| channel.send(update);
-            jobs.push((request, Box::new(sink) as Box<dyn Sink>));
-        }
+        let refused = |refused| match refused {
+            Refused::Request { .. } => input(refused),
+            Refused::Full { retry_after, .. } => full(&refused, retry_after.as_secs_f64()),
+            _ => run(refused),
+        };
+        let mut channels = Vec::new();
         let tickets = self.with(|scheduler| {
-            scheduler.submit(jobs).map_err(|refused| match refused {
-                Refused::Request { .. } => input(refused),
-                Refused::Full { retry_after, .. } => full(&refused, retry_after.as_secs_f64()),
-                _ => run(refused),
-            })
+            let submitting = self.submitting.lock();
+            let _alone = submitting.unwrap_or_else(PoisonError::into_inner);
+            let tokens = requests.iter().map(|request| request.get().tokens());
+            let tokens = tokens.sum::<PyResult<usize>>()?;
+            scheduler
+                .check_room(requests.len(), tokens)
+                .map_err(refused)?;
+            let mut jobs = Vec::new();
+            for request in &requests {
+                let request = request.get().take()?;
+                let channel = Arc::new(Channel::default());
+                channels.push((channel.clone(), request.logprobs.is_some()));
+                let sink = move |update| {
+                    channel.send(update);
+                    // Its ticket ends a request that nobody wants any more.
+                    true
+                };
+                jobs.push((request, Box::new(sink) as Box<dyn Sink>));
+            }
+            scheduler.submit(jobs).map_err(refused)
         })?;
         let streams = channels.into_iter().zip(tickets);
         let streams = streams.map(|((channel, has_scores), ticket)| {
-            Stream::new(channel, ticket, has_scores, self.layout.clone())
+            Stream::new(
+                channel,
+                ticket,
+                has_scores,
+                self.layout.clone(),
+                self.process,
+            )
         });
         Ok(streams.collect())
     }
 
     /// What is going on, by name.
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let snapshot = self.with(|scheduler| Ok(scheduler.snapshot()))?;
-        let (prefix, totals) = (&snapshot.prefix, &snapshot.totals);
-        let dict = PyDict::new(py);
-        let running = snapshot.slots.iter().filter(|slot| slot.request != 0);
-        dict.set_item("running", running.count())?;
-        dict.set_item("slots", snapshot.slots.len())?;
-        dict.set_item("waiting", snapshot.queued_requests)?;
-        dict.set_item("waiting_tokens", snapshot.queued_tokens)?;
-        dict.set_item("draining", snapshot.draining)?;
-        dict.set_item("ended", snapshot.ended)?;
-        dict.set_item("failing", snapshot.failing)?;
-        dict.set_item("cache_use", snapshot.cache_use)?;
-        for (name, count) in [
-            ("prefix_budget_bytes", prefix.budget_bytes),
-            ("prefix_bytes", prefix.bytes),
-            ("prefix_queried_tokens", prefix.queried_tokens),
-            ("prefix_hit_tokens", prefix.hit_tokens),
-            ("submitted", totals.submitted),
-            ("finished", totals.finished),
-            ("prompt_tokens", totals.prompt_tokens),
-            ("new_tokens", totals.new_tokens),
-            ("backend_errors", totals.backend_errors),
-        ] {
-            dict.set_item(name, count)?;
-        }
-        Ok(dict)
+        snapshot::dict(py, &self.with(|scheduler| Ok(scheduler.snapshot()))?)
     }
 
     /// Takes no more requests.
@@ -484,7 +451,7 @@ impl Service {
 
     /// Ends what runs, and frees the engines. Waits for a step.
     fn close(&self, py: Python<'_>) {
-        if std::process::id() != self.process {
+        if !self.process.is_this() {
             return;
         }
         py.detach(|| {
@@ -495,5 +462,25 @@ impl Service {
                 .take();
             drop(scheduler);
         });
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let scheduler = self.scheduler.get_mut();
+        let scheduler = scheduler.unwrap_or_else(PoisonError::into_inner).take();
+        match self.process.is_this() {
+            // It waits for a step, in which other threads of Python go on.
+            true => Python::attach(|py| py.detach(|| drop(scheduler))),
+            // The thread that it would wait for is not in this process.
+            false => std::mem::forget(scheduler),
+        }
+    }
+}
+
+/// Puts what was given in place of what is so without it.
+fn set<T>(place: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *place = given;
     }
 }

@@ -1,6 +1,7 @@
 //! What a request is told, from the scheduler's thread to Python's.
 
 use crate::errors::{input, run};
+use crate::process::Process;
 use crate::state::{Layout, State};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::exceptions::PyStopIteration;
@@ -31,15 +32,13 @@ pub struct Channel {
 #[derive(Default)]
 struct Waiting {
     updates: VecDeque<Update>,
-    /// Whether nobody takes them any more.
-    closed: bool,
     /// Both ends of what an event loop watches: readable while there may be updates.
     bell: Option<(UnixStream, UnixStream)>,
 }
 
 impl Channel {
-    /// Takes an update; false where nobody listens.
-    pub fn send(&self, update: Update) -> bool {
+    /// Takes an update.
+    pub fn send(&self, update: Update) {
         let mut waiting = lock(&self.waiting);
         if let (true, Some((_, bell))) = (waiting.updates.is_empty(), &mut waiting.bell) {
             // Full is as good as rung.
@@ -47,7 +46,6 @@ impl Channel {
         }
         waiting.updates.push_back(update);
         self.came.notify_one();
-        !waiting.closed
     }
 
     /// The next update; none after `patience`.
@@ -189,6 +187,7 @@ pub struct Stream {
     taken: Mutex<Taken>,
     has_scores: bool,
     layout: Arc<Layout>,
+    process: Process,
 }
 
 impl Stream {
@@ -197,6 +196,7 @@ impl Stream {
         ticket: Ticket,
         has_scores: bool,
         layout: Arc<Layout>,
+        process: Process,
     ) -> Self {
         Self {
             channel,
@@ -204,11 +204,13 @@ impl Stream {
             taken: Mutex::default(),
             has_scores,
             layout,
+            process,
         }
     }
 
     /// The next update, as signals allow: one that raises ends the request.
     fn wait(&self, py: Python<'_>) -> PyResult<Update> {
+        self.process.check()?;
         loop {
             if let Some(update) = py.detach(|| self.channel.wait(GLANCE)) {
                 return Ok(update);
@@ -304,6 +306,7 @@ impl Stream {
             if let Some(ended) = self.ended() {
                 return ended.and_then(|_| Err(PyStopIteration::new_err(())));
             }
+            self.process.check()?;
             let Some(update) = self.channel.poll() else {
                 return Ok(None);
             };
@@ -315,6 +318,7 @@ impl Stream {
 
     /// A descriptor that is readable where `poll` may have something.
     fn fileno(&self) -> PyResult<i32> {
+        self.process.check()?;
         Ok(self.channel.bell()?)
     }
 
@@ -325,14 +329,20 @@ impl Stream {
 
     /// Scores of the prompt's tokens and the new ones, the last `count` of both together, once it has ended.
     fn scores(&self, py: Python<'_>, count: usize) -> PyResult<Scores> {
-        self.end(py)?;
+        let reason = self.end(py)?;
         let taken = lock(&self.taken);
         let both = [
             taken.prompt_scores.as_deref().unwrap_or_default(),
             &taken.scores,
         ]
         .concat();
-        Scores::new(py, &both[both.len().saturating_sub(count)..])
+        match both.len().checked_sub(count) {
+            Some(first) => Scores::new(py, &both[first..]),
+            None => Err(run(format!(
+                "it ended ({reason}) with {} scores of {count}",
+                both.len()
+            ))),
+        }
     }
 
     /// The whole of it, once it has ended.
@@ -364,11 +374,5 @@ impl Stream {
             timing,
             state: state.transpose()?,
         })
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        lock(&self.channel.waiting).closed = true;
     }
 }

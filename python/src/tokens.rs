@@ -33,12 +33,16 @@ pub fn take(given: &Bound<'_, PyAny>, vocab_size: usize) -> PyResult<Vec<u32>> {
     Ok(ids)
 }
 
-/// Of an array with elements of this type; none of another.
+/// Of an array with elements of this type that lie one after another; none of another, whose elements may lie at any
+/// address and in strides that are no whole elements, as those of a field of records do.
 fn of_array<T: Element + Copy + Into<i64>>(
     given: &Bound<'_, PyAny>,
     vocab_size: usize,
 ) -> Option<PyResult<Vec<u32>>> {
     let array = given.extract::<PyReadonlyArray1<'_, T>>().ok()?;
+    if !(array.is_aligned() && array.is_c_contiguous()) {
+        return None;
+    }
     let ids = array.as_array();
     let ids = ids.iter().enumerate();
     Some(

@@ -182,6 +182,22 @@ def test_the_frontend_reads_a_tokenizer(model, tmp_path):
     assert read["tokenizer.json"]["model"] == own["model"] and read["tokenizer.json"]["truncation"] is None
 
 
+def test_the_frontend_begins_and_ends_texts_as_templates_do(tmp_path):
+    """Also where the token that begins one is not among those that were added to the tokenizer."""
+    (tmp_path / "chat.jinja").write_text("{{ bos_token }}|{{ eos_token }}")
+    tokenizer = json.loads((CASE / "tokenizer.json").read_text())
+    without = [token for token in tokenizer["added_tokens"] if token["content"] != "<s>"]
+    for index, added in enumerate([tokenizer["added_tokens"], without]):
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"added_tokens": added}))
+        options = dict(tokenizer=tmp_path / "tokenizer.json", chat_template=tmp_path / "chat.jinja")
+        with Model.open(export(tmp_path / f"kjv{index}", **options)) as model:
+            folder = write(model, tmp_path / f"files{index}")
+            words = json.loads((folder / "tokenizer_config.json").read_text())
+            begin = json.loads((folder / "config.json").read_text())["bos_token_id"]
+            assert f"{words['bos_token']}|{words['eos_token']}" == model.chat([]) == "<s>|</s>"
+            assert model.token(begin) == "<s>" and begin == model.begin_token
+
+
 def test_a_package_says_what_it_can_be_asked_for(tmp_path):
     (tmp_path / "chat.jinja").write_text("{{ messages[0].content }}")
     with Model.open(export(tmp_path / "chat", chat_template=tmp_path / "chat.jinja")) as model:

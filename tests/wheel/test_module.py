@@ -2,18 +2,22 @@
 
 import asyncio
 import importlib.metadata
+import inspect
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import ratplus
 from conftest import CASE, PROMPTS, SIZES, export
+from ratplus import _ratplus
 
 LONG = dict(max_new_tokens=400, ignore_eos=True)
 
@@ -93,6 +97,12 @@ def test_tokens_may_be_given_in_any_form(model):
     forms = [ids, ids.tolist(), tuple(ids.tolist()), iter(ids.tolist())]
     forms += [ids.astype(kind) for kind in ("int64", "int32", "uint16", ">i4")]
     forms += [np.stack([ids, ids + 1], axis=1)[:, 0], np.ascontiguousarray(ids[::-1])[::-1]]
+    # Strides that are no whole elements, and elements that are not aligned.
+    records = np.zeros(len(ids), [("more", "u1"), ("token", "i4"), ("long", "i8")])
+    records["token"] = records["long"] = ids
+    shifted = np.frombuffer(b"." + ids.astype("int64").tobytes(), "int64", offset=1)
+    assert not records["long"].flags.aligned and not shifted.flags.aligned
+    forms += [records["token"], records["long"], shifted]
     for form in forms:
         assert model.generate(form).result().tokens.tolist() == expected.tokens.tolist()
     for wrong, text in [([5, -1], "token 1: expected 0 to"), ([1 << 40], "token 0: expected 0 to")]:
@@ -135,6 +145,12 @@ def test_scores_are_those_of_eval(program, kjv, kjv_last, model, tmp_path):
         assert many[0].logprobs == pytest.approx(whole.logprobs[:49], abs=1e-4)
         with pytest.raises(ratplus.InputError, match="`prompt_logprobs`: expected a package with the logits of all"):
             last.generate(ids[:5], prompt_logprobs=0)
+        # And one more than that does not: not one score would be of the token that it is taken for.
+        longer = np.append(ids, ids)[: model.max_seq_len + 2]
+        for one in (model, last):
+            for start in (1, 500, len(longer) - 1):
+                with pytest.raises(ratplus.InputError, match="expected at most 513 tokens, found 514"):
+                    one.score(longer, start=start)
     for wrong, text in [((ids[:1], 1), "expected at least 2 tokens, found 1"), ((ids[:3], 3), "`start`: expected 1 to 2")]:
         with pytest.raises(ratplus.InputError, match=text):
             model.score(wrong[0], start=wrong[1])
@@ -153,6 +169,29 @@ def test_scores_come_with_tokens(model):
     expected = model.score(both, start=done.prompt_tokens).logprobs
     assert done.scores.logprobs == pytest.approx(expected, abs=1e-4)
     assert model.generate(PROMPTS[0], max_new_tokens=1).result().scores is None
+
+
+def test_bounds_of_new_tokens_fit(model):
+    with pytest.raises(ratplus.InputError, match="`min_new_tokens`: expected at most `max_new_tokens`, 4, found 5"):
+        model.generate("And", min_new_tokens=5, max_new_tokens=4)
+    assert len(model.generate("And", min_new_tokens=4, max_new_tokens=4).result().tokens) == 4
+
+
+def test_defaults_are_the_programs(program, model):
+    """What the program's own help says."""
+    said = {}
+    for command in ("serve", "export", "generate"):
+        text = " ".join(program(command, "--help").stdout.split())
+        pairs = re.findall(r"--([\w-]+) <[^>]*>(?:(?! --\w).)*?\[default: ([^\]]*)\]", text)
+        said[command] = {name.replace("-", "_"): value for name, value in pairs}
+    for command, call in (("serve", ratplus.Model.open), ("export", ratplus.export)):
+        ours = {name: one.default for name, one in inspect.signature(call).parameters.items()}
+        both = [name for name in said[command] if ours.get(name) is not None and name != "prefix_cache"]
+        assert {name: str(ours[name]) for name in both} == {name: said[command][name] for name in both}
+        assert {"serve": "max_queued_tokens", "export": "max_seq_len"}[command] in both
+    assert _ratplus.DEFAULT_PREFIX_CACHE_BYTES == int(said["serve"]["prefix_cache"])
+    assert said["generate"]["max_new_tokens"] == "128"
+    assert len(model.generate(PROMPTS[0], ignore_eos=True).result().tokens) == 128
 
 
 def test_forms_hold(model):
@@ -290,16 +329,64 @@ except ratplus.InputError as error:
     assert model.snapshot()["submitted"] == before
 
 
+def eventually(found):
+    end = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_batches_wait_for_room_in_the_queue(kjv, model):
+    expected = [one.tokens.tolist() for one in model.generate_batch(PROMPTS, max_new_tokens=8)]
+    scores = [one.logprobs.tolist() for one in model.score_batch(PROMPTS)]
+    longest = max(len(model.encode(prompt)) for prompt in PROMPTS)
+    for options in (dict(max_queued_requests=1), dict(max_queued_tokens=longest)):
+        with ratplus.Model.open(kjv, **options) as tight, ThreadPoolExecutor(3) as pool:
+            # Beside others that fill it.
+            batches = [pool.submit(tight.generate_batch, PROMPTS * 4, max_new_tokens=8) for _ in range(2)]
+            scored = pool.submit(tight.score_batch, PROMPTS * 4)
+            for batch in batches:
+                assert [one.tokens.tolist() for one in batch.result()] == expected * 4
+            assert [one.logprobs.tolist() for one in scored.result()] == scores * 4
+    # What never has room is said before anything runs.
+    with ratplus.Model.open(kjv, max_queued_tokens=longest) as tight:
+        for call in (tight.generate_batch, tight.score_batch):
+            with pytest.raises(ratplus.InputError, match=f"expected at most {longest} tokens.*max_queued_tokens"):
+                call([*PROMPTS, [5] * (longest + 1)])
+        assert tight.snapshot()["submitted"] == 0
+    with pytest.raises(ratplus.InputError, match="`max_queued_requests`: expected 1 or more, found 0"):
+        ratplus.Model.open(kjv, max_queued_requests=0)
+
+
+def test_a_request_that_was_refused_can_be_submitted_later(kjv_last):
+    with ratplus.Model.open(kjv_last, max_queued_requests=1) as model:
+        (request,) = model._service.prepare([PROMPTS[0]], max_new_tokens=4)
+        running = model.generate(PROMPTS[0], **LONG)
+        eventually(lambda: model.snapshot()["running"])
+        waiting = model.generate(PROMPTS[0], max_new_tokens=4)
+        with pytest.raises(ratplus.QueueFull):
+            model._service.submit([request])
+        running.cancel()
+        expected = waiting.result().tokens.tolist()
+        (stream,) = model._service.submit([request])
+        assert stream.result().tokens.tolist() == expected
+        with pytest.raises(ratplus.InputError, match="not submitted yet"):
+            model._service.submit([request])
+
+
 def test_where_there_is_no_room_it_says_when(kjv_last):
     with ratplus.Model.open(kjv_last, max_queued_requests=2) as model:
         running = [model.generate(PROMPTS[0], **LONG) for _ in range(2)]
         with pytest.raises(ratplus.QueueFull, match="requests: expected at most 2") as raised:
             running += [model.generate(PROMPTS[0], **LONG) for _ in range(3)]
         assert raised.value.retry_after > 0
+        # One that is dropped while it waits is waited for no longer.
+        waiting = model.snapshot()["waiting"]
+        running.pop()
+        eventually(lambda: model.snapshot()["waiting"] < waiting)
+        assert model.snapshot()["running"] == 1
         del running
         assert model.wait_idle(5)
-        # A batch waits for its own.
-        assert len(model.generate_batch(PROMPTS * 3, max_new_tokens=2)) == 15
         model.drain()
         with pytest.raises(ratplus.RunError, match="takes no more requests"):
             model.generate("x")
@@ -319,18 +406,71 @@ def test_what_runs_ends_when_the_model_is_closed(kjv):
     assert in_child(script, kjv).strip().isdigit()
 
 
-def test_a_forked_process_is_told(model):
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+def test_a_stream_keeps_its_model(kjv_last):
+    stream = ratplus.Model.open(kjv_last).generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
+    done = stream.result()
+    assert (done.finish_reason, len(done.tokens)) == ("max_new_tokens", 20)
+
+
+def test_a_model_that_goes_does_not_hold_pythons_lock(tmp_path):
+    package = export(tmp_path / "kjv", max_seq_len=2048, prefill_lengths=[1024], logits="last", batch=1)
+    model = ratplus.Model.open(package, "tract")
+    stream = model.generate([5] * 2000)
+    # Its first chunk has run, and the second one does.
+    eventually(lambda: model.snapshot()["running"])
+    ticks, ended = [], threading.Event()
+
+    def tick():
+        while not ended.wait(0.001):
+            ticks.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    eventually(lambda: ticks)
+    start = time.monotonic()
+    del stream, model
+    end = time.monotonic()
+    ended.set()
+    thread.join()
+    print(f"a model goes within {end - start:.3f} s")
+    assert end - start > 0.02
+    assert sum(start < tick < end for tick in ticks) > 5
+
+
+FORKED = """
+import gc, os, signal, sys, ratplus
+model = ratplus.Model.open(sys.argv[1])
+stream = model.generate("x", max_new_tokens=400, ignore_eos=True)
+next(stream)
+child = os.fork()
+if child == 0:
+    # It hangs for ever otherwise.
+    signal.alarm(30)
+    native = stream._stream
+    calls = [stream.result, lambda: next(stream), native.poll, native.fileno, lambda: native.scores(1)]
+    calls += [lambda: model.generate("x"), lambda: model.score([1, 2]), model.snapshot, model.drain, model.wait_idle]
+    for call in calls:
         try:
-            model.generate("x")
+            call()
         except ratplus.RunError as error:
-            os.write(writing, str(error).encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    assert b"before this process was forked" in os.read(reading, 1000)
+            assert "before this process was forked" in str(error)
+        else:
+            sys.exit(f"{call}: no error")
+    stream.cancel()
+    model.close()
+    calls.clear()
+    del stream, native, model, call
+    gc.collect()
+    print("child", flush=True)
+    # As multiprocessing's children end: handlers of ONNX Runtime's wait for its threads otherwise.
+    os._exit(0)
+print("status", os.waitpid(child, 0)[1])
+print("tokens", len(stream.result().tokens))
+"""
+
+
+def test_a_forked_process_is_told(kjv):
+    assert in_child(FORKED, kjv).split("\n") == ["child", "status 0", "tokens 400", ""]
 
 
 def test_a_prefix_is_kept_on_disk(kjv, tmp_path):
@@ -372,6 +512,26 @@ except ratplus.InputError as error:
 """
     said = in_child(script, kjv, PATH="", HOME=str(tmp_path))
     assert "ONNX Runtime was not found" in said and "pip install onnxruntime" in said
+
+
+def test_what_goes_on_from_a_state_has_no_beginning(tmp_path):
+    """Of a package whose texts have a token that begins them."""
+    tokenizer = json.loads((CASE / "tokenizer.json").read_text())
+    text, begin = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    added = {"type": "TemplateProcessing", "single": [begin, text], "pair": [begin, text, text]}
+    added["special_tokens"] = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": added}))
+    export(tmp_path / "kjv", tokenizer=tmp_path / "tokenizer.json", special_tokens="tokenizer")
+    with ratplus.Model.open(tmp_path / "kjv") as model:
+        count = len(model.encode("And", special_tokens=False))
+        assert len(model.encode("And")) == count + 1
+        state = model.state("And")
+        assert state.past_length == count + 1
+        more = len(model.encode(" it came", special_tokens=False))
+        for special_tokens, added in [(None, 0), (False, 0), (True, 1)]:
+            asked = dict(state=state, special_tokens=special_tokens)
+            assert model.generate(" it came", max_new_tokens=2, **asked).result().prompt_tokens == more + added
+            assert model.state(" it came", **asked).past_length == state.past_length + more + added
 
 
 def test_a_state_goes_on_elsewhere(model, kjv, kjv_last, tmp_path):
