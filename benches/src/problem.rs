@@ -54,10 +54,8 @@ impl Problem {
         seq_len: usize,
     ) -> Self {
         let max_seq_len = past + seq_len;
-        let attributes = DilatedAttention {
-            patterns: vec![pattern; heads],
-            scale: 1.0 / (head_dim as f32).sqrt(),
-        };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let attributes = DilatedAttention::ungrouped(vec![pattern; heads], scale);
         let layout = attributes.cache_layout(max_seq_len);
         let rows = layout.rows() * head_dim;
         let angles = |f: fn(f32) -> f32| {
@@ -94,6 +92,7 @@ impl Problem {
         let [cached_key, cached_value] = cache;
         let params = AttentionParams {
             layout,
+            num_heads: attributes.num_heads,
             scale: attributes.scale,
             batch: 1,
             seq_len: self.seq_len,
@@ -122,7 +121,7 @@ impl Problem {
     /// Largest difference between kernel and reference, outputs and cache.
     pub fn error_against_reference(mut self) -> Result<f64, String> {
         let (len, dim, max) = (self.seq_len, self.head_dim, self.max_seq_len);
-        let width = self.attributes.num_heads() * dim;
+        let width = self.attributes.num_heads * dim;
         let rows = self.attributes.cache_layout(max).rows();
         let tokens = |values| Input::f32s([1, len, width], values);
         let cached = |values| Input::f32s([1, rows, dim], values);

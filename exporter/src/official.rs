@@ -285,8 +285,12 @@ impl<'a> StateDict<'a> {
         self.tensors.contains_key(&gate_name(0))
     }
 
-    /// Reads the sizes off the weights.
-    pub(crate) fn sizes(&self) -> Result<Sizes, Vec<String>> {
+    /// Reads the sizes off the weights. `d_kv` is what is said of the width of keys, for a `d_model` and a number of
+    /// layers; all heads' where nothing is.
+    pub(crate) fn sizes(
+        &self,
+        d_kv: impl FnOnce(usize, usize) -> Option<usize>,
+    ) -> Result<Sizes, Vec<String>> {
         let mut problems = Vec::new();
         let mut matrix = |weight: Weight| {
             let name = weight.name();
@@ -307,7 +311,7 @@ impl<'a> StateDict<'a> {
         let in_proj = matrix(Weight::InProj(0));
         let fc1 = matrix(Weight::Fc1(0));
         let num_layers = self.num_layers().map_err(|problem| problems.push(problem));
-        let (Some((vocab_size, d_model)), Some((blocks, _)), Some((d_ffn, _)), Ok(num_layers)) =
+        let (Some((vocab_size, d_model)), Some((rows, _)), Some((d_ffn, _)), Ok(num_layers)) =
             (embedding, in_proj, fc1, num_layers)
         else {
             let names: Vec<_> = self.tensors.keys().take(5).cloned().collect();
@@ -318,12 +322,14 @@ impl<'a> StateDict<'a> {
             ));
             return Err(problems);
         };
+        let d_kv = d_kv(d_model, num_layers).unwrap_or(d_model);
+        let gateless = d_model.saturating_add(d_kv).saturating_mul(2);
         Ok(Sizes {
             vocab_size,
             d_model,
             num_layers,
             d_ffn,
-            recurrence: self.separate_gate() || blocks != d_model.saturating_mul(4),
+            recurrence: self.separate_gate() || rows != gateless,
         })
     }
 
@@ -346,8 +352,8 @@ impl<'a> StateDict<'a> {
                 && spec.recurrence
                 && self.tensors.contains_key(&gate_name(layer))
             {
-                wanted[0].1[0] = 4 * spec.d_model;
-                wanted.push((gate_name(layer), vec![spec.d_model; 2]));
+                wanted[0].1[0] -= spec.d_kv();
+                wanted.push((gate_name(layer), vec![spec.d_kv(), spec.d_model]));
             }
             let mut parts = Vec::new();
             for (name, shape) in wanted {
@@ -399,17 +405,36 @@ impl<'a> StateDict<'a> {
         Ok(sources)
     }
 
-    fn hint(&self, weight: Weight, tensor: &Tensor, spec: &ModelSpec) -> &'static str {
+    fn hint(&self, weight: Weight, tensor: &Tensor, spec: &ModelSpec) -> String {
         let Weight::InProj(layer) = weight else {
-            return "";
+            return String::new();
         };
-        let blocks = |blocks: usize| tensor.shape() == [blocks * spec.d_model, spec.d_model];
+        let is = |recurrence: bool, num_kv_heads: Option<usize>| {
+            let other = ModelSpec {
+                recurrence,
+                num_kv_heads,
+                ..spec.clone()
+            };
+            tensor.shape() == weight.shape(&other)
+        };
         let apart = self.tensors.contains_key(&gate_name(layer));
-        match spec.recurrence {
-            true if apart && blocks(5) => "; `fgate_proj` would be a second forget gate",
-            true if !apart && blocks(4) => " (no forget gate: attention only, `recurrence: false`)",
-            false if blocks(5) => " (it has a forget gate: `recurrence: true`)",
-            _ => "",
-        }
+        let same = spec.num_kv_heads;
+        let hint = match spec.recurrence {
+            true if apart && is(true, same) => "; `fgate_proj` would be a second forget gate",
+            true if !apart && is(false, same) => {
+                " (no forget gate: attention only, `recurrence: false`)"
+            }
+            false if is(true, same) => " (it has a forget gate: `recurrence: true`)",
+            _ => {
+                let recurrence = spec.recurrence && !apart;
+                let heads = spec.num_heads();
+                let mut fewer = (1..=heads).filter(|&kv| heads.is_multiple_of(kv));
+                let fits = fewer.find(|&kv| is(recurrence, Some(kv)));
+                return fits.map_or(String::new(), |kv| {
+                    format!(" (as of `num_kv_heads: {kv}` in a `config_file`)")
+                });
+            }
+        };
+        hint.into()
     }
 }

@@ -62,7 +62,8 @@ pub fn token_cost(spec: &ModelSpec, context: usize, element_bytes: usize) -> Tok
             rows += head_rows(pattern, context);
         }
     }
-    let heads = (spec.num_layers * spec.num_heads()) as f64;
+    let group = spec.num_heads() / spec.kv_heads().max(1);
+    let kv_heads = (spec.num_layers * spec.kv_heads()) as f64;
     // One row of the embedding is read, not multiplied.
     let places = Weight::all(spec)
         .into_iter()
@@ -71,11 +72,11 @@ pub fn token_cost(spec: &ModelSpec, context: usize, element_bytes: usize) -> Tok
     let cache = |rows: f64| rows * head_dim * 2.0 * element_bytes as f64;
     TokenCost {
         context,
-        attention_flops: 4.0 * head_dim * keys as f64,
-        dense_attention_flops: 4.0 * head_dim * heads * context as f64,
+        attention_flops: 4.0 * head_dim * (keys * group) as f64,
+        dense_attention_flops: 4.0 * head_dim * kv_heads * (group * context) as f64,
         linear_flops: 2.0 * multiplied as f64,
         cache_bytes: cache(rows as f64),
-        dense_cache_bytes: cache(heads * context as f64),
+        dense_cache_bytes: cache(kv_heads * context as f64),
     }
 }
 
@@ -86,9 +87,9 @@ pub fn state_bytes(spec: &ModelSpec, shape: &PackageShape) -> StateBytes {
         .map(|layer| spec.cache_layout(layer, shape.max_seq_len).rows())
         .sum();
     let row = 2 * spec.d_head as u64 * element;
-    let heads = (spec.num_layers * spec.num_heads()) as u64;
+    let heads = (spec.num_layers * spec.kv_heads()) as u64;
     let recurrent = if spec.recurrence {
-        2 * 4 * (spec.num_layers * spec.d_model) as u64
+        2 * 4 * (spec.num_layers * spec.d_kv()) as u64
     } else {
         0
     };

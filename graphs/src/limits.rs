@@ -16,8 +16,10 @@ fn over(what: &str, found: u128) -> Option<String> {
 pub(crate) fn weights(spec: &ModelSpec) -> Option<String> {
     let [vocab, d, layers, d_ffn] =
         [spec.vocab_size, spec.d_model, spec.num_layers, spec.d_ffn].map(|size| size as u128);
-    let blocks = spec.in_proj_blocks() as u128;
-    let layer = (blocks + 1) * d * d + 2 * d * d_ffn + 2 * d;
+    // No more heads than there are, whatever is said of them.
+    let kv = (spec.kv_heads().min(spec.num_heads()) * spec.d_head) as u128;
+    let in_proj = 2 * d + if spec.recurrence { 3 } else { 2 } * kv;
+    let layer = (in_proj + d) * d + 2 * d * d_ffn + 2 * d;
     over("the model's weights", 2 * vocab * d + layers * layer + d)
 }
 
@@ -28,9 +30,9 @@ pub(crate) fn manifest(manifest: &Manifest) -> Vec<String> {
     let [batch, max_seq_len, heads, d_head, d, vocab] = [
         manifest.batch,
         manifest.max_seq_len,
-        spec.num_heads(),
+        spec.kv_heads(),
         spec.d_head,
-        spec.d_model,
+        spec.d_kv(),
         spec.vocab_size,
     ]
     .map(|size| size as u128);

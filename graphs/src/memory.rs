@@ -120,7 +120,7 @@ fn outputs(manifest: &Manifest, engines: impl Iterator<Item = EngineSize>) -> u6
 /// its parts, or the feed-forward's hidden rows before and after their activation; and the residual.
 fn activations(manifest: &Manifest, size: EngineSize) -> u64 {
     let spec = &manifest.model;
-    let widest = (2 * spec.in_proj_blocks() * spec.d_model).max(2 * spec.d_ffn);
+    let widest = (2 * spec.in_proj_rows()).max(2 * spec.d_ffn);
     let elements = size.batch * size.seq_len * (spec.d_model + widest);
     ARENA * (elements * manifest.dtype.size()) as u64
 }

@@ -42,6 +42,10 @@ pub struct ModelSpec {
     pub num_layers: usize,
     /// Channels of one head.
     pub d_head: usize,
+    /// Heads that keys and values have, a divisor of the query heads, which read them in groups of
+    /// neighbours; none where each has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_kv_heads: Option<usize>,
     /// Width inside the feed-forward layer.
     pub d_ffn: usize,
     /// Base of the rotary frequencies.
@@ -104,6 +108,7 @@ impl Default for ModelSpec {
             d_model: 0,
             num_layers: 0,
             d_head: 0,
+            num_kv_heads: None,
             d_ffn: 0,
             rope_base: rope_base(),
             norm_eps: norm_eps(),
@@ -116,18 +121,18 @@ impl Default for ModelSpec {
     }
 }
 
-/// One layer's patterns: the same for all heads, or one per head.
+/// One layer's patterns: the same for all heads, or one per key-value head.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LayerPatterns {
     /// Every head has this pattern.
     Uniform(Pattern),
-    /// One pattern per head.
+    /// One pattern per key-value head.
     PerHead(Vec<Pattern>),
 }
 
 impl LayerPatterns {
-    /// One pattern per head.
+    /// One pattern for each of so many heads.
     pub fn per_head(&self, num_heads: usize) -> Vec<Pattern> {
         match self {
             Self::Uniform(pattern) => vec![*pattern; num_heads],
@@ -164,9 +169,19 @@ impl ModelSpec {
         self.d_model / self.d_head.max(1)
     }
 
-    /// One pattern per head of `layer`.
+    /// Number of heads of keys and values.
+    pub fn kv_heads(&self) -> usize {
+        self.num_kv_heads.unwrap_or(self.num_heads())
+    }
+
+    /// Channels of a token's key, value and forget gate.
+    pub fn d_kv(&self) -> usize {
+        self.kv_heads().saturating_mul(self.d_head)
+    }
+
+    /// One pattern per key-value head of `layer`.
     pub fn layer_patterns(&self, layer: usize) -> Vec<Pattern> {
-        self.patterns[layer].per_head(self.num_heads())
+        self.patterns[layer].per_head(self.kv_heads())
     }
 
     /// The cache of `layer` for sequences of up to `max_seq_len` tokens.
@@ -184,6 +199,9 @@ impl ModelSpec {
         if self.activation != released.activation {
             differs.push(format!("activation {}", self.activation));
         }
+        if self.kv_heads() != self.num_heads() {
+            differs.push(format!("{} key-value heads", self.kv_heads()));
+        }
         if !self.rope {
             differs.push("no rotary embedding".to_owned());
         } else if self.rope_base != released.rope_base {
@@ -195,9 +213,16 @@ impl ModelSpec {
         differs
     }
 
-    /// Rows of `in_proj.weight`: output gate, query, key, value, and the forget gate if recurrent.
-    pub fn in_proj_blocks(&self) -> usize {
-        if self.recurrence { 5 } else { 4 }
+    /// Rows of the parts of `in_proj.weight`: output gate, query, key, value, and the forget gate if recurrent.
+    pub fn in_proj_widths(&self) -> Vec<usize> {
+        let (d, kv) = (self.d_model, self.d_kv());
+        let gate = self.recurrence.then_some(kv);
+        [d, d, kv, kv].into_iter().chain(gate).collect()
+    }
+
+    /// Rows of `in_proj.weight`.
+    pub fn in_proj_rows(&self) -> usize {
+        self.in_proj_widths().iter().sum()
     }
 
     /// The same model with every pattern [normalized](Pattern::normalized).
@@ -245,6 +270,14 @@ impl ModelSpec {
                 self.d_model, self.d_head
             ));
         }
+        if let Some(heads) = self.num_kv_heads
+            && (heads == 0 || heads > self.num_heads() || !self.num_heads().is_multiple_of(heads))
+        {
+            errors.push(format!(
+                "num_kv_heads: expected a divisor of the {} heads, found {heads}",
+                self.num_heads()
+            ));
+        }
         if !self.d_head.is_multiple_of(2) {
             errors.push(format!(
                 "d_head: rotary embedding needs an even number, found {}",
@@ -267,11 +300,15 @@ impl ModelSpec {
         }
         for (layer, patterns) in self.patterns.iter().enumerate() {
             if let LayerPatterns::PerHead(patterns) = patterns
-                && patterns.len() != self.num_heads()
+                && patterns.len() != self.kv_heads()
             {
                 errors.push(format!(
-                    "patterns[{layer}]: expected one pattern or one per head ({}), found {}",
-                    self.num_heads(),
+                    "patterns[{layer}]: expected one pattern or one per {} ({}), found {}",
+                    match self.num_kv_heads {
+                        None => "head",
+                        Some(_) => "key-value head",
+                    },
+                    self.kv_heads(),
                     patterns.len()
                 ));
             }
@@ -305,6 +342,27 @@ mod tests {
         );
         assert_eq!(spec.layer_patterns(1)[3], Pattern::new(-1, 16, 0).unwrap());
         assert_eq!(spec.cache_layout(1, 100).rows(), 100 + 25 + 12 + 16);
+    }
+
+    #[test]
+    fn heads_of_keys_may_be_fewer() {
+        let mut value = config();
+        value["num_kv_heads"] = 2.into();
+        value["patterns"][1] = serde_json::json!([{"dilation": 1}, {"dilation": 4}]);
+        let spec: ModelSpec = serde_json::from_value(value.clone()).unwrap();
+        spec.validate().unwrap();
+        assert_eq!((spec.num_heads(), spec.kv_heads(), spec.d_kv()), (4, 2, 32));
+        assert_eq!(spec.in_proj_widths(), [64, 64, 32, 32, 32]);
+        assert_eq!(spec.cache_layout(1, 100).rows(), 100 + 25);
+        assert_eq!(spec.differences(), ["2 key-value heads"]);
+        for wrong in [0, 3, 8] {
+            value["num_kv_heads"] = wrong.into();
+            let spec: ModelSpec = serde_json::from_value(value.clone()).unwrap();
+            let SpecErrors(errors) = spec.validate().unwrap_err();
+            let expected =
+                format!("num_kv_heads: expected a divisor of the 4 heads, found {wrong}");
+            assert_eq!(errors[0], expected);
+        }
     }
 
     #[test]

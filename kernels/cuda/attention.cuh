@@ -1,4 +1,4 @@
-// Where the tensors of one head of one slot are, which cache rows keep which tokens, and rotary
+// Where the tensors of one query head of one slot are, which cache rows keep which tokens, and rotary
 // embedding of rows.
 #pragma once
 #include "dilated_attention.h"
@@ -28,29 +28,38 @@ RATPLUS_DEVICE i32 kept_row(const HeadPattern& head, i32 position) {
     return -1;
 }
 
+// The key-value head, of those of this launch, that a block of one query head reads; and which of its query heads
+// that is.
+RATPLUS_DEVICE u32 block_kv_head(const AttentionParams& p) { return block_y() / static_cast<u32>(p.group); }
+RATPLUS_DEVICE u32 block_member(const AttentionParams& p) { return block_y() % static_cast<u32>(p.group); }
+
 template <typename T>
 struct HeadTensors {
-    // Tokens of the chunk, `token_stride` elements apart.
+    // Tokens of the chunk: queries and outputs `query_stride` elements apart, keys and values `token_stride`.
     const T* query;
     const T* key;
     const T* value;
     T* output;
-    // The head's first cache row; rows are head_dim elements.
+    // The key-value head's first cache row; rows are head_dim elements.
     T* cache_key;
     T* cache_value;
     // The chunk's rotated keys, tokens head_dim elements apart; not used without a window.
     T* rotated;
+    i64 query_stride;
     i64 token_stride;
 
-    // `index` counts the heads of this launch.
-    RATPLUS_DEVICE HeadTensors(const AttentionParams& p, u32 slot, u32 index) {
-        token_stride = static_cast<i64>(p.num_heads) * p.head_dim;
-        const i64 at = static_cast<i64>(slot) * p.lengths.seq_len * token_stride +
-                       static_cast<i64>(p.first_head + static_cast<i32>(index)) * p.head_dim;
-        query = static_cast<const T*>(p.query) + at;
+    // `index` counts the key-value heads of this launch, `member` the query heads of that one.
+    RATPLUS_DEVICE HeadTensors(const AttentionParams& p, u32 slot, u32 index, u32 member) {
+        const i64 head = p.first_head + static_cast<i32>(index);
+        const i64 tokens = static_cast<i64>(slot) * p.lengths.seq_len;
+        query_stride = static_cast<i64>(p.num_heads) * p.head_dim;
+        token_stride = static_cast<i64>(p.num_heads / p.group) * p.head_dim;
+        const i64 of_query = tokens * query_stride + (head * p.group + member) * p.head_dim;
+        const i64 at = tokens * token_stride + head * p.head_dim;
+        query = static_cast<const T*>(p.query) + of_query;
         key = static_cast<const T*>(p.key) + at;
         value = static_cast<const T*>(p.value) + at;
-        output = static_cast<T*>(p.output) + at;
+        output = static_cast<T*>(p.output) + of_query;
         const i64 row = (static_cast<i64>(slot) * p.rows + p.heads[index].row_offset) * p.head_dim;
         cache_key = static_cast<T*>(p.cache_key) + row;
         cache_value = static_cast<T*>(p.cache_value) + row;

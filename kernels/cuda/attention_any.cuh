@@ -11,11 +11,11 @@ constexpr i32 ANY_WARPS = 4;
 template <typename T, i32 EACH, class Keys>
 RATPLUS_DEVICE void attention_any(const AttentionParams& p, const Keys& set) {
     const Slot s = read_slot(p.lengths, block_z(), block_x() == 0 && block_y() == 0 && thread_index() == 0);
-    const HeadTensors<T> at(p, block_z(), block_y());
+    const HeadTensors<T> at(p, block_z(), block_kv_head(p), block_member(p));
     const i32 dim = p.head_dim;
     const i32 half = dim / 2;
     const i32 token = static_cast<i32>(block_x());
-    T* const output = at.output + token * at.token_stride;
+    T* const output = at.output + token * at.query_stride;
     if (token >= s.tokens) {
         for (i32 d = static_cast<i32>(thread_index()); d < dim; d += ANY_WARPS * static_cast<i32>(WARP)) {
             output[d] = narrow<T>(0.0f);
@@ -44,7 +44,7 @@ RATPLUS_DEVICE void attention_any(const AttentionParams& p, const Keys& set) {
                 const float y = widen(row[pair + half]);
                 return d < half ? rotate_low(x, y, cos[pair], sin[pair]) : rotate_high(x, y, cos[pair], sin[pair]);
             };
-            q[e] = turned(at.query + token * at.token_stride) * scale;
+            q[e] = turned(at.query + token * at.query_stride) * scale;
             self_score += q[e] * rounded<T>(turned(at.key + token * at.token_stride));
         }
     }

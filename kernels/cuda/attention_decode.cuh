@@ -1,9 +1,10 @@
 // One token a sequence, in one launch: rotary embedding, attention over the cache rows that the
 // query sees, and the token's own rows.
 //
-// A block has a share of the rows of one head of one slot. Sixteen bytes a lane: a group of lanes
-// holds a row, each group every GROUPS-th row, and keeps its own online softmax. Shares are merged
-// in their order by the block that arrives last, so that bits do not depend on timing; it also
+// A block has a share of the rows that one query head of one slot reads. Sixteen bytes a lane: a group of
+// lanes holds a row, each group every GROUPS-th row, and keeps its own online softmax. Shares are merged in
+// their order by the block that arrives last, so that bits do not depend on timing. Of the query heads that
+// read the same rows, which they find in the cache that all multiprocessors share, the one that is done last
 // writes the new rows, because until then other blocks read the row that leaves the ring.
 #pragma once
 #include "attention.cuh"
@@ -20,7 +21,12 @@ constexpr i32 SHARE_ROWS = 256;
 template <i32 DIM>
 constexpr i32 DECODE_SHARED_FLOATS = 2 * DECODE_WARPS + (DECODE_WARPS + 2) * DIM;
 
-// Counts the blocks of a head that are done, in memory that holds anything at the start: its upper 56 bits
+// This block's query head, of those of all slots in this launch.
+RATPLUS_DEVICE i64 launched_query(const AttentionParams& p) {
+    return static_cast<i64>(block_z()) * p.launch_heads * p.group + block_y();
+}
+
+// Counts the blocks of a query head, or the query heads of a key-value head, that are done, in memory that holds anything at the start: its upper 56 bits
 // are a mark, and where they are not, the first block to look puts it there. No block counts before it has
 // looked, and the last one leaves a count of zero. As f32 and in its first halves the mark is a NaN that no
 // instruction makes: what a kernel computed is not taken for a count.
@@ -28,9 +34,14 @@ struct Arrivals {
     static constexpr u64 MARK = 0x7fb9ffe37fb9ff00ull;
     u64* const at;
 
-    // Of the block's head.
-    RATPLUS_DEVICE Arrivals(const AttentionParams& p, u32 slot)
-        : at(p.arrived + static_cast<i64>(slot) * p.launch_heads + block_y()) {}
+    RATPLUS_DEVICE explicit Arrivals(u64* at_) : at(at_) {}
+    // Of the blocks of this block's query head.
+    RATPLUS_DEVICE static Arrivals of_blocks(const AttentionParams& p) { return Arrivals(p.arrived + launched_query(p)); }
+    // Of the query heads of this block's key-value head.
+    RATPLUS_DEVICE static Arrivals of_heads(const AttentionParams& p) {
+        const i64 queries = static_cast<i64>(p.batch) * p.launch_heads * p.group;
+        return Arrivals(p.arrived + queries + static_cast<i64>(block_z()) * p.launch_heads + block_kv_head(p));
+    }
 
     RATPLUS_DEVICE u64 look() const { return load_relaxed(at); }
     RATPLUS_DEVICE static bool is_marked(u64 seen) { return (seen ^ MARK) <= 0xff; }
@@ -60,7 +71,7 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
     const i32 share = static_cast<i32>(block_x());
     const u32 slot = block_z();
     const Slot s = read_slot(p.lengths, slot, share == 0 && block_y() == 0 && thread_index() == 0);
-    const HeadTensors<T> at(p, slot, block_y());
+    const HeadTensors<T> at(p, slot, block_kv_head(p), block_member(p));
     const i32 thread = static_cast<i32>(thread_index());
     const i32 group = thread / LANES;
     const i32 d = thread % LANES * WIDTH;
@@ -73,7 +84,14 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
 
     u64 seen = Arrivals::MARK;
     if (p.splits > 1 && thread == 0) {
-        seen = Arrivals(p, slot).look();
+        seen = Arrivals::of_blocks(p).look();
+    }
+    if (p.group > 1 && thread == 0) {
+        const Arrivals heads = Arrivals::of_heads(p);
+        const u64 before = heads.look();
+        if (!Arrivals::is_marked(before)) {
+            heads.mark(before);
+        }
     }
 
     // The token itself: every group has it.
@@ -117,7 +135,7 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
         store_floats(own + DIM, value);
     }
     if (!Arrivals::is_marked(seen)) {
-        Arrivals(p, slot).mark(seen);
+        Arrivals::of_blocks(p).mark(seen);
     }
     const auto dot = [&](const float (&row)[WIDTH]) {
         float sum = 0.0f;
@@ -230,9 +248,8 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
         }
     }
     if (p.splits > 1) {
-        const Arrivals arrivals(p, slot);
-        const i64 of_head = static_cast<i64>(slot) * p.launch_heads + block_y();
-        float* const partials = p.partial + of_head * p.splits * (DIM + 2);
+        const Arrivals arrivals = Arrivals::of_blocks(p);
+        float* const partials = p.partial + launched_query(p) * p.splits * (DIM + 2);
         if (thread < DIM) {
             float* const partial = partials + static_cast<i64>(share) * (DIM + 2);
             partial[2 + thread] = sum;
@@ -270,6 +287,21 @@ RATPLUS_DEVICE void attention_decode(const AttentionParams& p, const Keys& set) 
     }
     if (thread < DIM) {
         at.output[thread] = narrow<T>(divide(sum, total));
+    }
+    if (p.group > 1) {
+        const Arrivals heads = Arrivals::of_heads(p);
+        i32* const before = reinterpret_cast<i32*>(shared);
+        block_barrier();
+        if (thread == 0) {
+            *before = heads.count();
+        }
+        block_barrier();
+        if (*before != p.group - 1) {
+            return;
+        }
+        if (thread == 0) {
+            heads.reset();
+        }
     }
     if (group == 0) {
         float row[WIDTH];

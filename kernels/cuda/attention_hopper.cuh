@@ -225,7 +225,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
     constexpr i32 COLUMNS = DIM / 8;
     const u32 slot = block_z();
     const Slot lengths = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
-    const HeadTensors<T> at(p, slot, block_y());
+    const HeadTensors<T> at(p, slot, block_kv_head(p), block_member(p));
     // The last tile sees the most keys: it goes first.
     const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * QUERIES;
     const i32 rows = minimum(QUERIES, p.lengths.seq_len - token);
@@ -233,7 +233,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
     const i32 thread = static_cast<i32>(thread_index());
     if (count <= 0) {
         for (i32 i = thread; i < rows * COLUMNS; i += S::THREADS) {
-            store16(at.output + (token + i / COLUMNS) * at.token_stride + i % COLUMNS * 8, Vec16{});
+            store16(at.output + (token + i / COLUMNS) * at.query_stride + i % COLUMNS * 8, Vec16{});
         }
         return;
     }
@@ -399,7 +399,7 @@ RATPLUS_DEVICE void attention_hopper(const AttentionParams& p, const Keys& set) 
         const i32 chunk = i % COLUMNS;
         if (own < rows) {
             const Vec16 out = own < count ? load16(queries + swizzled(QUERIES, own, chunk)) : Vec16{};
-            store16(at.output + (token + own) * at.token_stride + chunk * 8, out);
+            store16(at.output + (token + own) * at.query_stride + chunk * 8, out);
         }
     }
 }

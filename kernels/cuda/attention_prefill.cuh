@@ -16,7 +16,7 @@ namespace ratplus {
 
 constexpr i32 PREFILL_KEYS = 64;
 // Room for a TilePlan.
-constexpr i32 PLAN_BYTES = 128;
+constexpr i32 PLAN_BYTES = 144;
 
 template <typename T, i32 DIM, i32 THREADS, class Keys, class Tile>
 RATPLUS_DEVICE void copy_tile(const Keys& set, const HeadTensors<T>& at, const Tile& tile, i32 past, T* keys,
@@ -52,7 +52,7 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     constexpr i32 COLUMNS = DIM / 8;
     const u32 slot = block_z();
     const Slot s = read_slot(p.lengths, slot, block_x() == 0 && block_y() == 0 && thread_index() == 0);
-    const HeadTensors<T> at(p, slot, block_y());
+    const HeadTensors<T> at(p, slot, block_kv_head(p), block_member(p));
     // The last tile sees the most keys: it goes first.
     const i32 token = static_cast<i32>(grid_x() - 1 - block_x()) * QUERIES;
     const i32 rows = minimum(QUERIES, p.lengths.seq_len - token);
@@ -60,7 +60,7 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
     const i32 thread = static_cast<i32>(thread_index());
     if (count <= 0) {
         for (i32 i = thread; i < rows * COLUMNS; i += THREADS) {
-            store16(at.output + (token + i / COLUMNS) * at.token_stride + i % COLUMNS * 8, Vec16{});
+            store16(at.output + (token + i / COLUMNS) * at.query_stride + i % COLUMNS * 8, Vec16{});
         }
         return;
     }
@@ -273,7 +273,7 @@ RATPLUS_DEVICE void attention_prefill(const AttentionParams& p, const Keys& set)
         const i32 chunk = i % COLUMNS;
         if (query < rows) {
             const Vec16 out = query < count ? load16(queries + chunk_at<DIM>(query, chunk)) : Vec16{};
-            store16(at.output + (token + query) * at.token_stride + chunk * 8, out);
+            store16(at.output + (token + query) * at.query_stride + chunk * 8, out);
         }
     }
 }

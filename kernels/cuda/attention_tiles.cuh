@@ -73,9 +73,10 @@ struct Queries {
             const i32 own = token + row + i * STEP;
             query[i][0] = query[i][1] = key[i][0] = key[i][1] = Vec16{};
             if (row + i * STEP < count) {
+                const T* const of_query = at.query + own * at.query_stride + lane * 8;
                 const i64 from = own * at.token_stride + lane * 8;
-                query[i][0] = load16(at.query + from);
-                query[i][1] = load16(at.query + from + HALF);
+                query[i][0] = load16(of_query);
+                query[i][1] = load16(of_query + HALF);
                 key[i][0] = load16(at.key + from);
                 key[i][1] = load16(at.key + from + HALF);
                 const i64 table = static_cast<i64>(past + own) * HALF + lane * 8;

@@ -5,7 +5,7 @@
 
 namespace ratplus {
 
-// One head's pattern, as ratplus_graphs::pattern.
+// One key-value head's pattern, as ratplus_graphs::pattern.
 struct HeadPattern {
     // D; 0 where the head keeps no dilated keys.
     i32 dilation;
@@ -17,7 +17,7 @@ struct HeadPattern {
     i32 row_offset;
 };
 
-// Heads of one launch; layers with more launch more than once.
+// Key-value heads of one launch; layers with more launch more than once.
 constexpr i32 MAX_LAUNCH_HEADS = 64;
 
 // DilatedAttention. The cache is updated in place: `past` has been copied to `present` before
@@ -26,6 +26,7 @@ struct AttentionParams {
     Lengths lengths;
     // [B, L, H * dh] of T, before rotary embedding.
     const void* query;
+    // [B, L, H / group * dh] of T, before rotary embedding.
     const void* key;
     const void* value;
     // [B, R, dh] of T
@@ -36,11 +37,12 @@ struct AttentionParams {
     const float* sin;
     // [B, L, H * dh] of T
     void* output;
-    // L > 1 and a window only: [B, heads of this launch, L, dh] of T, the chunk's rotated keys.
+    // L > 1 and a window only: [B, key-value heads of this launch, L, dh] of T, the chunk's rotated keys.
     void* rotated;
-    // Split decode only: [B, heads of this launch, splits, dh + 2] f32.
+    // Split decode only: [B, query heads of this launch, splits, dh + 2] f32.
     float* partial;
-    // Split decode only: [B, heads of this launch], anything at the start.
+    // Decode only, with splits or grouped heads: [B, query heads of this launch], then [B, key-value heads of
+    // this launch], anything at the start.
     u64* arrived;
     // R
     i64 rows;
@@ -49,11 +51,12 @@ struct AttentionParams {
     // H
     i32 num_heads;
     i32 head_dim;
-    // Heads of this launch: `first_head` and the `launch_heads - 1` after it.
+    // Key-value heads of this launch: `first_head` and the `launch_heads - 1` after it.
     i32 first_head;
     i32 launch_heads;
     i32 splits;
-    i32 reserved;
+    // Query heads a key-value head.
+    i32 group;
     HeadPattern heads[MAX_LAUNCH_HEADS];
 };
 

@@ -4,10 +4,10 @@
 
 #define RATPLUS_DECODE(T, name)                                                                       \
     RATPLUS_KERNEL(ratplus_dilated_attention_decode_##name##_64, ratplus::AttentionParams, 128, 6) {  \
-        ratplus::attention_decode<T, 64>(p, ratplus::DilatedKeys(p));                                 \
+        ratplus::attention_decode<T, 64>(p, ratplus::DilatedKeys(p, ratplus::block_kv_head(p)));                                 \
     }                                                                                                 \
     RATPLUS_KERNEL(ratplus_dilated_attention_decode_##name##_128, ratplus::AttentionParams, 128, 6) { \
-        ratplus::attention_decode<T, 128>(p, ratplus::DilatedKeys(p));                                \
+        ratplus::attention_decode<T, 128>(p, ratplus::DilatedKeys(p, ratplus::block_kv_head(p)));                                \
     }
 
 RATPLUS_DECODE(float, f32)

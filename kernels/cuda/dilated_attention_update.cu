@@ -52,7 +52,7 @@ RATPLUS_DEVICE void attention_keep(const AttentionParams& p) {
     if (position >= end) {
         return;
     }
-    const HeadTensors<T> at(p, block_z(), block_y());
+    const HeadTensors<T> at(p, block_z(), block_y(), 0);
     const i32 dim = p.head_dim;
     const i32 half = dim / 2;
     const i32 token = position - past;
@@ -110,7 +110,7 @@ RATPLUS_DEVICE void attention_ring(const AttentionParams& p) {
     if (head.window == 0 || token >= s.tokens || position < head.initial) {
         return;
     }
-    const HeadTensors<T> at(p, block_z(), block_y());
+    const HeadTensors<T> at(p, block_z(), block_y(), 0);
     const i64 row = static_cast<i64>(ring_row(head, position)) * p.head_dim;
     copy_row(at.cache_key + row, at.rotated + static_cast<i64>(token) * p.head_dim, p.head_dim, lane);
     copy_row(at.cache_value + row, at.value + token * at.token_stride, p.head_dim, lane);

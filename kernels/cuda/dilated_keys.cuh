@@ -116,9 +116,9 @@ struct DilatedKeys {
     // Rows between the initial tokens' and those of the dilated ones.
     i32 skipped;
 
-    // Of the block's head.
-    RATPLUS_DEVICE explicit DilatedKeys(const AttentionParams& p)
-        : head(p.heads[block_y()]), skipped(head.window + dilated_below(head, head.initial)) {}
+    // Of a key-value head of this launch.
+    RATPLUS_DEVICE DilatedKeys(const AttentionParams& p, u32 index)
+        : head(p.heads[index]), skipped(head.window + dilated_below(head, head.initial)) {}
 
     RATPLUS_DEVICE DilatedRows of(i32 query) const {
         const i32 packed = packed_limit(head, query);

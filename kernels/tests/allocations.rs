@@ -87,6 +87,7 @@ fn steps(pool: &dyn ParallelFor) {
         };
         let attention = AttentionParams {
             layout: &layout,
+            num_heads: layout.heads().len(),
             scale: 0.1,
             batch,
             seq_len: 1,

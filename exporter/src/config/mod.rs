@@ -59,6 +59,8 @@ pub(crate) struct Described {
     pub d_ffn: Option<Said<usize>>,
     pub d_head: Option<Said<usize>>,
     pub num_heads: Option<Said<usize>>,
+    /// Heads of keys and values.
+    pub num_kv_heads: Option<Said<usize>>,
     /// Channels that are rotated.
     pub rotated: Option<Said<usize>>,
     pub rope_base: Option<Said<f64>>,

@@ -29,7 +29,7 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
     said.d_head = fields.either(["d_head", "head_dim"], problems);
     said.d_ffn = fields.either(["d_ffn", "intermediate_size"], problems);
     said.num_heads = fields.either(["num_heads", "num_attention_heads"], problems);
-    let kv_heads = fields.either(["num_kv_heads", "num_key_value_heads"], problems);
+    said.num_kv_heads = fields.either(["num_kv_heads", "num_key_value_heads"], problems);
     said.vocab_size = fields.read("vocab_size", problems);
     said.rope_base = fields.either(["rope_base", "rope_theta"], problems);
     said.norm_eps = fields.either(["norm_eps", "rms_norm_eps"], problems);
@@ -60,9 +60,6 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
         );
         said.refuse(Function::Other, problem);
     }
-    if let Some(kv_heads) = kv_heads {
-        said.kv_heads(kv_heads);
-    }
     for bias in ["bias", "attention_bias", "mlp_bias"] {
         if let Some(found) = fields.read::<bool>(bias, &mut said.problems)
             && found.value
@@ -87,26 +84,6 @@ pub(super) fn read(value: &Value, origin: &str) -> Described {
 impl Described {
     pub(crate) fn refuse(&mut self, what: Function, problem: String) {
         self.refusals.push(Refusal { what, problem });
-    }
-
-    /// Key-value heads that are not one for each query head are not there yet.
-    fn kv_heads(&mut self, found: Said<usize>) {
-        let sizes = (&self.num_heads, &self.d_model, &self.d_head);
-        let heads = match sizes {
-            (Some(heads), ..) => Some(heads.value),
-            (None, Some(d_model), Some(d_head)) => d_model.value.checked_div(d_head.value),
-            _ => None,
-        };
-        if heads != Some(found.value) {
-            let heads = heads.map_or("the number of heads".into(), |heads| heads.to_string());
-            self.refuse(
-                Function::Other,
-                format!(
-                    "{}: expected {heads}, as this version has one key-value head for each query head, found {}",
-                    found.field, found.value
-                ),
-            );
-        }
     }
 
     pub(crate) fn note_unknown(&mut self, unknown: Vec<String>) {
@@ -172,7 +149,7 @@ fn pattern(value: &Value, path: &str, problems: &mut Vec<String>) -> Option<Patt
     let Some(mut fields) = Object::new(value, path) else {
         problems.push(format!(
             "{path}: expected a pattern such as {{\"dilation\": 16, \"local_window\": 256, \"initial\": 4}}, \
-             or a list of one per head, found {}",
+             or a list of one per key-value head, found {}",
             show(value)
         ));
         return None;

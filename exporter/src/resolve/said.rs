@@ -87,6 +87,7 @@ impl Resolver<'_> {
             d_model: sizes.d_model,
             num_layers: sizes.num_layers,
             d_head,
+            num_kv_heads: None,
             d_ffn: sizes.d_ffn,
             rope_base: base.map_or_else(rope_base, |said| said.value),
             norm_eps: eps.map_or_else(norm_eps, |said| said.value),
@@ -97,6 +98,11 @@ impl Resolver<'_> {
             patterns: patterns.layers,
             ..ModelSpec::default()
         };
+        let kv_heads = self.pick(|said| &said.num_kv_heads);
+        // What each head has of its own anyway is not said.
+        spec.num_kv_heads = kv_heads.map(|said| said.value);
+        spec.num_kv_heads
+            .take_if(|heads| *heads == sizes.d_model / d_head.max(1));
         let before = spec.patterns.clone();
         let overridden = self.options.override_patterns(&mut spec);
         overridden.map_err(|problems| self.mismatch(problems))?;
@@ -136,7 +142,7 @@ impl Resolver<'_> {
         );
         let recurrence = self.given(|said| &said.recurrence);
         if let (Some(vocab_size), Some(d_model), Some(num_layers), Some(d_ffn)) = given {
-            let found = || self.state.sizes().ok().map(|sizes| sizes.recurrence);
+            let found = || self.found().ok().map(|sizes| sizes.recurrence);
             let recurrence = recurrence.or_else(found).unwrap_or(true);
             return Ok(Sizes {
                 vocab_size,
@@ -146,7 +152,7 @@ impl Resolver<'_> {
                 recurrence,
             });
         }
-        let found = match self.state.sizes() {
+        let found = match self.found() {
             Ok(found) => found,
             Err(found) => {
                 let mut problems = std::mem::take(&mut self.state.problems);
@@ -174,6 +180,31 @@ impl Resolver<'_> {
             num_layers: num_layers.unwrap_or(found.num_layers),
             d_ffn: d_ffn.unwrap_or(found.d_ffn),
             recurrence: recurrence.unwrap_or(found.recurrence),
+        })
+    }
+
+    /// The sizes that the weights have.
+    fn found(&self) -> Result<Sizes, Vec<String>> {
+        fn first<T: Copy>(
+            said: &[Described],
+            field: fn(&Described) -> &Option<Said<T>>,
+        ) -> Option<T> {
+            said.iter()
+                .find_map(|said| Some(field(said).as_ref()?.value))
+        }
+        self.state.sizes(|d_model, num_layers| {
+            let kv_heads = first(&self.said, |said| &said.num_kv_heads)?;
+            let heads = first(&self.said, |said| &said.num_heads);
+            let d_head = self
+                .options
+                .d_head
+                .or_else(|| first(&self.said, |said| &said.d_head));
+            let d_head = d_head.or_else(|| d_model.checked_div(heads?));
+            let d_head = d_head.or_else(|| {
+                let released = official::released_size(num_layers, d_model);
+                released.map(|(_, d_head)| d_head)
+            });
+            kv_heads.checked_mul(d_head?)
         })
     }
 
@@ -273,10 +304,10 @@ impl Resolver<'_> {
                 && self.given(|said| &said.recurrence).is_none()
             {
                 problems.push(format!(
-                    "{}: expected {}, as in_proj has {} blocks of rows, found {} in {}",
+                    "{}: expected {}, as in_proj has {} rows, found {} in {}",
                     found.field,
                     spec.recurrence,
-                    spec.in_proj_blocks(),
+                    spec.in_proj_rows(),
                     found.value,
                     said.origin
                 ));

@@ -93,6 +93,7 @@ fn configured(path: &Path) -> Result<ModelSpec, ResolveError> {
         d_model,
         num_layers,
         d_head,
+        num_kv_heads: said.num_kv_heads.map(|heads| heads.value),
         d_ffn,
         rope_base: said.rope_base.map_or_else(rope_base, |said| said.value),
         norm_eps: said.norm_eps.map_or_else(norm_eps, |said| said.value),

@@ -42,6 +42,7 @@ impl Sizes<'_> {
             batch: shape.batch,
             seq_len: self.seq_len,
             num_heads: spec.num_heads(),
+            num_kv_heads: spec.kv_heads(),
             head_dim: spec.d_head,
             max_seq_len: shape.max_seq_len,
             quantization: self.precision.quantization,
@@ -359,22 +360,22 @@ impl Model<'_> {
     fn sequence_layer(&mut self, layer: usize, stream: &Value) -> Value {
         let Sizes { spec, shape, .. } = self.sizes;
         let d = spec.d_model;
-        let chunk = [shape.batch, self.sizes.seq_len, d];
+        let chunk = |width| [shape.batch, self.sizes.seq_len, width];
+        let (queries, keys) = (chunk(d), chunk(spec.d_kv()));
         self.b.set_prefix(&format!("layers.{layer}.seq."));
         self.enter(Weight::InProj(layer));
         let weights = [Weight::InputNorm(layer), Weight::InProj(layer)];
         let projected = self.normed_linear(stream, weights, None);
-        let widths = vec![d; spec.in_proj_blocks()];
-        let mut parts = self.b.split(&projected, &widths);
+        let mut parts = self.b.split(&projected, &spec.in_proj_widths());
         // All but the output gate go to the operators.
         for part in &mut parts[1..] {
             *part = self.b.convert(part, shape.dtype);
         }
-        let query = self.b.reshape(&parts[1], &chunk, None);
+        let query = self.b.reshape(&parts[1], &queries, None);
         let (gated_key, gated_value) = (Tap::GatedKey.name(layer), Tap::GatedValue.name(layer));
         let [gated_key, gated_value] = if spec.recurrence {
             let [key, value, gate] =
-                [2, 3, 4].map(|part| self.b.reshape(&parts[part], &chunk, None));
+                [2, 3, 4].map(|part| self.b.reshape(&parts[part], &keys, None));
             let inputs = recurrence_scan::Inputs {
                 key: &*key.name,
                 value: &value.name,
@@ -397,9 +398,10 @@ impl Model<'_> {
             [made.gated_key, made.gated_value]
         } else {
             [(2, gated_key), (3, gated_value)]
-                .map(|(part, name)| self.b.reshape(&parts[part], &chunk, Some(&name)))
+                .map(|(part, name)| self.b.reshape(&parts[part], &keys, Some(&name)))
         };
         let operator = DilatedAttention {
+            num_heads: spec.num_heads(),
             patterns: spec.layer_patterns(layer),
             scale: (1.0 / (spec.d_head as f64).sqrt()) as f32,
         };
@@ -466,7 +468,7 @@ impl Model<'_> {
         let mut names = outputs.into_list().into_iter();
         Ports::from_ports(|port| {
             let name = names.next().unwrap_or_default();
-            let value = Value::new(name, self.port(layer, port));
+            let value = Value::new(name, self.port(O::OP, layer, port));
             if lowering.custom == CustomNodes::Plugins {
                 let open = |axis: &&Axis| matches!(axis, Axis::Batch | Axis::SeqLen);
                 self.b
@@ -477,12 +479,15 @@ impl Model<'_> {
     }
 
     /// Type of an operator's port in a layer.
-    fn port(&self, layer: usize, port: &Port) -> TensorType {
+    fn port(&self, op: Op, layer: usize, port: &Port) -> TensorType {
         let Sizes { spec, shape, .. } = self.sizes;
         let sizes = port.axes.iter().map(|axis| match axis {
             Axis::Batch => shape.batch,
             Axis::SeqLen => self.sizes.seq_len,
+            // The scan's are those of keys and values.
+            Axis::Channels if op == Op::RecurrenceScan => spec.d_kv(),
             Axis::Channels => spec.d_model,
+            Axis::KvChannels => spec.d_kv(),
             Axis::Rows => spec.cache_layout(layer, shape.max_seq_len).rows(),
             Axis::HeadDim => spec.d_head,
             Axis::MaxSeqLen => shape.max_seq_len,

@@ -9,9 +9,9 @@ use crate::spec::ModelSpec;
 /// Name of an intermediate tensor of `layer` that `verify` can compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tap {
-    /// Key after the recurrence, before rotary embedding, `[B, L, d]`.
+    /// Key after the recurrence, before rotary embedding, `[B, L, d_kv]`.
     GatedKey,
-    /// Value after the recurrence, `[B, L, d]`.
+    /// Value after the recurrence, `[B, L, d_kv]`.
     GatedValue,
     /// Output of the attention, `[B, L, d]`.
     Attention,
@@ -22,6 +22,14 @@ pub enum Tap {
 }
 
 impl Tap {
+    /// Channels of one token.
+    pub fn width(self, spec: &ModelSpec) -> usize {
+        match self {
+            Self::GatedKey | Self::GatedValue => spec.d_kv(),
+            Self::Attention | Self::Mixed | Self::Hidden => spec.d_model,
+        }
+    }
+
     /// All taps of a layer in the order they are computed.
     pub const ALL: [Self; 5] = [
         Self::GatedKey,
@@ -65,15 +73,15 @@ pub fn taps(
         false => TensorType::new(dtype, [batch * seq_len, d]),
     };
     let rows = activations(shape.dtype, seq_len);
-    let chunk = TensorType::new(shape.dtype, [batch, seq_len, d]);
+    let chunk = |width| TensorType::new(shape.dtype, [batch, seq_len, width]);
     let mut list = vec![(EMBEDDED.to_owned(), rows.clone())];
     for layer in 0..spec.num_layers {
         for tap in Tap::ALL {
             let tensor = match tap {
-                Tap::Mixed | Tap::Hidden => &rows,
-                _ => &chunk,
+                Tap::Mixed | Tap::Hidden => rows.clone(),
+                _ => chunk(tap.width(spec)),
             };
-            list.push((tap.name(layer), tensor.clone()));
+            list.push((tap.name(layer), tensor));
         }
     }
     let kept = precision.keep_f32.keeps(Weight::FinalNorm);

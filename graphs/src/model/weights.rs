@@ -10,7 +10,8 @@ pub enum Weight {
     Embedding,
     /// `[d]`.
     InputNorm(usize),
-    /// `[5d, d]`, or `[4d, d]` without recurrence: output gate, query, key, value, forget gate.
+    /// Output gate `[d, d]`, query `[d, d]`, key `[d_kv, d]`, value `[d_kv, d]`, forget gate `[d_kv, d]` if recurrent, one
+    /// below the other.
     InProj(usize),
     /// `[d, d]`.
     OutProj(usize),
@@ -98,7 +99,7 @@ impl Weight {
         match self {
             Self::Embedding | Self::LmHead => vec![spec.vocab_size, d],
             Self::InputNorm(_) | Self::FfnNorm(_) | Self::FinalNorm => vec![d],
-            Self::InProj(_) => vec![spec.in_proj_blocks() * d, d],
+            Self::InProj(_) => vec![spec.in_proj_rows(), d],
             Self::OutProj(_) => vec![d, d],
             Self::Fc1(_) => vec![ffn, d],
             Self::Fc2(_) => vec![d, ffn],

@@ -23,8 +23,10 @@ pub struct BodyShape {
     pub batch: usize,
     /// `L`.
     pub seq_len: usize,
-    /// Number of heads.
+    /// Number of query heads.
     pub num_heads: usize,
+    /// Number of key-value heads.
+    pub num_kv_heads: usize,
     /// Channels of one head.
     pub head_dim: usize,
     /// `M`.

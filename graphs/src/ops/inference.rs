@@ -203,7 +203,7 @@ impl Bound {
 
 /// Dimensions that must not be 0.
 fn empty(dims: &Dims) -> impl Iterator<Item = String> {
-    let axes = [Axis::Batch, Axis::SeqLen, Axis::Channels].into_iter();
+    let axes = [Axis::Batch, Axis::SeqLen, Axis::Channels, Axis::KvChannels].into_iter();
     let empty = axes.filter(|&axis| dims.get(axis) == Some(0));
     empty.map(|axis| format!("{}: expected 1 or more, found 0", axis.name()))
 }

@@ -42,9 +42,11 @@ pub enum Axis {
     Batch,
     /// `L`: tokens of this chunk.
     SeqLen,
-    /// `N`: channels, `num_heads x head_dim`.
+    /// `N`: channels; in attention of queries, `num_heads x head_dim`.
     Channels,
-    /// `R`: cache rows of all heads.
+    /// `Nkv`: channels of keys and values in attention, `num_kv_heads x head_dim`.
+    KvChannels,
+    /// `R`: cache rows of all key-value heads.
     Rows,
     /// `dh`: channels of one head.
     HeadDim,
@@ -65,7 +67,7 @@ pub enum Axis {
 }
 
 impl Axis {
-    pub(super) const COUNT: usize = 12;
+    pub(super) const COUNT: usize = 13;
 
     /// Its letter in shapes.
     pub fn name(self) -> &'static str {
@@ -73,6 +75,7 @@ impl Axis {
             Self::Batch => "B",
             Self::SeqLen => "L",
             Self::Channels => "N",
+            Self::KvChannels => "Nkv",
             Self::Rows => "R",
             Self::HeadDim => "dh",
             Self::MaxSeqLen => "M",

@@ -31,9 +31,9 @@ pub enum StateKind {
     Key,
     /// Values, `[B, R, d_head]`.
     Value,
-    /// Last gated key before rotary embedding, `[B, d_model]` f32.
+    /// Last gated key before rotary embedding, `[B, d_kv]` f32.
     RecurrentKey,
-    /// Last gated value, `[B, d_model]` f32.
+    /// Last gated value, `[B, d_kv]` f32.
     RecurrentValue,
 }
 
@@ -82,7 +82,7 @@ impl StateKind {
             Self::Key | Self::Value => {
                 vec![spec.cache_layout(layer, max_seq_len).rows(), spec.d_head]
             }
-            Self::RecurrentKey | Self::RecurrentValue => vec![spec.d_model],
+            Self::RecurrentKey | Self::RecurrentValue => vec![spec.d_kv()],
         }
     }
 

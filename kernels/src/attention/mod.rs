@@ -5,6 +5,7 @@ pub(crate) mod bf16_products;
 mod keys;
 mod operator;
 mod panel;
+mod queries;
 mod rows;
 mod single;
 pub(crate) mod tile;
@@ -26,13 +27,15 @@ const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// The tensors and attributes of one `DilatedAttention` call; tensors are dense and row-major.
 /// Keys and values are rounded to the cache's type `C` before any query sees them, so that results
 /// do not depend on how a sequence is cut into chunks.
-/// `B` is [`AttentionParams::batch`], `L` [`AttentionParams::seq_len`], `dh`
-/// [`AttentionParams::head_dim`], `H` the layout's heads, `R` its rows and `M` its longest
-/// sequence.
+/// `B` is [`AttentionParams::batch`], `L` [`AttentionParams::seq_len`], `H`
+/// [`AttentionParams::num_heads`], `dh` [`AttentionParams::head_dim`], `Hkv` the layout's heads, `R` its
+/// rows and `M` its longest sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionParams<'a, T, C = T> {
-    /// Patterns and cache rows of the heads.
+    /// Patterns and cache rows of the key-value heads.
     pub layout: &'a CacheLayout,
+    /// Query heads, as many for each key-value head.
+    pub num_heads: usize,
     /// Factor on the scores.
     pub scale: f32,
     /// Independent sequences.
@@ -43,9 +46,9 @@ pub struct AttentionParams<'a, T, C = T> {
     pub head_dim: usize,
     /// `[B, L, H * dh]`, before rotary embedding.
     pub query: *const T,
-    /// `[B, L, H * dh]`, before rotary embedding.
+    /// `[B, L, Hkv * dh]`, before rotary embedding.
     pub key: *const T,
-    /// `[B, L, H * dh]`
+    /// `[B, L, Hkv * dh]`
     pub value: *const T,
     /// `[B, R, dh]`: keys after rotary embedding. Rows not yet written may hold anything.
     pub past_key: *const C,
@@ -169,10 +172,15 @@ struct Call<'a, T, C> {
     seq: &'a [i64],
 }
 
-/// One head of one slot.
+/// A key-value head of one slot, and those of its query heads that are computed together.
 struct Head {
     slot: usize,
+    /// The key-value head.
     index: usize,
+    /// The first query head.
+    query: usize,
+    /// Query heads.
+    queries: usize,
     cache: HeadCache,
     /// Tokens before this chunk.
     past: usize,
@@ -181,28 +189,50 @@ struct Head {
 }
 
 impl<T: Element, C: Element> Call<'_, T, C> {
-    /// The head with number `task` among all slots' heads.
+    /// Query heads of a key-value head.
+    fn group(&self) -> usize {
+        self.params.num_heads / self.params.layout.heads().len().max(1)
+    }
+
+    /// The key-value head with number `task` among all slots', with all its query heads.
     fn head(&self, task: usize) -> Head {
         let heads = self.params.layout.heads();
         let (slot, index) = (task / heads.len(), task % heads.len());
         Head {
             slot,
             index,
+            query: index * self.group(),
+            queries: self.group(),
             cache: heads[index],
             past: self.past[slot] as usize,
             tokens: self.seq[slot] as usize,
         }
     }
 
-    /// Elements of a token in `[B, L, H * dh]`.
+    /// The query head with number `task` among all slots', alone.
+    fn query_head(&self, task: usize) -> Head {
+        Head {
+            query: task % self.params.num_heads,
+            queries: 1,
+            ..self.head(task / self.group())
+        }
+    }
+
+    /// Elements of a token in `[B, L, Hkv * dh]`.
     fn token_stride(&self) -> usize {
         self.params.layout.heads().len() * self.params.head_dim
     }
 
-    /// Offset of `head`'s channels of the chunk's token `t` in `[B, L, H * dh]`.
+    /// Offset of `head`'s channels of the chunk's token `t` in `[B, L, Hkv * dh]`.
     fn token(&self, head: &Head, t: usize) -> usize {
         (head.slot * self.params.seq_len + t) * self.token_stride()
             + head.index * self.params.head_dim
+    }
+
+    /// Offset of the channels of `head`'s query head `n` of the chunk's token `t` in `[B, L, H * dh]`.
+    fn query_token(&self, head: &Head, n: usize, t: usize) -> usize {
+        let token = (head.slot * self.params.seq_len + t) * self.params.num_heads;
+        (token + head.query + n) * self.params.head_dim
     }
 
     /// Offset of `head`'s first row in `[B, R, dh]`.
@@ -247,7 +277,8 @@ unsafe fn decode<T: Element, C: Element>(call: &Call<T, C>, pool: &dyn ParallelF
     // Room for the longest sequence, so that no later step allocates.
     let longest = call.params.layout.max_seq_len() - 1;
     let room = (0..heads).map(|task| single::parts(&call.head(task), longest));
-    let head_floats = room.max().unwrap_or(0) * single::partial_floats(call.params.head_dim);
+    let room = room.max().unwrap_or(0) * call.group();
+    let head_floats = room * queries::partial_floats(call.params.head_dim);
     with_scratch(heads * head_floats, |partials| {
         let partials = Shared(partials);
         pool.run(heads * most, &|task| {
@@ -283,7 +314,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// The chunk's keys and values as the cache keeps them, of heads with a window: two `[B, H, L, dh]`,
+/// The chunk's keys and values as the cache keeps them, of heads with a window: two `[B, Hkv, L, dh]`,
 /// the second only where the chunk's own values have another type.
 struct Workspace<C>(*mut C);
 
@@ -372,9 +403,10 @@ unsafe fn prefill<T: Element, C: Element>(
 
     // The last tiles see the most keys: they go first.
     let tiles = params.seq_len.div_ceil(tile::QUERIES);
-    pool.run(heads * tiles, &|task| {
-        let head = call.head(task % heads);
-        let first = (tiles - 1 - task / heads) * tile::QUERIES;
+    let query_heads = params.batch * params.num_heads;
+    pool.run(query_heads * tiles, &|task| {
+        let head = call.query_head(task % query_heads);
+        let first = (tiles - 1 - task / query_heads) * tile::QUERIES;
         let end = (first + tile::QUERIES).min(params.seq_len);
         // SAFETY: outputs are disjoint; what lasts has been stored.
         unsafe { attend(call, &head, first..end, workspace) }
@@ -388,7 +420,7 @@ unsafe fn prefill<T: Element, C: Element>(
     }
 }
 
-/// Computes the outputs of the chunk's `tokens`.
+/// Computes the outputs of the chunk's `tokens` of one query head.
 ///
 /// # Safety
 /// As [`dilated_attention_on`]; no other task has these outputs, and the chunk has been stored.
@@ -402,7 +434,13 @@ unsafe fn attend<T: Element, C: Element>(
     for t in valid.end..tokens.end {
         let out = call.params.output;
         // SAFETY: a padded row of the output. All zero bytes are +0 in every element type.
-        unsafe { std::ptr::write_bytes(out.add(call.token(head, t)), 0, call.params.head_dim) }
+        unsafe {
+            std::ptr::write_bytes(
+                out.add(call.query_token(head, 0, t)),
+                0,
+                call.params.head_dim,
+            )
+        }
     }
     let sources = workspace.sources(call, head);
     // SAFETY: forwarded.

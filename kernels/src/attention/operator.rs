@@ -14,6 +14,7 @@ pub struct AttentionPlan {
     cache: ElementType,
     batch: usize,
     seq_len: usize,
+    num_heads: usize,
     head_dim: usize,
     layout: CacheLayout,
     scale: f32,
@@ -28,6 +29,7 @@ impl CpuKernel for DilatedAttention {
             cache: node.cache,
             batch: node.dims[Axis::Batch],
             seq_len: node.dims[Axis::SeqLen],
+            num_heads: self.num_heads,
             head_dim: node.dims[Axis::HeadDim],
             layout: self.cache_layout(node.dims[Axis::MaxSeqLen]),
             scale: self.scale,
@@ -50,6 +52,7 @@ impl CpuKernel for DilatedAttention {
         with_element!(plan.element, T => with_element!(plan.cache, C => {
             let params = AttentionParams::<T, C> {
                 layout: &plan.layout,
+                num_heads: plan.num_heads,
                 scale: plan.scale,
                 batch: plan.batch,
                 seq_len: plan.seq_len,

@@ -229,7 +229,7 @@ unsafe fn start<S: Simd, T: Element, C: Element>(
                 let t = tile.tokens.start + row;
                 let table = (head.past + t) * half;
                 rotate::<S, T, f32>(
-                    params.query.add(call.token(head, t)),
+                    params.query.add(call.query_token(head, 0, t)),
                     params.cos.add(table),
                     params.sin.add(table),
                     half,
@@ -267,9 +267,13 @@ pub(super) fn fetch_tokens<T: Element, C: Element>(
     let params = call.params;
     let bytes = params.head_dim * size_of::<T>();
     for row in rows.start..rows.end.min(tokens.len()) {
-        let at = call.token(head, tokens.start + row);
-        prefetch(params.query.wrapping_add(at), bytes);
+        let t = tokens.start + row;
+        prefetch(
+            params.query.wrapping_add(call.query_token(head, 0, t)),
+            bytes,
+        );
         if apart {
+            let at = call.token(head, t);
             prefetch(params.key.wrapping_add(at), bytes);
             prefetch(params.value.wrapping_add(at), bytes);
         }
@@ -289,7 +293,7 @@ unsafe fn finish<S: Simd, T: Element, C: Element>(
         // SAFETY: a valid token of the tile.
         unsafe {
             let t = tile.tokens.start + panel.start + column;
-            let out = call.params.output.add(call.token(head, t));
+            let out = call.params.output.add(call.query_token(head, 0, t));
             let sums = panel.sums.add(column * tile.padded);
             super::single::finish::<S, T>(sums, dim, *panel.total.add(column), out);
         }

@@ -16,6 +16,8 @@ use ratplus_tests::times;
 pub(super) struct Setup {
     pub(super) layout: CacheLayout,
     pub(super) patterns: Vec<Pattern>,
+    /// Query heads.
+    pub(super) num_heads: usize,
     pub(super) batch: usize,
     pub(super) head_dim: usize,
     pub(super) scale: f32,
@@ -42,6 +44,7 @@ impl Setup {
         };
         Self {
             layout: CacheLayout::new(&patterns, max_seq_len),
+            num_heads: patterns.len(),
             patterns,
             batch,
             head_dim,
@@ -51,9 +54,9 @@ impl Setup {
         }
     }
 
-    /// Channels of a token.
+    /// Channels of a token's query.
     pub(super) fn width(&self) -> usize {
-        self.patterns.len() * self.head_dim
+        self.num_heads * self.head_dim
     }
 
     /// Elements of a slot's cache.
@@ -104,6 +107,7 @@ pub(super) fn run<T: Real>(
     let mut workspace = vec![f32::NAN; bytes.div_ceil(4)];
     let params = AttentionParams {
         layout: &setup.layout,
+        num_heads: setup.num_heads,
         scale: setup.scale,
         batch: setup.batch,
         seq_len: chunk.seq_len,
@@ -487,6 +491,7 @@ fn impossible_lengths_are_refused_before_anything_is_written() {
     for (past, seq) in [(3i64, 2i64), (-1, 1), (0, 3)] {
         let params = AttentionParams {
             layout: &setup.layout,
+            num_heads: setup.num_heads,
             scale: 1.0,
             batch: 1,
             seq_len: 2,

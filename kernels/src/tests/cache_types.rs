@@ -79,6 +79,7 @@ fn attend_plainly<T: Real, C: Real>(
     let [cache_key, cache_value] = cache;
     let params = AttentionParams {
         layout,
+        num_heads: layout.heads().len(),
         scale: 0.3,
         batch: 1,
         seq_len,

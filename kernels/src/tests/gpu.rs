@@ -138,12 +138,17 @@ pub(crate) unsafe fn attention<T: Real>(
         element: element::<T>(),
         batch: params.batch,
         seq_len: params.seq_len,
+        group: params.num_heads / params.layout.heads().len(),
         head_dim: params.head_dim,
         scale: params.scale,
     };
     let method = method.unwrap_or(shape.method(params.layout));
     let plan = AttentionPlan::with_method(device, shape, params.layout, method).unwrap();
-    let chunk = params.batch * params.seq_len * params.layout.heads().len() * params.head_dim;
+    let tokens = params.batch * params.seq_len * params.head_dim;
+    let (queries, chunk) = (
+        tokens * params.num_heads,
+        tokens * params.layout.heads().len(),
+    );
     let cache = params.batch * params.layout.rows() * params.head_dim;
     let table = params.layout.max_seq_len() * params.head_dim / 2;
     let mut buffers = Buffers::new(device);
@@ -153,7 +158,7 @@ pub(crate) unsafe fn attention<T: Real>(
         let past_value = buffers.copy(params.past_value, cache);
         let aliased = std::ptr::eq(params.past_key, params.present_key);
         let inputs = dilated_attention::Inputs {
-            query: buffers.copy(params.query, chunk),
+            query: buffers.copy(params.query, queries),
             key: buffers.copy(params.key, chunk),
             value: buffers.copy(params.value, chunk),
             past_key,
@@ -164,7 +169,7 @@ pub(crate) unsafe fn attention<T: Real>(
             sin: buffers.copy(params.sin, table),
         };
         let outputs = dilated_attention::Outputs {
-            output: buffers.copy(params.output, chunk),
+            output: buffers.copy(params.output, queries),
             present_key: if aliased {
                 past_key
             } else {
@@ -185,7 +190,7 @@ pub(crate) unsafe fn attention<T: Real>(
             Stream(std::ptr::null_mut()),
         )
         .unwrap();
-        buffers.back(outputs.output, params.output, chunk);
+        buffers.back(outputs.output, params.output, queries);
         buffers.back(outputs.present_key, params.present_key, cache);
         buffers.back(outputs.present_value, params.present_value, cache);
     }

@@ -56,6 +56,7 @@ impl Layer {
             element,
             batch: BATCH,
             seq_len: 1,
+            group: 1,
             head_dim: DIM,
             scale: 0.125,
         };
@@ -292,6 +293,7 @@ fn lengths_that_do_not_fit_leave_their_slot_alone_and_are_reported() {
             element,
             batch: 2,
             seq_len,
+            group: 1,
             head_dim: DIM,
             scale: 0.1,
         };

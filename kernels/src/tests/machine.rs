@@ -90,6 +90,7 @@ impl Machine {
             element,
             batch: 1,
             seq_len,
+            group: 1,
             head_dim,
             scale: 1.0,
         };

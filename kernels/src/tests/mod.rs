@@ -7,6 +7,7 @@ mod gpu;
 mod gpu_attention;
 mod gpu_decode;
 mod gpu_scan;
+mod grouped;
 mod linear;
 mod machine;
 mod model;

@@ -215,6 +215,7 @@ fn attention<T: Real>(isa: Isa) {
             let mut call = |seq_len: usize, past: usize, pool: &dyn ParallelFor| {
                 let params = AttentionParams {
                     layout: &layout,
+                    num_heads: layout.heads().len(),
                     scale: 0.1,
                     batch: 1,
                     seq_len,

@@ -31,8 +31,10 @@ impl Reference for DilatedAttention {
                     slot,
                     seq_len,
                     head_dim,
-                    width: self.num_heads() * head_dim,
+                    width: self.num_kv_heads() * head_dim,
                     column: index * head_dim,
+                    num_heads: self.num_heads,
+                    group: self.num_heads / self.num_kv_heads(),
                     first_row: slot * layout.rows() + head.offset,
                     scale: f64::from(self.scale),
                     rounding,
@@ -43,17 +45,20 @@ impl Reference for DilatedAttention {
     }
 }
 
-/// One head of one slot.
+/// One key-value head of one slot, and the query heads that read it.
 struct HeadCall<'a> {
     inputs: &'a Inputs<Values<'a>>,
     head: &'a HeadCache,
     slot: usize,
     seq_len: usize,
     head_dim: usize,
-    /// `H * dh`.
+    /// `Hkv * dh`.
     width: usize,
-    /// First channel of the head.
+    /// First channel of the head in it.
     column: usize,
+    num_heads: usize,
+    /// Query heads that read it.
+    group: usize,
     /// First row of the head in `[B * R]`.
     first_row: usize,
     scale: f64,
@@ -68,7 +73,8 @@ impl HeadCall<'_> {
         let Rounding { activations, cache } = self.rounding;
         let keys: Vec<Vec<f32>> = (0..length)
             .map(|row| {
-                let key = self.rotated(self.inputs.key.f32s(), row, past + row);
+                let key = &self.inputs.key.f32s()[self.token(row)..][..dim];
+                let key = self.rotated(key, past + row);
                 key.iter().map(|&x| cache(x as f32)).collect()
             })
             .collect();
@@ -96,12 +102,14 @@ impl HeadCall<'_> {
                 .filter(|other| pattern.visible(position, past + other))
                 .map(|other| (&*keys[other], &*values[other]));
             let seen: Vec<_> = before.chain(own).collect();
-            let mixed = self.mix(
-                &self.rotated(self.inputs.query.f32s(), row, position),
-                &seen,
-            );
-            for (output, value) in outputs.output[self.token(row)..].iter_mut().zip(mixed) {
-                *output = activations(value as f32);
+            let first = self.column / dim * self.group;
+            for head in first..first + self.group {
+                let at = ((self.slot * self.seq_len + row) * self.num_heads + head) * dim;
+                let query = self.rotated(&self.inputs.query.f32s()[at..at + dim], position);
+                let mixed = self.mix(&query, &seen);
+                for (output, value) in outputs.output[at..at + dim].iter_mut().zip(mixed) {
+                    *output = activations(value as f32);
+                }
             }
         }
         for (token, (key, value)) in keys.iter().zip(&values).enumerate() {
@@ -113,15 +121,14 @@ impl HeadCall<'_> {
         }
     }
 
-    /// Index of the head's first channel of the chunk's token `row`.
+    /// Index of the head's first channel in keys and values of the chunk's token `row`.
     fn token(&self, row: usize) -> usize {
         (self.slot * self.seq_len + row) * self.width + self.column
     }
 
-    fn rotated(&self, tokens: &[f32], row: usize, position: usize) -> Vec<f64> {
+    fn rotated(&self, token: &[f32], position: usize) -> Vec<f64> {
         let dim = self.head_dim;
         let half = dim / 2;
-        let token = &tokens[self.token(row)..][..dim];
         let table = |table: &[f32], channel: usize| f64::from(table[position * half + channel]);
         let mut turned = vec![0.0; dim];
         for channel in 0..half {

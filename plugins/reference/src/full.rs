@@ -56,7 +56,9 @@ pub fn visible(i: i64, j: i64, (d, w, first): RawPattern) -> bool {
 /// What [`attention`] needs besides the tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct FullAttention<'a> {
-    /// One pattern per head.
+    /// Query heads, the same number for each key-value head.
+    pub num_heads: usize,
+    /// One pattern per key-value head.
     pub patterns: &'a [RawPattern],
     /// Channels of one head.
     pub head_dim: usize,
@@ -67,7 +69,8 @@ pub struct FullAttention<'a> {
 }
 
 /// Causal attention of `[T, heads * head_dim]` queries, keys and values, before rotary
-/// embedding, under each head's pattern.
+/// embedding, under the pattern of each key-value head. Query head `h` reads key-value head
+/// `h / (heads / key-value heads)`.
 pub fn attention(
     config: &FullAttention<'_>,
     query: &[f64],
@@ -75,16 +78,18 @@ pub fn attention(
     value: &[f64],
 ) -> Vec<f64> {
     let (heads, dim) = (config.patterns.len(), config.head_dim);
-    let width = heads * dim;
-    let rotated = |tokens: &[f64]| match config.rope_base {
+    let (width, query_width) = (heads * dim, config.num_heads * dim);
+    let rotated = |tokens: &[f64], heads| match config.rope_base {
         Some(base) => rotary(tokens, heads, dim, base),
         None => tokens.to_vec(),
     };
-    let (query, key) = (rotated(query), rotated(key));
+    let (query, key) = (rotated(query, config.num_heads), rotated(key, heads));
     let mut output = vec![0.0; query.len()];
-    for (head, &pattern) in config.patterns.iter().enumerate() {
-        for i in 0..query.len() / width {
-            let at = i * width + head * dim;
+    for query_head in 0..config.num_heads {
+        let head = query_head / (config.num_heads / heads);
+        let pattern = config.patterns[head];
+        for i in 0..query.len() / query_width {
+            let at = i * query_width + query_head * dim;
             let query = &query[at..at + dim];
             let mut scores = Vec::new();
             for j in 0..=i {
@@ -142,6 +147,7 @@ mod tests {
     #[test]
     fn equal_scores_average_the_visible_values() {
         let config = FullAttention {
+            num_heads: 1,
             patterns: &[(2, 0, 0)],
             head_dim: 2,
             scale: 1.0,

@@ -95,19 +95,27 @@ struct AttentionRun {
 }
 
 impl AttentionRun {
-    fn new(seed: u64, patterns: Vec<Pattern>, totals: &[usize], max_seq_len: usize) -> Self {
+    /// `group` query heads a key-value head.
+    fn new(
+        seed: u64,
+        group: usize,
+        patterns: Vec<Pattern>,
+        totals: &[usize],
+        max_seq_len: usize,
+    ) -> Self {
         let dim = 4;
         let mut noise = Noise(seed);
         let width = patterns.len() * dim;
-        let mut tokens = |scale| {
+        let mut tokens = |width: usize, scale| {
             let slots = totals.iter().map(|total| noise.list(total * width, scale));
             slots.collect::<Vec<_>>()
         };
         Self {
-            query: tokens(3.0),
-            key: tokens(3.0),
-            value: tokens(1.0),
+            query: tokens(group * width, 3.0),
+            key: tokens(width, 3.0),
+            value: tokens(width, 1.0),
             attributes: DilatedAttention {
+                num_heads: group * patterns.len(),
                 patterns,
                 scale: 0.5,
             },
@@ -123,7 +131,8 @@ impl AttentionRun {
 
     fn replay_rounding(&self, chunks: &Chunks, rounding: Rounding) -> Vec<Vec<f32>> {
         let batch = self.query.len();
-        let width = self.attributes.num_heads() * self.dim;
+        let width = self.attributes.num_heads * self.dim;
+        let kv_width = self.attributes.num_kv_heads() * self.dim;
         let layout = self.attributes.cache_layout(self.max_seq_len);
         let (cos, sin) = tables(self.max_seq_len, self.dim);
         let cache = batch * layout.rows() * self.dim;
@@ -131,16 +140,17 @@ impl AttentionRun {
         let mut past = vec![0; batch];
         let mut collected = vec![Vec::new(); batch];
         for (seq_len, take) in chunks {
-            let part = |tokens| chunk(tokens, &past, take, *seq_len, width);
-            let (query, key, value) = (part(&self.query), part(&self.key), part(&self.value));
+            let part = |tokens, width| chunk(tokens, &past, take, *seq_len, width);
+            let query = part(&self.query, width);
+            let [key, value] = [&self.key, &self.value].map(|tokens| part(tokens, kv_width));
             let (past_length, seq_length) = (lengths(&past), lengths(take));
-            let tokens = |values| Input::f32s([batch, *seq_len, width], values);
+            let tokens = |values, width| Input::f32s([batch, *seq_len, width], values);
             let rows = |values| Input::f32s([batch, layout.rows(), self.dim], values);
             let table = |values| Input::f32s([self.max_seq_len, self.dim / 2], values);
             let inputs = dilated_attention::Inputs {
-                query: tokens(&query),
-                key: tokens(&key),
-                value: tokens(&value),
+                query: tokens(&query, width),
+                key: tokens(&key, kv_width),
+                value: tokens(&value, kv_width),
                 past_key: rows(&past_key),
                 past_value: rows(&past_value),
                 past_length: Input::i64s([batch], &past_length),
@@ -185,6 +195,7 @@ impl AttentionRun {
             })
             .collect();
         let config = FullAttention {
+            num_heads: self.attributes.num_heads,
             patterns: &patterns,
             head_dim: self.dim,
             scale: f64::from(self.attributes.scale),
@@ -230,10 +241,11 @@ proptest! {
     #[test]
     fn attention_in_chunks_is_attention(
         seed: u64,
+        group in 1..4usize,
         patterns in patterns(),
         totals in prop::collection::vec(0..48usize, 1..4),
     ) {
-        let run = AttentionRun::new(seed, patterns, &totals, 50);
+        let run = AttentionRun::new(seed, group, patterns, &totals, 50);
         let found = run.replay(&chunks(seed, &totals), exact);
         for (slot, found) in found.iter().enumerate() {
             let error = worst(found, &run.expected(slot));
@@ -308,7 +320,7 @@ proptest! {
 #[test]
 fn past_length_zero_starts_over() {
     let pattern = Pattern::new(3, 4, 2).unwrap();
-    let run = AttentionRun::new(1, vec![pattern], &[20], 20);
+    let run = AttentionRun::new(1, 1, vec![pattern], &[20], 20);
     let clean = run.replay(&vec![(20, vec![20])], exact);
     // The replay starts from NaN; here it starts from another sequence's rows.
     let (cos, sin) = tables(20, run.dim);
@@ -348,7 +360,7 @@ fn low_precision_does_not_depend_on_the_chunking() {
         (bf16, exact, 1e-4..4e-2),
     ] {
         let patterns = vec![Pattern::new(4, 5, 1).unwrap(), Pattern::DENSE];
-        let mut run = AttentionRun::new(9, patterns, &[40, 33], 40);
+        let mut run = AttentionRun::new(9, 1, patterns, &[40, 33], 40);
         for tokens in [&mut run.query, &mut run.key, &mut run.value] {
             tokens
                 .iter_mut()
@@ -405,10 +417,7 @@ fn a_long_memory_does_not_stall() {
 
 #[test]
 fn wrong_sizes_and_lengths_are_refused_by_name() {
-    let attributes = DilatedAttention {
-        patterns: vec![Pattern::DENSE],
-        scale: 1.0,
-    };
+    let attributes = DilatedAttention::ungrouped(vec![Pattern::DENSE], 1.0);
     let call = |query: &[f32], past: i64, seq: i64| {
         let (past, seq) = ([past], [seq]);
         let inputs = dilated_attention::Inputs {

@@ -289,10 +289,7 @@ mod tests {
 
     fn settings(patterns: Vec<Pattern>) -> Settings {
         Settings {
-            operator: Operator::from(DilatedAttention {
-                patterns,
-                scale: 0.125,
-            }),
+            operator: Operator::from(DilatedAttention::ungrouped(patterns, 0.125)),
             workspace: [1, 512]
                 .map(|length| Workspace {
                     smallest: [1, length],

@@ -221,6 +221,16 @@ fn head_dim_128() {
 }
 
 #[test]
+fn gqa() {
+    run("gqa");
+}
+
+#[test]
+fn gqa_head_hybrid() {
+    run("gqa_head_hybrid");
+}
+
+#[test]
 fn kjv_hybrid() {
     run("kjv_hybrid");
 }

@@ -17,6 +17,7 @@ const SHAPE: BodyShape = BodyShape {
     batch: 2,
     seq_len: 3,
     num_heads: 2,
+    num_kv_heads: 2,
     head_dim: 4,
     max_seq_len: 20,
     quantization: None,
@@ -108,10 +109,7 @@ fn the_scan_answers_nan() {
 #[test]
 fn the_attention_answers_nan() {
     let patterns = [(4, 2, 1), (-1, 3, 0)].map(|(d, w, i)| Pattern::new(d, w, i).unwrap());
-    let attention = DilatedAttention {
-        patterns: patterns.to_vec(),
-        scale: 0.5,
-    };
+    let attention = DilatedAttention::ungrouped(patterns.to_vec(), 0.5);
     let max = SHAPE.max_seq_len;
     let rows = attention.cache_layout(max).rows();
     let chunk = tensor(ElementType::F32, &[2, 3, 8]);

@@ -167,6 +167,7 @@ fn gates(runner: Runner, dtype: ElementType) -> usize {
                 batch: 2,
                 seq_len: SEQ_LEN,
                 num_heads: 1,
+                num_kv_heads: 1,
                 head_dim: channels,
                 max_seq_len: 16,
                 quantization: None,
@@ -240,10 +241,7 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
     const DIM: usize = 8;
     const MAX: usize = 12;
     let patterns = [(-1, 0, 0), (1, 0, 0)].map(|(d, w, i)| Pattern::new(d, w, i).unwrap());
-    let attention = DilatedAttention {
-        patterns: patterns.to_vec(),
-        scale: 1.0,
-    };
+    let attention = DilatedAttention::ungrouped(patterns.to_vec(), 1.0);
     let held = attention.cache_layout(MAX).rows();
     assert_eq!(held, MAX);
     let mut points = 0;
@@ -305,6 +303,7 @@ fn rows(runner: Runner, dtype: ElementType) -> usize {
                         batch: 2,
                         seq_len: SEQ_LEN,
                         num_heads: 2,
+                        num_kv_heads: 2,
                         head_dim: DIM,
                         max_seq_len: MAX,
                         quantization: None,

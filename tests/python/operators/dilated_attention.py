@@ -48,13 +48,15 @@ def attention(node, query, key, value, rounding=EXACT):
     cos, sin = (tables[name][:length].astype(np.float64) for name in ("cos", "sin"))
     value = rounding.cache(value)
     output = np.empty_like(query)
-    for head, pattern in enumerate(node.patterns):
-        span = slice(head * node.head_dim, (head + 1) * node.head_dim)
-        q, k = rotate(query[:, span], cos, sin), rounding.cache(rotate(key[:, span], cos, sin))
+    for head in range(node.heads):
+        kv_head = head // node.group
+        pattern = node.patterns[kv_head]
+        span, kv_span = (slice(index * node.head_dim, (index + 1) * node.head_dim) for index in (head, kv_head))
+        q, k = rotate(query[:, span], cos, sin), rounding.cache(rotate(key[:, kv_span], cos, sin))
         mask = np.array([[pattern.visible(i, j) for j in range(length)] for i in range(length)])
         scores = np.where(mask, node.scale * (rounding.operand(q) @ k.T), -np.inf)
         weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-        output[:, span] = rounding.operand(weights / weights.sum(axis=1, keepdims=True)) @ value[:, span]
+        output[:, span] = rounding.operand(weights / weights.sum(axis=1, keepdims=True)) @ value[:, kv_span]
     return output
 
 
@@ -64,7 +66,8 @@ class DilatedAttention(Node):
     seq_len: int
     head_dim: int
     max_seq_len: int
-    patterns: list
+    patterns: list  # of key-value heads
+    group: int = 1  # query heads a key-value head
     uniform: bool = False  # write one value per list where the patterns agree
     cache: str = ""
     states_are_exact = True
@@ -74,6 +77,8 @@ class DilatedAttention(Node):
         ({"num_heads": 2**30}, ["num_heads: expected 1 to 65536, found 1073741824"]),
         ({"dilation": [4, 0, 4]}, ["head 1: attribute dilation is 0, expected -1 (none) or 1 or more"]),
         ({"local_window": [-1]}, ["head 0: attribute local_window is -1", "head 2: attribute local_window is -1"]),
+        ({"num_kv_heads": 2}, ["num_kv_heads: expected a divisor of num_heads 3, found 2"]),
+        ({"num_kv_heads": 0}, ["num_kv_heads: expected a divisor of num_heads 3, found 0"]),
         ({"scale": float("nan")}, ["scale: expected a finite number, found NaN"]),
     )
     bad_shapes = (
@@ -93,7 +98,7 @@ class DilatedAttention(Node):
     @classmethod
     def random(cls, rng):
         patterns = [random_pattern(rng) for _ in range(int(rng.integers(1, 5)))]
-        return cls(3, 1, int(rng.choice([2, 6, 16, 64])), 50, patterns)
+        return cls(3, 1, int(rng.choice([2, 6, 16, 64])), 50, patterns, int(rng.choice([1, 1, 2, 3])))
 
     @classmethod
     def example(cls):
@@ -101,7 +106,7 @@ class DilatedAttention(Node):
 
     @property
     def heads(self):
-        return len(self.patterns)
+        return len(self.patterns) * self.group
 
     @property
     def scale(self):
@@ -113,14 +118,16 @@ class DilatedAttention(Node):
 
     def dims(self):
         return {
-            "B": self.batch, "L": self.seq_len, "N": self.heads * self.head_dim, "R": self.rows(),
-            "dh": self.head_dim, "M": self.max_seq_len, "dh/2": self.head_dim // 2,
+            "B": self.batch, "L": self.seq_len, "N": self.heads * self.head_dim,
+            "Nkv": len(self.patterns) * self.head_dim, "R": self.rows(), "dh": self.head_dim, "M": self.max_seq_len, "dh/2": self.head_dim // 2,
         }  # fmt: skip
 
     def attributes(self):
         patterns = self.patterns[:1] if self.uniform else self.patterns
+        grouped = {"num_kv_heads": len(self.patterns)} if self.group > 1 else {}
         return {
             "num_heads": self.heads,
+            **grouped,
             "dilation": [p.dilation for p in patterns],
             "local_window": [p.window for p in patterns],
             "initial": [p.initial for p in patterns],

@@ -275,11 +275,13 @@ fn write<O: Definition>(
 
 /// What a package of this one node would have its bodies written for.
 fn body_shape(operator: &Operator, node: &Inferred, max_seq_len: usize) -> BodyShape {
-    let heads = operator.attributes().find_map(|(spec, value)| match value {
-        AttributeValue::Int(heads) if spec.name == "num_heads" => usize::try_from(heads).ok(),
-        _ => None,
-    });
-    let num_heads = heads.unwrap_or(1);
+    let attribute = |name: &str| {
+        operator.attributes().find_map(|(spec, value)| match value {
+            AttributeValue::Int(heads) if spec.name == name => usize::try_from(heads).ok(),
+            _ => None,
+        })
+    };
+    let num_heads = attribute("num_heads").unwrap_or(1);
     let channels = node.dims.get(Axis::Channels).unwrap_or(num_heads);
     BodyShape {
         dtype: node.element,
@@ -287,6 +289,7 @@ fn body_shape(operator: &Operator, node: &Inferred, max_seq_len: usize) -> BodyS
         batch: node.dims[Axis::Batch],
         seq_len: node.dims[Axis::SeqLen],
         num_heads,
+        num_kv_heads: attribute("num_kv_heads").unwrap_or(num_heads),
         head_dim: node.dims.get(Axis::HeadDim).unwrap_or(channels / num_heads),
         max_seq_len: node.dims.get(Axis::MaxSeqLen).unwrap_or(max_seq_len),
         quantization: None,

@@ -43,6 +43,7 @@ pub fn run(device: &'static Device) -> Result<(), Failure> {
             element: ElementType::BF16,
             batch: 1,
             seq_len,
+            group: 1,
             head_dim: 64,
             scale: 1.0,
         };

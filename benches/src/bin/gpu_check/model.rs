@@ -182,6 +182,7 @@ mod tests {
         let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         for raw in [(1, 0, 0), (4, 3, 2), (-1, 5, 1)] {
             let config = full::FullAttention {
+                num_heads: 1,
                 patterns: &[raw],
                 head_dim: dim,
                 scale: 0.5,

@@ -85,7 +85,7 @@ fn another_function_is_refused_by_field() {
         (
             "/model/backbone/seq_cell/apply_re",
             json!(false),
-            "model.backbone.seq_cell.apply_re: expected true, as in_proj has 5 blocks of rows, found false"
+            "model.backbone.seq_cell.apply_re: expected true, as in_proj has 40 rows, found false"
                 .into(),
         ),
         (

@@ -39,40 +39,37 @@ impl Attention<'_> {
         let valid4 = self.w.unsqueeze(&valid, &[3]);
         let zero = self.w.float(0.0);
 
-        // Tokens of the chunk: [B, L, H, dh] in f32.
+        // Tokens of the chunk: [B, L, H, dh] and [B, L, Hkv, dh] in f32.
         let row = self.w.constant(positions(seq_len));
         let position = self.w.call("Add", &[&past, &row]);
         let tables = self.rotary_rows(&position, [inputs.cos, inputs.sin]);
-        let query = self.rotate(inputs.query, &tables);
-        let key = self.rotate(inputs.key, &tables);
+        let query = self.rotate(inputs.query, &tables, &self.by_head());
+        let key = self.rotate(inputs.key, &tables, &self.by_kv_head());
         let key = self.w.call("Where", &[&valid4, &key, &zero]);
         let key = self.as_cached(key, F32);
         let value = self.w.convert(inputs.value, dtype, F32);
         let value = self.as_cached(value, dtype);
-        let value = self.w.reshape(&value, &self.by_head());
+        let value = self.w.reshape(&value, &self.by_kv_head());
         let value = self.w.call("Where", &[&valid4, &value, &zero]);
 
-        // Scores of cached rows [B, H, L, rows] and of the chunk's own keys [B, H, L, L].
+        // Scores of cached rows [B, H, L, rows] and of the chunk's own keys [B, H, L, L]; where heads
+        // are grouped, [B, Hkv, group * L, ..].
         let query = self.w.transpose(&query, &[0, 2, 1, 3]);
+        let query = self.together(&query, shape.head_dim);
         let (cached, cached_values) = self.cached_rows(&heads, &rows, past_key, past_value, &past);
         let scale = self.scale();
         let query = self.w.call("Mul", &[&query, &scale]);
         let own = {
             let key = self.w.transpose(&key, &[0, 2, 3, 1]);
             let scores = self.w.call("MatMul", &[&query, &key]);
-            let mask = self.own_mask(&heads, &position, &valid);
-            self.masked(&scores, &mask)
+            (scores, self.own_mask(&heads, &position, &valid))
         };
         let cached = {
             let mask = cached.mask(self, &position);
             let keys = self.w.transpose(&cached.keys, &[0, 1, 3, 2]);
-            let scores = self.w.call("MatMul", &[&query, &keys]);
-            self.masked(&scores, &mask)
+            (self.w.call("MatMul", &[&query, &keys]), mask)
         };
-        let scores = self.w.concat(&[&cached, &own], 3);
-        let weights = self
-            .w
-            .op("Softmax", &[&scores], vec![AttributeProto::int("axis", 3)]);
+        let weights = self.weights(cached, own);
         let start = self.w.ints(&[-(seq_len as i64)]);
         let (from, axis) = (self.w.ints(&[0]), self.w.ints(&[3]));
         let end = self.w.ints(&[i32::MAX.into()]);
@@ -82,6 +79,13 @@ impl Attention<'_> {
         let mixed = self.w.call("MatMul", &[&cached_weights, &cached_values]);
         let own_mixed = self.w.call("MatMul", &[&own_weights, &own_values]);
         let mixed = self.w.call("Add", &[&mixed, &own_mixed]);
+        let mixed = match self.is_grouped() {
+            true => {
+                let by_query = [batch, shape.num_heads, seq_len, shape.head_dim];
+                self.w.reshape(&mixed, &by_query)
+            }
+            false => mixed,
+        };
         let mixed = self.w.transpose(&mixed, &[0, 2, 1, 3]);
         let channels = shape.num_heads * shape.head_dim;
         let mixed = self.w.reshape(&mixed, &[batch, seq_len, channels]);
@@ -98,6 +102,63 @@ impl Attention<'_> {
     pub(super) fn by_head(&self) -> [usize; 4] {
         let shape = self.shape;
         [shape.batch, shape.seq_len, shape.num_heads, shape.head_dim]
+    }
+
+    /// `[B, L, Hkv, dh]`.
+    pub(super) fn by_kv_head(&self) -> [usize; 4] {
+        let shape = self.shape;
+        let heads = shape.num_kv_heads;
+        [shape.batch, shape.seq_len, heads, shape.head_dim]
+    }
+
+    fn is_grouped(&self) -> bool {
+        self.shape.num_kv_heads != self.shape.num_heads
+    }
+
+    /// Query heads of a key-value head.
+    fn group(&self) -> usize {
+        self.shape.num_heads / self.shape.num_kv_heads
+    }
+
+    /// `[B, H, L, width]`; where heads are grouped, `[B, Hkv, group * L, width]`: one product has all that reads the same
+    /// keys.
+    fn together(&mut self, value: &str, width: usize) -> String {
+        if !self.is_grouped() {
+            return value.to_owned();
+        }
+        let shape = self.shape;
+        let rows = self.group() * shape.seq_len;
+        self.w
+            .reshape(value, &[shape.batch, shape.num_kv_heads, rows, width])
+    }
+
+    /// The softmax of cached and own scores, each with the mask `[B, Hkv, L, keys]` of what is seen.
+    fn weights(&mut self, cached: (String, String), own: (String, String)) -> String {
+        let softmax = |last| ("Softmax", vec![AttributeProto::int("axis", last)]);
+        if !self.is_grouped() {
+            let [cached, own] = [cached, own].map(|(scores, mask)| self.masked(&scores, &mask));
+            let scores = self.w.concat(&[&cached, &own], 3);
+            let (softmax, axis) = softmax(3);
+            return self.w.op(softmax, &[&scores], axis);
+        }
+        // All heads of a group share the mask.
+        let scores = self.w.concat(&[&cached.0, &own.0], 3);
+        let mask = self.w.concat(&[&cached.1, &own.1], 3);
+        let mask = self.w.unsqueeze(&mask, &[2]);
+        let shape = self.shape;
+        let BodyShape { batch, seq_len, .. } = shape;
+        let [group, kv_heads] = [self.group(), shape.num_kv_heads];
+        let reshape = |w: &mut NodeWriter, value: &str, dims: &[usize]| {
+            let keys = [-1];
+            let dims = dims.iter().map(|&size| size as i64).chain(keys);
+            let dims = w.ints(&dims.collect::<Vec<_>>());
+            w.call("Reshape", &[value, &dims])
+        };
+        let scores = reshape(self.w, &scores, &[batch, kv_heads, group, seq_len]);
+        let scores = self.masked(&scores, &mask);
+        let (softmax, axis) = softmax(4);
+        let weights = self.w.op(softmax, &[&scores], axis);
+        reshape(self.w, &weights, &[batch, kv_heads, group * seq_len])
     }
 
     /// f32 `tokens`, each a value of type `exact`, as a later chunk reads them from the cache.
@@ -129,12 +190,12 @@ impl Attention<'_> {
         })
     }
 
-    /// Half-split rotary embedding: `[B, L, H * dh]` T to `[B, L, H, dh]` f32.
-    fn rotate(&mut self, tokens: &str, [cos, sin]: &[String; 2]) -> String {
-        let (shape, by_head) = (self.shape, self.by_head());
+    /// Half-split rotary embedding: `[B, L, heads * dh]` T to `[B, L, heads, dh]` f32.
+    fn rotate(&mut self, tokens: &str, [cos, sin]: &[String; 2], by_head: &[usize]) -> String {
+        let shape = self.shape;
         let w = &mut *self.w;
         let tokens = w.convert(tokens, shape.dtype, F32);
-        let tokens = w.reshape(&tokens, &by_head);
+        let tokens = w.reshape(&tokens, by_head);
         let halves = w.split(&tokens, 3, &[shape.head_dim / 2; 2]);
         let (low, high) = (&halves[0], &halves[1]);
         let low_cos = w.call("Mul", &[low, cos]);
@@ -146,7 +207,7 @@ impl Attention<'_> {
         w.concat(&[&first, &second], 3)
     }
 
-    /// `[B, H, L, L]` bool: which keys of the chunk each of its queries sees. Padding sees only
+    /// `[B, Hkv, L, L]` bool: which keys of the chunk each of its queries sees. Padding sees only
     /// itself, so that no row is empty.
     fn own_mask(&mut self, heads: &Heads, position: &str, valid: &str) -> String {
         let seq_len = self.shape.seq_len;
@@ -186,7 +247,7 @@ impl Attention<'_> {
         self.w.call("Where", &[mask, scores, &hidden])
     }
 
-    /// Cached keys and values by head, `[B, H, rows, dh]` f32. Values of rows that hold nothing
+    /// Cached keys and values by head, `[B, Hkv, rows, dh]` f32. Values of rows that hold nothing
     /// are zeroed: they may be NaN.
     fn cached_rows(
         &mut self,
@@ -231,16 +292,16 @@ impl Attention<'_> {
 
 /// Cached rows by head.
 struct CachedRows {
-    /// `[B, H, rows, dh]` f32.
+    /// `[B, Hkv, rows, dh]` f32.
     keys: String,
-    /// `[B, H, rows]`.
+    /// `[B, Hkv, rows]`.
     base: String,
-    /// `[H, rows]`.
+    /// `[Hkv, rows]`.
     slope: String,
 }
 
 impl CachedRows {
-    /// `[B, H, L, rows]` bool: which rows each query sees.
+    /// `[B, Hkv, L, rows]` bool: which rows each query sees.
     fn mask(&self, attention: &mut Attention<'_>, position: &str) -> String {
         let w = &mut *attention.w;
         let position = w.unsqueeze(position, &[1, 3]);

@@ -1,10 +1,11 @@
-//! `DilatedAttention`: rotary embedding, attention to the keys that each head's pattern makes
-//! visible, and the cache update (arXiv 2602.18196).
+//! `DilatedAttention`: rotary embedding, attention to the keys that each key-value head's pattern
+//! makes visible, and the cache update (arXiv 2602.18196). Query head `h` reads key-value head
+//! `h / (num_heads / num_kv_heads)`, rounded down.
 
 mod body;
 mod rows;
 
-use super::body::Call;
+use super::body::{BodyShape, Call};
 use super::schema::aliases;
 use super::{Attributes, Axis, Definition, Inferred, Op, Ports, Schema};
 use crate::cache::CacheLayout;
@@ -17,10 +18,10 @@ super::schema::ports! {
     Inputs {
         /// `[B, L, N]` of `T`, before rotary embedding.
         query: T [Batch, SeqLen, Channels],
-        /// `[B, L, N]` of `T`, before rotary embedding.
-        key: T [Batch, SeqLen, Channels],
-        /// `[B, L, N]` of `T`.
-        value: T [Batch, SeqLen, Channels],
+        /// `[B, L, Nkv]` of `T`, before rotary embedding.
+        key: T [Batch, SeqLen, KvChannels],
+        /// `[B, L, Nkv]` of `T`.
+        value: T [Batch, SeqLen, KvChannels],
         /// `[B, R, dh]` of `C`: keys after rotary embedding. Rows not yet written may hold anything.
         past_key: C [Batch, Rows, HeadDim],
         /// `[B, R, dh]` of `C`. Rows not yet written may hold anything.
@@ -51,13 +52,15 @@ super::schema::ports! {
 super::attributes::attributes! {
     /// [`DilatedAttention`] as a node carries it.
     RawAttributes {
-        /// Number of heads.
+        /// Number of query heads.
         num_heads: i64,
-        /// `D`: one value, or one per head.
+        /// Number of key-value heads, a divisor of `num_heads`, which it is where a node is without it.
+        num_kv_heads: Option<i64>,
+        /// `D`: one value, or one per key-value head.
         dilation: Vec<i64>,
-        /// `W`: one value, or one per head.
+        /// `W`: one value, or one per key-value head.
         local_window: Vec<i64>,
-        /// `I`: one value, or one per head.
+        /// `I`: one value, or one per key-value head.
         initial: Vec<i64>,
         /// Factor on the scores.
         scale: f32,
@@ -67,7 +70,9 @@ super::attributes::attributes! {
 /// The operator; see the [module](self).
 #[derive(Clone, Debug, PartialEq)]
 pub struct DilatedAttention {
-    /// One pattern per head.
+    /// Query heads, a multiple of the key-value heads.
+    pub num_heads: usize,
+    /// One pattern per key-value head.
     pub patterns: Vec<Pattern>,
     /// Factor on the scores, `1 / sqrt(head_dim)` for RAT+. Finite.
     pub scale: f32,
@@ -77,8 +82,17 @@ pub struct DilatedAttention {
 const MAX_HEADS: i64 = 1 << 16;
 
 impl DilatedAttention {
-    /// Number of heads.
-    pub fn num_heads(&self) -> usize {
+    /// Of heads that each have keys of their own, one pattern a head.
+    pub fn ungrouped(patterns: Vec<Pattern>, scale: f32) -> Self {
+        Self {
+            num_heads: patterns.len(),
+            patterns,
+            scale,
+        }
+    }
+
+    /// Number of key-value heads.
+    pub fn num_kv_heads(&self) -> usize {
         self.patterns.len()
     }
 
@@ -112,14 +126,24 @@ impl Definition for DilatedAttention {
                 "attribute num_heads: expected 1 to {MAX_HEADS}, found {heads}"
             ));
         }
+        let kv_heads = raw.num_kv_heads.unwrap_or(heads);
+        if errors.is_empty() && (!(1..=heads).contains(&kv_heads) || heads % kv_heads != 0) {
+            errors.push(format!(
+                "attribute num_kv_heads: expected a divisor of num_heads {heads}, found {kv_heads}"
+            ));
+        }
         for (name, list) in [
             ("dilation", &raw.dilation),
             ("local_window", &raw.local_window),
             ("initial", &raw.initial),
         ] {
-            if list.len() != 1 && list.len() as i64 != heads {
+            if list.len() != 1 && list.len() as i64 != kv_heads {
                 errors.push(format!(
-                    "attribute {name}: expected one value or one per head ({heads}), found {}",
+                    "attribute {name}: expected one value or one per {} ({kv_heads}), found {}",
+                    match raw.num_kv_heads {
+                        None => "head",
+                        Some(_) => "key-value head",
+                    },
                     list.len()
                 ));
             }
@@ -133,7 +157,7 @@ impl Definition for DilatedAttention {
         none_wrong(errors)?;
         let at = |list: &[i64], head: usize| if list.len() == 1 { list[0] } else { list[head] };
         let (mut patterns, mut errors) = (Vec::new(), Vec::new());
-        for head in 0..heads as usize {
+        for head in 0..kv_heads as usize {
             let pattern = Pattern::new(
                 at(&raw.dilation, head),
                 at(&raw.local_window, head),
@@ -145,8 +169,11 @@ impl Definition for DilatedAttention {
             }
         }
         none_wrong(errors)?;
-        let scale = raw.scale;
-        Ok(Self { patterns, scale })
+        Ok(Self {
+            num_heads: heads as usize,
+            patterns,
+            scale: raw.scale,
+        })
     }
 
     /// One value per list where all heads agree, else one per head.
@@ -157,7 +184,9 @@ impl Definition for DilatedAttention {
         };
         let list = |f: fn(&Pattern) -> i64| patterns.iter().map(f).collect();
         RawAttributes {
-            num_heads: self.num_heads() as i64,
+            num_heads: self.num_heads as i64,
+            num_kv_heads: (self.num_kv_heads() != self.num_heads)
+                .then_some(self.num_kv_heads() as i64),
             dilation: list(Pattern::dilation_or_minus_one),
             local_window: list(|pattern| pattern.local_window.into()),
             initial: list(|pattern| pattern.initial.into()),
@@ -165,16 +194,23 @@ impl Definition for DilatedAttention {
         }
     }
 
-    /// `N` is `num_heads x dh`, `R` the sum of the heads' rows for `M`, and `L` at most `M`.
+    /// `N` is `num_heads x dh` and `Nkv` `num_kv_heads x dh`, `R` the sum of the heads' rows for `M`, and `L` at most `M`.
     fn check(&self, node: &Inferred, errors: &mut Vec<String>) {
-        use Axis::{Channels, HalfHeadDim, HeadDim, MaxSeqLen, Rows, SeqLen};
+        use Axis::{Channels, HalfHeadDim, HeadDim, KvChannels, MaxSeqLen, Rows, SeqLen};
         let dims = &node.dims;
-        if let (Some(channels), Some(head_dim)) = (dims.get(Channels), dims.get(HeadDim)) {
-            let heads = self.num_heads();
-            if heads.checked_mul(head_dim) != Some(channels) {
-                errors.push(format!(
-                    "N: expected num_heads x dh = {heads} x {head_dim}, found {channels}"
-                ));
+        if let Some(head_dim) = dims.get(HeadDim) {
+            for (axis, what, heads) in [
+                (Channels, "num_heads", self.num_heads),
+                (KvChannels, "num_kv_heads", self.num_kv_heads()),
+            ] {
+                if let Some(channels) = dims.get(axis)
+                    && heads.checked_mul(head_dim) != Some(channels)
+                {
+                    errors.push(format!(
+                        "{}: expected {what} x dh = {heads} x {head_dim}, found {channels}",
+                        axis.name()
+                    ));
+                }
             }
             if head_dim == 0 || head_dim % 2 == 1 {
                 errors.push(format!("dh: expected an even number, found {head_dim}"));
@@ -203,6 +239,10 @@ impl Definition for DilatedAttention {
                 "L: expected at most M = {max_seq_len}, found {seq_len}"
             ));
         }
+    }
+
+    fn in_function(name: &str, shape: &BodyShape) -> bool {
+        name != "num_kv_heads" || shape.num_kv_heads != shape.num_heads
     }
 
     fn body(call: Call<'_, '_, Self>) {

@@ -1,4 +1,4 @@
-//! Which head owns a cached row, what the row holds, and which rows a chunk writes.
+//! Which key-value head owns a cached row, what the row holds, and which rows a chunk writes.
 
 use super::body::Attention;
 use crate::onnx::{AttributeProto, AttributeType, TensorProto};
@@ -6,7 +6,7 @@ use crate::ops::ElementType;
 use crate::ops::body::{F32, positions, select};
 use crate::pattern::Pattern;
 
-/// Per-head vectors `[H]`, i64 unless said.
+/// Vectors over key-value heads, `[Hkv]`, i64 unless said.
 pub(super) struct Heads {
     pub dilation: String,
     /// bool: whether there is a dilation.
@@ -36,7 +36,7 @@ pub(super) struct Rows {
 }
 
 impl Attention<'_> {
-    /// Attribute `name` as a vector `[H]`.
+    /// Attribute `name` as a vector `[Hkv]`.
     fn per_head(&mut self, name: &str, value: fn(&Pattern) -> i64) -> String {
         let values = match self.operator {
             Some(attributes) => {
@@ -48,7 +48,7 @@ impl Attention<'_> {
                 self.w.op("Constant", &[], vec![value])
             }
         };
-        let shape = self.w.ints(&[self.shape.num_heads as i64]);
+        let shape = self.w.ints(&[self.shape.num_kv_heads as i64]);
         self.w.call("Expand", &[&values, &shape])
     }
 
@@ -56,7 +56,7 @@ impl Attention<'_> {
         let dilation = self.per_head("dilation", Pattern::dilation_or_minus_one);
         let window = self.per_head("local_window", |pattern| pattern.local_window.into());
         let initial = self.per_head("initial", |pattern| pattern.initial.into());
-        let heads = self.shape.num_heads;
+        let heads = self.shape.num_kv_heads;
         let w = &mut *self.w;
         let (zero, one) = (w.ints(&[0]), w.ints(&[1]));
         let dilated = w.call("Greater", &[&dilation, &zero]);
@@ -158,10 +158,10 @@ impl Attention<'_> {
         (position, holds)
     }
 
-    /// Which rows the chunk writes, `[B, R, 1]` bool, and from which row of `[B * L * H]`,
+    /// Which rows the chunk writes, `[B, R, 1]` bool, and from which row of `[B * L * Hkv]`,
     /// `[B, R]`.
     pub(super) fn written(&mut self, rows: &Rows, past: &str, seq: &str) -> (String, String) {
-        let [batch, seq_len, num_heads, _] = self.by_head();
+        let [batch, seq_len, num_kv_heads, _] = self.by_kv_head();
         let length = self.w.call("Add", &[past, seq]);
         let (position, holds) = self.held(rows, &length);
         let w = &mut *self.w;
@@ -175,7 +175,7 @@ impl Attention<'_> {
         let slots: Vec<_> = (0..batch).map(|slot| (slot * seq_len) as i64).collect();
         let first = w.constant(TensorProto::i64s(&[batch as i64, 1], &slots));
         let token = w.call("Add", &[&token, &first]);
-        let heads = w.ints(&[num_heads as i64]);
+        let heads = w.ints(&[num_kv_heads as i64]);
         let index = w.call("Mul", &[&token, &heads]);
         let index = w.call("Add", &[&index, &rows.head]);
         (written, index)
@@ -191,7 +191,7 @@ impl Attention<'_> {
         self.w.call("Or", &[&written, &never])
     }
 
-    /// `present`: rows of `tokens` `[B, L, H, dh]` f32 where written, else `past`.
+    /// `present`: rows of `tokens` `[B, L, Hkv, dh]` f32 where written, else `past`.
     pub(super) fn update(
         &mut self,
         written: &str,
@@ -200,7 +200,7 @@ impl Attention<'_> {
         past: &str,
         present: &str,
     ) {
-        let [batch, seq_len, heads, head_dim] = self.by_head();
+        let [batch, seq_len, heads, head_dim] = self.by_kv_head();
         let cache = self.shape.cache_dtype;
         let tokens = self.w.reshape(tokens, &[batch * seq_len * heads, head_dim]);
         let fresh = self.w.gather(&tokens, index, 0);
@@ -217,7 +217,7 @@ impl Attention<'_> {
                 let rows = layout.heads().iter().map(|head| head.rows);
                 let longest = rows.max().unwrap_or(0);
                 // To Reshape, 0 rows would mean a copy of the input's dimension.
-                if longest > 0 && longest * self.shape.num_heads == layout.rows() {
+                if longest > 0 && longest * self.shape.num_kv_heads == layout.rows() {
                     return HeadSplit {
                         rows: Some(longest),
                         index: String::new(),
@@ -251,7 +251,7 @@ impl Attention<'_> {
 pub(super) struct HeadSplit {
     pub rows: Option<usize>,
     pub index: String,
-    /// `[H, rows]` bool: whether a row is the head's own.
+    /// `[Hkv, rows]` bool: whether a row is the head's own.
     pub inside: Option<String>,
 }
 
@@ -269,7 +269,7 @@ impl HeadSplit {
             Some(rows) => {
                 let batch = (axis == 1).then_some(attention.shape.batch);
                 let mut shape = Vec::from_iter(batch);
-                shape.extend([attention.shape.num_heads, rows]);
+                shape.extend([attention.shape.num_kv_heads, rows]);
                 shape.extend(rest);
                 attention.w.reshape(value, &shape)
             }

@@ -342,7 +342,8 @@ unsafe fn start<T: Element, C: Element>(
                 let (token, table) = (call.token(head, t), (head.past + t) * half);
                 let (cos, sin) = (params.cos.add(table), params.sin.add(table));
                 let sign = params.scale.signum();
-                rotate::<Avx512, T, bf16>(params.query.add(token), cos, sin, half, sign, query);
+                let from = params.query.add(call.query_token(head, 0, t));
+                rotate::<Avx512, T, bf16>(from, cos, sin, half, sign, query);
                 if apart {
                     let key = params.key.add(token);
                     rotate::<Avx512, T, bf16>(key, cos, sin, half, 1.0, tile.kept);
@@ -394,7 +395,7 @@ unsafe fn finish<T: Element, C: Element>(
             for n in 0..STAGED.min(columns - group) {
                 let column = group + n;
                 let t = tile.tokens.start + index * PANEL + column;
-                let out = call.params.output.add(call.token(head, t));
+                let out = call.params.output.add(call.query_token(head, 0, t));
                 let sums = tile.staged.add(n * dim);
                 super::single::finish::<Avx512, T>(sums, dim, *panel.total.add(column), out);
             }

@@ -14,6 +14,8 @@ pub struct AttentionShape {
     pub batch: usize,
     /// `L`.
     pub seq_len: usize,
+    /// Query heads a key-value head.
+    pub group: usize,
     /// `dh`, an even number.
     pub head_dim: usize,
     /// Factor on the scores.
@@ -77,7 +79,7 @@ pub(super) struct AttentionBlock {
 const DECODE_WARPS: usize = 4;
 const ANY_WARPS: usize = 4;
 /// What blocks of `mma.sync` know of their keys.
-const PLAN_BYTES: usize = 128;
+const PLAN_BYTES: usize = 144;
 
 impl AttentionBlock {
     pub fn new(method: AttentionMethod, head_dim: usize) -> Self {
@@ -190,6 +192,7 @@ mod tests {
             element,
             batch: 1,
             seq_len,
+            group: 1,
             head_dim,
             scale: 1.0,
         };

@@ -27,7 +27,7 @@ twin! {
     }
 }
 
-/// Heads of one launch.
+/// Key-value heads of one launch.
 const MAX_LAUNCH_HEADS: usize = 64;
 
 twin! {
@@ -53,7 +53,7 @@ twin! {
         first_head: i32,
         launch_heads: i32,
         splits: i32,
-        reserved: i32,
+        group: i32,
         heads: [HeadPattern; MAX_LAUNCH_HEADS],
     }
 }
@@ -64,6 +64,8 @@ unsafe impl KernelParams for AttentionParams {}
 const UPDATE_THREADS: u32 = 128;
 /// Rows that a block of the update kernels has.
 const UPDATE_ROWS: usize = 16;
+/// Query heads of a key-value head that are counted.
+const MAX_GROUP: usize = 255;
 /// Positions are counted in 32 bits, with room for sums.
 const MAX_POSITIONS: usize = 1 << 30;
 
@@ -88,7 +90,7 @@ struct Kernels {
     update: Option<[Function; 2]>,
 }
 
-/// Consecutive heads, and everything of their launches but the addresses.
+/// Consecutive key-value heads, and everything of their launches but the addresses.
 #[derive(Debug)]
 struct Slice {
     params: AttentionParams,
@@ -147,6 +149,15 @@ impl AttentionPlan {
             let found = head_dim.to_string();
             return Err(unsupported("head_dim", "an even number up to 512", found));
         }
+        if shape.group > MAX_GROUP {
+            let found = shape.group.to_string();
+            let expected = format!("at most {MAX_GROUP}");
+            return Err(unsupported(
+                "query heads a key-value head",
+                &expected,
+                found,
+            ));
+        }
         if layout.max_seq_len() > MAX_POSITIONS {
             let found = layout.max_seq_len().to_string();
             return Err(unsupported("max_seq_len", "at most 2^30", found));
@@ -170,11 +181,15 @@ impl AttentionPlan {
         let multiprocessors = device.limits().multiprocessors as usize;
         let splits = match method {
             AttentionMethod::Decode => {
-                let heads = batch * layout.heads().len();
+                let heads = batch * shape.group * layout.heads().len();
                 decode_splits(multiprocessors, heads, most_rows(layout))
             }
             _ => 1,
         };
+        let kv_heads = layout.heads().len();
+        let num_heads = fit_i32("num_heads", shape.group * kv_heads)?;
+        let launched = shape.group * kv_heads.min(MAX_LAUNCH_HEADS);
+        grid_axis("query heads of a launch", launched)?;
         let slices = layout.heads().chunks(MAX_LAUNCH_HEADS).enumerate();
         let slices = slices.map(|(index, heads)| Slice {
             params: AttentionParams {
@@ -199,12 +214,12 @@ impl AttentionPlan {
                     shape.scale
                 },
                 batch: batch as i32,
-                num_heads: layout.heads().len() as i32,
+                num_heads,
                 head_dim: head_dim as i32,
                 first_head: (index * MAX_LAUNCH_HEADS) as i32,
                 launch_heads: heads.len() as i32,
                 splits: splits as i32,
-                reserved: 0,
+                group: shape.group as i32,
                 heads: head_patterns(heads),
             },
             keep_blocks: blocks(heads, |head| kept_tokens(head, seq_len)),
@@ -249,18 +264,22 @@ impl AttentionPlan {
             ..
         } = self.shape;
         let heads = batch * slice.params.launch_heads as usize;
+        let query_heads = heads * self.shape.group;
         let splits = slice.params.splits as usize;
         let rotated = match slice.ring_blocks {
             0 => 0,
             _ if self.method == AttentionMethod::Decode => 0,
             _ => workspace.take(heads * seq_len * head_dim * element.size()),
         };
-        let [partial, arrived] = match splits {
-            1 => [0; 2],
-            _ => [
-                workspace.take(heads * splits * (head_dim + 2) * size_of::<f32>()),
-                workspace.take(heads * size_of::<u64>()),
-            ],
+        let partial = match splits {
+            1 => 0,
+            _ => workspace.take(query_heads * splits * (head_dim + 2) * size_of::<f32>()),
+        };
+        let counted =
+            self.method == AttentionMethod::Decode && (splits > 1 || self.shape.group > 1);
+        let arrived = match counted {
+            true => workspace.take((query_heads + heads) * size_of::<u64>()),
+            false => 0,
         };
         ([rotated, partial, arrived], workspace)
     }
@@ -274,13 +293,19 @@ impl AttentionPlan {
         stream: Stream,
     ) -> Result<(), CudaError> {
         let AttentionShape { batch, seq_len, .. } = self.shape;
-        let grid = |x: u32| [x, params.launch_heads as u32, batch as u32];
-        let launch = |kernel: &Function, x: u32, block: u32, shared_bytes: usize| {
+        let kv_heads = params.launch_heads as u32;
+        let launch = |kernel: &Function, [x, y]: [u32; 2], block: u32, shared_bytes: usize| {
             let shared_bytes = shared_bytes as u32;
             // SAFETY: the caller's contract; the grid covers the shape.
             unsafe {
-                self.device
-                    .launch(*kernel, grid(x), block, shared_bytes, params, stream)
+                self.device.launch(
+                    *kernel,
+                    [x, y, batch as u32],
+                    block,
+                    shared_bytes,
+                    params,
+                    stream,
+                )
             }
         };
         let [keep, ring] = match &self.kernels.update {
@@ -288,7 +313,7 @@ impl AttentionPlan {
             Some([keep, ring]) => [Some(keep), Some(ring)],
         };
         if let Some(keep) = keep.filter(|_| slice.keep_blocks > 0) {
-            launch(keep, slice.keep_blocks, UPDATE_THREADS, 0)?;
+            launch(keep, [slice.keep_blocks, kv_heads], UPDATE_THREADS, 0)?;
         }
         let AttentionBlock {
             queries,
@@ -299,9 +324,10 @@ impl AttentionPlan {
             AttentionMethod::Decode => params.splits as u32,
             _ => seq_len.div_ceil(queries) as u32,
         };
+        let blocks = [blocks, kv_heads * params.group as u32];
         launch(&self.kernels.main, blocks, threads, shared_bytes)?;
         if let Some(ring) = ring.filter(|_| slice.ring_blocks > 0) {
-            launch(ring, slice.ring_blocks, UPDATE_THREADS, 0)?;
+            launch(ring, [slice.ring_blocks, kv_heads], UPDATE_THREADS, 0)?;
         }
         Ok(())
     }
@@ -387,6 +413,7 @@ impl CudaKernel for DilatedAttention {
             element: node.element,
             batch: node.dims[Axis::Batch],
             seq_len: node.dims[Axis::SeqLen],
+            group: self.num_heads / self.num_kv_heads(),
             head_dim: node.dims[Axis::HeadDim],
             scale: self.scale,
         };

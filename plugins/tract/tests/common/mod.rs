@@ -380,18 +380,19 @@ pub fn forward(spec: &ModelSpec, weights: &Weights, tokens: &[i64]) -> Vec<Vec<f
         .collect();
     for layer in 0..spec.num_layers {
         let projected = linear(&norm(&x, Weight::InputNorm(layer)), Weight::InProj(layer));
-        let blocks = if spec.recurrence { 5 } else { 4 };
+        let widths = spec.in_proj_widths();
         let block = |index: usize| -> Vec<f64> {
+            let first: usize = widths[..index].iter().sum();
             projected
-                .chunks_exact(blocks * d)
-                .flat_map(|row| row[index * d..][..d].to_vec())
+                .chunks_exact(widths.iter().sum())
+                .flat_map(|row| row[first..][..widths[index]].to_vec())
                 .collect()
         };
         let (gate, query, mut key, mut value) = (block(0), block(1), block(2), block(3));
         if spec.recurrence {
             let forget = block(4);
-            key = full::recurrence(&key, &forget, d);
-            value = full::recurrence(&value, &forget, d);
+            key = full::recurrence(&key, &forget, spec.d_kv());
+            value = full::recurrence(&value, &forget, spec.d_kv());
         }
         let patterns: Vec<_> = spec
             .layer_patterns(layer)
@@ -405,6 +406,7 @@ pub fn forward(spec: &ModelSpec, weights: &Weights, tokens: &[i64]) -> Vec<Vec<f
             })
             .collect();
         let config = FullAttention {
+            num_heads: spec.num_heads(),
             patterns: &patterns,
             head_dim: spec.d_head,
             scale: 1.0 / (spec.d_head as f64).sqrt(),

@@ -38,8 +38,7 @@ impl Verifier<'_> {
             false => 0.0,
         };
         let relative = roundings[0].max(roundings[1]).max(of_rows);
-        let width = manifest.model.d_model;
-        let names: Vec<_> = model::taps(
+        let taps: Vec<_> = model::taps(
             &manifest.model,
             &shape,
             &manifest.precision,
@@ -47,16 +46,17 @@ impl Verifier<'_> {
             Products::Floats,
         )
         .into_iter()
-        .map(|(name, _)| name)
-        .filter(|name| manifest.logits == LogitsMode::All || name != FINAL_NORM)
+        .map(|(name, tensor)| (name, tensor.shape.last().copied().unwrap_or(1)))
+        .filter(|(name, _)| manifest.logits == LogitsMode::All || name != FINAL_NORM)
         .collect();
+        let names: Vec<_> = taps.iter().map(|(name, _)| name.clone()).collect();
         let mut expected = self.open(BackendKind::Tract, names.clone(), Exactness::AsStored)?;
         let mut found = self.open(backend, names.clone(), Exactness::AsStored)?;
         for turn in turns(&found, golden, route)? {
             let expected = turn.run(&mut expected, golden, route)?;
             let found = turn.run(&mut found, golden, route)?;
-            for name in &names {
-                let (expected, found) = (expected.tap(name, width), found.tap(name, width));
+            for (name, width) in &taps {
+                let (expected, found) = (expected.tap(name, *width), found.tap(name, *width));
                 if let Some(place) = first_difference(&expected, &found, relative) {
                     return Ok(format!("first differs at {name}, {place}"));
                 }

@@ -57,7 +57,7 @@ impl GoldenTap {
             tap,
             layer: Some(0),
             values: Vec::new(),
-            width: model.d_model,
+            width: tap.width(model),
         };
         let last = Self {
             name: "last_hidden".into(),

@@ -255,10 +255,11 @@ fn check(
                     tap.name, manifest.model.num_layers
                 ));
             }
-            if tap.width != manifest.model.d_model {
+            let expected = tap.tap.width(&manifest.model);
+            if tap.width != expected {
                 errors.push(format!(
-                    "`golden`: {}: expected {} channels, found {}",
-                    tap.name, manifest.model.d_model, tap.width
+                    "`golden`: {}: expected {expected} channels, found {}",
+                    tap.name, tap.width
                 ));
             }
         }

@@ -135,6 +135,7 @@ impl Layer {
             element: ELEMENT,
             batch,
             seq_len: 1,
+            group: 1,
             head_dim,
             scale: 1.0 / (head_dim as f32).sqrt(),
         };

@@ -143,6 +143,7 @@ impl Layer {
             element: ELEMENT,
             batch,
             seq_len,
+            group: 1,
             head_dim: self.head_dim,
             scale: 1.0 / (self.head_dim as f32).sqrt(),
         };

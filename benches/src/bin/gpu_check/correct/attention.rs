@@ -94,6 +94,7 @@ fn cases(
                         element,
                         batch,
                         seq_len,
+                        group: 1,
                         head_dim,
                         scale: 1.0 / (head_dim as f32).sqrt(),
                     },
@@ -344,10 +345,8 @@ impl<'a> Head<'a> {
         let head = self.inputs.layout.heads()[self.index];
         let first = (self.slot * self.inputs.layout.rows() + head.offset) * dim;
         let rows = first..first + head.rows * dim;
-        let operator = DilatedAttention {
-            patterns: vec![self.pattern()],
-            scale: self.case.shape.scale,
-        };
+        let scale = self.case.shape.scale;
+        let operator = DilatedAttention::ungrouped(vec![self.pattern()], scale);
         let keys = self.keys.concat();
         let (past, seq) = ([self.past as i64], [self.tokens as i64]);
         let ones = vec![1.0; max_seq_len * dim / 2];

@@ -39,6 +39,7 @@ pub fn run(context: &mut Context) -> Result<(), Failure> {
             element: ELEMENT,
             batch: 2,
             seq_len,
+            group: 1,
             head_dim: DIM,
             scale: 0.1,
         };

@@ -203,6 +203,7 @@ impl Attention {
                 element: ELEMENT,
                 batch,
                 seq_len,
+                group: 1,
                 head_dim,
                 scale: 1.0 / (head_dim as f32).sqrt(),
             },
@@ -266,6 +267,7 @@ impl Attention {
         let mut output = vec![bf16::NAN; query.len()];
         let params = AttentionParams {
             layout: &self.layout,
+            num_heads: self.layout.heads().len(),
             scale,
             batch,
             seq_len,

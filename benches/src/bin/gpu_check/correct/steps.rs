@@ -171,6 +171,7 @@ impl Layer {
             element,
             batch: BATCH,
             seq_len: 1,
+            group: 1,
             head_dim,
             scale: 0.125,
         };

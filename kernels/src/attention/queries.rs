@@ -1,0 +1,333 @@
+//! Query heads that read the same keys, a block of them at a time: in decoding these are read once for all.
+
+use super::rows::Rows;
+use crate::element::Element;
+use crate::simd::{MAX_LANES, Simd, exp2, exp2_one, prefetch};
+
+/// Keys between two rescalings of the sums.
+pub(super) const BLOCK: usize = 32;
+
+/// Query heads whose products with a key are computed together: it is read and widened once for them.
+const TOGETHER: usize = 4;
+
+/// f32 that [`Queries`] leave for each part of each query head: sums, their largest score, the weights' total, and
+/// working memory.
+pub(super) fn partial_floats(dim: usize) -> usize {
+    dim.next_multiple_of(MAX_LANES) + MAX_LANES
+}
+
+/// Query heads that see the same keys, and what they have summed.
+pub(super) struct Queries {
+    count: usize,
+    dim: usize,
+    /// `dim` up to whole vectors.
+    padded: usize,
+    /// `[count, padded]`, zero past `dim`.
+    rotated: *mut f32,
+    /// `[count, BLOCK]`
+    weights: *mut f32,
+    /// `[count, partial_floats]`
+    sums: *mut f32,
+}
+
+impl Queries {
+    /// f32 of working memory for so many.
+    pub(super) fn floats(count: usize, dim: usize) -> usize {
+        count * (dim.next_multiple_of(MAX_LANES) + BLOCK)
+    }
+
+    /// `count` queries that have seen nothing, which [`rotated`](Self::rotated) takes.
+    ///
+    /// # Safety
+    /// `floats` has [`Queries::floats`], `partials` [`partial_floats`] for each query.
+    #[inline(always)]
+    pub(super) unsafe fn new(
+        count: usize,
+        dim: usize,
+        floats: *mut f32,
+        partials: *mut f32,
+    ) -> Self {
+        let padded = dim.next_multiple_of(MAX_LANES);
+        let queries = Self {
+            count,
+            dim,
+            padded,
+            rotated: floats,
+            weights: floats.wrapping_add(count * padded),
+            sums: partials,
+        };
+        // SAFETY: as the caller vouches.
+        unsafe {
+            std::ptr::write_bytes(floats, 0, count * padded);
+            for n in 0..count {
+                std::ptr::write_bytes(queries.sums(n), 0, padded);
+                *queries.max(n) = f32::MIN;
+                *queries.total(n) = 0.0;
+            }
+        }
+        queries
+    }
+
+    /// Where query `n` belongs, rotated and scaled: `dim` elements.
+    #[inline(always)]
+    pub(super) fn rotated(&self, n: usize) -> *mut f32 {
+        self.rotated.wrapping_add(n * self.padded)
+    }
+
+    #[inline(always)]
+    fn sums(&self, n: usize) -> *mut f32 {
+        self.sums.wrapping_add(n * partial_floats(self.dim))
+    }
+
+    #[inline(always)]
+    fn weights(&self, n: usize) -> *mut f32 {
+        self.weights.wrapping_add(n * BLOCK)
+    }
+
+    #[inline(always)]
+    fn max(&self, n: usize) -> *mut f32 {
+        self.sums(n).wrapping_add(self.padded)
+    }
+
+    #[inline(always)]
+    fn total(&self, n: usize) -> *mut f32 {
+        self.sums(n).wrapping_add(self.padded + 1)
+    }
+
+    /// The factor for what was summed before the last block.
+    #[inline(always)]
+    fn rescale(&self, n: usize) -> *mut f32 {
+        self.sums(n).wrapping_add(self.padded + 2)
+    }
+
+    /// Adds at most [`BLOCK`] keys to the sums. Each query has the bits that it has alone.
+    ///
+    /// # Safety
+    /// Rows have `dim` elements; the machine has `S`.
+    #[inline(always)]
+    pub(super) unsafe fn add<S: Simd, C: Element>(&self, rows: &Rows<C>) {
+        // SAFETY: forwarded.
+        unsafe {
+            let mut n = 0;
+            while n + TOGETHER <= self.count {
+                self.scores::<S, C, TOGETHER>(rows, n);
+                n += TOGETHER;
+            }
+            while n < self.count {
+                self.scores::<S, C, 1>(rows, n);
+                n += 1;
+            }
+            for n in 0..self.count {
+                let (max, total) = (&mut *self.max(n), &mut *self.total(n));
+                *self.rescale(n) = softmax::<S>(self.weights(n), rows.count, max, total);
+            }
+            let mut n = 0;
+            while n + TOGETHER <= self.count {
+                self.accumulate::<S, C, TOGETHER>(rows, n);
+                n += TOGETHER;
+            }
+            while n < self.count {
+                self.accumulate::<S, C, 1>(rows, n);
+                n += 1;
+            }
+        }
+    }
+
+    /// Writes the product of every row's key with `Q` queries from `first` on to their weights.
+    #[inline(always)]
+    unsafe fn scores<S: Simd, T: Element, const Q: usize>(&self, rows: &Rows<T>, first: usize) {
+        // SAFETY: queries are zero up to a whole vector past `dim`; rows have `dim` elements.
+        unsafe {
+            let mut row = 0;
+            while row + 4 <= rows.count {
+                if fetched::<T>() && first == 0 {
+                    for n in row..row + 4 {
+                        let value = rows.value.wrapping_add(n * rows.value_stride);
+                        prefetch(value, self.dim * size_of::<T>());
+                    }
+                }
+                if Q == 1 || S::LANES == MAX_LANES {
+                    self.dots::<S, T, 4, Q>(rows, row, first);
+                } else {
+                    self.dots::<S, T, 2, Q>(rows, row, first);
+                    self.dots::<S, T, 2, Q>(rows, row + 2, first);
+                }
+                row += 4;
+            }
+            while row < rows.count {
+                self.dots::<S, T, 1, Q>(rows, row, first);
+                row += 1;
+            }
+        }
+    }
+
+    /// `N` products of each query from `row` on.
+    #[inline(always)]
+    unsafe fn dots<S: Simd, T: Element, const N: usize, const Q: usize>(
+        &self,
+        rows: &Rows<T>,
+        row: usize,
+        first: usize,
+    ) {
+        let dim = self.dim;
+        // SAFETY: the caller vouches for `N` rows of `dim` elements from `row` on, for as many scores, and
+        // for queries that are zero up to a whole vector past `dim`.
+        unsafe {
+            let mut acc = [[S::splat(0.0); N]; Q];
+            let key = rows.key.add(row * rows.key_stride);
+            let query = self.rotated.add(first * self.padded);
+            let mut d = 0;
+            while d + S::LANES <= dim {
+                let mut keys = [S::splat(0.0); N];
+                for (n, k) in keys.iter_mut().enumerate() {
+                    *k = T::load::<S>(key.add(n * rows.key_stride + d));
+                }
+                for (q, acc) in acc.iter_mut().enumerate() {
+                    let q = S::load(query.add(q * self.padded + d));
+                    for (acc, &k) in acc.iter_mut().zip(&keys) {
+                        *acc = S::mul_add(k, q, *acc);
+                    }
+                }
+                d += S::LANES;
+            }
+            if d < dim {
+                for (n, row) in (0..N).map(|n| (n, key.add(n * rows.key_stride + d))) {
+                    let k = T::load_partial::<S>(row, dim - d);
+                    for (q, acc) in acc.iter_mut().enumerate() {
+                        let q = S::load(query.add(q * self.padded + d));
+                        acc[n] = S::mul_add(k, q, acc[n]);
+                    }
+                }
+            }
+            for (q, acc) in acc.iter().enumerate() {
+                for (n, &acc) in acc.iter().enumerate() {
+                    *self.weights(first + q).add(row + n) = S::reduce_add(acc);
+                }
+            }
+        }
+    }
+
+    /// `sums = rescale sums + weights values` of `Q` queries from `first` on.
+    #[inline(always)]
+    unsafe fn accumulate<S: Simd, T: Element, const Q: usize>(&self, rows: &Rows<T>, first: usize) {
+        let dim = self.dim;
+        // SAFETY: columns stay below `dim`, or within the padding of the sums.
+        unsafe {
+            let mut d = 0;
+            if Q == 1 {
+                while d + 8 * S::LANES <= dim {
+                    self.columns::<S, T, 8, Q>(rows, d, first);
+                    d += 8 * S::LANES;
+                }
+            }
+            if Q == 1 || S::LANES == MAX_LANES {
+                while d + 4 * S::LANES <= dim {
+                    self.columns::<S, T, 4, Q>(rows, d, first);
+                    d += 4 * S::LANES;
+                }
+            }
+            while Q > 1 && d + 2 * S::LANES <= dim {
+                self.columns::<S, T, 2, Q>(rows, d, first);
+                d += 2 * S::LANES;
+            }
+            while d + S::LANES <= dim {
+                self.columns::<S, T, 1, Q>(rows, d, first);
+                d += S::LANES;
+            }
+            if d < dim {
+                for n in first..first + Q {
+                    let (sums, weights) = (self.sums(n).add(d), self.weights(n));
+                    let mut acc = S::mul(S::load(sums), S::splat(*self.rescale(n)));
+                    for row in 0..rows.count {
+                        let value = rows.value.add(row * rows.value_stride + d);
+                        let v = T::load_partial::<S>(value, dim - d);
+                        acc = S::mul_add(v, S::splat(*weights.add(row)), acc);
+                    }
+                    S::store(sums, acc);
+                }
+            }
+        }
+    }
+
+    /// `N` vectors of columns from `d` on.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, T: Element, const N: usize, const Q: usize>(
+        &self,
+        rows: &Rows<T>,
+        d: usize,
+        first: usize,
+    ) {
+        // SAFETY: the caller vouches for `N` whole vectors from `d` on, in every row and in the sums, and
+        // for one weight of each row.
+        unsafe {
+            let mut acc = [[S::splat(0.0); N]; Q];
+            for (q, acc) in acc.iter_mut().enumerate() {
+                let rescale = S::splat(*self.rescale(first + q));
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    let sums = self.sums(first + q).add(d + n * S::LANES);
+                    *acc = S::mul(S::load(sums), rescale);
+                }
+            }
+            for row in 0..rows.count {
+                if fetched::<T>() && d == 0 && first == 0 {
+                    let next = (row + BLOCK) * rows.key_stride;
+                    prefetch(rows.key.wrapping_add(next), self.dim * size_of::<T>());
+                }
+                let value = rows.value.add(row * rows.value_stride + d);
+                let mut values = [S::splat(0.0); N];
+                for (n, v) in values.iter_mut().enumerate() {
+                    *v = T::load::<S>(value.add(n * S::LANES));
+                }
+                for (q, acc) in acc.iter_mut().enumerate() {
+                    let weight = S::splat(*self.weights(first + q).add(row));
+                    for (acc, &v) in acc.iter_mut().zip(&values) {
+                        *acc = S::mul_add(v, weight, *acc);
+                    }
+                }
+            }
+            for (q, acc) in acc.iter().enumerate() {
+                for (n, &acc) in acc.iter().enumerate() {
+                    S::store(self.sums(first + q).add(d + n * S::LANES), acc);
+                }
+            }
+        }
+    }
+}
+
+/// Whether rows are fetched a block ahead: values while keys are read, the next keys while values are.
+/// A row of f32 is so many lines that the machine's own fetching keeps up; measured, it gains nothing.
+#[inline(always)]
+const fn fetched<T: Element>() -> bool {
+    size_of::<T>() < size_of::<f32>()
+}
+
+/// Turns `count` scores into weights relative to the running maximum; returns the factor for
+/// what was summed before.
+#[inline(always)]
+unsafe fn softmax<S: Simd>(scores: *mut f32, count: usize, max: &mut f32, total: &mut f32) -> f32 {
+    // SAFETY: `scores` has room for `BLOCK`, a multiple of every vector length.
+    unsafe {
+        for i in count..count.next_multiple_of(S::LANES) {
+            *scores.add(i) = f32::NEG_INFINITY;
+        }
+        let mut largest = S::splat(*max);
+        let mut i = 0;
+        while i < count {
+            largest = S::max(largest, S::load(scores.add(i)));
+            i += S::LANES;
+        }
+        let new = S::reduce_max(largest);
+        let rescale = exp2_one::<S>(*max - new);
+        let mut sum = S::splat(0.0);
+        let mut i = 0;
+        while i < count {
+            let weight = exp2::<S>(S::sub(S::load(scores.add(i)), S::splat(new)));
+            S::store(scores.add(i), weight);
+            sum = S::add(sum, weight);
+            i += S::LANES;
+        }
+        *max = new;
+        *total = *total * rescale + S::reduce_add(sum);
+        rescale
+    }
+}
