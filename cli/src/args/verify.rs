@@ -32,7 +32,7 @@ pub struct VerifyArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Hold an output (logits, or a tensor of the golden file) to X in place of the tolerance of the package's
-    /// type; the report names both. STATISTIC says which of its differences: max [default], mean, median, or a
+    /// type; the report names both. STATISTIC says which of its differences: max (the default), mean, median, or a
     /// percentile such as p99.9. As logits:1e-3,logits:mean:1e-5
     #[arg(long, value_name = "OUTPUT:[STATISTIC:]X", value_delimiter = ',')]
     pub atol: Vec<OutputTolerance>,
