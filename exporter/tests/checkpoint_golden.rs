@@ -8,18 +8,21 @@ use ratplus_graphs::spec::ModelSpec;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 16] = [
     "attention_only",
     "d16_w20_i4",
     "dense",
     "fsdp_saved",
     "fsdp_saved_relu",
+    "gqa",
+    "gqa_head_hybrid",
     "head_dim_128",
     "head_hybrid",
     "kjv_d16w64i4",
     "kjv_hybrid",
     "layer_hybrid",
     "legacy_fgate",
+    "mqa_attention_only",
     "streaming",
     "tied",
 ];

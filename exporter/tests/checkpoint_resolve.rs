@@ -446,7 +446,7 @@ fn configurations_that_cannot_be_read() {
         (
             r#"{"patterns": [7]}"#,
             "patterns[0]: expected a pattern such as {\"dilation\": 16, \"local_window\": 256, \
-             \"initial\": 4}, or a list of one per head, found 7"
+             \"initial\": 4}, or a list of one per key-value head, found 7"
                 .into(),
         ),
         (
