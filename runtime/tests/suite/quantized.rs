@@ -118,10 +118,19 @@ fn engine_plans_are_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     write_package(dir.path(), quantized(4, 32, true), 1);
     let package = Package::open(dir.path()).unwrap();
-    for backend in [BackendKind::TensorRt, BackendKind::TensorRtRtx] {
+    for (backend, remedy) in [
+        (
+            BackendKind::TensorRt,
+            "export it with `fallback: trt-plugins`",
+        ),
+        (
+            BackendKind::TensorRtRtx,
+            "export it with `fallback: inline`",
+        ),
+    ] {
         let built = plans::build(&package, backend, &BuildOptions::default(), &mut |_| {});
         let error = built.err().unwrap().to_string();
-        assert!(error.contains("`fallback: inline`"), "{error}");
+        assert!(error.ends_with(remedy), "{error}");
     }
 }
 
