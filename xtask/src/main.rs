@@ -5,6 +5,7 @@ mod ci;
 mod clients;
 mod counts;
 mod demo;
+mod emulated;
 mod fuzz;
 mod llama;
 mod machine_code;
@@ -60,14 +61,14 @@ cargo xtask <command>
           and ONNX Runtime; a build of its own in target/sanitize (docs/reliability.md)
   fuzz [TARGET..] [--seconds N] [--workers N] [--asan]
           runs the fuzz targets of tests/fuzz under libFuzzer, 12 s each (docs/fuzzing.md)
-  wheel [--manylinux]
+  wheel [--manylinux [x86_64|aarch64]]
           target/wheel/repaired/ratplus-*.whl: the Python module, the program and the plugin
-          libraries (docs/python.md), for systems like this one, or, built again with zig, for those
-          with glibc 2.28 or later
+          libraries (docs/python.md), for systems like this one; or, built with zig, for those with
+          glibc 2.28 or later and such a processor, in target/wheel-x86_64, target/wheel-aarch64
   release [tests|large|sanitize|fuzz|wheel]..
           what a release passes besides ci, about 3 hours: long tests at many times the work, the
-          7.6B shape (32 GB of disk), the sanitizers, fuzz for 20 min a target, the wheel for other
-          machines (docs/reliability.md)
+          7.6B shape (32 GB of disk), the sanitizers, fuzz for 20 min a target, the wheels for
+          other machines (docs/reliability.md)
   ci      setup, formatting, lints, documentation, packages, cuda-resources --check, cargo-deny
           and fuzz, then test
 
@@ -97,6 +98,11 @@ fn main() -> ExitCode {
             fuzz::run(&workspace, &options)
         }));
     }
+    if let ["wheel", words @ ..] = &arguments[..]
+        && let Some(wanted) = wheel::For::parse(words)
+    {
+        return end(Workspace::enter().and_then(|w| wheel::run(&w, wanted).map(|_| true)));
+    }
     if let ["release", words @ ..] = &arguments[..] {
         return end(release::Part::parse(words).and_then(|parts| {
             let workspace = Workspace::enter()?;
@@ -114,10 +120,6 @@ fn main() -> ExitCode {
         ["sanitize"] => |workspace| sanitize::run(workspace, sanitize::Sanitizer::Address),
         ["sanitize", "--thread"] => {
             |workspace| sanitize::run(workspace, sanitize::Sanitizer::Thread)
-        }
-        ["wheel"] => |workspace| wheel::run(workspace, wheel::For::Here).map(|_| true),
-        ["wheel", "--manylinux"] => {
-            |workspace| wheel::run(workspace, wheel::For::Manylinux).map(|_| true)
         }
         ["ci"] => ci::run,
         ["help" | "-h" | "--help"] => {

@@ -71,7 +71,7 @@ pub enum Part {
     Sanitize,
     /// Every fuzz target.
     Fuzz,
-    /// The wheel for other machines, and its tests.
+    /// The wheels for other machines, and their tests.
     Wheel,
 }
 
@@ -111,9 +111,15 @@ impl Part {
             }
             Self::Fuzz => fuzz::run(workspace, &fuzz::Options::lasting(FUZZ_SECONDS)),
             Self::Wheel => {
-                let wheel = wheel::run(workspace, wheel::For::Manylinux)?;
-                let mut tests = wheel::tests(workspace, &wheel)?;
-                Steps::new(workspace).try_run("tests of the wheel", &mut tests)
+                let mut passed = true;
+                for arch in [wheel::X86_64, wheel::AARCH64] {
+                    let wanted = wheel::For::Manylinux(arch);
+                    let wheel = wheel::run(workspace, wanted)?;
+                    let mut tests = wheel::tests(workspace, &wheel, wanted)?;
+                    let title = format!("tests of the wheel for {arch}");
+                    passed &= Steps::new(workspace).try_run(&title, &mut tests)?;
+                }
+                Ok(passed)
             }
         }
     }

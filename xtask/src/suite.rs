@@ -51,6 +51,7 @@ fn report(what: &str, lines: &[String]) {
 fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
     let steps = Steps::new(workspace);
     prepare(workspace, &steps)?;
+    disk(workspace);
     let mut cargo = Command::new("cargo");
     cargo
         .args(["test", "--workspace", "--release", "--no-fail-fast"])
@@ -82,9 +83,32 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
         .env_remove("PYTEST_ADDOPTS");
     environment(workspace, &mut python)?;
     python_tests(workspace, &steps, "Python tests", &mut python, totals)?;
+    disk(workspace);
     let Some(wheel) = wheel else { return Ok(()) };
-    let mut python = wheel::tests(workspace, &wheel)?;
+    let mut python = wheel::tests(workspace, &wheel, wheel::For::Here)?;
     python_tests(workspace, &steps, "tests of the wheel", &mut python, totals)
+}
+
+/// Says what is free where tests write: a full disk fails many of them in many ways.
+fn disk(workspace: &Workspace) {
+    let mut df = Command::new("df");
+    let output = df
+        .args(["-Ph", "."])
+        .current_dir(&workspace.target)
+        .output();
+    let text = output.map_or_else(
+        |error| error.to_string(),
+        |out| String::from_utf8_lossy(&out.stdout).into(),
+    );
+    let free = text
+        .lines()
+        .nth(1)
+        .and_then(|line| line.split_whitespace().nth(3));
+    say(&format!(
+        "==> disk: {} free below {}",
+        free.unwrap_or("unknown"),
+        workspace.target.display()
+    ));
 }
 
 /// Runs pytest and counts what it reports.

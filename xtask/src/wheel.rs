@@ -3,6 +3,7 @@
 //! It is packed from what cargo has built, so that the tests of a wheel cost no second build. Only the wheel for other
 //! machines is built again, against the glibc that they have.
 
+use crate::emulated;
 use crate::setup;
 use crate::step::{Error, Steps, say};
 use crate::workspace::{Workspace, python_of};
@@ -16,8 +17,9 @@ const BUILD_TOOLS: &str = "python/manylinux.txt";
 /// The glibc of the wheel for other machines: ONNX Runtime's own floor.
 const GLIBC: &str = "2.28";
 /// What the environment of its tests has beside it.
-const TEST_REQUIREMENTS: &str = "tests/wheel/requirements.txt";
-const TESTS: &str = "tests/wheel";
+pub const TEST_REQUIREMENTS: &str = "tests/wheel/requirements.txt";
+/// Python's words that run them.
+pub const TESTS: [&str; 6] = ["-m", "pytest", "tests/wheel", "-rsxfE", "-v", "--color=no"];
 /// What the environment of `tests/python/test_dynamo.py` has beside it.
 const DYNAMO_REQUIREMENTS: &str = "tests/python/requirements-dynamo.txt";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -33,13 +35,67 @@ const CRATES: [&str; 4] = [
     "ratplus-tensorrt",
 ];
 
+/// Processors that the wheel for other machines is built for, as Rust and Python name them.
+pub const X86_64: &str = "x86_64";
+pub const AARCH64: &str = "aarch64";
+
 /// Which machines a wheel is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum For {
     /// This one, and others with its glibc: what lies in the release profile's folder.
     Here,
-    /// Those with a glibc of 2.28 or later: built with zig's linker and headers.
-    Manylinux,
+    /// Those with such a processor and a glibc of 2.28 or later: built with zig's linker and headers.
+    Manylinux(&'static str),
+}
+
+impl For {
+    /// Reads the words after `wheel`.
+    pub fn parse(words: &[&str]) -> Option<Self> {
+        match words {
+            [] => Some(Self::Here),
+            ["--manylinux"] => Some(Self::Manylinux(std::env::consts::ARCH)),
+            ["--manylinux", arch] => {
+                let arch = [X86_64, AARCH64].into_iter().find(|known| known == arch);
+                arch.map(Self::Manylinux)
+            }
+            _ => None,
+        }
+    }
+
+    fn arch(self) -> &'static str {
+        match self {
+            Self::Here => std::env::consts::ARCH,
+            Self::Manylinux(arch) => arch,
+        }
+    }
+
+    /// Where its binaries lie.
+    fn built(self, workspace: &Workspace) -> PathBuf {
+        match self {
+            Self::Here => workspace.release.clone(),
+            Self::Manylinux(arch) => manylinux(workspace).join(triple(arch)).join("release"),
+        }
+    }
+
+    /// What the name of a wheel says of the systems that it runs on; `auto` is found out.
+    pub fn platform(self) -> String {
+        match self {
+            Self::Here => "auto".into(),
+            Self::Manylinux(arch) => format!("manylinux_{}_{arch}", GLIBC.replace('.', "_")),
+        }
+    }
+
+    /// Below the target directory, the folder that it is packed in.
+    fn folder(self, workspace: &Workspace) -> PathBuf {
+        workspace.target.join(match self {
+            Self::Here => "wheel".to_owned(),
+            Self::Manylinux(arch) => format!("wheel-{arch}"),
+        })
+    }
+
+    fn tag(self) -> String {
+        format!("cp39-abi3-linux_{}", self.arch())
+    }
 }
 
 /// Builds and packs a wheel; where it is.
@@ -52,7 +108,7 @@ pub fn run(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
             build.args(["build", "--release", "--workspace", "--lib", "--bins"]);
             build
         }
-        For::Manylinux => zig(workspace)?,
+        For::Manylinux(arch) => zig(workspace, arch)?,
     };
     steps.run(
         "build what is in the wheel",
@@ -63,8 +119,14 @@ pub fn run(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
 }
 
 /// Cargo with zig as its linker and C compiler.
-fn zig(workspace: &Workspace) -> Result<Command, Error> {
+fn zig(workspace: &Workspace, arch: &str) -> Result<Command, Error> {
     let venv = tools(workspace, BUILD_TOOLS)?;
+    if arch != std::env::consts::ARCH {
+        let mut add = Command::new("rustup");
+        add.args(["target", "add", &triple(arch)]);
+        let title = format!("setup: Rust's standard library for {arch}");
+        Steps::new(workspace).run_quiet(&title, &mut add, "check the network")?;
+    }
     let programs = workspace.absolute(&venv.join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::iter::once(programs.clone()).chain(std::env::split_paths(&path));
@@ -72,14 +134,18 @@ fn zig(workspace: &Workspace) -> Result<Command, Error> {
     let mut build = Command::new(programs.join("cargo-zigbuild"));
     build.env("PATH", path);
     build.args(["zigbuild", "--release", "--lib", "--bins"]);
-    build.arg("--target").arg(format!("{}.{GLIBC}", triple()));
+    build
+        .arg("--target")
+        .arg(format!("{}.{GLIBC}", triple(arch)));
     build.arg("--target-dir").arg(manylinux(workspace));
+    // binutils strip this machine's binaries only.
+    build.env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
     build.args(CRATES.iter().flat_map(|name| ["-p", name]));
     Ok(build)
 }
 
-fn triple() -> String {
-    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+fn triple(arch: &str) -> String {
+    format!("{arch}-unknown-linux-gnu")
 }
 
 fn manylinux(workspace: &Workspace) -> PathBuf {
@@ -96,15 +162,11 @@ fn tools(workspace: &Workspace, requirements: &str) -> Result<PathBuf, Error> {
 pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
     let steps = Steps::new(workspace);
     let venv = tools(workspace, TOOLS)?;
-    let built = match wanted {
-        For::Here => workspace.release.clone(),
-        For::Manylinux => manylinux(workspace).join(triple()).join("release"),
-    };
-    let folder = workspace.target.join("wheel");
+    let folder = wanted.folder(workspace);
     let name = format!("ratplus-{VERSION}");
     let root = folder.join(&name);
     remade(&folder)?;
-    lay_out(&steps, &built, &root)?;
+    lay_out(&steps, workspace, wanted, &root)?;
 
     let python = python_of(&venv);
     let mut pack = Command::new(&python);
@@ -112,7 +174,7 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
     pack.arg(&folder).arg(&root);
     let remedy = "read its message above";
     steps.run_quiet("pack the wheel", &mut pack, remedy)?;
-    let plain = folder.join(format!("{name}-{}.whl", tag()));
+    let plain = folder.join(format!("{name}-{}.whl", wanted.tag()));
 
     let mut repair = Command::new(&python);
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -120,16 +182,9 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
     let path = std::iter::once(programs).chain(std::env::split_paths(&path));
     // It calls patchelf.
     repair.env("PATH", std::env::join_paths(path).unwrap_or_default());
-    let plat = match wanted {
-        For::Here => "auto".into(),
-        For::Manylinux => format!(
-            "manylinux_{}_{}",
-            GLIBC.replace('.', "_"),
-            std::env::consts::ARCH
-        ),
-    };
     let repaired = folder.join("repaired");
-    repair.args(["-m", "auditwheel", "repair", "--only-plat", "--plat", &plat]);
+    repair.args(["-m", "auditwheel", "repair", "--only-plat", "--plat"]);
+    repair.arg(wanted.platform());
     repair.arg("--wheel-dir").arg(&repaired).arg(&plain);
     steps.run("auditwheel: which systems it runs on", &mut repair, remedy)?;
     let wheels = std::fs::read_dir(&repaired).into_iter().flatten().flatten();
@@ -151,13 +206,15 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
     Ok(wheel)
 }
 
-/// Installs a wheel into an environment of its own, and gives what tests it there.
-pub fn tests(workspace: &Workspace, wheel: &Path) -> Result<Command, Error> {
+/// Installs a wheel into an environment of its own, and gives what tests it there; one for another processor under qemu.
+pub fn tests(workspace: &Workspace, wheel: &Path, wanted: For) -> Result<Command, Error> {
+    if wanted.arch() != std::env::consts::ARCH {
+        return emulated::tests(workspace, wheel, wanted.arch());
+    }
     let venv = workspace.target.join("wheel-venv");
     install(workspace, &venv, TEST_REQUIREMENTS, wheel)?;
     let mut tests = Command::new(workspace.absolute(&python_of(&venv)));
-    tests.args(["-m", "pytest", TESTS, "-rsxfE", "-v", "--color=no"]);
-    tests.env_remove("PYTEST_ADDOPTS");
+    tests.args(TESTS).env_remove("PYTEST_ADDOPTS");
     Ok(tests)
 }
 
@@ -193,12 +250,14 @@ fn install(
     )
 }
 
-fn tag() -> String {
-    format!("cp39-abi3-linux_{}", std::env::consts::ARCH)
-}
-
 /// Writes what is in the wheel, as it is installed.
-fn lay_out(steps: &Steps<'_>, built: &Path, root: &Path) -> Result<(), Error> {
+fn lay_out(
+    steps: &Steps<'_>,
+    workspace: &Workspace,
+    wanted: For,
+    root: &Path,
+) -> Result<(), Error> {
+    let built = wanted.built(workspace);
     let module = root.join("ratplus");
     let scripts = root.join(format!("ratplus-{VERSION}.data/scripts"));
     let info = root.join(format!("ratplus-{VERSION}.dist-info"));
@@ -213,11 +272,16 @@ fn lay_out(steps: &Steps<'_>, built: &Path, root: &Path) -> Result<(), Error> {
         ("libratplus_trt.so", module.join("libratplus_trt.so")),
         ("ratplus", scripts.join("ratplus")),
     ] {
+        let from = built.join(from);
+        if wanted != For::Here {
+            std::fs::copy(&from, &to).map_err(|error| unwritable(&from, &error))?;
+            continue;
+        }
         let mut strip = Command::new("strip");
-        strip.args(["--strip-unneeded", "-o"]);
-        strip.arg(&to).arg(built.join(from));
+        strip.args(["--strip-unneeded", "-o"]).arg(&to).arg(&from);
         let remedy = "build it first (`cargo build --release --workspace`); strip is in binutils";
-        steps.run_quiet(&format!("copy {from}"), &mut strip, remedy)?;
+        let title = format!("copy {}", from.display());
+        steps.run_quiet(&title, &mut strip, remedy)?;
     }
     for name in LICENSES {
         let to = licenses.join(name);
@@ -227,7 +291,7 @@ fn lay_out(steps: &Steps<'_>, built: &Path, root: &Path) -> Result<(), Error> {
         .map_err(|error| unwritable(DESCRIPTION.as_ref(), &error))?;
     let wheel = format!(
         "Wheel-Version: 1.0\nGenerator: cargo xtask wheel\nRoot-Is-Purelib: false\nTag: {}\n",
-        tag()
+        wanted.tag()
     );
     for (name, text) in [("METADATA", metadata() + &description), ("WHEEL", wheel)] {
         let to = info.join(name);
@@ -268,14 +332,15 @@ fn copy_module(from: &Path, to: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-fn remade(folder: &Path) -> Result<(), Error> {
+/// Empties a folder, or makes it.
+pub fn remade(folder: &Path) -> Result<(), Error> {
     if folder.exists() {
         std::fs::remove_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
     }
     std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+pub fn unwritable(path: &Path, error: &std::io::Error) -> Error {
     Error::new(
         format!("{}: {error}", path.display()),
         "free disk space or permissions, or restore the file from the repository, then run it again",
