@@ -104,12 +104,12 @@ def test_ports_are_those_of_the_page_and_the_manifest(export, case):
     names = {"i64": "tensor(int64)", "f32": "tensor(float)", "f16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
     states = []
     for layer, patterns in enumerate(model["patterns"]):
-        heads = model["d_model"] // model["d_head"]
+        heads = model.get("num_kv_heads") or model["d_model"] // model["d_head"]
         patterns = patterns if isinstance(patterns, list) else [patterns] * heads
         rows = sum(p["initial"] + p["local_window"] + (m // p["dilation"] if p["dilation"] > 0 else 0) for p in patterns)
         states += [(f"{layer}.{name}", "bf16", [rows, model["d_head"]]) for name in ("key", "value")]
         if model["recurrence"]:
-            states += [(f"{layer}.recurrent_{name}", "f32", [model["d_model"]]) for name in ("key", "value")]
+            states += [(f"{layer}.recurrent_{name}", "f32", [heads * model["d_head"]]) for name in ("key", "value")]
     for engine in manifest["engines"]:
         length, b = engine["seq_len"], engine["batch"]
         inputs = [("input_ids", "i64", [b, length]), ("past_length", "i64", [b]), ("seq_length", "i64", [b])]

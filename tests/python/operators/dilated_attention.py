@@ -67,9 +67,9 @@ class DilatedAttention(Node):
     head_dim: int
     max_seq_len: int
     patterns: list  # of key-value heads
-    group: int = 1  # query heads a key-value head
     uniform: bool = False  # write one value per list where the patterns agree
     cache: str = ""
+    group: int = 1  # query heads a key-value head
     states_are_exact = True
     bad_attributes = (
         ({"dilation": [1, 2]}, ["dilation: expected one value or one per head (3), found 2"]),
@@ -98,7 +98,7 @@ class DilatedAttention(Node):
     @classmethod
     def random(cls, rng):
         patterns = [random_pattern(rng) for _ in range(int(rng.integers(1, 5)))]
-        return cls(3, 1, int(rng.choice([2, 6, 16, 64])), 50, patterns, int(rng.choice([1, 1, 2, 3])))
+        return cls(3, 1, int(rng.choice([2, 6, 16, 64])), 50, patterns, group=int(rng.choice([1, 1, 2, 3])))
 
     @classmethod
     def example(cls):
