@@ -109,7 +109,8 @@ class PackageEngine(LLMEngine):
             raise
         finally:
             if not goes_on:
-                await asyncio.to_thread(self._journal.end, name)
+                # At once: who is not waited for, as where the program ends, may not come back from a thread.
+                self._journal.end(name)
 
     async def _run(
         self, name: str, plan: Plan, asked: dict[str, Any], context: Context

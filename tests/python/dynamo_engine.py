@@ -72,7 +72,7 @@ async def full(model, engine, folder):
 async def slow(model, engine):
     """What compiles and what writes takes long: the loop goes on meanwhile. The longest time that it did not."""
     real = {(model, "generate"): model.generate}
-    real |= {(engine._journal, name): getattr(engine._journal, name) for name in ("find", "keep", "end")}
+    real |= {(engine._journal, name): getattr(engine._journal, name) for name in ("find", "keep")}
     called = []
     for (owner, name), method in real.items():
 
