@@ -7,6 +7,5 @@ fn main() {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
         // Every function of ORT comes from the table passed in: nothing may stay undefined.
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
-        println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     }
 }

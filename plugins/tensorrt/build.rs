@@ -37,7 +37,6 @@ fn run() -> Result<(), String> {
     // Creators are static and hosts keep pointers to them: the library stays where it is.
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     println!("cargo:rustc-cdylib-link-arg=-Wl,-z,defs");
-    println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     // The plugins come with the newest headers; full TensorRT's, where there are both.
     let Some(newest) = found.iter().rfind(|headers| !headers.rtx).or(found.last()) else {
         println!(

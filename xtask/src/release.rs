@@ -5,7 +5,7 @@ use crate::counts::{CargoTest, Totals};
 use crate::sanitize::{self, Sanitizer};
 use crate::step::{Error, Steps, say};
 use crate::workspace::Workspace;
-use crate::{Outcome, fuzz, suite, wheel};
+use crate::{Outcome, clients, fuzz, suite, wheel};
 use std::process::Command;
 use std::time::Instant;
 
@@ -112,6 +112,8 @@ impl Part {
             Self::Fuzz => fuzz::run(workspace, &fuzz::Options::lasting(FUZZ_SECONDS)),
             Self::Wheel => {
                 let mut passed = true;
+                // The harness of tests/wheel/test_lm_eval.py.
+                clients::install(workspace);
                 for arch in [wheel::X86_64, wheel::AARCH64] {
                     let wanted = wheel::For::Manylinux(arch);
                     let wheel = wheel::run(workspace, wanted)?;

@@ -4,6 +4,7 @@
 use crate::setup;
 use crate::step::{Error, Steps, say};
 use crate::workspace::Workspace;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -78,6 +79,16 @@ pub fn headers(workspace: &Workspace) -> Result<(), Error> {
 /// Where the headers of each release are.
 pub fn headers_folder(workspace: &Workspace) -> PathBuf {
     workspace.target.join(FOLDER).join("headers")
+}
+
+/// Folders with each release's headers, separated as in PATH.
+pub fn includes(workspace: &Workspace) -> Result<OsString, Error> {
+    let folder = workspace.absolute(&headers_folder(workspace));
+    let folders = HEADERS.map(|(_, name)| folder.join(name));
+    std::env::join_paths(folders).map_err(|error| {
+        let reason = format!("{}: {error}", folder.display());
+        Error::new(reason, "build in a folder without a colon in its name")
+    })
 }
 
 /// Installs the libraries that the tests load. One that cannot be had is said to be missing; its

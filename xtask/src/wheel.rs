@@ -6,6 +6,8 @@
 use crate::emulated;
 use crate::setup;
 use crate::step::{Error, Steps, say};
+use crate::tensorrt;
+use crate::toolkit;
 use crate::workspace::{Workspace, python_of};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,14 +79,6 @@ impl For {
         }
     }
 
-    /// What the name of a wheel says of the systems that it runs on; `auto` is found out.
-    pub fn platform(self) -> String {
-        match self {
-            Self::Here => "auto".into(),
-            Self::Manylinux(arch) => format!("manylinux_{}_{arch}", GLIBC.replace('.', "_")),
-        }
-    }
-
     /// Below the target directory, the folder that it is packed in.
     fn folder(self, workspace: &Workspace) -> PathBuf {
         workspace.target.join(match self {
@@ -108,7 +102,11 @@ pub fn run(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
             build.args(["build", "--release", "--workspace", "--lib", "--bins"]);
             build
         }
-        For::Manylinux(arch) => zig(workspace, arch)?,
+        For::Manylinux(arch) => {
+            // nvcc and TensorRT's headers, without which it builds as well and lacks what they give.
+            setup::run(workspace)?;
+            zig(workspace, arch)?
+        }
     };
     steps.run(
         "build what is in the wheel",
@@ -140,6 +138,10 @@ fn zig(workspace: &Workspace, arch: &str) -> Result<Command, Error> {
     build.arg("--target-dir").arg(manylinux(workspace));
     // binutils strip this machine's binaries only.
     build.env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+    // Build scripts look in their own target directory.
+    let nvcc = workspace.absolute(&toolkit::program(workspace, "nvcc"));
+    build.env("RATPLUS_NVCC", nvcc);
+    build.env("RATPLUS_TENSORRT_INCLUDE", tensorrt::includes(workspace)?);
     build.args(CRATES.iter().flat_map(|name| ["-p", name]));
     Ok(build)
 }
@@ -183,8 +185,9 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
     // It calls patchelf.
     repair.env("PATH", std::env::join_paths(path).unwrap_or_default());
     let repaired = folder.join("repaired");
-    repair.args(["-m", "auditwheel", "repair", "--only-plat", "--plat"]);
-    repair.arg(wanted.platform());
+    // It would take the name of no other processor's platform, and finds that out too.
+    repair.args(["-m", "auditwheel", "repair", "--only-plat"]);
+    repair.args(["--plat", "auto"]);
     repair.arg("--wheel-dir").arg(&repaired).arg(&plain);
     steps.run("auditwheel: which systems it runs on", &mut repair, remedy)?;
     let wheels = std::fs::read_dir(&repaired).into_iter().flatten().flatten();
@@ -197,6 +200,9 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
             remedy,
         )
     })?;
+    if wanted != For::Here {
+        check_glibc(&wheel)?;
+    }
     let size = std::fs::metadata(&wheel).map_or(0, |data| data.len());
     say(&format!(
         "    {} ({:.1} MB)",
@@ -204,6 +210,39 @@ pub fn pack(workspace: &Workspace, wanted: For) -> Result<PathBuf, Error> {
         size as f64 / 1e6
     ));
     Ok(wheel)
+}
+
+/// Whether systems with the oldest glibc take the wheel, by the name that auditwheel gave it.
+fn check_glibc(wheel: &Path) -> Result<(), Error> {
+    let name = wheel.file_name().unwrap_or_default().to_string_lossy();
+    let found = glibc_of(&name);
+    if found.is_some() && found <= version(GLIBC) {
+        return Ok(());
+    }
+    let what = format!(
+        "{}: expected a wheel for glibc {GLIBC}, or an older one, by its name",
+        wheel.display()
+    );
+    Err(Error::new(
+        what,
+        "`python -m auditwheel show` tells what needs a later one",
+    ))
+}
+
+/// The glibc that the name of a wheel asks for.
+fn glibc_of(name: &str) -> Option<(u32, u32)> {
+    let tags = name.split(['-', '.']);
+    let tags = tags.filter_map(|tag| tag.strip_prefix("manylinux_"));
+    let found = tags.filter_map(|tag| {
+        let (major, rest) = tag.split_once('_')?;
+        version(&format!("{major}.{}", rest.split('_').next()?))
+    });
+    found.max()
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// Installs a wheel into an environment of its own, and gives what tests it there; one for another processor under qemu.
@@ -345,4 +384,24 @@ pub fn unwritable(path: &Path, error: &std::io::Error) -> Error {
         format!("{}: {error}", path.display()),
         "free disk space or permissions, or restore the file from the repository, then run it again",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_the_glibc() {
+        let glibc = |platform: &str| glibc_of(&format!("ratplus-0.1.0-cp39-abi3-{platform}.whl"));
+        assert_eq!(glibc("manylinux_2_28_x86_64"), Some((2, 28)));
+        let both = "manylinux2014_aarch64.manylinux_2_17_aarch64";
+        assert_eq!(glibc(both), Some((2, 17)));
+        assert_eq!(glibc("linux_x86_64"), None);
+        let check =
+            |platform: &str| check_glibc(format!("x/ratplus-0-cp39-abi3-{platform}.whl").as_ref());
+        assert!(check("manylinux_2_28_aarch64").is_ok() && check(both).is_ok());
+        for bad in ["manylinux_2_31_aarch64", "linux_aarch64"] {
+            assert!(check(bad).unwrap_err().to_string().contains(bad));
+        }
+    }
 }
