@@ -38,8 +38,11 @@ pub fn tests(workspace: &Workspace, wheel: &Path, arch: &str) -> Result<Command,
     let emulator = emulator(arch)?;
     let version = version(&emulator, &root)?;
 
-    let site = folder.join("site");
-    wheel::remade(&site)?;
+    // As an environment is laid out, which the program looks for around itself.
+    let prefix = folder.join("prefix");
+    let site = prefix.join(format!("lib/python{version}/site-packages"));
+    let program = prefix.join("bin/ratplus");
+    wheel::remade(&prefix)?;
     let mut install = setup::pip_of(&workspace.venv());
     install.args(["install", "--quiet", "--disable-pip-version-check"]);
     install.args(["--only-binary=:all:", "--no-deps", "--python-version"]);
@@ -54,6 +57,10 @@ pub fn tests(workspace: &Workspace, wheel: &Path, arch: &str) -> Result<Command,
     let title = format!("install the wheel for {arch}");
     steps.run_quiet(&title, &mut install, "read pip's message above")?;
 
+    wheel::remade(&prefix.join("bin"))?;
+    std::fs::rename(site.join("bin/ratplus"), &program)
+        .map_err(|error| wheel::unwritable(&program, &error))?;
+
     let bin = folder.join("bin");
     wheel::remade(&bin)?;
     let run = |environment: &str, program: &Path| {
@@ -65,7 +72,7 @@ pub fn tests(workspace: &Workspace, wheel: &Path, arch: &str) -> Result<Command,
     let home = root.join("usr");
     let environment = format!("export PYTHONHOME={home:?} PYTHONPATH={site:?}\n");
     script(&python, &run(&environment, &home.join("bin/python3")))?;
-    script(&bin.join("ratplus"), &run("", &site.join("bin/ratplus")))?;
+    script(&bin.join("ratplus"), &run("", &program))?;
     let mut tests = Command::new(python);
     tests.args(wheel::TESTS).env_remove("PYTEST_ADDOPTS");
     tests.args(NOT_HERE.map(|file| format!("--ignore={file}")));
