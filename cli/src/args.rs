@@ -235,6 +235,10 @@ pub struct BuildArgs {
     /// and later) or same-compute-capability
     #[arg(long, value_name = "GPUS")]
     pub hardware_compatibility: Option<HardwareCompatibility>,
+    /// Plans without their weights, which are read from the package when the plans are opened, with
+    /// tensorrt
+    #[arg(long)]
+    pub strip_weights: bool,
     /// Write what was built, and how long each part took, as JSON
     #[arg(long, value_name = "FILE.json")]
     pub report: Option<PathBuf>,

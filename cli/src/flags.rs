@@ -1,7 +1,7 @@
 //! Flags for the fields that messages of libraries name.
 
 /// Field of an option of the libraries, and the flag that sets it.
-const FLAGS: [(&str, &str); 49] = [
+const FLAGS: [(&str, &str); 50] = [
     ("activations", "--activations"),
     ("allow_nonfinite", "--allow-nonfinite"),
     ("backends", "--backend"),
@@ -38,6 +38,7 @@ const FLAGS: [(&str, &str); 49] = [
     ("stop_strings", "--stop"),
     ("stop_tokens", "--stop-tokens"),
     ("stride", "--stride"),
+    ("strip_weights", "--strip-weights"),
     ("symmetric", "--asymmetric"),
     ("synthetic", "--synthetic"),
     ("target", "-o"),

@@ -35,6 +35,8 @@ struct Plan
     std::vector<Listed> tensors;
     std::vector<Profile> profiles;
     std::string layers;
+    //! Checksums by name of those that it was built with and does not have.
+    std::map<std::string, std::string> stripped;
 };
 
 ILogger* gLogger = nullptr;
@@ -389,6 +391,11 @@ public:
             fail("a context with scratch memory of its own");
             return nullptr;
         }
+        if (!plan.stripped.empty())
+        {
+            fail("a context of a plan without its weights");
+            return nullptr;
+        }
         note("context");
         return new Made<IExecutionContext, ContextImpl>{*engine, plan};
     }
@@ -465,6 +472,10 @@ public:
             {
                 Listed const input = listed(lines, true);
                 plan.profiles.back()[input.name] = input.shape;
+            }
+            else if (word == "stripped")
+            {
+                lines >> word >> plan.stripped[word];
             }
             else if (word == "layers")
             {

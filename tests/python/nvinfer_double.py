@@ -24,7 +24,7 @@ def base(headers: Path, in_place: bool) -> str:
     implementations = (headers / "NvInferImpl.h").read_text()
     text = "#include <NvInfer.h>\n#include <NvOnnxParser.h>\n#include <dlfcn.h>\n#include <algorithm>\n#include <cstdlib>\n"
     text += f"#define DOUBLE_IN_PLACE {int(in_place)}\nnamespace nvinfer1 {{ namespace apiv {{\n"
-    own = ("Builder", "BuilderConfig", "NetworkDefinition", "OptimizationProfile", "Tensor", "TimingCache")
+    own = ("Builder", "BuilderConfig", "NetworkDefinition", "OptimizationProfile", "Refitter", "Tensor", "TimingCache")
     own = own if in_place else ("RuntimeCache", "RuntimeConfig")
     for name in ("Runtime", "CudaEngine", "ExecutionContext", "EngineInspector", "HostMemory", *own):
         functions = overrides(body(implementations, f"V{name}"))
@@ -37,9 +37,11 @@ def base(headers: Path, in_place: bool) -> str:
         registry, count = loads.subn(r"\1{ return this; }", registry)
         assert count == 1
         text += f"class DoubleRegistry : public IPluginRegistry {{ public:\n{registry}}};\n"
-    parser = overrides(body((headers / "NvOnnxParser.h").read_text(), "IParser"))
     text += "} // nvinfer1\nnamespace nvonnxparser {\n"
-    return text + f"class DoubleParser : public IParser {{ public:\n{parser}}};\n}} // nvonnxparser\n"
+    for name in ("Parser", "ParserRefitter"):
+        functions = overrides(body((headers / "NvOnnxParser.h").read_text(), f"I{name}"))
+        text += f"class Double{name} : public I{name} {{ public:\n{functions}}};\n"
+    return text + "} // nvonnxparser\n"
 
 
 def compile_double(headers: Path, library: Path, in_place: bool):

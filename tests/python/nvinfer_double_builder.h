@@ -1,5 +1,7 @@
 // The stand-in's builder and ONNX parser: inputs, outputs and their dimensions are the model's, layers
-// one plugin a state. RATPLUS_DOUBLE_COPIES has it put a copy before the last one.
+// one plugin a state. RATPLUS_DOUBLE_COPIES has it put a copy before the last one. A stripped plan lists the
+// model's weights with checksums, and has none until those are found again in the model's own files;
+// RATPLUS_DOUBLE_FORGETS names one that the parser does not find.
 
 namespace
 {
@@ -90,6 +92,64 @@ Listed valueInfo(Message info, bool input)
     return tensor;
 }
 
+//! Sizes of the parts of a file, and their checksum.
+std::string checksum(std::string const& path, uint64_t offset, uint64_t length)
+{
+    std::string part(length, '\0');
+    std::FILE* file = std::fopen(path.c_str(), "rb");
+    bool const whole = file != nullptr && std::fseek(file, static_cast<long>(offset), SEEK_SET) == 0
+        && std::fread(part.data(), 1, length, file) == length;
+    if (file != nullptr)
+    {
+        std::fclose(file);
+    }
+    uint64_t sum = 14695981039346656037U;
+    for (char const byte : part)
+    {
+        sum = (sum ^ static_cast<unsigned char>(byte)) * 1099511628211U;
+    }
+    return whole ? std::to_string(length) + ":" + std::to_string(sum) : "unreadable";
+}
+
+//! Checksums by name of the weights that lie in a file beside `path`.
+std::map<std::string, std::string> externalWeights(void const* model, std::size_t size, std::string const& path)
+{
+    std::map<std::string, std::string> found;
+    auto const* start = static_cast<char const*>(model);
+    Message{start, start + size}.read([&](uint64_t field, uint64_t, Message graph) {
+        if (field != 7)
+        {
+            return;
+        }
+        graph.read([&](uint64_t field, uint64_t, Message tensor) {
+            if (field != 5)
+            {
+                return;
+            }
+            std::string name;
+            std::map<std::string, std::string> entries;
+            tensor.read([&](uint64_t field, uint64_t, Message part) {
+                if (field == 8)
+                {
+                    name = part.text();
+                }
+                else if (field == 13)
+                {
+                    std::string words[2];
+                    part.read([&](uint64_t field, uint64_t, Message word) { words[field - 1] = word.text(); });
+                    entries[words[0]] = words[1];
+                }
+            });
+            if (!entries.empty())
+            {
+                std::string const file = path.substr(0, path.rfind('/') + 1) + entries["location"];
+                found[name] = checksum(file, std::stoull(entries["offset"]), std::stoull(entries["length"]));
+            }
+        });
+    });
+    return found;
+}
+
 class TensorImpl final : public apiv::DoubleTensor
 {
 public:
@@ -133,6 +193,7 @@ public:
         return outputs[index];
     }
     std::vector<TensorOfNetwork*> inputs, outputs;
+    std::map<std::string, std::string> weights;
 };
 using NetworkOfModel = Made<INetworkDefinition, NetworkImpl>;
 
@@ -273,6 +334,13 @@ public:
                 write(plan, "sizes", {name, true, DataType::kFLOAT, shape});
             }
         }
+        for (auto const& [name, sum] : of.weights)
+        {
+            if (with.getFlag(BuilderFlag::kSTRIP_PLAN))
+            {
+                plan << "stripped " << name << " " << sum << "\n";
+            }
+        }
         plan << "layers {\"Layers\": [";
         for (std::size_t profile = 0; profile < std::max<std::size_t>(1, with.profiles.size()); ++profile)
         {
@@ -333,8 +401,9 @@ public:
     {
     }
     void setFlag(nvonnxparser::OnnxParserFlag) noexcept override {}
-    bool parse(void const* model, size_t size, char const*) noexcept override
+    bool parse(void const* model, size_t size, char const* path) noexcept override
     {
+        mNetwork.impl.weights = externalWeights(model, size, path);
         auto const* start = static_cast<char const*>(model);
         Message{start, start + size}.read([&](uint64_t field, uint64_t, Message graph) {
             if (field != 7)
@@ -357,7 +426,84 @@ private:
     NetworkOfModel& mNetwork;
 };
 
+class RefitterImpl final : public apiv::DoubleRefitter
+{
+public:
+    explicit RefitterImpl(Plan& of)
+        : plan{of}
+    {
+    }
+    int32_t getMissingWeights(int32_t size, char const** names) noexcept override
+    {
+        int32_t count = 0;
+        for (auto const& [name, sum] : plan.stripped)
+        {
+            if (given.count(name) == 0)
+            {
+                if (count < size)
+                {
+                    names[count] = name.c_str();
+                }
+                count += 1;
+            }
+        }
+        return count;
+    }
+    bool refitCudaEngine() noexcept override
+    {
+        if (given != plan.stripped)
+        {
+            return fail("other weights than the plan was built with");
+        }
+        note("refitted " + std::to_string(given.size()));
+        plan.stripped.clear();
+        return true;
+    }
+    Plan& plan;
+    std::map<std::string, std::string> given;
+};
+using RefitterOfEngine = Made<IRefitter, RefitterImpl>;
+
+class ParserRefitter final : public nvonnxparser::DoubleParserRefitter
+{
+public:
+    explicit ParserRefitter(RefitterOfEngine& refitter)
+        : mRefitter{refitter}
+    {
+    }
+    bool refitFromBytes(void const* model, size_t size, char const* path) noexcept override
+    {
+        auto& of = mRefitter.impl;
+        of.given = externalWeights(model, size, path);
+        if (char const* name = std::getenv("RATPLUS_DOUBLE_FORGETS"))
+        {
+            of.given.erase(name);
+        }
+        return of.getMissingWeights(0, nullptr) == 0;
+    }
+    int32_t getNbErrors() const noexcept override
+    {
+        return 0;
+    }
+
+private:
+    RefitterOfEngine& mRefitter;
+};
+
 } // namespace
+
+extern "C" void* createInferRefitter_INTERNAL(void* engine, void*, int32_t version) noexcept
+{
+    auto* of = static_cast<Engine*>(static_cast<ICudaEngine*>(engine));
+    return version == NV_TENSORRT_VERSION ? static_cast<IRefitter*>(new RefitterOfEngine{of->impl.plan}) : nullptr;
+}
+
+extern "C" void* createNvOnnxParserRefitter_INTERNAL(void* refitter, void*, int32_t version) noexcept
+{
+    auto* of = static_cast<RefitterOfEngine*>(static_cast<IRefitter*>(refitter));
+    auto* made = version == NV_ONNX_PARSER_VERSION ? new ParserRefitter{*of} : nullptr;
+    return static_cast<nvonnxparser::IParserRefitter*>(made);
+}
 
 extern "C" void* createInferBuilder_INTERNAL(void* logger, int32_t) noexcept
 {

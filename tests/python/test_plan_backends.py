@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from blake3 import blake3
 from conftest import ROOT, sealed
@@ -84,7 +85,9 @@ def plan_text(kind: Kind, engines: list, first_word: str, layers=None) -> str:
     return "\n".join(lines)
 
 
-def add_plans(package: Path, kind: Kind, library=None, targets=("8.0+",), first_word="double", layers=None):
+def add_plans(
+    package: Path, kind: Kind, library=None, targets=("8.0+",), first_word="double", layers=None, stripped=False
+):
     """Puts plans of the stand-in into a package."""
     text = (package / "manifest.json").read_text()
     manifest = json.loads(text)
@@ -102,6 +105,7 @@ def add_plans(package: Path, kind: Kind, library=None, targets=("8.0+",), first_
         plans.append({"engines": names, "file": name, "bytes": len(content), "blake3": checksum, "onnx_blake3": onnx})
     record = {
         "library": library or kind.version(),
+        **({"stripped": True} if stripped else {}),
         "tool": "test",
         "compute_capabilities": list(targets),
         "weights_blake3": manifest["files"]["weights.bin"]["blake3"],
@@ -376,6 +380,78 @@ def test_builder_options_reach_the_builder(full, package, ratplus):
     assert "ampere+" in done.stderr
     done = ratplus("build", directory, "--backend", full.backend, "--compute-capability", "8.6", code=2)
     assert "--compute-capability is for tensorrt-rtx only" in done.stderr
+
+
+def weights_of(package: Path) -> list:
+    """Names of those that lie in the package's file of weights."""
+    graph = onnx.load(package / "model.tensorrt.onnx", load_external_data=False).graph
+    return sorted(tensor.name for tensor in graph.initializer if tensor.external_data)
+
+
+@pytest.mark.parametrize("more", [(), ("--split-engines",)], ids=["one", "split"])
+def test_a_stripped_plan_gets_its_weights_when_it_is_opened(full, package, ratplus, tmp_path, more):
+    directory = package()
+    ratplus("build", directory, "--backend", full.backend, *more)
+    record, plain = plans_of(directory, full)
+    assert "stripped" not in record and not any("\nstripped " in text for text in plain)
+    ratplus("build", directory, "--backend", full.backend, "--strip-weights", *more)
+    record, texts = plans_of(directory, full)
+    assert record["stripped"] is True and len(texts) == len(plain)
+    names = weights_of(directory)
+    assert len(names) > 5
+    for text, before in zip(texts, plain):
+        lines = text.splitlines()
+        assert f"settings flags={1 << 18 | 1 << 19}" in lines
+        assert sorted(line.split()[1] for line in lines if line.startswith("stripped ")) == names
+        # Nothing else differs.
+        rest = [line for line in lines if not line.startswith(("stripped ", "settings "))]
+        assert rest == [line for line in before.splitlines() if not line.startswith("settings ")]
+    log, words = tmp_path / "log", vocabulary(directory)
+    tokens = random_tokens(words)
+    done = ratplus(*verify(full, directory, golden(tmp_path / "g.safetensors", words, tokens)), log=log)
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["tensor"] == "logits"]
+    assert len(rows) >= 3 and all(row["max_error"] == 0 and row["rows"] == tokens.size for row in rows), rows
+    said = [line for line in log.read_text().splitlines() if line.startswith(("host", "refitted", "context"))]
+    # Every plan that is opened is given all of its weights at once, before it has contexts.
+    opened = [at for at, line in enumerate(said) if line.startswith("host")]
+    assert len(opened) >= len(texts) and "context" in said
+    assert all(said[at + 1] == f"refitted {len(names)}" for at in opened)
+    assert sum(line.startswith("refitted") for line in said) == len(opened)
+
+
+def test_weights_that_a_stripped_plan_misses_are_named_at_once(full, package, ratplus):
+    directory = package()
+    ratplus("build", directory, "--backend", full.backend, "--strip-weights")
+    forgotten = weights_of(directory)[2]
+    words = ("verify", directory, "--backend", full.backend, "--tokens", 8)
+    done = ratplus(*words, code=2, RATPLUS_DOUBLE_FORGETS=forgotten)
+    missing = f"weights that the model was expected to have are missing: `{forgotten}`"
+    assert f"putting weights into the plan: {missing}" in done.stderr
+    assert full.version() in done.stderr and done.stderr.count("error: ") == 1
+
+
+def test_a_library_that_puts_no_weights_into_plans_is_told_by_its_version(kind, package, ratplus):
+    if kind.backend != "tensorrt-rtx":
+        pytest.skip("TensorRT's stand-in has what puts them in; the other one has not")
+    directory = package()
+    add_plans(directory, kind, stripped=True)
+    done = ratplus("verify", directory, "--backend", kind.backend, "--tokens", 8, code=2)
+    assert f"TensorRT for RTX {kind.version()} at `" in done.stderr
+    # Both that are missing: its library's, and the parser's.
+    missing = "it exports no createInferRefitter_INTERNAL; the ONNX parser does not load: "
+    assert f"puts no weights into stripped plans: {missing}" in done.stderr
+
+
+def test_integer_weights_are_not_stripped(full, export, ratplus, tmp_path):
+    more = ("--quantize", "int8", "--block-size", "32")
+    flags = {"case": "d16_w20_i4", "max_seq_len": 64, "prefill_lengths": (7,), "fallback": "trt-plugins", "more": more}
+    directory = Path(shutil.copytree(export(**flags), tmp_path / "package"))
+    before = (directory / "manifest.json").read_bytes()
+    done = ratplus("build", directory, "--backend", full.backend, "--strip-weights", code=2)
+    assert "--strip-weights: expected a package without integer weights" in done.stderr
+    assert "export without --quantize" in done.stderr and done.stderr.count("error: ") == 1
+    assert (directory / "manifest.json").read_bytes() == before and not (directory / "plans").exists()
+    ratplus("build", directory, "--backend", full.backend)
 
 
 def test_plans_of_a_later_release_run_where_they_say_so(full, package, ratplus, tmp_path):

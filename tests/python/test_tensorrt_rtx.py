@@ -166,6 +166,14 @@ def test_compute_capabilities_can_be_chosen(package, ratplus):
     assert manifest(directory)["plans"][BACKEND]["compute_capabilities"] == ["8.6", "12.0"]
 
 
+def test_plans_keep_their_weights(package, ratplus):
+    directory = package()
+    before = listing(directory)
+    done = ratplus("build", directory, "--backend", BACKEND, "--strip-weights", code=2)
+    assert "--strip-weights is for tensorrt only" in done.stderr
+    assert listing(directory) == before
+
+
 def test_a_second_build_and_a_new_export_replace_plans(package, build, ratplus_bin):
     directory = package()
     (directory / "plans" / BACKEND).mkdir(parents=True)

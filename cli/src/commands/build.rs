@@ -25,6 +25,7 @@ pub fn run(args: BuildArgs) -> Outcome {
         optimization_level: args.optimization_level,
         version_compatible: args.version_compatible,
         hardware_compatibility: args.hardware_compatibility,
+        strip_weights: args.strip_weights,
     };
     let needed = bytes(plans::host_memory_bytes(&package) as f64);
     let bar = spinner();

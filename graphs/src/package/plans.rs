@@ -103,11 +103,14 @@ pub struct PlanSet {
     /// Whether later libraries of the same major version run them, with code that is in the plans.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub version_compatible: bool,
+    /// Whether they are without those weights that can be put in when they are opened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stripped: bool,
     /// The program that wrote them.
     pub tool: String,
     /// GPUs that they are for.
     pub compute_capabilities: Vec<ComputeTarget>,
-    /// BLAKE3 of the weights that they hold.
+    /// BLAKE3 of the weights that they were built with.
     pub weights_blake3: String,
     /// Engines in the manifest's order.
     pub plans: Vec<Plan>,
@@ -309,6 +312,7 @@ mod tests {
         let set = PlanSet {
             library: "1.7.1.116".into(),
             version_compatible: false,
+            stripped: false,
             tool: "ratplus 0".into(),
             compute_capabilities: vec![ComputeTarget::only((8, 6))],
             weights_blake3: info.blake3.clone(),
@@ -418,9 +422,13 @@ mod tests {
 
     #[test]
     fn a_set_is_read_back() {
-        let (set, _) = set();
+        let (mut set, _) = set();
         let json = serde_json::to_string(&set).unwrap();
         assert!(json.contains("\"8.6\""), "{json}");
+        assert!(!json.contains("stripped"), "{json}");
+        assert_eq!(serde_json::from_str::<PlanSet>(&json).unwrap(), set);
+        set.stripped = true;
+        let json = serde_json::to_string(&set).unwrap();
         assert_eq!(serde_json::from_str::<PlanSet>(&json).unwrap(), set);
     }
 }

@@ -9,11 +9,11 @@ use super::layout::{ALIGNMENT, Layout};
 use super::plan::{PlanRequirements, check_in_place, check_tensors, input_shapes};
 use super::{BackendError, BackendKind, EngineImplementations, Implementation};
 use crate::nvinfer::{self, Library, Product};
-use crate::package::{OpenedPlan, PlanTarget};
+use crate::package::{EngineGraph, OpenedPlan, PlanTarget};
 use crate::raw::{Device, Memory, Place, PlanRun, Shared, open_plan};
 use ratplus_graphs::package::{Fallback, Manifest, Target};
 use ratplus_graphs::plans::{BUILDING_PREFIX, plan_cache};
-use ratplus_nvinfer::Runtime;
+use ratplus_nvinfer::{Refit, Runtime};
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,13 @@ impl Machine {
         let needs = needs.map_err(|reason| opening.unavailable(reason))?;
         let mut problems = Vec::new();
         let library = nvinfer::open(needs.product, options.tensorrt.library.as_deref());
-        let library = library.map_err(|error| problems.push(error.to_string()));
+        let name = opening.kind.name();
+        let recorded = manifest.plans.get(name);
+        let able = library.and_then(|library| match recorded.is_some_and(|set| set.stripped) {
+            true => library.can_refit().map(|()| library),
+            false => Ok(library),
+        });
+        let library = able.map_err(|error| problems.push(error.to_string()));
         let plugins = needs.plugins.then(|| {
             let path = nvinfer::plugins(options.tensorrt.plugins.as_deref());
             path.map_err(|error| problems.push(error.to_string()))
@@ -58,8 +64,6 @@ impl Machine {
             Device::open(options.cuda.device).map_err(|error| problems.push(error.to_string()));
         let version = library.as_ref().map(Library::version).ok();
         let capability = device.map(|device| device.limits().compute_capability);
-        let name = opening.kind.name();
-        let recorded = manifest.plans.get(name);
         let target = PlanTarget {
             backend: name,
             graphs: needs.graphs,
@@ -127,18 +131,25 @@ pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendErro
         set.and_then(|set| set.place(name)).unwrap_or_default()
     };
     let host_code = set.is_some_and(|set| set.version_compatible);
+    let stripped = set.is_some_and(|set| set.stripped);
     let mut engines: Vec<Option<PlanEngine>> = plans.iter().map(|_| None).collect();
     let mut scratch = 0;
-    for (plan, profile) in opening.engines.iter().map(place) {
+    for (position, engine) in opening.engines.iter().enumerate() {
+        let (plan, profile) = place(engine);
         let engine = match &mut engines[plan] {
             Some(engine) => engine,
-            none => none.insert(PlanEngine::open(
-                opening,
-                &plans[plan],
-                &runtime,
-                &machine,
-                host_code,
-            )?),
+            none => {
+                // The model that it was built from.
+                let weights = stripped.then(|| opening.graph(position, machine.graphs));
+                none.insert(PlanEngine::open(
+                    opening,
+                    &plans[plan],
+                    &runtime,
+                    &machine,
+                    host_code,
+                    weights.transpose()?.as_ref(),
+                )?)
+            }
         };
         scratch = engine.engine.scratch_bytes(profile).max(scratch);
     }
@@ -185,6 +196,7 @@ impl PlanEngine {
         runtime: &Runtime,
         machine: &Machine,
         host_code: bool,
+        weights: Option<&EngineGraph<'_>>,
     ) -> Result<Self, BackendError> {
         let file = &plan.file;
         let _span = tracing::debug_span!("open", file).entered();
@@ -193,13 +205,19 @@ impl PlanEngine {
             let why = format!("TensorRT refuses it here: {}", unfit.join(", "));
             return Err(refused(opening, file, why));
         }
-        let path = opening.options.package.dir().join(plan_cache(file));
+        let package = opening.options.package;
+        let path = package.dir().join(plan_cache(file));
         // Without one, everything is compiled.
         let cache = match machine.library.product() {
             Product::Rtx => std::fs::read(&path).unwrap_or_default(),
             Product::TensorRt => Vec::new(),
         };
-        let engine = open_plan(runtime, machine.device, plan, &cache, host_code);
+        let weights = weights.map(|graph| {
+            let model = package.encode(&graph.model, &[]);
+            (model, package.weights_path().with_file_name(graph.file))
+        });
+        let refit = weights.as_ref().map(|(model, path)| Refit { model, path });
+        let engine = open_plan(runtime, machine.device, plan, &cache, host_code, refit);
         let engine = engine.map_err(run_error(file))?;
         if machine.plugins.is_some() {
             let layers = engine.inspect().map_err(run_error(file))?;
@@ -248,7 +266,8 @@ pub fn inspect_plan(
     let words = |error: &dyn Display| vec![error.to_string()];
     device.make_current().map_err(|error| words(&error))?;
     let runtime = Runtime::new(library, Some(plugins)).map_err(|error| words(&error))?;
-    let engine = open_plan(&runtime, device, plan, &[], host_code);
+    // Layers are told without weights too.
+    let engine = open_plan(&runtime, device, plan, &[], host_code, None);
     let layers = engine.and_then(|engine| engine.inspect());
     check_in_place(&layers.map_err(|error| words(&error))?, manifest)
 }

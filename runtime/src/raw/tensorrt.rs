@@ -3,8 +3,8 @@
 use super::memory::{Buffer, Memory};
 use ratplus_kernels::cuda::{CudaError, Device, DeviceMemory, Graph, OwnedStream, Stream};
 use ratplus_nvinfer::{
-    Context, ContextOptions, ElementKind, Engine, InputShape, NvinferError, PlanSource, Runtime,
-    Tensor,
+    Context, ContextOptions, ElementKind, Engine, InputShape, NvinferError, PlanSource, Refit,
+    Runtime, Tensor,
 };
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -21,13 +21,14 @@ fn words(error: NvinferError) -> String {
     error.to_string()
 }
 
-/// Opens a plan, which TensorRT reads a part at a time.
+/// Opens a plan, which TensorRT reads a part at a time; a stripped one with its model's weights.
 pub(crate) fn open_plan(
     runtime: &Runtime,
     device: &'static Device,
     bytes: &[u8],
     cache: &[u8],
     host_code: bool,
+    refit: Option<Refit<'_>>,
 ) -> Result<Engine, NvinferError> {
     let copy = |to: *mut c_void, from: &[u8], stream| {
         // SAFETY: TensorRT has room for what it asks for; the plan outlives the opening, and TensorRT made
@@ -39,6 +40,7 @@ pub(crate) fn open_plan(
         copy: &copy,
         host_code,
         cache,
+        refit,
     })
 }
 

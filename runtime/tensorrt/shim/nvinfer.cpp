@@ -13,6 +13,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace RATPLUS_NAMESPACE
 {
@@ -133,8 +134,9 @@ struct Network
     std::unique_ptr<onnx::IParser> parser;
 };
 
-//! The parser's errors with the nodes they are about.
-std::string parserErrors(onnx::IParser const& parser)
+//! The errors of a parser, or of what reads weights with it, with the nodes they are about.
+template <typename Parser>
+std::string parserErrors(Parser const& parser)
 {
     std::string text = "the ONNX parser refused the model";
     for (int32_t i = 0; i < parser.getNbErrors(); ++i)
@@ -188,6 +190,12 @@ void configure(trt::IBuilderConfig& config, RatplusBuildSettings const& settings
     if (settings.detailed != 0)
     {
         config.setProfilingVerbosity(trt::ProfilingVerbosity::kDETAILED);
+    }
+    if (settings.stripWeights != 0)
+    {
+        config.setFlag(trt::BuilderFlag::kSTRIP_PLAN);
+        // What is put in later is what was there: nothing is given up for it.
+        config.setFlag(trt::BuilderFlag::kREFIT_IDENTICAL);
     }
 }
 
@@ -477,6 +485,50 @@ int32_t engineNew(void* runtime, RatplusPlan const* plan, void** out, RatplusTex
     });
 }
 
+//! Those that were not given, or belong to some that were not, in backticks.
+std::string missingWeights(trt::IRefitter& refitter)
+{
+    std::vector<char const*> names(std::max(0, refitter.getMissingWeights(0, nullptr)));
+    refitter.getMissingWeights(static_cast<int32_t>(names.size()), names.data());
+    std::string text;
+    for (char const* name : names)
+    {
+        text += std::string{text.empty() ? "" : ", "} + "`" + (name == nullptr ? "" : name) + "`";
+    }
+    return text;
+}
+
+int32_t engineRefit(RatplusSymbols const* symbols, void* logger, void* engine, RatplusModel const* model,
+    RatplusText text) noexcept
+{
+    return guarded(text, [&] {
+        using Create = void* (*) (void*, void*, int32_t);
+        auto const create = reinterpret_cast<Create>(symbols->createRefitter);
+        auto const createParser = reinterpret_cast<Create>(symbols->createParserRefitter);
+        auto& log = *static_cast<trt::ILogger*>(static_cast<Logger*>(logger));
+        std::unique_ptr<trt::IRefitter> const refitter{static_cast<trt::IRefitter*>(
+            create(static_cast<Engine*>(engine)->engine.get(), &log, NV_TENSORRT_VERSION))};
+        trt::IRefitter& of = expect(refitter.get(), "createInferRefitter");
+        std::unique_ptr<onnx::IParserRefitter> const parser{
+            static_cast<onnx::IParserRefitter*>(createParser(&of, &log, NV_ONNX_PARSER_VERSION))};
+        bool const read = expect(parser.get(), "createNvOnnxParserRefitter")
+                              .refitFromBytes(model->data, model->size, model->path);
+        std::string const missing = missingWeights(of);
+        if (!missing.empty())
+        {
+            throw std::runtime_error("weights that the model was expected to have are missing: " + missing);
+        }
+        if (!read)
+        {
+            throw std::runtime_error(parserErrors(*parser));
+        }
+        if (!of.refitCudaEngine())
+        {
+            throw std::runtime_error("IRefitter::refitCudaEngine failed");
+        }
+    });
+}
+
 int32_t engineInspect(void* engine, RatplusLog take, void* user, RatplusText text) noexcept
 {
     return guarded(text, [&] {
@@ -610,6 +662,7 @@ RatplusTable const kTABLE{
     &runtimeCheck,
     &runtimeFree,
     &engineNew,
+    &engineRefit,
     &engineInspect,
     &engineScratch,
     &engineCache,

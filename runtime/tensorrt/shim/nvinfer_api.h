@@ -24,6 +24,8 @@ struct RatplusSymbols
     void* createBuilder;
     void* createRuntime;
     void* createParser;
+    void* createRefitter;
+    void* createParserRefitter;
 };
 
 //! A slice of bytes that `owner` keeps.
@@ -56,6 +58,8 @@ struct RatplusBuildSettings
     int32_t hardwareCompatibility;
     //! Layers say what they do in detail.
     int32_t detailed;
+    //! Weights that engineRefit can put in are left out.
+    int32_t stripWeights;
 };
 
 struct RatplusView
@@ -101,6 +105,15 @@ struct RatplusPlan
     size_t cacheSize;
 };
 
+//! The model that a stripped plan was built from.
+struct RatplusModel
+{
+    void const* data;
+    size_t size;
+    //! As in RatplusNetworkRequest.
+    char const* path;
+};
+
 struct RatplusContextRequest
 {
     int32_t profile;
@@ -140,6 +153,8 @@ struct RatplusTable
     void (*runtimeFree)(void* runtime);
 
     int32_t (*engineNew)(void* runtime, RatplusPlan const*, void** engine, RatplusText);
+    //! Puts the model's weights into a stripped plan, before there are contexts.
+    int32_t (*engineRefit)(RatplusSymbols const*, void* logger, void* engine, RatplusModel const*, RatplusText);
     //! Gives `take` every layer in words, as JSON.
     int32_t (*engineInspect)(void* engine, RatplusLog take, void* user, RatplusText);
     //! Bytes that a run at a profile needs beside its tensors.

@@ -19,7 +19,7 @@ pub use library::Library;
 pub use search::{Folder, RTX_VARIABLE, VARIABLE};
 pub use settings::{BuildSettings, HardwareCompatibility};
 pub use shim::{
-    Context, ContextOptions, Engine, Network, NetworkSource, PlanSource, Runtime, Serialized,
+    Context, ContextOptions, Engine, Network, NetworkSource, PlanSource, Refit, Runtime, Serialized,
 };
 pub use tensor::{ElementKind, InputShape, Tensor};
 

@@ -153,6 +153,21 @@ impl Library {
         able.map_err(|reason| unusable(self.product, &self.path, &reason, advice))
     }
 
+    /// Whether it can put weights into stripped plans.
+    ///
+    /// # Errors
+    /// What is missing for that.
+    pub fn can_refit(&self) -> Result<(), NvinferError> {
+        let able = self.loaded.can_refit();
+        able.map_err(|reason| {
+            let (product, version, path) = (self.product, self.version(), self.path.display());
+            let reason = format!(
+                "{product} {version} at `{path}` puts no weights into stripped plans: {reason}"
+            );
+            NvinferError(reason)
+        })
+    }
+
     /// The error of a failed call, with what TensorRT logged.
     pub(crate) fn failed(&self, what: &str, message: &str) -> NvinferError {
         let message = self.loaded.explain(message);

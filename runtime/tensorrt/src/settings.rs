@@ -36,4 +36,6 @@ pub struct BuildSettings {
     pub version_compatible: bool,
     /// TensorRT only: which other GPUs run the plan.
     pub hardware_compatibility: Option<HardwareCompatibility>,
+    /// TensorRT only: whether the weights are left out that [`Refit`](crate::Refit) can put into the plan when it is opened.
+    pub strip_weights: bool,
 }

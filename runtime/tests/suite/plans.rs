@@ -42,6 +42,7 @@ fn package() -> (tempfile::TempDir, Manifest) {
     let set = PlanSet {
         library: TARGET.library.into(),
         version_compatible: false,
+        stripped: false,
         tool: "test".into(),
         compute_capabilities: ["8.6", "12.0+"].map(|text| text.parse().unwrap()).to_vec(),
         weights_blake3: manifest.files[WEIGHTS_FILE].blake3.clone(),

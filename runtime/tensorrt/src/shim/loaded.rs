@@ -13,6 +13,8 @@ pub(crate) struct Loaded {
     pub(super) symbols: Symbols,
     /// Why there is no parser.
     no_parser: String,
+    /// Why it puts no weights into plans.
+    no_parser_refitter: String,
     logger: Option<Logger>,
 }
 
@@ -46,6 +48,8 @@ impl Loaded {
             create_builder: address(&engine, c"createInferBuilder_INTERNAL"),
             create_runtime: address(&engine, c"createInferRuntime_INTERNAL"),
             create_parser: null_mut(),
+            create_refitter: address(&engine, c"createInferRefitter_INTERNAL"),
+            create_parser_refitter: null_mut(),
         };
         if symbols.create_runtime.is_null() {
             return Err("it exports no createInferRuntime_INTERNAL".into());
@@ -54,6 +58,7 @@ impl Loaded {
             engine,
             symbols,
             no_parser: "no ONNX parser".into(),
+            no_parser_refitter: "no ONNX parser".into(),
             logger: None,
         })
     }
@@ -101,11 +106,19 @@ impl Loaded {
         match open(file) {
             Ok(library) => {
                 self.symbols.create_parser = address(&library, c"createNvOnnxParser_INTERNAL");
-                self.no_parser = format!("`{}` has no parser", file.display());
+                self.symbols.create_parser_refitter =
+                    address(&library, c"createNvOnnxParserRefitter_INTERNAL");
+                let name = file.display();
+                self.no_parser = format!("`{name}` has no parser");
+                self.no_parser_refitter =
+                    format!("`{name}` exports no createNvOnnxParserRefitter_INTERNAL");
                 // Its code may be in use until the process ends.
                 std::mem::forget(library);
             }
-            Err(reason) => self.no_parser = format!("the ONNX parser does not load: {reason}"),
+            Err(reason) => {
+                self.no_parser = format!("the ONNX parser does not load: {reason}");
+                self.no_parser_refitter.clone_from(&self.no_parser);
+            }
         }
     }
 
@@ -136,9 +149,25 @@ impl Loaded {
         if self.symbols.create_parser.is_null() {
             missing.push(self.no_parser.clone());
         }
-        match missing.is_empty() {
-            true => Ok(()),
-            false => Err(missing.join("; ")),
+        none_missing(&missing)
+    }
+
+    /// Whether what puts weights into stripped plans is there.
+    pub fn can_refit(&self) -> Result<(), String> {
+        let mut missing = Vec::new();
+        if self.symbols.create_refitter.is_null() {
+            missing.push("it exports no createInferRefitter_INTERNAL".into());
         }
+        if self.symbols.create_parser_refitter.is_null() {
+            missing.push(self.no_parser_refitter.clone());
+        }
+        none_missing(&missing)
+    }
+}
+
+fn none_missing(missing: &[String]) -> Result<(), String> {
+    match missing {
+        [] => Ok(()),
+        missing => Err(missing.join("; ")),
     }
 }

@@ -6,7 +6,7 @@ mod runtime;
 
 pub(crate) use loaded::Loaded;
 pub use network::{Network, NetworkSource};
-pub use runtime::{Context, ContextOptions, Engine, PlanSource, Runtime};
+pub use runtime::{Context, ContextOptions, Engine, PlanSource, Refit, Runtime};
 
 use crate::logger::Messages;
 use crate::{ElementKind, Flavour, InputShape, Product, Tensor};
@@ -30,6 +30,8 @@ pub(crate) struct Symbols {
     create_builder: *mut c_void,
     create_runtime: *mut c_void,
     create_parser: *mut c_void,
+    create_refitter: *mut c_void,
+    create_parser_refitter: *mut c_void,
 }
 
 #[repr(C)]
@@ -77,6 +79,7 @@ struct RawSettings {
     version_compatible: i32,
     hardware_compatibility: i32,
     detailed: i32,
+    strip_weights: i32,
 }
 
 type Copy = unsafe extern "C" fn(*mut c_void, *mut c_void, *const u8, usize, *mut c_void) -> i32;
@@ -90,6 +93,13 @@ struct RawPlan {
     host_code: i32,
     cache: *const u8,
     cache_size: usize,
+}
+
+#[repr(C)]
+struct RawModel {
+    data: *const u8,
+    size: usize,
+    path: *const c_char,
 }
 
 #[repr(C)]
@@ -123,6 +133,7 @@ pub(crate) struct Table {
     runtime_check: unsafe extern "C" fn(Raw, *const u8, usize, *mut u64, Text) -> i32,
     runtime_free: unsafe extern "C" fn(Raw),
     engine_new: unsafe extern "C" fn(Raw, *const RawPlan, *mut Raw, Text) -> i32,
+    engine_refit: unsafe extern "C" fn(*const Symbols, Raw, Raw, *const RawModel, Text) -> i32,
     engine_inspect: unsafe extern "C" fn(Raw, Log, *mut c_void, Text) -> i32,
     engine_scratch: unsafe extern "C" fn(Raw, i32) -> i64,
     engine_cache: unsafe extern "C" fn(Raw, *mut RawBytes, Text) -> i32,

@@ -90,6 +90,7 @@ impl Network {
                     Some(HardwareCompatibility::SameComputeCapability) => 2,
                 },
                 detailed: source.detailed.into(),
+                strip_weights: settings.strip_weights.into(),
             },
         };
         let mut raw = null_mut();

@@ -1,7 +1,7 @@
 //! Runs plans.
 
 use super::network::c_path;
-use super::{ContextRequest, Raw, RawInputs, RawPlan, Serialized, call, tensors};
+use super::{ContextRequest, Raw, RawInputs, RawModel, RawPlan, Serialized, call, tensors};
 use crate::{InputShape, Library, NvinferError, Tensor};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::Path;
@@ -100,10 +100,10 @@ impl Runtime {
         Ok(reasons)
     }
 
-    /// Opens a plan on the calling thread's current GPU.
+    /// Opens a plan on the calling thread's current GPU, and puts weights into it where it says so.
     ///
     /// # Errors
-    /// TensorRT's words.
+    /// TensorRT's words; every weight that the plan needs and the model has not.
     pub fn open(&self, plan: &PlanSource<'_>) -> Result<Engine, NvinferError> {
         unsafe extern "C" fn copy(
             user: *mut c_void,
@@ -136,10 +136,14 @@ impl Runtime {
             open(self.0.raw, &raw const request, &raw mut raw, text)
         });
         made.map_err(|message| self.0.library.failed("opening the plan", &message))?;
-        Ok(Engine(Arc::new(EngineHandle {
+        let engine = EngineHandle {
             raw,
             runtime: self.0.clone(),
-        })))
+        };
+        if let Some(refit) = &plan.refit {
+            engine.refit(refit)?;
+        }
+        Ok(Engine(Arc::new(engine)))
     }
 }
 
@@ -157,6 +161,17 @@ pub struct PlanSource<'a> {
     pub host_code: bool,
     /// TensorRT for RTX: what [`Engine::cache`] returned; may be empty, or of another machine.
     pub cache: &'a [u8],
+    /// Where the plan is stripped: what it is given before it runs.
+    pub refit: Option<Refit<'a>>,
+}
+
+/// The model that a stripped plan was built from, whose weights are put into it.
+#[derive(Clone, Copy, Debug)]
+pub struct Refit<'a> {
+    /// The ONNX model without its weights, the same bytes as when the plan was built.
+    pub model: &'a [u8],
+    /// A file name in the folder that external weights lie in.
+    pub path: &'a Path,
 }
 
 struct EngineHandle {
@@ -168,6 +183,34 @@ struct EngineHandle {
 unsafe impl Send for EngineHandle {}
 // SAFETY: what takes `&self` calls const functions and makes contexts, which several threads may do.
 unsafe impl Sync for EngineHandle {}
+
+impl EngineHandle {
+    /// Nobody else has the engine yet.
+    fn refit(&self, refit: &Refit<'_>) -> Result<(), NvinferError> {
+        let library = &self.runtime.library;
+        library.can_refit()?;
+        let failed = |message: String| library.failed("putting weights into the plan", &message);
+        let path = c_path(refit.path).map_err(failed)?;
+        let logger = library.loaded.logger().map_err(failed)?;
+        let model = RawModel {
+            data: refit.model.as_ptr(),
+            size: refit.model.len(),
+            path: path.as_ptr(),
+        };
+        // SAFETY: the symbols are the loaded library's, which is of the table's release, and not null; the
+        // engine is live and has no contexts; all pointers are valid for the call, the logger for the process.
+        let done = call(|text| unsafe {
+            (library.table.engine_refit)(
+                &raw const library.loaded.symbols,
+                logger.raw,
+                self.raw,
+                &raw const model,
+                text,
+            )
+        });
+        done.map_err(failed)
+    }
+}
 
 impl Drop for EngineHandle {
     fn drop(&mut self) {

@@ -143,6 +143,7 @@ impl Tools {
     fn find(
         backend: BackendKind,
         needs: PlanRequirements,
+        manifest: &Manifest,
         options: &BuildOptions,
     ) -> Result<Self, BuildError> {
         let mut problems = Vec::new();
@@ -164,11 +165,29 @@ impl Tools {
                 !full && hardware.is_some(),
                 "tensorrt only",
             ),
+            (
+                "strip_weights",
+                !full && settings.strip_weights,
+                "tensorrt only: TensorRT for RTX was seen to build no such plans without a GPU",
+            ),
         ];
+        if settings.strip_weights && manifest.precision.quantization.is_some() {
+            problems.push(
+                "`strip_weights`: expected a package without integer weights, found one with; leave it out, or \
+                 export without `quantization`"
+                    .into(),
+            );
+        }
         let misplaced = misplaced.into_iter().filter(|(_, given, _)| *given);
         problems.extend(misplaced.map(|(field, _, whose)| format!("`{field}` is for {whose}")));
         let library = nvinfer::open(needs.product, options.tensorrt.as_deref());
-        let library = library.and_then(|library| library.can_build().map(|()| library));
+        let library = library.and_then(|library| {
+            library.can_build()?;
+            if settings.strip_weights {
+                library.can_refit()?;
+            }
+            Ok(library)
+        });
         let library = library.map_err(|error| problems.push(error.to_string()));
         let plugins = needs.plugins.then(|| {
             let plugins = nvinfer::plugins(options.plugins.as_deref());
@@ -259,7 +278,7 @@ pub fn build(
     let manifest = package.manifest();
     let needs = PlanRequirements::of(backend, manifest);
     let needs = needs.map_err(|reason| BuildError::refused(backend, reason))?;
-    let mut tools = Tools::find(backend, needs, options)?;
+    let mut tools = Tools::find(backend, needs, manifest, options)?;
     let mut stage = Stage::new(package, backend.name())?;
     let mut notes = Vec::new();
     let of_package = tools.timing_of(package, needs).unwrap_or_else(|error| {
@@ -370,6 +389,7 @@ pub fn build(
     let set = PlanSet {
         library: tools.library.version(),
         version_compatible: options.settings.version_compatible,
+        stripped: options.settings.strip_weights,
         tool: concat!("ratplus ", env!("CARGO_PKG_VERSION")).into(),
         compute_capabilities: tools.targets.clone(),
         weights_blake3: checksum(manifest, WEIGHTS_FILE),
