@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "tests" / "python"))
 CASE = ROOT / "tests" / "golden" / "kjv_d16w64i4"
 PROMPTS = ["In the beginning God", "And it came to pass", "The LORD is my shepherd; I shall", "Blessed are the", "Jesus"]
+# Seconds that a process of a test may take; an emulator takes longer.
+LIMIT = int(os.environ.get("RATPLUS_TEST_SECONDS", 120))
 SIZES = dict(max_seq_len=512, prefill_lengths=[16, 64], batch=4, logits="all")
 
 
@@ -28,7 +30,7 @@ def program():
     path = Path(sys.executable).parent / "ratplus"
 
     def run(*words, code=0):
-        done = subprocess.run([path, *map(str, words)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([path, *map(str, words)], capture_output=True, text=True, timeout=LIMIT)
         assert done.returncode == code, done.stdout + done.stderr
         return done
 

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import ratplus
-from conftest import CASE, PROMPTS, SIZES, export
+from conftest import CASE, LIMIT, PROMPTS, SIZES, export
 from ratplus import _ratplus
 
 LONG = dict(max_new_tokens=400, ignore_eos=True)
@@ -25,7 +25,7 @@ LONG = dict(max_new_tokens=400, ignore_eos=True)
 def in_child(script: str, *words, **environment) -> str:
     """What a Python of its own prints."""
     command = [sys.executable, "-c", script, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -18,8 +18,13 @@ const PACKAGES: [&str; 2] = ["python3", "libstdc++6"];
 const CPU_INFO: &str = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics \
     fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x3\n\
     CPU part\t: 0xd0c\nCPU revision\t: 1\n\n";
-/// Tests of programs that are installed for this machine's processor.
-const NOT_HERE: [&str; 1] = ["tests/wheel/test_lm_eval.py"];
+/// Tests of programs that are installed for this machine's processor, and of time.
+const NOT_HERE: [&str; 2] = [
+    "--ignore=tests/wheel/test_lm_eval.py",
+    "--deselect=test_module.py::test_the_import_is_quick",
+];
+/// What a process of a test may take.
+const SECONDS: &str = "1200";
 const INSTALL: &str = "install it (Debian: apt install qemu-user)";
 const STAMP: &str = "ratplus-emulated.txt";
 const REMEDY: &str = "run it on Debian as root, with the network";
@@ -75,7 +80,8 @@ pub fn tests(workspace: &Workspace, wheel: &Path, arch: &str) -> Result<Command,
     script(&bin.join("ratplus"), &run("", &program))?;
     let mut tests = Command::new(python);
     tests.args(wheel::TESTS).env_remove("PYTEST_ADDOPTS");
-    tests.args(NOT_HERE.map(|file| format!("--ignore={file}")));
+    tests.env("RATPLUS_TEST_SECONDS", SECONDS);
+    tests.args(NOT_HERE);
     Ok(tests)
 }
 

@@ -81,7 +81,7 @@ const ROWS: &[Row] = &[
     row("lm-evaluation-harness", "0.4.13", "--model ratplus", By(&["test_lm_eval::*"])),
     row("NVIDIA Dynamo", "the one in requirements-dynamo.txt", "a worker in Python: the same tokens, also where a worker is lost; drain", By(&["test_dynamo::*"])),
     row("x86-64", "five kinds of processor", "the kernels, up to AVX-512 BF16 and AMX in plain loops", By(&["ratplus_kernels: *"])),
-    row("aarch64", "", "the kernels compile", Not("CI lints them for that target and runs them nowhere")),
+    row("aarch64", "", "the kernels compile; the wheel", Not("CI lints the kernels for that target; `cargo xtask release wheel` runs the wheel under qemu (docs/python.md)")),
 ];
 
 /// Whether `pattern`, in which `*` is any text, is all of `text`.
