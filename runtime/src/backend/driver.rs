@@ -68,7 +68,6 @@ pub(super) trait Driver: Send {
     }
 }
 
-/// Opens the engines on the backend that is asked for; this build has it.
 /// What [`open`] asks of the package alone.
 pub(super) fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
     match opening.kind {
@@ -81,6 +80,7 @@ pub(super) fn check(opening: &Opening<'_>) -> Result<(), BackendError> {
     }
 }
 
+/// Opens the engines on the backend that is asked for; this build has it.
 pub(super) fn open(opening: &Opening<'_>) -> Result<Box<dyn Driver>, BackendError> {
     match opening.kind {
         BackendKind::OrtCpu | BackendKind::OrtCuda | BackendKind::OrtFallback => ort::open(opening),
