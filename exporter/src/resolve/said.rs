@@ -6,6 +6,16 @@ use crate::official::{self, Sizes};
 use ratplus_graphs::spec::{ModelSpec, norm_eps, rope_base};
 use std::fmt::Display;
 
+/// What says how many channels a head has.
+enum Origin {
+    Options,
+    Said,
+    /// By the number of heads.
+    Heads,
+    /// The released model of that name.
+    Released(&'static str),
+}
+
 impl Resolver<'_> {
     /// What the first configuration that says it says; a note where the options' file has another value than
     /// what lies in or beside the checkpoint.
@@ -82,12 +92,16 @@ impl Resolver<'_> {
         let base = self.pick(|said| &said.rope_base);
         let activation = self.pick(|said| &said.activation);
         let eps = self.pick(|said| &said.norm_eps);
+        let num_kv_heads = self.pick(|said| &said.num_kv_heads);
+        let num_kv_heads = num_kv_heads.map(|said| said.value);
+        // As many as there are heads is what is so without a word.
+        let num_kv_heads = num_kv_heads.filter(|heads| *heads != sizes.d_model / d_head.max(1));
         let mut spec = ModelSpec {
             vocab_size: sizes.vocab_size,
             d_model: sizes.d_model,
             num_layers: sizes.num_layers,
             d_head,
-            num_kv_heads: None,
+            num_kv_heads,
             d_ffn: sizes.d_ffn,
             rope_base: base.map_or_else(rope_base, |said| said.value),
             norm_eps: eps.map_or_else(norm_eps, |said| said.value),
@@ -98,11 +112,6 @@ impl Resolver<'_> {
             patterns: patterns.layers,
             ..ModelSpec::default()
         };
-        let kv_heads = self.pick(|said| &said.num_kv_heads);
-        // What each head has of its own anyway is not said.
-        spec.num_kv_heads = kv_heads.map(|said| said.value);
-        spec.num_kv_heads
-            .take_if(|heads| *heads == sizes.d_model / d_head.max(1));
         let before = spec.patterns.clone();
         let overridden = self.options.override_patterns(&mut spec);
         overridden.map_err(|problems| self.mismatch(problems))?;
@@ -185,71 +194,71 @@ impl Resolver<'_> {
 
     /// The sizes that the weights have.
     fn found(&self) -> Result<Sizes, Vec<String>> {
-        fn first<T: Copy>(
-            said: &[Described],
-            field: fn(&Described) -> &Option<Said<T>>,
-        ) -> Option<T> {
-            said.iter()
-                .find_map(|said| Some(field(said).as_ref()?.value))
-        }
         self.state.sizes(|d_model, num_layers| {
-            let kv_heads = first(&self.said, |said| &said.num_kv_heads)?;
-            let heads = first(&self.said, |said| &said.num_heads);
-            let d_head = self
-                .options
-                .d_head
-                .or_else(|| first(&self.said, |said| &said.d_head));
-            let d_head = d_head.or_else(|| d_model.checked_div(heads?));
-            let d_head = d_head.or_else(|| {
-                let released = official::released_size(num_layers, d_model);
-                released.map(|(_, d_head)| d_head)
-            });
-            kv_heads.checked_mul(d_head?)
+            let kv_heads = self.first(|said| &said.num_kv_heads)?;
+            let (d_head, _) = self.head_channels(d_model, num_layers)?;
+            kv_heads.checked_mul(d_head)
         })
+    }
+
+    /// What the first configuration that says it says, without a note.
+    fn first<T: Copy>(&self, field: impl Fn(&Described) -> &Option<Said<T>>) -> Option<T> {
+        let mut said = self.said.iter();
+        said.find_map(|said| Some(field(said).as_ref()?.value))
+    }
+
+    /// Channels of a head in a model of this width and depth, and what says so.
+    fn head_channels(&self, d_model: usize, num_layers: usize) -> Option<(usize, Origin)> {
+        if let Some(d_head) = self.options.d_head {
+            return Some((d_head, Origin::Options));
+        }
+        if let Some(d_head) = self.first(|said| &said.d_head) {
+            return Some((d_head, Origin::Said));
+        }
+        if let Some(heads) = self.first(|said| &said.num_heads)
+            && let Some(d_head) = d_model.checked_div(heads)
+            && d_head * heads == d_model
+        {
+            return Some((d_head, Origin::Heads));
+        }
+        let released = official::released_size(num_layers, d_model);
+        released.map(|(name, d_head)| (d_head, Origin::Released(name)))
     }
 
     fn d_head(&mut self, sizes: &Sizes) -> Result<usize, String> {
         let said = self.pick(|said| &said.d_head);
-        let origin = self.said.iter().find(|said| said.d_head.is_some());
-        let origin = origin.map(|said| said.origin.clone()).unwrap_or_default();
-        if let Some(d_head) = self.options.d_head {
-            if let Some(said) = said.filter(|said| said.value != d_head) {
-                self.notes.push(format!(
-                    "`d_head: {d_head}` overrides {} {} of {origin}",
-                    said.field, said.value
-                ));
-            }
-            return Ok(d_head);
-        }
-        if let Some(said) = said {
-            if !self.given || self.given(|said| &said.d_head).is_none() {
-                self.notes
-                    .push(format!("d_head {} from {origin}", said.value));
-            }
-            return Ok(said.value);
-        }
-        if let Some(heads) = self.pick(|said| &said.num_heads)
-            && let Some(d_head) = sizes.d_model.checked_div(heads.value)
-            && d_head * heads.value == sizes.d_model
-        {
-            self.notes.push(format!(
-                "d_head {d_head}: width {} over {} {}",
-                sizes.d_model, heads.field, heads.value
-            ));
-            return Ok(d_head);
-        }
-        match official::released_size(sizes.num_layers, sizes.d_model) {
-            Some((name, d_head)) => {
-                self.notes.push(format!(
-                    "d_head {d_head}: the size is the released {name} model's"
-                ));
-                Ok(d_head)
-            }
-            None => Err(format!(
+        let found = self.head_channels(sizes.d_model, sizes.num_layers);
+        let Some((d_head, origin)) = found else {
+            return Err(format!(
                 "d_head: {} layers of width {} are no released size; give `d_head` or `config_file`",
                 sizes.num_layers, sizes.d_model
+            ));
+        };
+        let there = self.said.iter().find(|said| said.d_head.is_some());
+        let there = there.map(|said| said.origin.clone()).unwrap_or_default();
+        let note = match origin {
+            Origin::Options => said.filter(|said| said.value != d_head).map(|said| {
+                format!(
+                    "`d_head: {d_head}` overrides {} {} of {there}",
+                    said.field, said.value
+                )
+            }),
+            Origin::Said => {
+                let given = self.given && self.given(|said| &said.d_head).is_some();
+                (!given).then(|| format!("d_head {d_head} from {there}"))
+            }
+            Origin::Heads => self.pick(|said| &said.num_heads).map(|heads| {
+                format!(
+                    "d_head {d_head}: width {} over {} {}",
+                    sizes.d_model, heads.field, heads.value
+                )
+            }),
+            Origin::Released(name) => Some(format!(
+                "d_head {d_head}: the size is the released {name} model's"
             )),
-        }
+        };
+        self.notes.extend(note);
+        Ok(d_head)
     }
 
     /// What configurations say that the model cannot be.
