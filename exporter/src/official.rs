@@ -204,6 +204,23 @@ impl Source {
 /// Bytes of f32 that are compared at a time.
 const COMPARED_BYTES: usize = 1 << 20;
 
+/// What to say of keys and values in heads that nobody told of, where `is` them: with a forget gate in `in_proj`, and
+/// how many heads.
+fn grouped_hint(spec: &ModelSpec, gate: bool, is: impl Fn(bool, Option<usize>) -> bool) -> String {
+    let heads = spec.num_heads();
+    let fits = |gate: bool| {
+        let mut fewer = (1..heads).filter(|&kv| heads.is_multiple_of(kv));
+        fewer.find(|&kv| is(gate, Some(kv)))
+    };
+    match (fits(gate), fits(false)) {
+        (Some(kv), _) => format!(" (as of `num_kv_heads: {kv}` in a `config_file`)"),
+        (None, Some(kv)) => {
+            format!(" (as of `num_kv_heads: {kv}` and `recurrence: false` in a `config_file`)")
+        }
+        (None, None) => String::new(),
+    }
+}
+
 /// Sizes that weights have by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
@@ -425,15 +442,7 @@ impl<'a> StateDict<'a> {
                 " (no forget gate: attention only, `recurrence: false`)"
             }
             false if is(true, same) => " (it has a forget gate: `recurrence: true`)",
-            _ => {
-                let recurrence = spec.recurrence && !apart;
-                let heads = spec.num_heads();
-                let mut fewer = (1..=heads).filter(|&kv| heads.is_multiple_of(kv));
-                let fits = fewer.find(|&kv| is(recurrence, Some(kv)));
-                return fits.map_or(String::new(), |kv| {
-                    format!(" (as of `num_kv_heads: {kv}` in a `config_file`)")
-                });
-            }
+            _ => return grouped_hint(spec, spec.recurrence && !apart, is),
         };
         hint.into()
     }

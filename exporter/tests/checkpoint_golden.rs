@@ -250,3 +250,29 @@ fn attention_only_weights_are_recognized() {
     };
     assert!(!resolve(&checkpoint, &options).unwrap().spec.recurrence);
 }
+
+#[test]
+fn grouped_heads_that_nobody_told_of_are_named() {
+    for (name, hint) in [
+        ("gqa", "(as of `num_kv_heads: 2` in a `config_file`)"),
+        (
+            "mqa_attention_only",
+            "(as of `num_kv_heads: 1` and `recurrence: false` in a `config_file`)",
+        ),
+    ] {
+        // Without the configuration that lies beside it.
+        let dir = tempfile::tempdir().unwrap();
+        let file = ["model.safetensors", "model.pth"].map(|file| golden(name).join(file));
+        let file = file.into_iter().find(|file| file.exists()).unwrap();
+        let copy = dir.path().join(file.file_name().unwrap());
+        std::fs::copy(&file, &copy).unwrap();
+        let checkpoint = Checkpoint::open(&copy).unwrap();
+        let options = ResolveOptions {
+            d_head: Some(16),
+            dilation: vec![1],
+            ..ResolveOptions::default()
+        };
+        let error = resolve(&checkpoint, &options).unwrap_err().to_string();
+        assert!(error.contains(hint), "{error}");
+    }
+}
