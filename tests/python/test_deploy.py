@@ -123,7 +123,7 @@ def flags_of(command, ratplus_bin):
     if command[:3] == ["python", "-m", "ratplus.dynamo"]:
         return " ".join(re.findall(r'add_argument\("(--[\w-]+)"', (ROOT / "python" / "ratplus" / "dynamo.py").read_text()))
     assert command[0] == "tritonserver"
-    return (ROOT / "tests" / "python" / "test_triton.py").read_text() + (ROOT / "docs" / "triton.md").read_text()
+    return (ROOT / "tests" / "python" / "triton_server.py").read_text() + (ROOT / "docs" / "triton.md").read_text()
 
 
 def check(text, ratplus_bin):

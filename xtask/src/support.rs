@@ -76,7 +76,7 @@ const ROWS: &[Row] = &[
     row("all backends of a machine without a GPU", "", "the same tokens", By(&["suite: generate::backends_pick_the_same_tokens"])),
     row("ratplus serve", "HTTP/1.1", "answers do not depend on the load", By(&["serving: determinism::*"])),
     row("ratplus serve", "clients in requirements-clients.txt", "openai (Python, npm), lm-eval, aiperf, vllm-router", By(&["test_serve::*", "test_serve_clients::*"])),
-    row("Triton Inference Server, our backend", "2.51 (24.10)", "streams, cancels, queues, reloads, drains; KServe's client; ratplus generate's tokens", By(&["test_triton::*"])),
+    row("Triton Inference Server, our backend", "2.51 (24.10)", "streams, cancels, queues, reloads, drains; KServe's client; ratplus generate's tokens", By(&["test_triton::*", "test_triton_repository::*"])),
     row("Python module", "the wheel", "generate, score, states, exceptions", By(&["test_module::*"])),
     row("lm-evaluation-harness", "0.4.13", "--model ratplus", By(&["test_lm_eval::*"])),
     row("NVIDIA Dynamo", "the one in requirements-dynamo.txt", "a worker in Python: the same tokens, also where a worker is lost; drain", By(&["test_dynamo::*"])),
