@@ -26,10 +26,11 @@ RATPLUS_DEVICE i64 launched_query(const AttentionParams& p) {
     return static_cast<i64>(block_z()) * p.launch_heads * p.group + block_y();
 }
 
-// Counts the blocks of a query head, or the query heads of a key-value head, that are done, in memory that holds anything at the start: its upper 56 bits
-// are a mark, and where they are not, the first block to look puts it there. No block counts before it has
-// looked, and the last one leaves a count of zero. As f32 and in its first halves the mark is a NaN that no
-// instruction makes: what a kernel computed is not taken for a count.
+// Counts the blocks of a query head, or the query heads of a key-value head, that are done, in memory that
+// holds anything at the start: its upper 56 bits are a mark, and where they are not, the first block to look
+// puts it there. No block counts before it has looked, and the last one leaves a count of zero. As f32 and in
+// its first halves the mark is a NaN that no instruction makes: what a kernel computed is not taken for a
+// count.
 struct Arrivals {
     static constexpr u64 MARK = 0x7fb9ffe37fb9ff00ull;
     u64* const at;
