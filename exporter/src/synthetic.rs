@@ -114,7 +114,7 @@ mod tests {
         });
         assert_eq!(parameters, [1475.0, 2651.0, 7648.0]);
         assert!(spec.patterns.iter().all(|layer| {
-            let head = layer.per_head(1)[0];
+            let head = layer.kept(1)[0];
             (
                 head.dilation_or_minus_one(),
                 head.local_window,

@@ -223,7 +223,7 @@ fn a_pattern_in_the_directory_name_is_enough_with_the_head_size() {
     };
     let resolved = resolve(&checkpoint, &options).unwrap();
     assert_eq!(
-        resolved.spec.layer_patterns(3),
+        resolved.spec.kept_patterns(3),
         vec![Pattern::new(16, 64, 4).unwrap(); 4]
     );
     assert_eq!(

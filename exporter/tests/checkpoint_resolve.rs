@@ -179,7 +179,7 @@ fn flags_override_the_configuration_field_by_field() {
     let shown = |layer: usize| {
         resolved
             .spec
-            .layer_patterns(layer)
+            .kept_patterns(layer)
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()
@@ -242,10 +242,7 @@ fn without_a_configuration_everything_has_a_source_or_a_flag() {
         ..ResolveOptions::default()
     };
     let resolved = resolve(&small, &flags).unwrap();
-    assert_eq!(
-        resolved.spec.layer_patterns(1)[0].to_string(),
-        "D=8 W=0 I=4"
-    );
+    assert_eq!(resolved.spec.kept_patterns(1)[0].to_string(), "D=8 W=0 I=4");
     assert_eq!(
         resolved.notes,
         [
@@ -263,7 +260,7 @@ fn without_a_configuration_everything_has_a_source_or_a_flag() {
     let named = checkpoint("runs/d16w256p4/model.safetensors", &tensors(2, 64));
     let resolved = resolve(&named, &windows).unwrap();
     assert_eq!(
-        resolved.spec.layer_patterns(0)[0].to_string(),
+        resolved.spec.kept_patterns(0)[0].to_string(),
         "D=16 W=3 I=4"
     );
     assert_eq!(

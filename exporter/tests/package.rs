@@ -112,8 +112,8 @@ fn a_package_holds_what_its_manifest_lists() {
         assert_eq!(files[name].len() as u64, info.bytes, "{name}");
     }
     // Dense attention keeps no window; windows longer than a sequence are cut to it.
-    assert_eq!(manifest.model.layer_patterns(0)[0], Pattern::DENSE);
-    assert_eq!(manifest.model.layer_patterns(1)[1].local_window, 40);
+    assert_eq!(manifest.model.kept_patterns(0)[0], Pattern::DENSE);
+    assert_eq!(manifest.model.kept_patterns(1)[1].local_window, 40);
     let (tensors, total) = model::storage(&manifest.model, &manifest.shape(), &manifest.precision);
     assert_eq!(files[WEIGHTS_FILE].len() as u64, total);
     let last = tensors.last().unwrap();

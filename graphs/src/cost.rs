@@ -21,7 +21,7 @@ pub struct TokenCost {
     pub dense_attention_flops: f64,
     /// FLOPs of everything else.
     pub linear_flops: f64,
-    /// Bytes of keys and values that a cache for this context has to hold.
+    /// Bytes of keys, values and blocks' summaries that a cache for this context has to hold.
     pub cache_bytes: f64,
     /// The same for dense attention.
     pub dense_cache_bytes: f64,
@@ -32,6 +32,8 @@ pub struct TokenCost {
 pub struct StateBytes {
     /// Keys and values.
     pub cache: u64,
+    /// Summaries of blocks.
+    pub summaries: u64,
     /// The recurrence's state.
     pub recurrent: u64,
     /// Keys and values of dense attention over the same length.
@@ -54,13 +56,25 @@ fn elements(weight: Weight, spec: &ModelSpec) -> u64 {
 pub fn token_cost(spec: &ModelSpec, context: usize, element_bytes: usize) -> TokenCost {
     let query = context.saturating_sub(1);
     let head_dim = spec.d_head as f64;
-    let (mut keys, mut rows) = (0usize, 0usize);
-    for layer in 0..spec.num_layers {
-        for pattern in spec.layer_patterns(layer) {
-            let pattern = pattern.normalized(context);
-            keys += pattern.visible_count(query);
-            rows += head_rows(pattern, context);
+    let (mut keys, mut rows, mut summaries, mut scores) = (0usize, 0usize, 0usize, 0usize);
+    for (layer, patterns) in spec.patterns.iter().enumerate() {
+        match patterns.normalized(context).block_top_k() {
+            Some(blocks) => {
+                // Scores of earlier blocks count as keys of which there is a product, not a sum.
+                let scored = blocks.block_of(query) * blocks.score.parts();
+                scores += spec.kv_heads() * scored;
+                keys += spec.kv_heads() * blocks.visible_count(query);
+                rows += spec.kv_heads() * context;
+            }
+            None => {
+                for pattern in spec.kept_patterns(layer) {
+                    let pattern = pattern.normalized(context);
+                    keys += pattern.visible_count(query);
+                    rows += head_rows(pattern, context);
+                }
+            }
         }
+        summaries += spec.summary_rows(layer, context);
     }
     let group = spec.num_heads() / spec.kv_heads().max(1);
     let kv_heads = (spec.num_layers * spec.kv_heads()) as f64;
@@ -72,10 +86,10 @@ pub fn token_cost(spec: &ModelSpec, context: usize, element_bytes: usize) -> Tok
     let cache = |rows: f64| rows * head_dim * 2.0 * element_bytes as f64;
     TokenCost {
         context,
-        attention_flops: 4.0 * head_dim * (keys * group) as f64,
+        attention_flops: head_dim * ((4 * keys + 2 * scores) * group) as f64,
         dense_attention_flops: 4.0 * head_dim * kv_heads * (group * context) as f64,
         linear_flops: 2.0 * multiplied as f64,
-        cache_bytes: cache(rows as f64),
+        cache_bytes: cache(rows as f64) + (4 * summaries) as f64 * head_dim,
         dense_cache_bytes: cache(kv_heads * context as f64),
     }
 }
@@ -87,6 +101,9 @@ pub fn state_bytes(spec: &ModelSpec, shape: &PackageShape) -> StateBytes {
         .map(|layer| spec.cache_layout(layer, shape.max_seq_len).rows())
         .sum();
     let row = 2 * spec.d_head as u64 * element;
+    let summaries: usize = (0..spec.num_layers)
+        .map(|layer| spec.summary_rows(layer, shape.max_seq_len))
+        .sum();
     let heads = (spec.num_layers * spec.kv_heads()) as u64;
     let recurrent = if spec.recurrence {
         2 * 4 * (spec.num_layers * spec.d_kv()) as u64
@@ -95,6 +112,7 @@ pub fn state_bytes(spec: &ModelSpec, shape: &PackageShape) -> StateBytes {
     };
     StateBytes {
         cache: rows as u64 * row,
+        summaries: 4 * (summaries * spec.d_head) as u64,
         recurrent,
         dense_cache: heads * shape.max_seq_len as u64 * row,
     }
@@ -137,7 +155,10 @@ mod tests {
                 .map(|(_, _, t)| t.bytes())
                 .sum();
             let bytes = state_bytes(&spec, &shape);
-            assert_eq!(3 * (bytes.cache + bytes.recurrent), bound as u64);
+            assert_eq!(
+                3 * (bytes.cache + bytes.summaries + bytes.recurrent),
+                bound as u64
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! What RAT+ deployment agrees on, defined once.
 //!
 //! - [`pattern`]: which keys a query sees.
+//! - [`blocks`]: block top-k attention: blocks, their scores and summaries.
 //! - [`cache`]: closed-form arithmetic between token positions and rows of the compact KV cache.
 //! - [`spec`]: the model's sizes and patterns, as in `config.json`.
 //! - [`precision`]: how weights are stored: in the package's type, as block-wise integers, in f32.
@@ -24,7 +25,7 @@
 //!     r#"{"vocab_size": 32000, "d_model": 2048, "num_layers": 2, "d_head": 128, "d_ffn": 8192,
 //!         "patterns": [{"dilation": 16, "initial": 4}, {"dilation": 1}]}"#,
 //! )?;
-//! assert_eq!(spec.layer_patterns(1), [Pattern::DENSE; 16]);
+//! assert_eq!(spec.kept_patterns(1), [Pattern::DENSE; 16]);
 //! let cost = cost::token_cost(&spec, 32768, 4);
 //! let rows = 16 * (4 + 32768 / 16) + 16 * 32768;
 //! assert_eq!(cost.cache_bytes, f64::from(2 * rows * 128 * 4));
@@ -32,6 +33,7 @@
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 
+pub mod blocks;
 pub mod cache;
 pub mod cost;
 mod limits;
@@ -48,6 +50,7 @@ pub mod staging;
 mod tensor;
 pub mod tolerance;
 
+pub use blocks::BlockTopK;
 pub use cache::{CacheLayout, HeadCache};
 pub use package::plans;
 pub use package::{Fallback, LogitsMode, Manifest, PackageShape, SpecialTokens, Target};

@@ -2,6 +2,7 @@
 //! would be taken that no file justifies.
 
 use crate::package::{LogitsMode, Manifest};
+use crate::pattern::Pattern;
 use crate::spec::{LayerPatterns, ModelSpec};
 
 /// Most elements of all weights, or of all states, of a model. No product of sizes below it
@@ -40,6 +41,8 @@ pub(crate) fn manifest(manifest: &Manifest) -> Vec<String> {
     let mut rows = 0u128;
     for patterns in &spec.patterns {
         let (patterns, times) = match patterns {
+            // With as many rows of summaries as of keys, at most.
+            LayerPatterns::BlockTopK(_) => (&[Pattern::DENSE; 2][..], heads),
             LayerPatterns::Uniform(pattern) => (std::slice::from_ref(pattern), heads),
             LayerPatterns::PerHead(patterns) => (patterns.as_slice(), 1),
         };

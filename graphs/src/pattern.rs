@@ -41,7 +41,7 @@ struct RawPattern {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} is {value}, expected {expected}")]
 pub struct PatternError {
-    /// `dilation`, `local_window` or `initial`.
+    /// `dilation`, `local_window` or `initial`; of blocks, `block_size` or `top_k`.
     pub field: &'static str,
     /// What was given.
     pub value: i64,
@@ -53,6 +53,13 @@ impl Pattern {
     /// Dense causal attention.
     pub const DENSE: Self = Self {
         dilation: NonZeroU32::new(1),
+        local_window: 0,
+        initial: 0,
+    };
+
+    /// The token itself alone.
+    pub const NONE: Self = Self {
+        dilation: None,
         local_window: 0,
         initial: 0,
     };

@@ -4,6 +4,7 @@ mod activation;
 
 pub use activation::Activation;
 
+use crate::blocks::BlockTopK;
 use crate::cache::CacheLayout;
 use crate::none_wrong;
 use crate::pattern::Pattern;
@@ -121,7 +122,7 @@ impl Default for ModelSpec {
     }
 }
 
-/// One layer's patterns: the same for all heads, or one per key-value head.
+/// One layer's patterns: the same for all heads, one per key-value head, or blocks that queries choose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LayerPatterns {
@@ -129,14 +130,25 @@ pub enum LayerPatterns {
     Uniform(Pattern),
     /// One pattern per key-value head.
     PerHead(Vec<Pattern>),
+    /// Queries choose blocks of keys.
+    BlockTopK(BlockTopK),
 }
 
 impl LayerPatterns {
-    /// One pattern for each of so many heads.
-    pub fn per_head(&self, num_heads: usize) -> Vec<Pattern> {
+    /// The pattern of the keys that each of so many heads keeps: all, where queries choose blocks.
+    pub fn kept(&self, num_heads: usize) -> Vec<Pattern> {
         match self {
             Self::Uniform(pattern) => vec![*pattern; num_heads],
             Self::PerHead(patterns) => patterns.clone(),
+            Self::BlockTopK(_) => vec![Pattern::DENSE; num_heads],
+        }
+    }
+
+    /// How queries choose blocks, where they do.
+    pub fn block_top_k(&self) -> Option<BlockTopK> {
+        match self {
+            Self::BlockTopK(blocks) => Some(*blocks),
+            Self::Uniform(_) | Self::PerHead(_) => None,
         }
     }
 
@@ -150,10 +162,17 @@ impl LayerPatterns {
         }
     }
 
-    fn map(&self, f: impl Fn(Pattern) -> Pattern) -> Self {
+    /// The same for sequences of at most `max_seq_len` tokens, without what cannot matter: see
+    /// [`Pattern::normalized`]; a choice of all blocks is none.
+    pub fn normalized(&self, max_seq_len: usize) -> Self {
+        let normalized = |pattern: &Pattern| pattern.normalized(max_seq_len);
         match self {
-            Self::Uniform(pattern) => Self::Uniform(f(*pattern)),
-            Self::PerHead(patterns) => Self::collapse(patterns.iter().copied().map(f).collect()),
+            Self::Uniform(pattern) => Self::Uniform(normalized(pattern)),
+            Self::PerHead(patterns) => Self::collapse(patterns.iter().map(normalized).collect()),
+            Self::BlockTopK(blocks) if blocks.is_dense(max_seq_len) => {
+                Self::Uniform(Pattern::DENSE)
+            }
+            Self::BlockTopK(blocks) => Self::BlockTopK(blocks.normalized(max_seq_len)),
         }
     }
 }
@@ -179,14 +198,26 @@ impl ModelSpec {
         self.kv_heads().saturating_mul(self.d_head)
     }
 
-    /// One pattern per key-value head of `layer`.
-    pub fn layer_patterns(&self, layer: usize) -> Vec<Pattern> {
-        self.patterns[layer].per_head(self.kv_heads())
+    /// The pattern of the keys that each key-value head of `layer` keeps: all, where queries choose blocks.
+    pub fn kept_patterns(&self, layer: usize) -> Vec<Pattern> {
+        self.patterns[layer].kept(self.kv_heads())
+    }
+
+    /// How queries of `layer` choose blocks, where they do.
+    pub fn block_top_k(&self, layer: usize) -> Option<BlockTopK> {
+        self.patterns[layer].block_top_k()
+    }
+
+    /// Rows of the summaries of the blocks of `layer`.
+    pub fn summary_rows(&self, layer: usize, max_seq_len: usize) -> usize {
+        let rows = self.block_top_k(layer);
+        let rows = rows.map_or(0, |blocks| blocks.summary_rows(max_seq_len));
+        rows.saturating_mul(self.kv_heads())
     }
 
     /// The cache of `layer` for sequences of up to `max_seq_len` tokens.
     pub fn cache_layout(&self, layer: usize, max_seq_len: usize) -> CacheLayout {
-        CacheLayout::new(&self.layer_patterns(layer), max_seq_len)
+        CacheLayout::new(&self.kept_patterns(layer), max_seq_len)
     }
 
     /// What is computed in another way than by the released models, in words.
@@ -225,15 +256,13 @@ impl ModelSpec {
         self.in_proj_widths().iter().sum()
     }
 
-    /// The same model with every pattern [normalized](Pattern::normalized).
+    /// The same model with every pattern [normalized](LayerPatterns::normalized).
     pub fn normalized(&self, max_seq_len: usize) -> Self {
-        let patterns = self
-            .patterns
-            .iter()
-            .map(|layer| layer.map(|p| p.normalized(max_seq_len)))
-            .collect();
+        let patterns = self.patterns.iter();
         Self {
-            patterns,
+            patterns: patterns
+                .map(|layer| layer.normalized(max_seq_len))
+                .collect(),
             ..self.clone()
         }
     }
@@ -337,10 +366,10 @@ mod tests {
         let spec: ModelSpec = serde_json::from_value(config()).unwrap();
         spec.validate().unwrap();
         assert_eq!(
-            spec.layer_patterns(0),
+            spec.kept_patterns(0),
             vec![Pattern::new(8, 8, 4).unwrap(); 4]
         );
-        assert_eq!(spec.layer_patterns(1)[3], Pattern::new(-1, 16, 0).unwrap());
+        assert_eq!(spec.kept_patterns(1)[3], Pattern::new(-1, 16, 0).unwrap());
         assert_eq!(spec.cache_layout(1, 100).rows(), 100 + 25 + 12 + 16);
     }
 

@@ -1,7 +1,7 @@
 //! The RAT+ operators on plain pointers, for CPUs and, in [`cuda`], for NVIDIA GPUs.
 //!
 //! Hosts run any operator through a [`CpuPlan`]; each operator is one [`CpuKernel`].
-//! [`recurrence_scan`] and [`dilated_attention`] take the operators' tensors as dense row-major
+//! [`recurrence_scan`], [`dilated_attention`] and [`block_top_k_attention`] take the operators' tensors as dense row-major
 //! pointers and a [`ParallelFor`] that the caller supplies; they start no thread of their own.
 //! x86-64 runs AVX-512 or AVX2 code where the processor has it, found at run time; everything
 //! else runs portable code ([`isa`] tells which). Elements are f32, f16 or bf16, and sums are f32;
@@ -32,6 +32,7 @@ mod simd;
 mod tests;
 mod told;
 
+pub use attention::blocks::{BlockTopKParams, block_top_k_attention, block_top_k_attention_on};
 pub use attention::{
     AttentionParams, attention_workspace_bytes, dilated_attention, dilated_attention_on,
 };

@@ -185,14 +185,18 @@ fn print_text(path: &Path, subject: &Subject, costs: &[TokenCost]) {
         }
     }
     let state = cost::state_bytes(spec, shape);
+    let summaries = match state.summaries {
+        0 => String::new(),
+        bytes => format!(" + {bytes} of blocks' summaries"),
+    };
     outln!(
-        "state        {} bytes of cache + {} of recurrence a sequence; dense attention: {} ({})",
+        "state        {} bytes of cache{summaries} + {} of recurrence a sequence; dense attention: {} ({})",
         state.cache,
         state.recurrent,
         state.dense_cache,
         ratio(
             state.dense_cache as f64,
-            (state.cache + state.recurrent) as f64
+            (state.cache + state.summaries + state.recurrent) as f64
         ),
     );
     if let Some(manifest) = manifest {
@@ -256,14 +260,24 @@ fn memory_line(memory: &SessionMemory) -> String {
 
 /// The patterns in a few words, in the terms of the flags.
 pub(super) fn pattern_summary(spec: &ModelSpec) -> String {
-    let first = spec.patterns.first();
-    match first {
-        Some(LayerPatterns::Uniform(pattern))
-            if spec.patterns.iter().all(|layer| Some(layer) == first) =>
-        {
-            pattern.to_string()
-        }
+    match &*spec.patterns {
+        [
+            first @ (LayerPatterns::Uniform(_) | LayerPatterns::BlockTopK(_)),
+            others @ ..,
+        ] if others.iter().all(|layer| layer == first) => pattern_words(first),
         _ => "patterns by layer or head".into(),
+    }
+}
+
+fn pattern_words(layer: &LayerPatterns) -> String {
+    match layer {
+        LayerPatterns::Uniform(pattern) => pattern.to_string(),
+        LayerPatterns::PerHead(patterns) => {
+            let heads = (0..).zip(patterns);
+            let heads = heads.map(|(head, pattern)| format!("head {head} {pattern}"));
+            heads.collect::<Vec<_>>().join("; ")
+        }
+        LayerPatterns::BlockTopK(blocks) => blocks.to_string(),
     }
 }
 
@@ -271,21 +285,13 @@ pub(super) fn pattern_summary(spec: &ModelSpec) -> String {
 fn pattern_lines(spec: &ModelSpec) -> Vec<String> {
     let mut layer = 0;
     let runs = spec.patterns.chunk_by(|a, b| a == b).map(|run| {
-        let per_head = spec.layer_patterns(layer);
-        let text = match LayerPatterns::collapse(per_head.clone()) {
-            LayerPatterns::Uniform(pattern) => pattern.to_string(),
-            _ => (0..)
-                .zip(&per_head)
-                .map(|(head, pattern)| format!("head {head} {pattern}"))
-                .collect::<Vec<_>>()
-                .join("; "),
-        };
         let first = layer;
         layer += run.len();
         let layers = match run.len() {
             1 => format!("layer {first}"),
             _ => format!("layers {first}-{}", layer - 1),
         };
+        let text = pattern_words(&run[0]);
         format!("pattern      {layers}: {text}")
     });
     runs.collect()

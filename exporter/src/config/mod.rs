@@ -7,6 +7,7 @@
 
 mod model;
 mod object;
+mod patterns;
 mod text;
 
 pub(crate) use model::{named as activation, unsupported_activation};

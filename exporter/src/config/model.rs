@@ -1,10 +1,9 @@
 //! A [`ModelSpec`](ratplus_graphs::spec::ModelSpec) as JSON, whole or in part, and what Hugging
 //! Face's model library calls the same fields.
 
-use super::object::integer;
+use super::patterns::patterns;
 use super::{Described, Function, Object, Refusal, Said, show};
-use ratplus_graphs::pattern::Pattern;
-use ratplus_graphs::spec::{Activation, LayerPatterns, MODEL_TYPE};
+use ratplus_graphs::spec::{Activation, MODEL_TYPE};
 use serde_json::Value;
 
 /// What that library writes into every `config.json`, and does not say what a model computes.
@@ -116,88 +115,4 @@ pub(crate) fn unsupported_activation(found: &Said<String>) -> String {
         names.join(", "),
         show(&found_name)
     )
-}
-
-fn patterns(value: &Value, problems: &mut Vec<String>) -> Option<Vec<LayerPatterns>> {
-    let Value::Array(layers) = value else {
-        problems.push(format!(
-            "patterns: expected a list of one entry per layer, found {}",
-            show(value)
-        ));
-        return None;
-    };
-    let before = problems.len();
-    let mut found = Vec::new();
-    for (layer, entry) in layers.iter().enumerate() {
-        let path = format!("patterns[{layer}]");
-        let patterns = match entry {
-            Value::Array(heads) => {
-                let heads = heads.iter().enumerate();
-                let heads = heads.filter_map(|(head, entry)| {
-                    pattern(entry, &format!("{path}[{head}]"), problems)
-                });
-                Some(LayerPatterns::PerHead(heads.collect()))
-            }
-            entry => pattern(entry, &path, problems).map(LayerPatterns::Uniform),
-        };
-        found.extend(patterns);
-    }
-    (problems.len() == before).then_some(found)
-}
-
-fn pattern(value: &Value, path: &str, problems: &mut Vec<String>) -> Option<Pattern> {
-    let Some(mut fields) = Object::new(value, path) else {
-        problems.push(format!(
-            "{path}: expected a pattern such as {{\"dilation\": 16, \"local_window\": 256, \"initial\": 4}}, \
-             or a list of one per key-value head, found {}",
-            show(value)
-        ));
-        return None;
-    };
-    let before = problems.len();
-    let mut field = |name: &'static str, missing: Option<i64>| match (fields.get(name), missing) {
-        (None, Some(value)) => value,
-        (None, None) => {
-            problems.push(format!(
-                "{path}.{name}: expected -1 (none) or 1 or more, found nothing"
-            ));
-            0
-        }
-        (Some(found), _) => integer(found).unwrap_or_else(|| {
-            let problem = format!(
-                "{path}.{name}: expected a whole number, found {}",
-                show(found)
-            );
-            problems.push(problem);
-            0
-        }),
-    };
-    let (dilation, window, initial) = (
-        field("dilation", None),
-        field("local_window", Some(0)),
-        field("initial", Some(0)),
-    );
-    for name in ["block_size", "top_k", "score"] {
-        if fields.get(name).is_some() {
-            problems.push(format!(
-                "{path}.{name}: expected none, as this version has no block top-k attention"
-            ));
-        }
-    }
-    problems.extend(
-        fields
-            .unknown()
-            .map(|field| format!("{field}: expected dilation, local_window or initial")),
-    );
-    if problems.len() > before {
-        return None;
-    }
-    Pattern::new(dilation, window, initial)
-        .map_err(|error| {
-            problems.push(format!(
-                "{path}.{}: expected {}, found {}",
-                error.field, error.expected, error.value
-            ));
-        })
-        .ok()
 }

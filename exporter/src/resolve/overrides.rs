@@ -24,7 +24,8 @@ impl ResolveOptions {
             .collect()
     }
 
-    /// Options win, field by field, in every head of their layers. Every problem else.
+    /// Options win, field by field, in every head of their layers; where blocks are chosen, for what is seen
+    /// besides. Every problem else.
     pub(super) fn override_patterns(&self, spec: &mut ModelSpec) -> Result<(), Vec<String>> {
         let mut problems = Vec::new();
         let layers = spec.patterns.len();
@@ -44,6 +45,7 @@ impl ResolveOptions {
                 let heads = match patterns {
                     LayerPatterns::Uniform(pattern) => std::slice::from_mut(pattern),
                     LayerPatterns::PerHead(heads) => heads,
+                    LayerPatterns::BlockTopK(blocks) => std::slice::from_mut(&mut blocks.beside),
                 };
                 for pattern in heads {
                     let (dilation, window, initial) = (

@@ -138,6 +138,7 @@ impl Resolver<'_> {
         let sparse = layers.iter().any(|layer| match layer {
             LayerPatterns::Uniform(pattern) => !dense(pattern),
             LayerPatterns::PerHead(heads) => !heads.iter().all(dense),
+            LayerPatterns::BlockTopK(_) => true,
         });
         if sparse {
             self.notes.push(format!(
@@ -202,20 +203,16 @@ pub(super) fn join(values: &[i64]) -> String {
 }
 
 pub(super) fn summary(patterns: &[LayerPatterns]) -> String {
+    let words = |layer: &LayerPatterns| match layer {
+        LayerPatterns::Uniform(pattern) => pattern.to_string(),
+        LayerPatterns::PerHead(_) => "per head".into(),
+        LayerPatterns::BlockTopK(blocks) => blocks.to_string(),
+    };
     match patterns {
-        [LayerPatterns::Uniform(first), rest @ ..]
-            if rest
-                .iter()
-                .all(|layer| *layer == LayerPatterns::Uniform(*first)) =>
-        {
-            first.to_string()
-        }
+        [first, rest @ ..] if rest.iter().all(|layer| layer == first) => words(first),
         _ => {
-            let layers = patterns.iter().map(|layer| match layer {
-                LayerPatterns::Uniform(pattern) => pattern.to_string(),
-                LayerPatterns::PerHead(_) => "per head".into(),
-            });
-            format!("by layer ({})", layers.collect::<Vec<_>>().join("; "))
+            let layers: Vec<_> = patterns.iter().map(words).collect();
+            format!("by layer ({})", layers.join("; "))
         }
     }
 }

@@ -7,8 +7,9 @@ use super::{EMBEDDED, FINAL_NORM, ROTARY_TABLES, Tap, Weight};
 use crate::onnx::{LowCasts, NodeProto, ValueInfoProto};
 use crate::ops::body::{self, BodyShape};
 use crate::ops::{
-    Axis, Definition, DilatedAttention, ElementType, Linear, Op, Operator, Port, Ports,
-    RecurrenceScan, TensorType, dilated_attention, linear, recurrence_scan,
+    Axis, BlockTopKAttention, Definition, DilatedAttention, ElementType, Linear, Op, Operator,
+    Port, Ports, RecurrenceScan, TensorType, block_top_k_attention, dilated_attention, linear,
+    recurrence_scan,
 };
 use crate::package::{
     CustomNodes, INPUT_IDS, LOGITS, LogitsMode, PAST_LENGTH, PackageShape, Products, SEQ_LENGTH,
@@ -400,31 +401,75 @@ impl Model<'_> {
             [(2, gated_key), (3, gated_value)]
                 .map(|(part, name)| self.b.reshape(&parts[part], &keys, Some(&name)))
         };
-        let operator = DilatedAttention {
-            num_heads: spec.num_heads(),
-            patterns: spec.layer_patterns(layer),
-            scale: (1.0 / (spec.d_head as f64).sqrt()) as f32,
-        };
-        let inputs = dilated_attention::Inputs {
-            query: &*query.name,
-            key: &gated_key.name,
-            value: &gated_value.name,
-            past_key: &StateKind::Key.past_name(layer),
-            past_value: &StateKind::Value.past_name(layer),
-            past_length: PAST_LENGTH,
-            seq_length: SEQ_LENGTH,
-            cos: ROTARY_TABLES[0],
-            sin: ROTARY_TABLES[1],
-        };
-        let outputs = dilated_attention::Outputs {
-            output: &*Tap::Attention.name(layer),
-            present_key: &StateKind::Key.present_name(layer),
-            present_value: &StateKind::Value.present_name(layer),
-        };
-        let attention = self.custom(&operator, layer, inputs, outputs).output;
+        let attention = self.attention(layer, [&query, &gated_key, &gated_value]);
         let attended = self.b.reshape(&attention, &self.activations(d), None);
         let (weight, name) = (Weight::OutProj(layer), Tap::Mixed.name(layer));
         self.residual_linear(&attended, Some(&parts[0]), weight, stream, &name)
+    }
+
+    /// The operator that the layer's patterns ask for: its result.
+    fn attention(&mut self, layer: usize, [query, key, value]: [&Value; 3]) -> Value {
+        let spec = self.sizes.spec;
+        let scale = (1.0 / (spec.d_head as f64).sqrt()) as f32;
+        let past = |kind: StateKind| kind.past_name(layer);
+        let present = |kind: StateKind| kind.present_name(layer);
+        let (past_key, past_value) = (past(StateKind::Key), past(StateKind::Value));
+        let (present_key, present_value) = (present(StateKind::Key), present(StateKind::Value));
+        let output = Tap::Attention.name(layer);
+        let [cos, sin] = ROTARY_TABLES;
+        match spec.block_top_k(layer) {
+            Some(blocks) => {
+                let operator = BlockTopKAttention {
+                    num_heads: spec.num_heads(),
+                    num_kv_heads: spec.kv_heads(),
+                    blocks,
+                    scale,
+                };
+                let inputs = block_top_k_attention::Inputs {
+                    query: &*query.name,
+                    key: &key.name,
+                    value: &value.name,
+                    past_key: &past_key,
+                    past_value: &past_value,
+                    past_block: &past(StateKind::Block),
+                    past_length: PAST_LENGTH,
+                    seq_length: SEQ_LENGTH,
+                    cos,
+                    sin,
+                };
+                let outputs = block_top_k_attention::Outputs {
+                    output: &*output,
+                    present_key: &present_key,
+                    present_value: &present_value,
+                    present_block: &present(StateKind::Block),
+                };
+                self.custom(&operator, layer, inputs, outputs).output
+            }
+            None => {
+                let operator = DilatedAttention {
+                    num_heads: spec.num_heads(),
+                    patterns: spec.kept_patterns(layer),
+                    scale,
+                };
+                let inputs = dilated_attention::Inputs {
+                    query: &*query.name,
+                    key: &key.name,
+                    value: &value.name,
+                    past_key: &past_key,
+                    past_value: &past_value,
+                    past_length: PAST_LENGTH,
+                    seq_length: SEQ_LENGTH,
+                    cos,
+                    sin,
+                };
+                let outputs = dilated_attention::Outputs {
+                    output: &*output,
+                    present_key: &present_key,
+                    present_value: &present_value,
+                };
+                self.custom(&operator, layer, inputs, outputs).output
+            }
+        }
     }
 
     fn feed_forward(&mut self, layer: usize, stream: &Value) -> Value {
@@ -489,6 +534,7 @@ impl Model<'_> {
             Axis::Channels => spec.d_model,
             Axis::KvChannels => spec.d_kv(),
             Axis::Rows => spec.cache_layout(layer, shape.max_seq_len).rows(),
+            Axis::BlockRows => spec.summary_rows(layer, shape.max_seq_len),
             Axis::HeadDim => spec.d_head,
             Axis::MaxSeqLen => shape.max_seq_len,
             Axis::HalfHeadDim => spec.d_head / 2,

@@ -86,7 +86,14 @@ pub fn build(options: &GraphOptions<'_>) -> ModelProto {
         let used = |op: &Op| match op {
             Op::RecurrenceScan => spec.recurrence,
             Op::Linear => lowering.products == Products::Plain,
-            Op::DilatedAttention => true,
+            Op::DilatedAttention => spec
+                .patterns
+                .iter()
+                .any(|layer| layer.block_top_k().is_none()),
+            Op::BlockTopKAttention => spec
+                .patterns
+                .iter()
+                .any(|layer| layer.block_top_k().is_some()),
         };
         let body = sizes.body();
         let ops = Op::ALL.into_iter().filter(used);

@@ -6,6 +6,7 @@
 //! operator through [`Op`], [`Operator`], [`with_operator!`](crate::with_operator) and
 //! [`with_op!`](crate::with_op).
 
+mod attention;
 pub(crate) mod attributes;
 mod inference;
 mod lengths;
@@ -194,6 +195,8 @@ registry! { $
     }
     /// Rows times a matrix that is read where it is stored; for CPUs.
     linear::Linear,
+    /// Rotary embedding, attention to chosen blocks, the cache update and blocks' summaries.
+    block_top_k_attention::BlockTopKAttention,
 }
 
 // After the registry: it goes over the operators.

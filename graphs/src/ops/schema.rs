@@ -48,6 +48,8 @@ pub enum Axis {
     KvChannels,
     /// `R`: cache rows of all key-value heads.
     Rows,
+    /// `Rb`: rows of the summaries of all key-value heads' blocks.
+    BlockRows,
     /// `dh`: channels of one head.
     HeadDim,
     /// `M`: longest sequence.
@@ -67,7 +69,7 @@ pub enum Axis {
 }
 
 impl Axis {
-    pub(super) const COUNT: usize = 13;
+    pub(super) const COUNT: usize = 14;
 
     /// Its letter in shapes.
     pub fn name(self) -> &'static str {
@@ -77,6 +79,7 @@ impl Axis {
             Self::Channels => "N",
             Self::KvChannels => "Nkv",
             Self::Rows => "R",
+            Self::BlockRows => "Rb",
             Self::HeadDim => "dh",
             Self::MaxSeqLen => "M",
             Self::HalfHeadDim => "dh/2",

@@ -31,6 +31,8 @@ pub enum StateKind {
     Key,
     /// Values, `[B, R, d_head]`.
     Value,
+    /// Summaries of blocks, `[B, Rb, d_head]` f32, of layers whose queries choose blocks.
+    Block,
     /// Last gated key before rotary embedding, `[B, d_kv]` f32.
     RecurrentKey,
     /// Last gated value, `[B, d_kv]` f32.
@@ -38,21 +40,44 @@ pub enum StateKind {
 }
 
 impl StateKind {
-    /// All kinds, in the order graphs list them; the recurrent ones only where there is a recurrence.
-    pub fn all(recurrence: bool) -> &'static [Self] {
-        const ALL: [StateKind; 4] = [
-            StateKind::Key,
-            StateKind::Value,
-            StateKind::RecurrentKey,
-            StateKind::RecurrentValue,
-        ];
-        if recurrence { &ALL } else { &ALL[..2] }
+    /// Every kind, in the order graphs list them.
+    pub const ALL: [Self; 5] = [
+        Self::Key,
+        Self::Value,
+        Self::Block,
+        Self::RecurrentKey,
+        Self::RecurrentValue,
+    ];
+
+    /// Those of a layer, in the order graphs list them.
+    pub fn of_layer(spec: &ModelSpec, layer: usize) -> impl Iterator<Item = Self> + use<> {
+        let chooses = spec.block_top_k(layer).is_some();
+        let recurrence = spec.recurrence;
+        Self::ALL.into_iter().filter(move |kind| match kind {
+            Self::Key | Self::Value => true,
+            Self::Block => chooses,
+            Self::RecurrentKey | Self::RecurrentValue => recurrence,
+        })
+    }
+
+    /// Those that any layer has, in the order of a layer.
+    pub fn of_any_layer(spec: &ModelSpec) -> Vec<Self> {
+        let found: Vec<_> = Self::of_model(spec).map(|(_, kind)| kind).collect();
+        let all = Self::ALL.into_iter();
+        all.filter(|kind| found.contains(kind)).collect()
+    }
+
+    /// Those of a model with their layers, in the order of [`state_tensors`].
+    pub fn of_model(spec: &ModelSpec) -> impl Iterator<Item = (usize, Self)> {
+        (0..spec.num_layers)
+            .flat_map(|layer| Self::of_layer(spec, layer).map(move |kind| (layer, kind)))
     }
 
     fn suffix(self) -> &'static str {
         match self {
             Self::Key => "key",
             Self::Value => "value",
+            Self::Block => "block",
             Self::RecurrentKey => "recurrent_key",
             Self::RecurrentValue => "recurrent_value",
         }
@@ -72,7 +97,7 @@ impl StateKind {
     pub fn dtype(self, shape: &PackageShape) -> ElementType {
         match self {
             Self::Key | Self::Value => shape.cache_dtype,
-            Self::RecurrentKey | Self::RecurrentValue => ElementType::F32,
+            Self::Block | Self::RecurrentKey | Self::RecurrentValue => ElementType::F32,
         }
     }
 
@@ -82,6 +107,7 @@ impl StateKind {
             Self::Key | Self::Value => {
                 vec![spec.cache_layout(layer, max_seq_len).rows(), spec.d_head]
             }
+            Self::Block => vec![spec.summary_rows(layer, max_seq_len), spec.d_head],
             Self::RecurrentKey | Self::RecurrentValue => vec![spec.d_kv()],
         }
     }
@@ -153,15 +179,12 @@ impl TensorType {
 
 /// Every state tensor in graph order: (past name, present name, type).
 pub fn state_tensors(spec: &ModelSpec, shape: &PackageShape) -> Vec<(String, String, TensorType)> {
-    (0..spec.num_layers)
-        .flat_map(|layer| {
-            StateKind::all(spec.recurrence).iter().map(move |kind| {
-                (
-                    kind.past_name(layer),
-                    kind.present_name(layer),
-                    kind.tensor(spec, layer, shape),
-                )
-            })
-        })
-        .collect()
+    let states = StateKind::of_model(spec).map(|(layer, kind)| {
+        (
+            kind.past_name(layer),
+            kind.present_name(layer),
+            kind.tensor(spec, layer, shape),
+        )
+    });
+    states.collect()
 }

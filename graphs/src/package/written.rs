@@ -18,50 +18,55 @@ pub struct WrittenPiece {
 }
 
 /// What tokens `positions` have left once they have run, and none after: the cache rows that hold them and
-/// can be seen by a later token, head after head, of each the initial, dilated and window's rows; and the
-/// recurrence state. Those of a whole sequence, cut anywhere, are its state.
+/// can be seen by a later token, head after head, of each the initial, dilated and window's rows; summaries
+/// of blocks that they are in; and the recurrence state. Those of a whole sequence, cut anywhere, are its state.
 pub fn written_pieces(
     spec: &ModelSpec,
     max_seq_len: usize,
     positions: Range<usize>,
 ) -> Vec<WrittenPiece> {
-    let kinds = StateKind::all(spec.recurrence);
     let mut pieces = Vec::new();
-    for layer in 0..spec.num_layers {
-        let layout = spec.cache_layout(layer, max_seq_len);
-        for (index, kind) in kinds.iter().enumerate() {
-            let state = layer * kinds.len() + index;
-            let of = kind
-                .slot_shape(spec, layer, max_seq_len)
-                .into_iter()
-                .product();
-            if matches!(kind, StateKind::RecurrentKey | StateKind::RecurrentValue) {
+    for (state, (layer, kind)) in StateKind::of_model(spec).enumerate() {
+        let slot = kind.slot_shape(spec, layer, max_seq_len).into_iter();
+        let of = slot.product();
+        let mut piece = |elements: Range<usize>, lasts| {
+            if !elements.is_empty() {
                 pieces.push(WrittenPiece {
                     state,
-                    elements: 0..of,
+                    elements,
                     of,
-                    lasts: Some(0),
+                    lasts,
                 });
-                continue;
             }
-            for head in layout.heads() {
-                let runs = head.written_rows(positions.clone());
-                let window = Some(head.pattern.local_window as usize);
-                let [first, second] = runs.window;
-                for (run, lasts) in [
-                    (runs.initial, None),
-                    (runs.dilated, None),
-                    (first, window),
-                    (second, window),
-                ] {
-                    let [start, end] = [run.start, run.end].map(|row| head.offset + row);
-                    if start < end {
-                        pieces.push(WrittenPiece {
-                            state,
-                            elements: start * spec.d_head..end * spec.d_head,
-                            of,
-                            lasts,
-                        });
+        };
+        match kind {
+            StateKind::RecurrentKey | StateKind::RecurrentValue => piece(0..of, Some(0)),
+            StateKind::Block => {
+                let Some(blocks) = spec.block_top_k(layer) else {
+                    continue;
+                };
+                for head in 0..spec.kv_heads() {
+                    let first = head * blocks.summary_rows(max_seq_len);
+                    let rows = blocks.written_rows(positions.clone());
+                    let [start, end] =
+                        [rows.start, rows.end].map(|row| (first + row) * spec.d_head);
+                    piece(start..end, None);
+                }
+            }
+            StateKind::Key | StateKind::Value => {
+                for head in spec.cache_layout(layer, max_seq_len).heads() {
+                    let runs = head.written_rows(positions.clone());
+                    let window = Some(head.pattern.local_window as usize);
+                    let [first, second] = runs.window;
+                    for (run, lasts) in [
+                        (runs.initial, None),
+                        (runs.dilated, None),
+                        (first, window),
+                        (second, window),
+                    ] {
+                        let [start, end] =
+                            [run.start, run.end].map(|row| (head.offset + row) * spec.d_head);
+                        piece(start..end, lasts);
                     }
                 }
             }
@@ -72,10 +77,11 @@ pub fn written_pieces(
 
 /// Bytes of what tokens `positions` leave in a slot, in the package's types.
 pub fn written_bytes(spec: &ModelSpec, shape: &PackageShape, positions: Range<usize>) -> u64 {
-    let kinds = StateKind::all(spec.recurrence);
+    let kinds: Vec<_> = StateKind::of_model(spec).collect();
     let pieces = written_pieces(spec, shape.max_seq_len, positions).into_iter();
     let bytes = pieces.map(|piece| {
-        let size = kinds[piece.state % kinds.len()].dtype(shape).size();
+        let (_, kind) = kinds[piece.state];
+        let size = kind.dtype(shape).size();
         (piece.elements.len() * size) as u64
     });
     bytes.sum()

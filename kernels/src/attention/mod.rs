@@ -1,7 +1,8 @@
-//! `DilatedAttention`.
+//! `DilatedAttention`, and what it has in common with [`blocks`].
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod bf16_products;
+pub(crate) mod blocks;
 mod keys;
 mod operator;
 mod panel;

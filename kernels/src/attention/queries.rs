@@ -75,7 +75,7 @@ impl Queries {
     }
 
     #[inline(always)]
-    fn sums(&self, n: usize) -> *mut f32 {
+    pub(super) fn sums(&self, n: usize) -> *mut f32 {
         self.sums.wrapping_add(n * partial_floats(self.dim))
     }
 
@@ -90,7 +90,7 @@ impl Queries {
     }
 
     #[inline(always)]
-    fn total(&self, n: usize) -> *mut f32 {
+    pub(super) fn total(&self, n: usize) -> *mut f32 {
         self.sums(n).wrapping_add(self.padded + 1)
     }
 
@@ -100,62 +100,85 @@ impl Queries {
         self.sums(n).wrapping_add(self.padded + 2)
     }
 
-    /// Adds at most [`BLOCK`] keys to the sums. Each query has the bits that it has alone.
+    /// Adds at most [`BLOCK`] keys to the sums of all queries. Each query has the bits that it has alone.
     ///
     /// # Safety
     /// Rows have `dim` elements; the machine has `S`.
     #[inline(always)]
     pub(super) unsafe fn add<S: Simd, C: Element>(&self, rows: &Rows<C>) {
         // SAFETY: forwarded.
+        unsafe { self.add_to::<S, C>(rows, self.count, |n| n) }
+    }
+
+    /// [`add`](Self::add) to `count` queries alone, which `member` names.
+    ///
+    /// # Safety
+    /// As there; no query is named twice.
+    #[inline(always)]
+    pub(super) unsafe fn add_to<S: Simd, C: Element>(
+        &self,
+        rows: &Rows<C>,
+        count: usize,
+        member: impl Fn(usize) -> usize,
+    ) {
+        // SAFETY: forwarded.
         unsafe {
             let mut n = 0;
-            while n + TOGETHER <= self.count {
-                self.scores::<S, C, TOGETHER>(rows, n);
+            while n + TOGETHER <= count {
+                let at: [usize; TOGETHER] = std::array::from_fn(|q| member(n + q));
+                self.scores::<S, C, TOGETHER>(rows, at, n == 0);
                 n += TOGETHER;
             }
-            while n < self.count {
-                self.scores::<S, C, 1>(rows, n);
+            while n < count {
+                self.scores::<S, C, 1>(rows, [member(n)], n == 0);
                 n += 1;
             }
-            for n in 0..self.count {
+            for n in (0..count).map(&member) {
                 let (max, total) = (&mut *self.max(n), &mut *self.total(n));
                 *self.rescale(n) = softmax::<S>(self.weights(n), rows.count, max, total);
             }
             let mut n = 0;
-            while n + TOGETHER <= self.count {
-                self.accumulate::<S, C, TOGETHER>(rows, n);
+            while n + TOGETHER <= count {
+                let at: [usize; TOGETHER] = std::array::from_fn(|q| member(n + q));
+                self.accumulate::<S, C, TOGETHER>(rows, at, n == 0);
                 n += TOGETHER;
             }
-            while n < self.count {
-                self.accumulate::<S, C, 1>(rows, n);
+            while n < count {
+                self.accumulate::<S, C, 1>(rows, [member(n)], n == 0);
                 n += 1;
             }
         }
     }
 
-    /// Writes the product of every row's key with `Q` queries from `first` on to their weights.
+    /// Writes the product of every row's key with the queries `at` to their weights; the first of those that see
+    /// the rows fetches.
     #[inline(always)]
-    unsafe fn scores<S: Simd, T: Element, const Q: usize>(&self, rows: &Rows<T>, first: usize) {
+    unsafe fn scores<S: Simd, T: Element, const Q: usize>(
+        &self,
+        rows: &Rows<T>,
+        at: [usize; Q],
+        first: bool,
+    ) {
         // SAFETY: queries are zero up to a whole vector past `dim`; rows have `dim` elements.
         unsafe {
             let mut row = 0;
             while row + 4 <= rows.count {
-                if fetched::<T>() && first == 0 {
+                if fetched::<T>() && first {
                     for n in row..row + 4 {
                         let value = rows.value.wrapping_add(n * rows.value_stride);
                         prefetch(value, self.dim * size_of::<T>());
                     }
                 }
                 if Q == 1 || S::LANES == MAX_LANES {
-                    self.dots::<S, T, 4, Q>(rows, row, first);
+                    self.dots::<S, T, 4, Q>(rows, row, at);
                 } else {
-                    self.dots::<S, T, 2, Q>(rows, row, first);
-                    self.dots::<S, T, 2, Q>(rows, row + 2, first);
+                    self.dots::<S, T, 2, Q>(rows, row, at);
+                    self.dots::<S, T, 2, Q>(rows, row + 2, at);
                 }
                 row += 4;
             }
             while row < rows.count {
-                self.dots::<S, T, 1, Q>(rows, row, first);
+                self.dots::<S, T, 1, Q>(rows, row, at);
                 row += 1;
             }
         }
@@ -167,7 +190,7 @@ impl Queries {
         &self,
         rows: &Rows<T>,
         row: usize,
-        first: usize,
+        at: [usize; Q],
     ) {
         let dim = self.dim;
         // SAFETY: the caller vouches for `N` rows of `dim` elements from `row` on, for as many scores, and
@@ -175,7 +198,7 @@ impl Queries {
         unsafe {
             let mut acc = [[S::splat(0.0); N]; Q];
             let key = rows.key.add(row * rows.key_stride);
-            let query = self.rotated.add(first * self.padded);
+            let query = at.map(|n| self.rotated(n));
             let mut d = 0;
             while d + S::LANES <= dim {
                 let mut keys = [S::splat(0.0); N];
@@ -183,7 +206,7 @@ impl Queries {
                     *k = T::load::<S>(key.add(n * rows.key_stride + d));
                 }
                 for (q, acc) in acc.iter_mut().enumerate() {
-                    let q = S::load(query.add(q * self.padded + d));
+                    let q = S::load(query[q].add(d));
                     for (acc, &k) in acc.iter_mut().zip(&keys) {
                         *acc = S::mul_add(k, q, *acc);
                     }
@@ -194,48 +217,53 @@ impl Queries {
                 for (n, row) in (0..N).map(|n| (n, key.add(n * rows.key_stride + d))) {
                     let k = T::load_partial::<S>(row, dim - d);
                     for (q, acc) in acc.iter_mut().enumerate() {
-                        let q = S::load(query.add(q * self.padded + d));
+                        let q = S::load(query[q].add(d));
                         acc[n] = S::mul_add(k, q, acc[n]);
                     }
                 }
             }
             for (q, acc) in acc.iter().enumerate() {
                 for (n, &acc) in acc.iter().enumerate() {
-                    *self.weights(first + q).add(row + n) = S::reduce_add(acc);
+                    *self.weights(at[q]).add(row + n) = S::reduce_add(acc);
                 }
             }
         }
     }
 
-    /// `sums = rescale sums + weights values` of `Q` queries from `first` on.
+    /// `sums = rescale sums + weights values` of the queries `at`.
     #[inline(always)]
-    unsafe fn accumulate<S: Simd, T: Element, const Q: usize>(&self, rows: &Rows<T>, first: usize) {
+    unsafe fn accumulate<S: Simd, T: Element, const Q: usize>(
+        &self,
+        rows: &Rows<T>,
+        at: [usize; Q],
+        first: bool,
+    ) {
         let dim = self.dim;
         // SAFETY: columns stay below `dim`, or within the padding of the sums.
         unsafe {
             let mut d = 0;
             if Q == 1 {
                 while d + 8 * S::LANES <= dim {
-                    self.columns::<S, T, 8, Q>(rows, d, first);
+                    self.columns::<S, T, 8, Q>(rows, d, at, first);
                     d += 8 * S::LANES;
                 }
             }
             if Q == 1 || S::LANES == MAX_LANES {
                 while d + 4 * S::LANES <= dim {
-                    self.columns::<S, T, 4, Q>(rows, d, first);
+                    self.columns::<S, T, 4, Q>(rows, d, at, first);
                     d += 4 * S::LANES;
                 }
             }
             while Q > 1 && d + 2 * S::LANES <= dim {
-                self.columns::<S, T, 2, Q>(rows, d, first);
+                self.columns::<S, T, 2, Q>(rows, d, at, first);
                 d += 2 * S::LANES;
             }
             while d + S::LANES <= dim {
-                self.columns::<S, T, 1, Q>(rows, d, first);
+                self.columns::<S, T, 1, Q>(rows, d, at, first);
                 d += S::LANES;
             }
             if d < dim {
-                for n in first..first + Q {
+                for n in at {
                     let (sums, weights) = (self.sums(n).add(d), self.weights(n));
                     let mut acc = S::mul(S::load(sums), S::splat(*self.rescale(n)));
                     for row in 0..rows.count {
@@ -255,21 +283,22 @@ impl Queries {
         &self,
         rows: &Rows<T>,
         d: usize,
-        first: usize,
+        at: [usize; Q],
+        first: bool,
     ) {
         // SAFETY: the caller vouches for `N` whole vectors from `d` on, in every row and in the sums, and
         // for one weight of each row.
         unsafe {
             let mut acc = [[S::splat(0.0); N]; Q];
             for (q, acc) in acc.iter_mut().enumerate() {
-                let rescale = S::splat(*self.rescale(first + q));
+                let rescale = S::splat(*self.rescale(at[q]));
                 for (n, acc) in acc.iter_mut().enumerate() {
-                    let sums = self.sums(first + q).add(d + n * S::LANES);
+                    let sums = self.sums(at[q]).add(d + n * S::LANES);
                     *acc = S::mul(S::load(sums), rescale);
                 }
             }
             for row in 0..rows.count {
-                if fetched::<T>() && d == 0 && first == 0 {
+                if fetched::<T>() && d == 0 && first {
                     let next = (row + BLOCK) * rows.key_stride;
                     prefetch(rows.key.wrapping_add(next), self.dim * size_of::<T>());
                 }
@@ -279,7 +308,7 @@ impl Queries {
                     *v = T::load::<S>(value.add(n * S::LANES));
                 }
                 for (q, acc) in acc.iter_mut().enumerate() {
-                    let weight = S::splat(*self.weights(first + q).add(row));
+                    let weight = S::splat(*self.weights(at[q]).add(row));
                     for (acc, &v) in acc.iter_mut().zip(&values) {
                         *acc = S::mul_add(v, weight, *acc);
                     }
@@ -287,7 +316,7 @@ impl Queries {
             }
             for (q, acc) in acc.iter().enumerate() {
                 for (n, &acc) in acc.iter().enumerate() {
-                    S::store(self.sums(first + q).add(d + n * S::LANES), acc);
+                    S::store(self.sums(at[q]).add(d + n * S::LANES), acc);
                 }
             }
         }

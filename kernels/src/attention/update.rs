@@ -58,28 +58,60 @@ unsafe fn store_body<S: Simd, T: Element, C: Element>(
     let heads = call.params.layout.heads().len();
     for index in 0..heads {
         let head = call.head(slot * heads + index);
-        let pattern = &head.cache.pattern;
-        // SAFETY: tokens are valid, and no other task has them.
-        unsafe {
-            if pattern.local_window > 0 {
-                for t in tokens.clone() {
-                    store_banded::<S, T, C>(call, &head, t, workspace);
-                }
-                continue;
+        // SAFETY: forwarded.
+        unsafe { store_head_body::<S, T, C>(call, &head, tokens.clone(), workspace) }
+    }
+}
+
+/// [`store_lasting`] of one head.
+///
+/// # Safety
+/// As there.
+pub(super) unsafe fn store_head<T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    tokens: Range<usize>,
+    workspace: &Workspace<C>,
+) {
+    // SAFETY: forwarded.
+    unsafe { store_head_tokens::<T, C>(call.isa, call, head, tokens, workspace) }
+}
+
+kernel! {
+    /// [`store_head`].
+    fn store_head_tokens<T, C>(
+        call: &Call<T, C>, head: &Head, tokens: Range<usize>, workspace: &Workspace<C>,
+    ) = store_head_body
+}
+
+#[inline(always)]
+unsafe fn store_head_body<S: Simd, T: Element, C: Element>(
+    call: &Call<T, C>,
+    head: &Head,
+    tokens: Range<usize>,
+    workspace: &Workspace<C>,
+) {
+    let pattern = &head.cache.pattern;
+    // SAFETY: tokens are valid, and no other task has them.
+    unsafe {
+        if pattern.local_window > 0 {
+            for t in tokens {
+                store_banded::<S, T, C>(call, head, t, workspace);
             }
-            let first = head.past + tokens.start;
-            let end = head.past + tokens.end;
-            let initial = pattern.initial as usize;
-            for position in first..initial.min(end).max(first) {
-                store_kept::<S, T, C>(call, &head, position);
-            }
-            if let Some(dilation) = pattern.dilation {
-                let dilation = dilation.get() as usize;
-                let start = first.max(initial);
-                let start = (start + 1).next_multiple_of(dilation) - 1;
-                for position in (start..end).step_by(dilation) {
-                    store_kept::<S, T, C>(call, &head, position);
-                }
+            return;
+        }
+        let first = head.past + tokens.start;
+        let end = head.past + tokens.end;
+        let initial = pattern.initial as usize;
+        for position in first..initial.min(end).max(first) {
+            store_kept::<S, T, C>(call, head, position);
+        }
+        if let Some(dilation) = pattern.dilation {
+            let dilation = dilation.get() as usize;
+            let start = first.max(initial);
+            let start = (start + 1).next_multiple_of(dilation) - 1;
+            for position in (start..end).step_by(dilation) {
+                store_kept::<S, T, C>(call, head, position);
             }
         }
     }

@@ -2,6 +2,7 @@
 //! instruction set that this machine has.
 
 mod attention;
+mod blocks;
 mod cache_types;
 mod gpu;
 mod gpu_attention;

@@ -8,6 +8,7 @@
 //!
 //! Nothing here is fast, and nothing here shares code with the kernels.
 
+mod block_top_k_attention;
 mod dilated_attention;
 mod error;
 pub mod full;

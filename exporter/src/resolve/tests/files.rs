@@ -53,7 +53,7 @@ model:
         let found = resolve(&weights, &options).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(found.spec.activation, Activation::Relu, "{}", path.display());
         assert_eq!(found.spec.d_head, 4);
-        assert_eq!(found.spec.layer_patterns(0)[0].to_string(), pattern);
+        assert_eq!(found.spec.kept_patterns(0)[0].to_string(), pattern);
         assert!(
             !found.notes.iter().any(|note| note.contains("not known")),
             "{:?}",
@@ -129,7 +129,7 @@ fn a_configuration_beside_safetensors_is_read() {
     ] {
         let found = resolve(&Checkpoint::open(path).unwrap(), &options).unwrap();
         has_note(&found, "configuration read: ");
-        assert_eq!(found.spec.layer_patterns(0)[0].dilation_or_minus_one(), -1);
+        assert_eq!(found.spec.kept_patterns(0)[0].dilation_or_minus_one(), -1);
     }
     // Another model's says nothing.
     let other = json!({"model_type": "llama", "hidden_size": 4096});

@@ -12,7 +12,7 @@ fn a_run_says_its_whole_model() {
             ..spec(true)
         }
     );
-    let patterns = [0, 1].map(|layer| resolved.spec.layer_patterns(layer)[1].to_string());
+    let patterns = [0, 1].map(|layer| resolved.spec.kept_patterns(layer)[1].to_string());
     assert_eq!(patterns, ["D=4 W=3 I=2"; 2]);
     let notes: Vec<_> = resolved.notes.iter().map(String::as_str).collect();
     assert_eq!(
@@ -169,7 +169,7 @@ fn older_names_of_fields_are_read() {
         fields["_name_"] = json!("ratplus16localprefixfgatesimple");
     });
     let found = plain(&legacy);
-    assert_eq!(found.spec.layer_patterns(0)[0].to_string(), "D=4 W=3 I=2");
+    assert_eq!(found.spec.kept_patterns(0)[0].to_string(), "D=4 W=3 I=2");
     has_note(&found, "is read as an older name of `ratplus`");
     let joint = run(|config| {
         cell(json!({"mix_train": true}))(config);
@@ -208,7 +208,7 @@ fn initial_tokens_as_long_as_a_training_sequence_are_dense() {
         ),
     ] {
         let found = plain(&run(cell(fields.clone())));
-        let patterns = [0, 1].map(|layer| found.spec.layer_patterns(layer)[0].to_string());
+        let patterns = [0, 1].map(|layer| found.spec.kept_patterns(layer)[0].to_string());
         assert_eq!(patterns, expected, "{fields}");
         let told = found
             .notes
@@ -347,7 +347,7 @@ fn a_pattern_that_cannot_be_read_is_named_and_flags_may_give_it() {
             ..ResolveOptions::default()
         };
         let found = resolved(&config, &options).unwrap();
-        assert_eq!(found.spec.layer_patterns(0)[0].to_string(), "D=8 W=0 I=0");
+        assert_eq!(found.spec.kept_patterns(0)[0].to_string(), "D=8 W=0 I=0");
     }
 }
 
@@ -357,5 +357,5 @@ fn a_run_saved_as_text_is_read() {
                 hidden_cell: {act_fn: relu}\n";
     let found = plain(&json!(text));
     assert_eq!(found.spec.activation, Activation::Relu);
-    assert_eq!(found.spec.layer_patterns(0)[0].to_string(), "D=2 W=1 I=0");
+    assert_eq!(found.spec.kept_patterns(0)[0].to_string(), "D=2 W=1 I=0");
 }

@@ -3,8 +3,8 @@
 
 use super::rows::{Heads, Rows};
 use super::{DilatedAttention, Inputs, Outputs};
-use crate::onnx::{AttributeProto, AttributeType, NodeWriter};
-use crate::ops::ElementType;
+use crate::onnx::{AttributeProto, NodeWriter};
+use crate::ops::attention::Attention;
 use crate::ops::body::{BodyShape, Call, F32, LengthCheck, lengths, positions, select, valid_rows};
 
 /// Writes one call.
@@ -17,14 +17,7 @@ pub(super) fn write(call: Call<'_, '_, DilatedAttention>) {
     attention.write(call.inputs, call.outputs);
 }
 
-pub(super) struct Attention<'a> {
-    pub w: &'a mut NodeWriter,
-    pub shape: BodyShape,
-    /// `None` in a function, whose nodes have the attributes.
-    pub operator: Option<&'a DilatedAttention>,
-}
-
-impl Attention<'_> {
+impl Attention<'_, DilatedAttention> {
     fn write(&mut self, inputs: Inputs<&str>, outputs: Outputs<&str>) {
         let (shape, dtype) = (self.shape, self.shape.dtype);
         let BodyShape { batch, seq_len, .. } = shape;
@@ -57,7 +50,7 @@ impl Attention<'_> {
         let query = self.w.transpose(&query, &[0, 2, 1, 3]);
         let query = self.together(&query, shape.head_dim);
         let (cached, cached_values) = self.cached_rows(&heads, &rows, past_key, past_value, &past);
-        let scale = self.scale();
+        let scale = self.scale(self.operator.map(|operator| operator.scale));
         let query = self.w.call("Mul", &[&query, &scale]);
         let own = {
             let key = self.w.transpose(&key, &[0, 2, 3, 1]);
@@ -98,40 +91,6 @@ impl Attention<'_> {
         self.update(&written, &index, &value, past_value, outputs.present_value);
     }
 
-    /// `[B, L, H, dh]`.
-    pub(super) fn by_head(&self) -> [usize; 4] {
-        let shape = self.shape;
-        [shape.batch, shape.seq_len, shape.num_heads, shape.head_dim]
-    }
-
-    /// `[B, L, Hkv, dh]`.
-    pub(super) fn by_kv_head(&self) -> [usize; 4] {
-        let shape = self.shape;
-        let heads = shape.num_kv_heads;
-        [shape.batch, shape.seq_len, heads, shape.head_dim]
-    }
-
-    fn is_grouped(&self) -> bool {
-        self.shape.num_kv_heads != self.shape.num_heads
-    }
-
-    /// Query heads of a key-value head.
-    fn group(&self) -> usize {
-        self.shape.num_heads / self.shape.num_kv_heads
-    }
-
-    /// `[B, H, L, width]`; where heads are grouped, `[B, Hkv, group * L, width]`: one product has all that reads the same
-    /// keys.
-    fn together(&mut self, value: &str, width: usize) -> String {
-        if !self.is_grouped() {
-            return value.to_owned();
-        }
-        let shape = self.shape;
-        let rows = self.group() * shape.seq_len;
-        self.w
-            .reshape(value, &[shape.batch, shape.num_kv_heads, rows, width])
-    }
-
     /// The softmax of cached and own scores, each with the mask `[B, Hkv, L, keys]` of what is seen.
     fn weights(&mut self, cached: (String, String), own: (String, String)) -> String {
         let softmax = |last| ("Softmax", vec![AttributeProto::int("axis", last)]);
@@ -159,52 +118,6 @@ impl Attention<'_> {
         let (softmax, axis) = softmax(4);
         let weights = self.w.op(softmax, &[&scores], axis);
         reshape(self.w, &weights, &[batch, kv_heads, group * seq_len])
-    }
-
-    /// f32 `tokens`, each a value of type `exact`, as a later chunk reads them from the cache.
-    fn as_cached(&mut self, tokens: String, exact: ElementType) -> String {
-        let cache = self.shape.cache_dtype;
-        if cache == exact || cache == F32 {
-            return tokens;
-        }
-        let stored = self.w.cast(&tokens, cache);
-        self.w.cast(&stored, F32)
-    }
-
-    fn scale(&mut self) -> String {
-        let value = match self.operator {
-            Some(attributes) => AttributeProto::float("value_float", attributes.scale),
-            None => AttributeProto::reference("value_float", "scale", AttributeType::Float),
-        };
-        self.w.op("Constant", &[], vec![value])
-    }
-
-    /// Rows of the rotary tables for each token: `[B, L, 1, dh / 2]` each.
-    fn rotary_rows(&mut self, position: &str, tables: [&str; 2]) -> [String; 2] {
-        // Padding may lie past the table.
-        let last = self.w.ints(&[self.shape.max_seq_len as i64 - 1]);
-        let position = self.w.call("Min", &[position, &last]);
-        tables.map(|table| {
-            let rows = self.w.gather(table, &position, 0);
-            self.w.unsqueeze(&rows, &[2])
-        })
-    }
-
-    /// Half-split rotary embedding: `[B, L, heads * dh]` T to `[B, L, heads, dh]` f32.
-    fn rotate(&mut self, tokens: &str, [cos, sin]: &[String; 2], by_head: &[usize]) -> String {
-        let shape = self.shape;
-        let w = &mut *self.w;
-        let tokens = w.convert(tokens, shape.dtype, F32);
-        let tokens = w.reshape(&tokens, by_head);
-        let halves = w.split(&tokens, 3, &[shape.head_dim / 2; 2]);
-        let (low, high) = (&halves[0], &halves[1]);
-        let low_cos = w.call("Mul", &[low, cos]);
-        let high_sin = w.call("Mul", &[high, sin]);
-        let high_cos = w.call("Mul", &[high, cos]);
-        let low_sin = w.call("Mul", &[low, sin]);
-        let first = w.call("Sub", &[&low_cos, &high_sin]);
-        let second = w.call("Add", &[&high_cos, &low_sin]);
-        w.concat(&[&first, &second], 3)
     }
 
     /// `[B, Hkv, L, L]` bool: which keys of the chunk each of its queries sees. Padding sees only
@@ -240,11 +153,6 @@ impl Attention<'_> {
         let seen = w.call("And", &[&seen, &valid]);
         let seen = w.call("And", &[&seen, &causal]);
         w.call("Or", &[&seen, &itself])
-    }
-
-    fn masked(&mut self, scores: &str, mask: &str) -> String {
-        let hidden = self.w.float(f32::NEG_INFINITY);
-        self.w.call("Where", &[mask, scores, &hidden])
     }
 
     /// Cached keys and values by head, `[B, Hkv, rows, dh]` f32. Values of rows that hold nothing
@@ -302,7 +210,7 @@ struct CachedRows {
 
 impl CachedRows {
     /// `[B, Hkv, L, rows]` bool: which rows each query sees.
-    fn mask(&self, attention: &mut Attention<'_>, position: &str) -> String {
+    fn mask(&self, attention: &mut Attention<'_, DilatedAttention>, position: &str) -> String {
         let w = &mut *attention.w;
         let position = w.unsqueeze(position, &[1, 3]);
         let slope = w.unsqueeze(&self.slope, &[1]);

@@ -5,13 +5,13 @@
 mod body;
 mod rows;
 
+use super::attention::{Heads, check_sizes};
 use super::body::{BodyShape, Call};
 use super::schema::aliases;
 use super::{Attributes, Axis, Definition, Inferred, Op, Ports, Schema};
 use crate::cache::CacheLayout;
 use crate::none_wrong;
 use crate::pattern::Pattern;
-use crate::spec::LayerPatterns;
 
 super::schema::ports! {
     /// Inputs of [`DilatedAttention`].
@@ -78,9 +78,6 @@ pub struct DilatedAttention {
     pub scale: f32,
 }
 
-/// More heads than any model has; bounds allocations that follow an attribute.
-const MAX_HEADS: i64 = 1 << 16;
-
 impl DilatedAttention {
     /// Of heads that each have keys of their own, one pattern a head.
     pub fn ungrouped(patterns: Vec<Pattern>, scale: f32) -> Self {
@@ -120,44 +117,28 @@ impl Definition for DilatedAttention {
 
     fn new(raw: RawAttributes) -> Result<Self, Vec<String>> {
         let mut errors = Vec::new();
-        let heads = raw.num_heads;
-        if !(1..=MAX_HEADS).contains(&heads) {
-            errors.push(format!(
-                "attribute num_heads: expected 1 to {MAX_HEADS}, found {heads}"
-            ));
-        }
-        let kv_heads = raw.num_kv_heads.unwrap_or(heads);
-        if errors.is_empty() && (!(1..=heads).contains(&kv_heads) || heads % kv_heads != 0) {
-            errors.push(format!(
-                "attribute num_kv_heads: expected a divisor of num_heads {heads}, found {kv_heads}"
-            ));
-        }
+        let heads = Heads::new(raw.num_heads, raw.num_kv_heads, raw.scale, &mut errors);
         for (name, list) in [
             ("dilation", &raw.dilation),
             ("local_window", &raw.local_window),
             ("initial", &raw.initial),
         ] {
-            if list.len() != 1 && list.len() as i64 != kv_heads {
+            if list.len() != 1 && list.len() != heads.kv {
                 errors.push(format!(
-                    "attribute {name}: expected one value or one per {} ({kv_heads}), found {}",
+                    "attribute {name}: expected one value or one per {} ({}), found {}",
                     match raw.num_kv_heads {
                         None => "head",
                         Some(_) => "key-value head",
                     },
+                    heads.kv,
                     list.len()
                 ));
             }
         }
-        if !raw.scale.is_finite() {
-            errors.push(format!(
-                "attribute scale: expected a finite number, found {}",
-                raw.scale
-            ));
-        }
         none_wrong(errors)?;
         let at = |list: &[i64], head: usize| if list.len() == 1 { list[0] } else { list[head] };
         let (mut patterns, mut errors) = (Vec::new(), Vec::new());
-        for head in 0..kv_heads as usize {
+        for head in 0..heads.kv {
             let pattern = Pattern::new(
                 at(&raw.dilation, head),
                 at(&raw.local_window, head),
@@ -170,7 +151,7 @@ impl Definition for DilatedAttention {
         }
         none_wrong(errors)?;
         Ok(Self {
-            num_heads: heads as usize,
+            num_heads: heads.query,
             patterns,
             scale: raw.scale,
         })
@@ -178,10 +159,12 @@ impl Definition for DilatedAttention {
 
     /// One value per list where all heads agree, else one per head.
     fn attributes(&self) -> RawAttributes {
-        let patterns = match LayerPatterns::collapse(self.patterns.clone()) {
-            LayerPatterns::Uniform(pattern) => vec![pattern],
-            LayerPatterns::PerHead(patterns) => patterns,
+        let (first, others) = match &*self.patterns {
+            [first, others @ ..] => (std::slice::from_ref(first), others),
+            [] => (&[][..], &[][..]),
         };
+        let same = others.iter().all(|pattern| first.contains(pattern));
+        let patterns = if same { first } else { &*self.patterns };
         let list = |f: fn(&Pattern) -> i64| patterns.iter().map(f).collect();
         RawAttributes {
             num_heads: self.num_heads as i64,
@@ -196,48 +179,19 @@ impl Definition for DilatedAttention {
 
     /// `N` is `num_heads x dh` and `Nkv` `num_kv_heads x dh`, `R` the sum of the heads' rows for `M`, and `L` at most `M`.
     fn check(&self, node: &Inferred, errors: &mut Vec<String>) {
-        use Axis::{Channels, HalfHeadDim, HeadDim, KvChannels, MaxSeqLen, Rows, SeqLen};
+        let heads = Heads {
+            query: self.num_heads,
+            kv: self.num_kv_heads(),
+        };
+        check_sizes(heads, node, errors);
         let dims = &node.dims;
-        if let Some(head_dim) = dims.get(HeadDim) {
-            for (axis, what, heads) in [
-                (Channels, "num_heads", self.num_heads),
-                (KvChannels, "num_kv_heads", self.num_kv_heads()),
-            ] {
-                if let Some(channels) = dims.get(axis)
-                    && heads.checked_mul(head_dim) != Some(channels)
-                {
-                    errors.push(format!(
-                        "{}: expected {what} x dh = {heads} x {head_dim}, found {channels}",
-                        axis.name()
-                    ));
-                }
-            }
-            if head_dim == 0 || head_dim % 2 == 1 {
-                errors.push(format!("dh: expected an even number, found {head_dim}"));
-            }
-            if let Some(half) = dims.get(HalfHeadDim)
-                && half != head_dim / 2
-            {
-                errors.push(format!(
-                    "cos, sin: expected dh/2 = {}, found {half}",
-                    head_dim / 2
-                ));
-            }
-        }
-        if let (Some(rows), Some(max_seq_len)) = (dims.get(Rows), dims.get(MaxSeqLen)) {
+        if let (Some(rows), Some(max_seq_len)) = (dims.get(Axis::Rows), dims.get(Axis::MaxSeqLen)) {
             let expected = self.cache_layout(max_seq_len).rows();
             if rows != expected {
                 errors.push(format!(
                     "R: the patterns keep {expected} rows for sequences of {max_seq_len}, found {rows}"
                 ));
             }
-        }
-        if let (Some(seq_len), Some(max_seq_len)) = (dims.get(SeqLen), dims.get(MaxSeqLen))
-            && seq_len > max_seq_len
-        {
-            errors.push(format!(
-                "L: expected at most M = {max_seq_len}, found {seq_len}"
-            ));
         }
     }
 

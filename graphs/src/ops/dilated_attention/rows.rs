@@ -1,8 +1,9 @@
 //! Which key-value head owns a cached row, what the row holds, and which rows a chunk writes.
 
-use super::body::Attention;
+use super::DilatedAttention;
 use crate::onnx::{AttributeProto, AttributeType, TensorProto};
 use crate::ops::ElementType;
+use crate::ops::attention::Attention;
 use crate::ops::body::{F32, positions, select};
 use crate::pattern::Pattern;
 
@@ -35,7 +36,7 @@ pub(super) struct Rows {
     pub is_window: String,
 }
 
-impl Attention<'_> {
+impl Attention<'_, DilatedAttention> {
     /// Attribute `name` as a vector `[Hkv]`.
     fn per_head(&mut self, name: &str, value: fn(&Pattern) -> i64) -> String {
         let values = match self.operator {
@@ -259,7 +260,7 @@ impl HeadSplit {
     /// Splits `axis` of a value with `rest` dimensions after it; axis 1 comes after the batch.
     pub(super) fn apply(
         &self,
-        attention: &mut Attention<'_>,
+        attention: &mut Attention<'_, DilatedAttention>,
         value: &str,
         axis: i64,
         rest: &[usize],

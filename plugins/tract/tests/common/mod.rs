@@ -395,7 +395,7 @@ pub fn forward(spec: &ModelSpec, weights: &Weights, tokens: &[i64]) -> Vec<Vec<f
             value = full::recurrence(&value, &forget, spec.d_kv());
         }
         let patterns: Vec<_> = spec
-            .layer_patterns(layer)
+            .kept_patterns(layer)
             .iter()
             .map(|pattern| {
                 (

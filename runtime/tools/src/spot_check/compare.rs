@@ -84,7 +84,7 @@ pub(super) fn compare(
     // Without roundings the reference's own error is none.
     let naive = naive.unwrap_or(reference);
     let traces = [reference, naive, found];
-    let kinds = StateKind::all(manifest.model.recurrence);
+    let kinds = StateKind::of_any_layer(&manifest.model);
     let mut logits = Seen::default();
     let mut states = vec![Seen::default(); kinds.len()];
     for token in 0..reference.tokens() {

@@ -59,15 +59,12 @@ pub(super) fn written(
     manifest: &Manifest,
     position: usize,
 ) -> impl Iterator<Item = (usize, StateKind, WrittenPiece)> {
-    let kinds = StateKind::all(manifest.model.recurrence);
+    let kinds: Vec<_> = StateKind::of_model(&manifest.model).collect();
     let tokens = position..position + 1;
     let pieces = written_pieces(&manifest.model, manifest.max_seq_len, tokens).into_iter();
-    pieces.map(|piece| {
-        (
-            piece.state / kinds.len(),
-            kinds[piece.state % kinds.len()],
-            piece,
-        )
+    pieces.map(move |piece| {
+        let (layer, kind) = kinds[piece.state];
+        (layer, kind, piece)
     })
 }
 
