@@ -8,7 +8,7 @@ use ratplus_graphs::spec::ModelSpec;
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
-const CASES: [&str; 16] = [
+const CASES: [&str; 19] = [
     "attention_only",
     "d16_w20_i4",
     "dense",
@@ -25,6 +25,9 @@ const CASES: [&str; 16] = [
     "mqa_attention_only",
     "streaming",
     "tied",
+    "topk_bounds",
+    "topk_dilated",
+    "topk_mean",
 ];
 
 fn golden(name: &str) -> PathBuf {

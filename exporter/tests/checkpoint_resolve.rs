@@ -432,18 +432,35 @@ fn configurations_that_cannot_be_read() {
         ),
         (
             r#"{"patterns": [{"dilation": 4, "window": 64}]}"#,
-            "patterns[0].window: expected dilation, local_window or initial".into(),
+            "patterns[0].window: expected dilation, local_window, initial, block_size, top_k or score".into(),
         ),
         (
             r#"{"patterns": [{"dilation": -1, "block_size": 64, "top_k": 16}]}"#,
-            "patterns[0].block_size: expected none, as this version has no block top-k attention\n\
-             patterns[0].top_k: expected none, as this version has no block top-k attention"
+            "patterns[0].score: expected `bounds` or `mean`, found nothing".into(),
+        ),
+        (
+            r#"{"patterns": [{"block_size": 0, "top_k": "9", "score": "max", "keys": 3}]}"#,
+            "patterns[0].top_k: expected a whole number, found `9`\n\
+             patterns[0].score: expected `bounds` or `mean`, found `max`\n\
+             patterns[0].keys: expected dilation, local_window, initial, block_size, top_k or score\n\
+             patterns[0].block_size: expected 1 or more and less than 2^31, found 0"
+                .into(),
+        ),
+        (
+            r#"{"patterns": [{"top_k": 3, "score": "mean"}]}"#,
+            "patterns[0].block_size: expected the number of keys of a block, found nothing".into(),
+        ),
+        (
+            r#"{"patterns": [[{"dilation": 1}, {"block_size": 8, "top_k": 3, "score": "mean"}]]}"#,
+            "patterns[0][1].block_size: expected none, as blocks are chosen in whole layers; write one pattern for \
+             the layer"
                 .into(),
         ),
         (
             r#"{"patterns": [7]}"#,
             "patterns[0]: expected a pattern such as {\"dilation\": 16, \"local_window\": 256, \
-             \"initial\": 4}, or a list of one per key-value head, found 7"
+             \"initial\": 4} or {\"block_size\": 64, \"top_k\": 16, \"score\": \"bounds\"}, or a list of one per key-value \
+             head, found 7"
                 .into(),
         ),
         (

@@ -231,6 +231,21 @@ fn gqa_head_hybrid() {
 }
 
 #[test]
+fn topk_bounds() {
+    run("topk_bounds");
+}
+
+#[test]
+fn topk_mean() {
+    run("topk_mean");
+}
+
+#[test]
+fn topk_dilated() {
+    run("topk_dilated");
+}
+
+#[test]
 fn kjv_hybrid() {
     run("kjv_hybrid");
 }
