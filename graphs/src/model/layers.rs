@@ -372,7 +372,8 @@ impl Model<'_> {
         for part in &mut parts[1..] {
             *part = self.b.convert(part, shape.dtype);
         }
-        let query = self.b.reshape(&parts[1], &queries, None);
+        let name = Tap::Query.name(layer);
+        let query = self.b.reshape(&parts[1], &queries, Some(&name));
         let (gated_key, gated_value) = (Tap::GatedKey.name(layer), Tap::GatedValue.name(layer));
         let [gated_key, gated_value] = if spec.recurrence {
             let [key, value, gate] =

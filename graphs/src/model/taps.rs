@@ -9,6 +9,8 @@ use crate::spec::ModelSpec;
 /// Name of an intermediate tensor of `layer` that `verify` can compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tap {
+    /// Query before rotary embedding, `[B, L, d]`.
+    Query,
     /// Key after the recurrence, before rotary embedding, `[B, L, d_kv]`.
     GatedKey,
     /// Value after the recurrence, `[B, L, d_kv]`.
@@ -26,12 +28,13 @@ impl Tap {
     pub fn width(self, spec: &ModelSpec) -> usize {
         match self {
             Self::GatedKey | Self::GatedValue => spec.d_kv(),
-            Self::Attention | Self::Mixed | Self::Hidden => spec.d_model,
+            Self::Query | Self::Attention | Self::Mixed | Self::Hidden => spec.d_model,
         }
     }
 
     /// All taps of a layer in the order they are computed.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
+        Self::Query,
         Self::GatedKey,
         Self::GatedValue,
         Self::Attention,
@@ -42,6 +45,7 @@ impl Tap {
     /// Name of the value in the graph.
     pub fn name(self, layer: usize) -> String {
         let name = match self {
+            Self::Query => "query",
             Self::GatedKey => "gated_key",
             Self::GatedValue => "gated_value",
             Self::Attention => "attention",

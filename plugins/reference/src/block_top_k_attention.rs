@@ -1,10 +1,12 @@
 //! `BlockTopKAttention` in loops over positions.
 
 use crate::Rounding;
+use crate::choice::{self, Choices};
 use crate::operator::{Reference, Values};
 use ratplus_graphs::blocks::Score;
 use ratplus_graphs::ops::block_top_k_attention::{Inputs, Outputs};
 use ratplus_graphs::ops::{Axis, BlockTopKAttention, Inferred};
+use std::rc::Rc;
 
 impl Reference for BlockTopKAttention {
     /// Scores of blocks and of keys, softmax and sums are f64; rotated keys and values are rounded to the cache's
@@ -25,6 +27,7 @@ impl Reference for BlockTopKAttention {
         outputs
             .present_block
             .copy_from_slice(inputs.past_block.f32s());
+        let given = choice::next();
         for slot in 0..batch {
             let past = inputs.past_length.i64s()[slot] as usize;
             let length = inputs.seq_length.i64s()[slot] as usize;
@@ -33,6 +36,7 @@ impl Reference for BlockTopKAttention {
                     operator: self,
                     inputs,
                     rounding,
+                    given: given.as_ref(),
                     dim,
                     slot,
                     head,
@@ -57,6 +61,8 @@ struct Head<'a> {
     operator: &'a BlockTopKAttention,
     inputs: &'a Inputs<Values<'a>>,
     rounding: Rounding,
+    /// Choices in place of its own, and which of them.
+    given: Option<&'a (Rc<dyn Choices>, usize)>,
     dim: usize,
     slot: usize,
     head: usize,
@@ -104,7 +110,13 @@ impl Head<'_> {
         for head in self.head * group..(self.head + 1) * group {
             let at = ((self.slot * self.seq_len + token) * operator.num_heads + head) * dim;
             let query = self.rotated(&self.inputs.query.f32s()[at..at + dim], position);
-            let chosen = self.choose(&query, position, outputs.present_block);
+            let chosen = match self.given {
+                Some((choices, nth)) => {
+                    let chosen = choices.chosen(*nth, self.slot, position, head).iter();
+                    chosen.map(|&block| block as usize).collect()
+                }
+                None => self.choose(&query, position, outputs.present_block),
+            };
             let own = operator.blocks.block_of(position);
             let sees = |&key: &usize| {
                 let block = operator.blocks.block_of(key);

@@ -9,6 +9,7 @@
 //! Nothing here is fast, and nothing here shares code with the kernels.
 
 mod block_top_k_attention;
+mod choice;
 mod dilated_attention;
 mod error;
 pub mod full;
@@ -16,6 +17,7 @@ mod linear;
 mod operator;
 mod recurrence_scan;
 
+pub use choice::{Choices, with_choices};
 pub use error::ReferenceError;
 pub use operator::{Input, Reference, Values, run, run_operator};
 

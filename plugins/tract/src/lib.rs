@@ -21,4 +21,5 @@ mod weights;
 pub use engine::{Packing, TensorRef, TractEngine};
 pub use error::TractError;
 pub use operators::register;
+pub use ratplus_reference::{Choices, with_choices};
 pub use weights::TractWeights;

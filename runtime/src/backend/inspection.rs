@@ -4,6 +4,23 @@
 use super::{BackendError, OperatorTime, Session, Step};
 use std::borrow::Cow;
 
+#[cfg(feature = "tract")]
+pub use ratplus_tract::{Choices, with_choices};
+
+/// Which blocks queries see whole: see the feature `tract`, without which nothing takes them.
+#[cfg(not(feature = "tract"))]
+pub trait Choices {
+    /// Those before its own that the query at `position` of `slot` sees in query head `head`, in the `nth`
+    /// layer that chooses.
+    fn chosen(&self, nth: usize, slot: usize, position: usize, head: usize) -> &[u32];
+}
+
+/// Runs `work`: there is no reference to take `choices`.
+#[cfg(not(feature = "tract"))]
+pub fn with_choices<R>(_: std::rc::Rc<dyn Choices>, work: impl FnOnce() -> R) -> R {
+    work()
+}
+
 /// Asked for as a session is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspection {

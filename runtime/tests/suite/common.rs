@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use prost::Message;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use ratplus_graphs::blocks::{BlockTopK, Score};
 use ratplus_graphs::model::{ROTARY_TABLES, Weight, build, rotary_row, storage};
 use ratplus_graphs::onnx::OPSET;
 use ratplus_graphs::ops::ElementType;
@@ -51,15 +52,17 @@ pub const VOCAB: usize = 61;
 pub fn spec() -> ModelSpec {
     let pattern = |d, w, i| Pattern::new(d, w, i).unwrap();
     let hybrid = vec![Pattern::DENSE, pattern(4, 3, 1), pattern(-1, 5, 2)];
+    let blocks = BlockTopK::new(5, 3, Score::Bounds, pattern(8, 0, 1)).unwrap();
     ModelSpec {
         vocab_size: VOCAB,
         d_model: 24,
-        num_layers: 2,
+        num_layers: 3,
         d_head: 8,
         d_ffn: 96,
         patterns: vec![
             LayerPatterns::Uniform(pattern(8, 6, 2)),
             LayerPatterns::PerHead(hybrid),
+            LayerPatterns::BlockTopK(blocks),
         ],
         ..ModelSpec::default()
     }

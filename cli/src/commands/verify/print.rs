@@ -5,7 +5,7 @@ use crate::output::Table;
 use crate::streams::{out, outln};
 use ratplus_graphs::tolerance::OutputTolerance;
 use ratplus_runtime::backend::BackendKind;
-use ratplus_tools::verify::{Decade, Row, STORED_WEIGHTS, VerifyReport};
+use ratplus_tools::verify::{ChoiceRow, Decade, Row, STORED_WEIGHTS, VerifyReport};
 
 /// Prints the matrix and what there is to say about it.
 pub(super) fn print(package: &str, report: &VerifyReport, histogram: bool) {
@@ -64,6 +64,7 @@ pub(super) fn print(package: &str, report: &VerifyReport, histogram: bool) {
         outln!("tolerance    {source}");
     }
     print_asked(report);
+    print_choices(report);
     for found in &report.implementations {
         for engine in &found.engines {
             outln!("ran          {}: {engine}", found.backend);
@@ -148,6 +149,35 @@ pub(super) fn print(package: &str, report: &VerifyReport, histogram: bool) {
         passed + failed,
         report.skipped.len()
     );
+}
+
+/// Which blocks queries chose, where they choose: a line a backend and layer, over all routes.
+fn print_choices(report: &VerifyReport) {
+    let mut rows: Vec<_> = report.choices.iter().collect();
+    rows.sort_by_key(|row| (row.backend, row.layer));
+    for rows in rows.chunk_by(|a, b| (a.backend, a.layer) == (b.backend, b.layer)) {
+        let [agreed, queries] = [
+            rows.iter().map(|row| row.agreed).sum::<u64>(),
+            rows.iter().map(|row| row.queries).sum(),
+        ];
+        // The route that is nearest to its tolerance.
+        let share = |row: &ChoiceRow| row.largest_gap / row.tolerance;
+        let worst = rows.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+        let Some(worst) = worst else { continue };
+        outln!(
+            "choices      {}, layer {}: {agreed} of {queries} as the reference's; largest gap {} of {} that \
+             roundings explain{}",
+            worst.backend,
+            worst.layer,
+            error(worst.largest_gap),
+            error(worst.tolerance),
+            if rows.iter().all(|row| row.passed) {
+                String::new()
+            } else {
+                format!(": FAILED, {}", worst.route)
+            },
+        );
+    }
 }
 
 const OK: &str = "ok";

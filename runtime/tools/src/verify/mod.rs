@@ -15,6 +15,7 @@
 //! [`VerifyOptions::tolerances`] of a caller's own take the place of these for the outputs they name; the
 //! report has both.
 
+mod choices;
 mod compare;
 mod curves;
 mod diverge;
@@ -25,21 +26,25 @@ mod report;
 mod route;
 mod turn;
 
+use choices::{Chosen, Given};
 pub use compare::{Decade, Differences, Worst};
 pub use golden::{Golden, GoldenError, GoldenTap};
 use ratplus_graphs::none_wrong;
-pub use report::{Asked, Curve, Implementations, Row, STORED_WEIGHTS, Skip, VerifyReport};
+pub use report::{
+    Asked, ChoiceRow, Curve, Implementations, Row, STORED_WEIGHTS, Skip, VerifyReport,
+};
 pub use route::Route;
 use turn::{Seen, turns};
 
 use ratplus_graphs::package::Manifest;
 use ratplus_graphs::tolerance::OutputTolerance;
-use ratplus_runtime::backend::inspection::{Exactness, Inspection};
+use ratplus_runtime::backend::inspection::{self, Exactness, Inspection};
 use ratplus_runtime::backend::{BackendError, BackendKind, Session, SessionBuilder};
 use ratplus_runtime::engine::Limits;
 use ratplus_runtime::package::Package;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Instant;
 
 /// What to verify, and how.
@@ -117,6 +122,8 @@ pub fn verify(
         progress,
         naive: BTreeMap::new(),
         curves: Vec::new(),
+        choices: Vec::new(),
+        given: None,
     };
     let (mut rows, mut implementations, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
     let given = golden.is_some();
@@ -154,7 +161,13 @@ pub fn verify(
     backends.dedup();
     for backend in backends {
         (verifier.progress)(&format!("{backend}: opening"));
-        match verifier.open(backend, Vec::new(), Exactness::AsStored) {
+        let chooses = verifier.sees_choices(backend);
+        let taps = if chooses {
+            choices::taps(&package.manifest().model, 0)
+        } else {
+            Vec::new()
+        };
+        match verifier.open(backend, verifier.graph_names(&taps), Exactness::AsStored) {
             Ok(session) => {
                 let seen = verifier.verify_backend(session, &golden, &routes, &mut rows)?;
                 implementations.push(seen);
@@ -181,11 +194,13 @@ pub fn verify(
         sequences: golden.batch(),
         seq_len: golden.seq_len(),
         largest_logit: golden.largest_logit(),
-        passed: report::passed(&rows, &implementations),
+        passed: report::passed(&rows, &implementations)
+            && verifier.choices.iter().all(|row| row.passed),
         rows,
         implementations,
         skipped,
         curves: verifier.curves,
+        choices: verifier.choices,
         reference: (!given).then(|| golden.into_owned()),
     })
 }
@@ -313,6 +328,10 @@ struct Verifier<'a> {
     /// Largest error of tract with the package's roundings, by tensor.
     naive: BTreeMap<String, f64>,
     curves: Vec<Curve>,
+    /// How the backends' choices of blocks stand to the reference's.
+    choices: Vec<ChoiceRow>,
+    /// What the reference makes of the last choices.
+    given: Option<Rc<Given>>,
 }
 
 impl Verifier<'_> {
@@ -343,6 +362,18 @@ impl Verifier<'_> {
         })
     }
 
+    /// Whether the model's queries choose blocks, and it can be seen which.
+    fn sees_choices(&self, backend: BackendKind) -> bool {
+        let spec = &self.package.manifest().model;
+        !backend.runs_plans() && !choices::choosing(spec).is_empty()
+    }
+
+    /// Names of taps in the graph.
+    fn graph_names(&self, taps: &[GoldenTap]) -> Vec<String> {
+        let layers = self.package.manifest().model.num_layers;
+        taps.iter().map(|tap| tap.graph_name(layers)).collect()
+    }
+
     /// Compares logits along every route, then taps; what ran.
     fn verify_backend(
         &mut self,
@@ -354,9 +385,16 @@ impl Verifier<'_> {
         let backend = session.backend();
         for &route in routes {
             (self.progress)(&format!("{backend}: {route}"));
+            if self.sees_choices(backend) {
+                let mut choices = std::mem::take(&mut self.choices);
+                let row = self.verify_choices(&mut session, golden, route, &mut choices)?;
+                self.choices = choices;
+                rows.push(row);
+                continue;
+            }
             let started = Instant::now();
             let mut differences = Differences::default();
-            self.drive(&mut session, golden, route, &mut |seen| {
+            self.drive(&mut session, golden, route, None, &mut |seen| {
                 seen.each_logits(&mut |sequence, position, row| {
                     if let Some(expected) = golden.logits_at(sequence, position) {
                         differences.add(sequence, position, expected, row);
@@ -448,7 +486,7 @@ impl Verifier<'_> {
         let mut session = self.open(backend, names.clone(), Exactness::AsStored)?;
         let mut differences = vec![Differences::default(); taps.len()];
         let total = golden.seq_len();
-        self.drive(&mut session, golden, route, &mut |seen| {
+        self.drive(&mut session, golden, route, None, &mut |seen| {
             for ((tap, name), differences) in taps.iter().zip(&names).zip(&mut differences) {
                 for (sequence, position, row) in seen.tap(name, tap.width) {
                     let start = (sequence * total + position) * tap.width;
@@ -460,16 +498,25 @@ impl Verifier<'_> {
         Ok(differences)
     }
 
-    /// Takes all sequences along a route, in groups of the package's batch.
+    /// Takes all sequences along a route, in groups of the package's batch; with `chosen` a reference takes these
+    /// blocks in place of its own.
     fn drive(
         &self,
         session: &mut Session,
         golden: &Golden,
         route: Route,
+        chosen: Option<&Rc<Chosen>>,
         visit: &mut dyn FnMut(&Seen<'_>),
     ) -> Result<(), VerifyError> {
         for turn in turns(session, golden, route)? {
-            visit(&turn.run(session, golden, route)?);
+            let mut run = || -> Result<(), VerifyError> {
+                visit(&turn.run(session, golden, route)?);
+                Ok(())
+            };
+            match chosen {
+                None => run()?,
+                Some(chosen) => inspection::with_choices(turn.choices(chosen), run)?,
+            }
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! tract in f32: what backends are compared with, and what rounding the weights may cost.
 
+use super::choices::Chosen;
 use super::{Golden, GoldenTap, Route, Row, STORED_WEIGHTS, Verifier, VerifyError};
 use ratplus_graphs::tolerance::{
     F32_LOGIT, NAIVE_ROUNDING_FACTOR, STORED_WEIGHTS_MEAN_FACTOR, STORED_WEIGHTS_MEAN_ROWS,
 };
-use ratplus_runtime::backend::BackendKind;
 use ratplus_runtime::backend::inspection::Exactness;
+use ratplus_runtime::backend::{BackendKind, Session};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Seeds of the noise that shows what rounding weights costs.
@@ -102,35 +104,47 @@ impl Verifier<'_> {
             Exactness::NoisyWeights(seed) => format!("reference: tract, decode, noise {seed}"),
             _ => "reference: tract, decode".into(),
         });
-        let (total, vocab) = (like.seq_len(), like.vocab_size);
-        let layers = self.package.manifest().model.num_layers;
         let taps = match how {
-            Exactness::NoisyWeights(_) => &[][..],
-            _ => &like.taps,
+            Exactness::NoisyWeights(_) => Vec::new(),
+            _ => like.taps.clone(),
         };
-        let names: Vec<_> = taps.iter().map(|tap| tap.graph_name(layers)).collect();
-        let mut session = self.open(BackendKind::Tract, names.clone(), how)?;
-        let mut exact = Golden {
+        let mut session = self.open(BackendKind::Tract, self.graph_names(&taps), how)?;
+        self.observe(&mut session, like, Route::Decode, taps, None)
+    }
+
+    /// What a session makes of a golden file's tokens along a route, at its positions and at `taps`; with
+    /// `chosen` the reference takes these blocks in place of its own.
+    pub(super) fn observe(
+        &mut self,
+        session: &mut Session,
+        like: &Golden,
+        route: Route,
+        taps: Vec<GoldenTap>,
+        chosen: Option<&Rc<Chosen>>,
+    ) -> Result<Golden, VerifyError> {
+        let (total, vocab) = (like.seq_len(), like.vocab_size);
+        let names = self.graph_names(&taps);
+        let mut found = Golden {
             tokens: like.tokens.clone(),
             positions: like.positions.clone(),
             logits: vec![0.0; like.batch() * like.positions.len() * vocab],
             vocab_size: vocab,
-            taps: taps.to_vec(),
+            taps,
         };
-        self.drive(&mut session, like, Route::Decode, &mut |seen| {
+        self.drive(session, like, route, chosen, &mut |seen| {
             seen.each_logits(&mut |sequence, position, row| {
                 if let Ok(index) = like.positions.binary_search(&position) {
                     let start = (sequence * like.positions.len() + index) * vocab;
-                    exact.logits[start..start + vocab].copy_from_slice(row);
+                    found.logits[start..start + vocab].copy_from_slice(row);
                 }
             });
-            for (tap, name) in exact.taps.iter_mut().zip(&names) {
+            for (tap, name) in found.taps.iter_mut().zip(&names) {
                 for (sequence, position, row) in seen.tap(name, tap.width) {
                     let start = (sequence * total + position) * tap.width;
                     tap.values[start..start + tap.width].copy_from_slice(&row);
                 }
             }
         })?;
-        Ok(exact)
+        Ok(found)
     }
 }

@@ -40,6 +40,10 @@ pub struct VerifyReport {
     pub implementations: Vec<Implementations>,
     /// Backends that did not run.
     pub skipped: Vec<Skip>,
+    /// Which blocks queries chose, where they choose: a row a backend, route and layer. The reference of such a
+    /// model is given the backend's choice.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<ChoiceRow>,
     /// With [`VerifyOptions::curves`](super::VerifyOptions::curves).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub curves: Vec<Curve>,
@@ -59,6 +63,30 @@ pub struct Curve {
     /// From position 0 on; 0 where nothing was compared.
     #[serde(serialize_with = "finite_or_texts")]
     pub max_errors: Vec<f64>,
+}
+
+/// The choices of one layer's queries.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ChoiceRow {
+    /// The backend.
+    pub backend: BackendKind,
+    /// The way through the sequence.
+    pub route: String,
+    /// The layer.
+    pub layer: usize,
+    /// Queries, each of a head, with more earlier blocks than they see.
+    pub queries: u64,
+    /// Those that chose the reference's blocks.
+    pub agreed: u64,
+    /// How far the reference scores a chosen block below the lowest that it would choose, at most.
+    #[serde(serialize_with = "finite_or_text")]
+    pub largest_gap: f64,
+    /// The largest gap that roundings explain: twice what they may move a score.
+    #[serde(serialize_with = "finite_or_text")]
+    pub tolerance: f64,
+    /// Whether they explain all.
+    pub passed: bool,
 }
 
 /// Tensor of the row that compares logits of the stored weights, in f32, with the golden file's.

@@ -1,8 +1,10 @@
 //! Runs of engines along a route, and what they leave behind.
 
+use super::choices::{Chosen, OfSlots};
 use super::{Golden, Route, VerifyError};
 use ratplus_runtime::backend::{Session, Step, inspection};
 use ratplus_runtime::planner::Chunk;
+use std::rc::Rc;
 
 /// One run of an engine on a route.
 #[derive(Clone)]
@@ -48,6 +50,14 @@ pub(super) fn turns(
 }
 
 impl Turn {
+    /// The reference's choices in this run.
+    pub fn choices(&self, chosen: &Rc<Chosen>) -> Rc<dyn inspection::Choices> {
+        Rc::new(OfSlots {
+            chosen: Rc::clone(chosen),
+            first: self.sequences.start,
+        })
+    }
+
     pub fn run<'a>(
         &self,
         session: &'a mut Session,
