@@ -30,6 +30,8 @@ pub struct Options {
     pub batch: usize,
     pub lengths: &'static [usize],
     pub quantization: Option<Quantization>,
+    /// Whether there is a third layer, whose queries choose blocks.
+    pub chooses: bool,
 }
 
 impl Default for Options {
@@ -42,6 +44,7 @@ impl Default for Options {
             batch: 2,
             lengths: &[1, 4, 16],
             quantization: None,
+            chooses: false,
         }
     }
 }
@@ -52,17 +55,15 @@ pub const VOCAB: usize = 61;
 pub fn spec() -> ModelSpec {
     let pattern = |d, w, i| Pattern::new(d, w, i).unwrap();
     let hybrid = vec![Pattern::DENSE, pattern(4, 3, 1), pattern(-1, 5, 2)];
-    let blocks = BlockTopK::new(5, 3, Score::Bounds, pattern(8, 0, 1)).unwrap();
     ModelSpec {
         vocab_size: VOCAB,
         d_model: 24,
-        num_layers: 3,
+        num_layers: 2,
         d_head: 8,
         d_ffn: 96,
         patterns: vec![
             LayerPatterns::Uniform(pattern(8, 6, 2)),
             LayerPatterns::PerHead(hybrid),
-            LayerPatterns::BlockTopK(blocks),
         ],
         ..ModelSpec::default()
     }
@@ -70,7 +71,14 @@ pub fn spec() -> ModelSpec {
 
 /// Writes the package of `options` with weights from `seed`.
 pub fn write_package(dir: &Path, options: Options, seed: u64) -> Manifest {
-    write_spec(dir, options, seed, spec(), MAX_SEQ_LEN)
+    let mut spec = spec();
+    if options.chooses {
+        let beside = Pattern::new(8, 0, 1).unwrap();
+        let blocks = BlockTopK::new(5, 3, Score::Bounds, beside).unwrap();
+        spec.patterns.push(LayerPatterns::BlockTopK(blocks));
+        spec.num_layers += 1;
+    }
+    write_spec(dir, options, seed, spec, MAX_SEQ_LEN)
 }
 
 pub fn write_spec(
@@ -88,6 +96,7 @@ pub fn write_spec(
         batch,
         lengths,
         quantization,
+        ..
     } = options;
     let precision = Precision {
         quantization,

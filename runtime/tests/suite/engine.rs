@@ -105,6 +105,7 @@ fn a_sequence_moves_to_another_slot_and_session() {
 fn prompts_have_the_same_bits_alone_and_beside_others() {
     let fixture = fixture(Options {
         batch: 3,
+        chooses: true,
         ..Options::default()
     });
     for kind in backends(Fallback::Function) {
@@ -255,7 +256,10 @@ fn states_of_another_package_or_type_are_refused() {
 
 #[test]
 fn what_tokens_left_takes_the_place_of_running_them() {
-    let fixture = fixture(Options::default());
+    let fixture = fixture(Options {
+        chooses: true,
+        ..Options::default()
+    });
     let prompt = tokens(7, 41);
     for kind in backends(Fallback::Function) {
         let mut engine = Engine::new(open(&fixture, kind));

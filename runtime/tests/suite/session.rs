@@ -193,7 +193,10 @@ fn run_schedule(session: &mut Session, prompts: [&[u32]; 2], only: Option<usize>
 
 #[test]
 fn slots_do_not_see_each_other() {
-    let fixture = fixture(Options::default());
+    let fixture = fixture(Options {
+        chooses: true,
+        ..Options::default()
+    });
     let (left, right, other) = (tokens(5, 28), tokens(6, 25), tokens(7, 25));
     for kind in backends(Fallback::Function) {
         let mut session = open(&fixture, kind);

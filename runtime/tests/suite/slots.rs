@@ -30,6 +30,7 @@ fn package() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let options = Options {
         batch: BATCH,
+        chooses: true,
         ..Options::default()
     };
     let manifest = write_package(dir.path(), options, 1);

@@ -84,8 +84,8 @@ fn requests_are_run_again_after_errors_and_lose_nothing() {
             assert_same(&found, &alone, &format!("{kind}, cache of {budget}"));
             let totals = service.snapshot().totals;
             assert!(totals.backend_errors > 2, "{kind}, {budget}: {totals:?}");
-            // A step without the cache loses several at once; with it, a prompt's chunk may be all that fails.
-            let most = totals.replayed > totals.backend_errors;
+            // A step without the cache loses one or several at once; with it, a prompt's chunk may be all that fails.
+            let most = totals.replayed >= totals.backend_errors;
             let any = totals.replayed > 0;
             assert!(most || any && budget > 0, "{kind}, {budget}: {totals:?}");
         }
