@@ -5,25 +5,9 @@
 // to the workspace. No query of the chunk reads what those rows held before.
 // `ring` runs after it: the ring's old rows are read by the chunk's first queries.
 #include "attention.cuh"
+#include "rows.cuh"
 
 namespace ratplus {
-
-constexpr i32 ROW_LANES = 8;
-
-// Copies a row with eight lanes.
-template <typename T>
-RATPLUS_DEVICE void copy_row(T* to, const T* from, i32 dim, i32 lane) {
-    constexpr i32 WIDTH = LANE_ELEMENTS<T>;
-    if (dim % WIDTH == 0) {
-        for (i32 d = lane * WIDTH; d < dim; d += ROW_LANES * WIDTH) {
-            store16(to + d, load16(from + d));
-        }
-    } else {
-        for (i32 d = lane; d < dim; d += ROW_LANES) {
-            to[d] = from[d];
-        }
-    }
-}
 
 template <typename T>
 RATPLUS_DEVICE void attention_keep(const AttentionParams& p) {

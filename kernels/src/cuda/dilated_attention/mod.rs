@@ -473,8 +473,8 @@ mod tests {
     fn sizes_are_those_of_the_kernels() {
         let decode = include_str!("../../../cuda/attention_decode.cuh");
         assert_eq!(SHARE_ROWS, constant(decode, "SHARE_ROWS"));
-        let update = include_str!("../../../cuda/dilated_attention_update.cu");
-        let lanes = constant(update, "ROW_LANES");
+        let rows = include_str!("../../../cuda/rows.cuh");
+        let lanes = constant(rows, "ROW_LANES");
         assert_eq!(UPDATE_ROWS * lanes, UPDATE_THREADS as usize);
         let params = include_str!("../../../cuda/dilated_attention.h");
         assert_eq!(MAX_LAUNCH_HEADS, constant(params, "MAX_LAUNCH_HEADS"));
