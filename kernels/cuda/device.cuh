@@ -43,6 +43,7 @@ RATPLUS_DEVICE void block_barrier() { __syncthreads(); }
 RATPLUS_DEVICE void warp_barrier() { __syncwarp(); }
 // The value of the lane whose number differs in the bits of `mask`.
 RATPLUS_DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
+RATPLUS_DEVICE u32 shuffle_xor(u32 value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
 // The value of the lane `delta` below; one's own where there is none.
 RATPLUS_DEVICE float shuffle_up(float value, u32 delta) { return __shfl_up_sync(~0u, value, delta); }
 // The value of `lane`.
@@ -151,6 +152,7 @@ RATPLUS_DEVICE float reciprocal(float x) {
     return y;
 }
 RATPLUS_DEVICE float larger(float a, float b) { return fmaxf(a, b); }
+RATPLUS_DEVICE float smaller(float a, float b) { return fminf(a, b); }
 RATPLUS_DEVICE float magnitude(float a) { return fabsf(a); }
 RATPLUS_DEVICE float from_bits(u32 bits) { return __uint_as_float(bits); }
 RATPLUS_DEVICE u32 to_bits(float value) { return __float_as_uint(value); }

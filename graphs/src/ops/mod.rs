@@ -192,11 +192,11 @@ registry! { $
         recurrence_scan::RecurrenceScan,
         /// Rotary embedding, dilated attention and the cache update.
         dilated_attention::DilatedAttention,
+        /// Rotary embedding, attention to chosen blocks, the cache update and blocks' summaries.
+        block_top_k_attention::BlockTopKAttention,
     }
     /// Rows times a matrix that is read where it is stored; for CPUs.
     linear::Linear,
-    /// Rotary embedding, attention to chosen blocks, the cache update and blocks' summaries.
-    block_top_k_attention::BlockTopKAttention,
 }
 
 // After the registry: it goes over the operators.

@@ -32,6 +32,9 @@ inline void warp_barrier(RATPLUS_SITE) { emulator::warp_barrier(site); }
 inline float shuffle_xor(float value, u32 mask, RATPLUS_SITE) {
     return from_bits(emulator::exchange(emulator::Call::shuffle_xor, to_bits(value), mask, site));
 }
+inline u32 shuffle_xor(u32 value, u32 mask, RATPLUS_SITE) {
+    return emulator::exchange(emulator::Call::shuffle_xor, value, mask, site);
+}
 inline float shuffle_up(float value, u32 delta, RATPLUS_SITE) {
     return from_bits(emulator::exchange(emulator::Call::shuffle_up, to_bits(value), delta, site));
 }
@@ -124,7 +127,9 @@ inline float divide(float a, float b) {
     return size > 0x1p126f && size < __builtin_inff() ? a * 0.0f : a / b;
 }
 inline float reciprocal(float x) { return 1.0f / x; }
-inline float larger(float a, float b) { return __builtin_fmaxf(a, b); }
+// As on the GPU, 0 is larger than -0.
+inline float larger(float a, float b) { return a == b ? from_bits(to_bits(a) & to_bits(b)) : __builtin_fmaxf(a, b); }
+inline float smaller(float a, float b) { return a == b ? from_bits(to_bits(a) | to_bits(b)) : __builtin_fminf(a, b); }
 inline float magnitude(float a) { return __builtin_fabsf(a); }
 
 // --- matrix fragments ---------------------------------------------------------------------------

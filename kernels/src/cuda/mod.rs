@@ -6,6 +6,7 @@
 //! [`Device::open`] and [`Device::make_current`] say.
 
 mod architecture;
+mod block_top_k_attention;
 mod cache;
 #[cfg(test)]
 mod constants;
@@ -30,6 +31,7 @@ mod stream;
 mod units;
 mod workspace;
 
+pub use block_top_k_attention::{BlockTopKPlan, BlockTopKWays};
 pub use cache::cache_folder;
 pub use device::{Device, DeviceLimits, Function, KernelParams};
 pub use dilated_attention::{AttentionMethod, AttentionPlan, AttentionShape};

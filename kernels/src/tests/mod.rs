@@ -6,6 +6,7 @@ mod blocks;
 mod cache_types;
 mod gpu;
 mod gpu_attention;
+mod gpu_blocks;
 mod gpu_decode;
 mod gpu_scan;
 mod grouped;
