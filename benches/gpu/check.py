@@ -25,12 +25,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-GROUPS = ["scan", "decode", "tiles", "small-tiles", "hopper", "small-hopper", "any", "steps", "flags", "large"]
+GROUPS = ["scan", "decode", "tiles", "small-tiles", "hopper", "small-hopper", "any", "blocks", "steps", "flags", "large"]
 # The same in few minutes: what runs by default first, what could hang last.
-QUICK = ["scan", "decode", "tiles", "small-tiles", "flags", "hopper", "small-hopper"]
+QUICK = ["scan", "decode", "tiles", "small-tiles", "blocks", "flags", "hopper", "small-hopper"]
 PARTS = ["scan", "decode", "prefill-tiles", "prefill-hopper"]
 # For memcheck all; the others watch what blocks and threads share.
-WATCHED = ["scan", "decode", "tiles", "small-tiles", "hopper", "small-hopper", "any", "flags"]
+WATCHED = ["scan", "decode", "tiles", "small-tiles", "hopper", "small-hopper", "any", "blocks", "flags"]
 # One launch of each, and what is asked of it.
 COUNTED = {
     "hopper": ("prefill-hopper", "attention_hopper_bf16_128"),

@@ -35,6 +35,8 @@ fn every_kernel_is_as_the_reference() {
         "bad lengths, attention SmallHopper",
         "attention Hopper bf16 of 128",
         "attention Any f32 of 80",
+        "blocks bf16 of 128",
+        "blocks f32 of 80",
         "40 decode steps bf16",
         "bad lengths, attention Hopper",
         "many times: scan SinglePass",
@@ -47,7 +49,7 @@ fn every_kernel_is_as_the_reference() {
 
 #[test]
 fn a_planted_error_is_found_in_every_comparison() {
-    let groups = "scan,decode,tiles,small-tiles,any,large";
+    let groups = "scan,decode,tiles,small-tiles,any,blocks,large";
     let arguments = ["correct", "--quick", "--plant-error", "--only", groups];
     let output = gpu_check(&arguments).output().unwrap();
     let (out, err) = texts(&output);

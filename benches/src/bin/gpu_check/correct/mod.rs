@@ -1,6 +1,7 @@
 //! `gpu_check correct`: every kernel and every method against the reference.
 
 mod attention;
+mod blocks;
 mod flags;
 mod large;
 mod scan;
@@ -31,6 +32,8 @@ pub enum Group {
     SmallHopper,
     /// Attention for any head_dim.
     Any,
+    /// Attention to blocks that a query chooses.
+    Blocks,
     /// A thousand decode steps: eager, captured and double-buffered.
     Steps,
     /// Lengths that do not fit are contained and reported.
@@ -170,6 +173,7 @@ pub fn run(device: &'static Device, options: &Options) -> Result<(), Failure> {
             Group::Hopper => attention::run(&mut context, AttentionMethod::Hopper),
             Group::SmallHopper => attention::run(&mut context, AttentionMethod::SmallHopper),
             Group::Any => attention::run(&mut context, AttentionMethod::Any),
+            Group::Blocks => blocks::run(&mut context),
             Group::Steps => steps::run(&mut context),
             Group::Flags => flags::run(&mut context),
             Group::Large => large::run(&mut context),
