@@ -284,7 +284,8 @@ impl Stored {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ratplus_graphs::ops::{DilatedAttention, RecurrenceScan};
+    use ratplus_graphs::blocks::{BlockTopK, Score};
+    use ratplus_graphs::ops::{BlockTopKAttention, DilatedAttention, RecurrenceScan};
     use ratplus_graphs::pattern::Pattern;
 
     fn settings(patterns: Vec<Pattern>) -> Settings {
@@ -321,6 +322,22 @@ mod tests {
         };
         let stored = Stored::new(&scan);
         assert_eq!(read(Op::RecurrenceScan, stored.fields()).unwrap(), scan);
+        for score in Score::ALL {
+            let beside = Pattern::new(16, 3, 2).unwrap();
+            let blocks = BlockTopKAttention {
+                num_heads: 6,
+                num_kv_heads: 2,
+                blocks: BlockTopK::new(64, 8, score, beside).unwrap(),
+                scale: 0.125,
+            };
+            let settings = Settings {
+                operator: blocks.into(),
+                workspace: Vec::new(),
+            };
+            let stored = Stored::new(&settings);
+            let found = read(Op::BlockTopKAttention, stored.fields()).unwrap();
+            assert_eq!(found, settings);
+        }
     }
 
     #[test]
