@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::slice;
 
 /// Queries of a tile, about.
-pub(super) const QUERIES: usize = 32;
+pub(super) const QUERIES: usize = 128;
 
 /// Computes the outputs of `head`'s queries of the chunk's `tokens`.
 ///
