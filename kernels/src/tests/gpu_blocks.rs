@@ -472,9 +472,9 @@ const CASES: [Case; 8] = [
     // Blocks that do not divide M.
     (8, 3, (-1, 0, 0), 2, 1, 16, 75),
     (16, 2, (-1, 0, 0), 1, 2, 64, 100),
-    (4, 4, (-1, 0, 0), 1, 3, 128, 50),
+    (4, 4, (-1, 0, 0), 1, 3, 128, 66),
     // Blocks of one key, and blocks longer than a chunk.
-    (1, 6, (-1, 0, 0), 1, 2, 6, 60),
+    (1, 6, (-1, 0, 0), 1, 2, 6, 65),
     (70, 2, (-1, 0, 0), 1, 2, 6, 150),
     // A block of its own alone, and all blocks.
     (8, 1, (5, 3, 2), 1, 1, 16, 70),
