@@ -9,6 +9,8 @@ from machine import available_bytes, last_level_cache
 from problem import aligned, filled
 
 GIB = 1 << 30
+# Rows of a product that is tried before a large one, and the seconds from which on that is left out.
+PROBE, SLOW = 256, 20
 
 
 def fastest(work, seconds=1.0):
@@ -55,7 +57,12 @@ class Limits:
             out = self.torch.empty_like(x)
             ways["torch.mm"] = lambda: self.torch.mm(x, y, out=out)
             half = [z.to(self.torch.bfloat16) for z in (x, y, x)]
-            halves["torch.mm"] = lambda: self.torch.mm(half[0], half[1], out=half[2])
+            halves["torch.mm, widened"] = lambda: half[2].copy_(self.torch.mm(half[0].float(), half[1].float()))
+            # Without instructions for it, a product in bf16 can take many minutes.
+            probe = [z[:PROBE, :PROBE].contiguous() for z in half]
+            once = fastest(lambda: self.torch.mm(probe[0], probe[1], out=probe[2]), 0)
+            if once * (self.size / len(probe[0])) ** 3 < SLOW:
+                halves["torch.mm"] = lambda: self.torch.mm(half[0], half[1], out=half[2])
         yield "gemm_f32", ways, flops
         yield "gemm_bf16", halves, flops
         source = filled(rng, (self.bytes // 4,), np.float32)
