@@ -9,12 +9,12 @@ import numpy as np
 
 import machine
 from limits import Limits
-from problem import Inputs, exact, relative_error, sampled
+from problem import Inputs, exact, relative_error, sampled, sampled_positions
 from suites import checks, suite
 
 # Largest error relative to the largest value that is taken as right.
 TOLERANCE = {"f32": 1e-5, "bf16": 2e-2}
-CUSTOM = {"RecurrenceScan", "DilatedAttention"}
+CUSTOM = {"RecurrenceScan", "DilatedAttention", "BlockTopKAttention"}
 # Seconds that are kept for the limits at the end.
 RESERVE = 20
 # Of the f32 product's rate, what a contender is thought to reach before it has been timed.
@@ -95,7 +95,7 @@ class Measurement:
 
     def check(self):
         """Compares everyone with the literal model."""
-        for shape, everyone in checks():
+        for shape, everyone in checks(self.suite):
             wanted, inputs = {}, {}
             for contender in self.contenders:
                 if contender.group == "torch" and contender.slow_to_compile and not everyone:
@@ -126,7 +126,7 @@ class Measurement:
             self.failed.setdefault((contender.name, shape.part), entry["reason"])
             if contender.group == "ours":
                 self.wrong.add(contender.name)
-        expected = sorted(CUSTOM) if contender.group == "ours" else []
+        expected = sorted(shape.operators()) if contender.group == "ours" else []
         right = entry.get("error", 0) <= entry["limit"] and entry.get("kernels", expected) == expected
         if not right:
             self.wrong.add(contender.name)
@@ -189,7 +189,7 @@ class Measurement:
         if others is not None:
             found["others_cpus"] = others
         if shape.part != "decode":
-            error = self.sample_error(shape, inputs, prepared.result())
+            error = sample_error(shape, inputs, prepared.result())
             found["sample_error"] = error if np.isfinite(error) else None
             if not error <= TOLERANCE[shape.dtype]:
                 self.wrong.add(contender.name)
@@ -210,13 +210,6 @@ class Measurement:
             if others is None or others < machine.DISTURBED or long or len(attempts) == 3:
                 return min(attempts, key=lambda attempt: attempt[1] or 0)
 
-    def sample_error(self, shape, inputs, results):
-        positions = np.unique(np.linspace(0, shape.seq_len - 1, 16).astype(int))
-        worst = 0.0
-        for span, rows in sampled(shape, inputs, positions):
-            worst = max(worst, relative_error([result[positions, span] for result in results], rows))
-        return worst
-
     def best_scan(self, seq_len):
         """The recurrence in PyTorch that was fastest at this length, or at the nearest one measured."""
         rows = [row for row in self.document["rows"] if row["part"] == "scan" and row["group"] == "torch"]
@@ -233,6 +226,14 @@ class Measurement:
             text = f"{limit['rate'] / 1e9:.1f} G/s by {limit['way']}" if "rate" in limit else limit["reason"]
             print(f"limit at the {when}: {name:10} {text}", flush=True)
         self.save()
+
+
+def sample_error(shape, inputs, results):
+    """The largest relative error at the sampled queries."""
+    positions, worst = sampled_positions(shape), 0.0
+    for span, rows in sampled(shape, inputs):
+        worst = max(worst, relative_error([result[positions, span] for result in results], rows))
+    return worst
 
 
 def line(row):

@@ -10,7 +10,7 @@ sys.path.append(str(HERE))
 import charts  # noqa: E402
 from machine import DISTURBED  # noqa: E402
 from model_contenders import BITS, OursInt8Rows, words  # noqa: E402
-from report import MODEL, PAGE, about, limits_table, main, parts_of, table  # noqa: E402
+from report import MODEL, PAGE, about, limits_table, main, parts_of, table, write_parts  # noqa: E402
 from steps import not_measured  # noqa: E402
 
 PICTURE = "model_peers.svg"
@@ -220,8 +220,8 @@ def write(document, folder):
     """Writes the drawing, and the section in place of the page's earlier one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PICTURE).write_text(drawing(Data(document)))
-    kernels, _ = parts_of(folder / PAGE)
-    (folder / PAGE).write_text((kernels + "\n" if kernels else "") + section(document))
+    *others, _ = parts_of(folder / PAGE)
+    write_parts(folder / PAGE, [*others, section(document)])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ MICROSOFT = "com.microsoft"
 
 
 class Bodies:
-    """Model-local functions of both operators, read from synthetic packages of one layer."""
+    """Model-local functions of the operators, read from synthetic packages of one layer."""
 
     def __init__(self, program):
         self.program = Path(program)
@@ -24,7 +24,7 @@ class Bodies:
 
     def of(self, shape, seq_len):
         """The functions for chunks of `seq_len` tokens of a sequence of at most `shape.seq_len`."""
-        key = (shape.heads, shape.head_dim, shape.seq_len, seq_len)
+        key = (shape.heads, shape.head_dim, shape.seq_len, seq_len, shape.group, shape.blocks)
         if key not in self.made:
             self.made[key] = self.export(shape, seq_len)
         return self.made[key]
@@ -33,9 +33,11 @@ class Bodies:
         folder = Path(tempfile.mkdtemp(prefix="ratplus-peers-"))
         try:
             layer = {"dilation": 1, "local_window": 0, "initial": 0}
+            if shape.blocks:
+                layer = {"block_size": shape.blocks.size, "top_k": shape.blocks.top_k, "score": shape.blocks.score}
             config = {
                 "vocab_size": 8, "d_model": shape.width, "num_layers": 1, "d_head": shape.head_dim, "d_ffn": 8,
-                "patterns": [layer],
+                "num_kv_heads": shape.kv_heads, "patterns": [layer],
             }  # fmt: skip
             (folder / "config.json").write_text(json.dumps(config))
             lengths = str(seq_len) if seq_len > 1 else str(shape.seq_len)
@@ -51,9 +53,9 @@ class Bodies:
 
 
 def operator_model(shape, seq_len, functions):
-    """The bytes of a model of `shape.part` for chunks of `seq_len`: RecurrenceScan, DilatedAttention, or the
-    first's results into the second."""
-    scan, attention = shape.scan_node(seq_len), shape.patterns and shape.attention_node(seq_len)
+    """The bytes of a model of `shape.part` for chunks of `seq_len`: RecurrenceScan, the attention, or the first's
+    results into the second."""
+    scan, attention = shape.scan_node(seq_len), shape.part != "scan" and shape.attention_node(seq_len)
     if shape.part in ("scan", "attention"):
         node = scan if shape.part == "scan" else attention
         used = [function for function in functions if function.name == node.op]
@@ -96,14 +98,14 @@ def multi_head_attention(shape):
 
 
 def group_query_attention(shape):
-    """ONNX Runtime's GroupQueryAttention with a key head a query head; its cache comes back as an output."""
-    chunk = ("f32", (1, shape.seq_len, shape.width))
-    cache = ("f32", (1, shape.heads, shape.seq_len, shape.head_dim))
-    inputs = {name: chunk for name in ("query", "key", "value")}
+    """ONNX Runtime's GroupQueryAttention; its cache comes back as an output."""
+    chunk, kv_chunk = (("f32", (1, shape.seq_len, width)) for width in (shape.width, shape.kv_width))
+    cache = ("f32", (1, shape.kv_heads, shape.seq_len, shape.head_dim))
+    inputs = {"query": chunk, "key": kv_chunk, "value": kv_chunk}
     inputs |= {"seqlens_k": (TensorProto.INT32, (1,)), "total_sequence_length": (TensorProto.INT32, (1,))}
     node = helper.make_node(
         "GroupQueryAttention", ["query", "key", "value", "", "", "seqlens_k", "total_sequence_length"],
         ["output", "present_key", "present_value"],
-        domain=MICROSOFT, num_heads=shape.heads, kv_num_heads=shape.heads, scale=shape.attention_node(1).scale,
+        domain=MICROSOFT, num_heads=shape.heads, kv_num_heads=shape.kv_heads, scale=shape.attention_node(1).scale,
     )  # fmt: skip
     return finish([node], inputs, {"output": chunk, "present_key": cache, "present_value": cache}, [], MICROSOFT)

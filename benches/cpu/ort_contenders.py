@@ -29,10 +29,14 @@ class Prepared:
 
 def caches(shape):
     """How many caches a decode step goes through, so that none stays in a cache of the CPU: together they are as
-    large as one of dense attention."""
-    dense = shape.heads * shape.seq_len
-    rows = shape.attention_node(1).rows()
-    return max(1, min(64, dense // rows))
+    large as one of dense attention. Where blocks are chosen, how many choices it makes in one cache, each by
+    summaries of its own."""
+    dense = shape.kv_heads * shape.seq_len
+    if shape.blocks:
+        read = 2 * dense * shape.head_dim * shape.element_bytes // shape.least_bytes()
+    else:
+        read = dense // shape.cache_rows()
+    return max(1, min(64, read))
 
 
 def make_session(model, threads, library=None, profile=None):
@@ -76,13 +80,14 @@ class Operators:
 
     def bytes_needed(self, shape):
         """Memory at once besides the inputs, about."""
-        tokens = shape.seq_len * shape.width * shape.element_bytes
         if shape.part == "decode":
-            dense = 2 * tokens
-            return dense if self.library else 6 * dense
+            dense = 2 * shape.seq_len * shape.kv_width * shape.element_bytes
+            sets = 2 * dense if shape.blocks else dense
+            return sets if self.library else 6 * dense
+        tokens = shape.seq_len * shape.width * shape.element_bytes
         if self.library or shape.part == "scan":
             return (7 if self.library else 40) * tokens
-        cached = shape.attention_node(1).rows() // shape.heads
+        cached = shape.cache_rows() // shape.kv_heads
         return 4 * 4 * shape.heads * shape.seq_len * (shape.seq_len + cached)
 
     def cost(self, shape):
@@ -91,8 +96,8 @@ class Operators:
             return 20 * shape.least_bytes() * (caches(shape) if shape.part == "decode" else 1)
         scan = 30 * shape.seq_len * shape.width if shape.part == "chain" else 0
         if self.library:
-            return shape.flops() + scan
-        cached = shape.attention_node(1).rows() // shape.heads
+            return shape.flops() * (4 if shape.blocks else 1) + scan
+        cached = shape.cache_rows() // shape.kv_heads
         return 4 * shape.width * shape.seq_len * (shape.seq_len + cached) + 20 * scan
 
     def functions(self, shape, seq_len):
@@ -117,13 +122,17 @@ class Operators:
         )
 
     def prepare_decode(self, shape, inputs):
-        """One token onto a full cache, over several caches in turn where no history is asked for."""
+        """One token onto a full cache, over several caches in turn where no history is asked for; where blocks are
+        chosen, by several sets of summaries in turn over one."""
         session = self.session(shape, 1)
         last = {name: getattr(inputs, name)[-1:] for name in ("query", "key", "value", "gate")}
-        count = 1 if inputs.history else caches(shape)
-        bindings, keep, states = [], [], None
+        # A body writes a whole new cache at every step: none stays near.
+        count = 1 if inputs.history or shape.blocks and not self.library else caches(shape)
+        bindings, keep, states, shared = [], [], None, {}
         for _ in range(count):
-            feeds, outputs = self.arrays(shape, 1, last, past=shape.seq_len - 1, rng=inputs.rng)
+            feeds, outputs = self.arrays(shape, 1, last, past=shape.seq_len - 1, rng=inputs.rng, shared=shared)
+            if shape.blocks:
+                shared = {name: feeds[name] for name in ("past_key", "past_value")}
             if states is None and inputs.history:
                 states = self.history(shape, inputs)
                 for name, array in states.items():
@@ -135,7 +144,8 @@ class Operators:
             for binding in bindings:
                 session.run_with_iobinding(binding)
 
-        detail = f"{count} caches in turn" if count > 1 else "one cache"
+        what = "choices in one cache" if shape.blocks else "caches in turn"
+        detail = f"{count} {what}" if count > 1 else "one cache"
         return Prepared(run, lambda: [keep[0][1]["output"][0]], detail, count, keep)
 
     def history(self, shape, inputs):
@@ -148,10 +158,11 @@ class Operators:
         nodes = (shape.scan_node(length), shape.attention_node(length))
         return {old: outputs[new] for node in nodes for old, new in node.states.items()}
 
-    def arrays(self, shape, seq_len, tokens, past, rng=None):
-        """Inputs and outputs by name; our kernels' `present_*` and new states are their inputs' memory."""
+    def arrays(self, shape, seq_len, tokens, past, rng=None, shared=()):
+        """Inputs and outputs by name, some inputs given; our kernels' `present_*` and new states are their inputs'
+        memory."""
         nodes = [] if shape.part == "attention" else [shape.scan_node(seq_len)]
-        nodes += [shape.attention_node(seq_len)] if shape.patterns else []
+        nodes += [] if shape.part == "scan" else [shape.attention_node(seq_len)]
         specs, results = {}, {}
         for node in nodes:
             specs |= node.inputs(shape.dtype)
@@ -161,7 +172,9 @@ class Operators:
         counts = {"past_length": past, "seq_length": seq_len}
         feeds = {}
         for name, (dtype, dims) in specs.items():
-            if name in tokens and name in ("query", "key", "value", "gate"):
+            if name in shared:
+                feeds[name] = shared[name]
+            elif name in tokens and name in ("query", "key", "value", "gate"):
                 feeds[name] = np.ascontiguousarray(tokens[name])[None]
             elif name in counts:
                 feeds[name] = np.array([counts[name]], np.int64)
@@ -194,12 +207,14 @@ class Dense:
     compiled = False
     library = None
 
-    def __init__(self, name, build, threads):
-        self.name, self.build, self.threads = name, build, threads
+    def __init__(self, name, build, threads, groups):
+        self.name, self.build, self.threads, self.groups = name, build, threads, groups
 
     def refuses(self, shape):
         if shape.part != "attention" or shape.pattern is None or shape.pattern.dilation != 1:
             return "dense attention alone"
+        if shape.group > 1 and not self.groups:
+            return "a key-value head a query head alone"
         return "only f32 is measured" if shape.dtype != "f32" else None
 
     def bytes_needed(self, shape):
@@ -215,7 +230,7 @@ class Dense:
         output = aligned((1, shape.seq_len, shape.width), np.float32)
         arrays = {"output": output}
         if "seqlens_k" in {value.name for value in session.get_inputs()}:
-            cache = (1, shape.heads, shape.seq_len, shape.head_dim)
+            cache = (1, shape.kv_heads, shape.seq_len, shape.head_dim)
             arrays |= {name: aligned(cache, np.float32) for name in ("present_key", "present_value")}
             feeds |= {"seqlens_k": np.array([shape.seq_len - 1], np.int32)}
             feeds |= {"total_sequence_length": np.array([shape.seq_len], np.int32)}
@@ -232,6 +247,6 @@ def contenders(library, bodies, threads):
     return [
         Operators("ours", library, bodies, threads),
         Operators("function body", None, bodies, threads),
-        Dense("ORT MultiHeadAttention", models.multi_head_attention, threads),
-        Dense("ORT GroupQueryAttention", models.group_query_attention, threads),
+        Dense("ORT MultiHeadAttention", models.multi_head_attention, threads, groups=False),
+        Dense("ORT GroupQueryAttention", models.group_query_attention, threads, groups=True),
     ]

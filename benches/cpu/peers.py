@@ -29,7 +29,7 @@ def below_root(word):
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", default="must", choices=("must", "full", "tiny"), help="which shapes (default: must)")
+    parser.add_argument("--suite", default="must", choices=("must", "full", "heads", "tiny"), help="which shapes (default: must)")
     parser.add_argument("--threads", type=int, default=2, help="of every contender (default: 2)")
     parser.add_argument("--seconds", type=float, default=1800, help="no row is started that may end after these")
     parser.add_argument("--library", type=Path, default=ROOT / "target/release/libratplus_ort.so", help="our kernels")
@@ -68,18 +68,22 @@ def main(arguments):
     measurement = None
     if "torch" in options.groups:
         import torch
+        import torch_blocks
         import torch_contenders
 
         peers = torch_contenders.contenders(lambda seq_len: measurement.best_scan(seq_len), options.threads)
+        peers += torch_blocks.contenders()
     everyone = ort_contenders.contenders(options.library, Bodies(options.program), options.threads) + peers
     chosen = [contender for contender in everyone if contender.group in options.groups]
     command = shlex.join(["python3", "benches/cpu/peers.py", *map(below_root, arguments)])
     measurement = Measurement(options, chosen, torch, command)
     right = measurement.run()
     if options.docs:
+        import heads_report
         import report
 
-        report.write(measurement.document, options.docs)
+        made = heads_report if options.suite == "heads" else report
+        made.write(measurement.document, options.docs)
     return 0 if right else 1
 
 

@@ -13,6 +13,8 @@ from machine import DISTURBED  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
 PAGE = "cpu.md"
+# Begins what heads_report.py writes.
+HEADS = "## Grouped heads, and heads that choose blocks"
 # Begins what model_report.py writes, to the end of the page.
 MODEL = "## A whole model"
 DENSE = [1, 0, 0]
@@ -68,7 +70,8 @@ class Data:
 
     def __init__(self, document):
         self.document = document
-        self.rows = document["rows"]
+        # Results of older runs know neither.
+        self.rows = [{"kv_heads": row["heads"], "blocks": None} | row for row in document["rows"]]
 
     def limit(self, name):
         """The larger rate of the start's and the end's; None where neither is there."""
@@ -84,9 +87,10 @@ class Data:
         """Useful FLOP/s or bytes/s."""
         return (row["bytes"] or row["flops"]) / (row["median_ms"] / 1e3)
 
-    def find(self, contenders, part, seq_len, pattern, dtype="f32", heads=16):
+    def find(self, contenders, part, seq_len, pattern, dtype="f32", heads=16, kv_heads=None, blocks=None):
         """The fastest timed row of contenders whose names begin so; else one with a reason; else None."""
-        shape = {"part": part, "seq_len": seq_len, "dtype": dtype, "heads": heads}
+        shape = {"part": part, "seq_len": seq_len, "dtype": dtype, "heads": heads, "blocks": blocks}
+        shape["kv_heads"] = kv_heads or heads
         shape["patterns"] = [pattern] if pattern else []
         found = [row for row in self.rows if row["contender"].startswith(tuple(contenders))]
         found = [row for row in found if all(row[name] == value for name, value in shape.items())]
@@ -111,10 +115,13 @@ def compared(peer, ours):
         if row is None or "median_ms" not in row:
             return missing(row)
     detail = ", ".join(x for x in (peer["contender"], peer.get("detail")) if x)
-    if max(row.get("others_cpus", 0) for row in (peer, ours)) >= DISTURBED:
-        detail += "; disturbed by others"
     ratio = peer["median_ms"] / ours["median_ms"]
-    return f"**{ratio:.2f}** ({peer['median_ms']:.4g} over {ours['median_ms']:.4g} ms; {detail})"
+    return f"**{ratio:.2f}** ({peer['median_ms']:.4g} over {ours['median_ms']:.4g} ms; {detail}{disturbed(peer, ours)})"
+
+
+def disturbed(*rows):
+    """Says so where other processes took CPUs from one of the rows."""
+    return "; disturbed by others" if max(row.get("others_cpus", 0) for row in rows) >= DISTURBED else ""
 
 
 def of_limit(data, row):
@@ -126,6 +133,13 @@ def of_limit(data, row):
         return "its limit was not measured"
     rate = data.rate(row)
     return f"**{rate / limit:.2f}** ({rate / 1e9:.4g} of {limit / 1e9:.4g} G/s, {row['median_ms']:.4g} ms)"
+
+
+def seen_keys(row):
+    """What its queries see, in words."""
+    if row["blocks"]:
+        return "S={} K={} {}".format(*row["blocks"])
+    return " ".join(f"D={d} W={w} I={i}" for d, w, i in row["patterns"])
 
 
 def goals(data):
@@ -208,7 +222,7 @@ def limits_table(document):
     return text + table(["limit", "start", "end"], rows)
 
 
-def checks_section(document):
+def checks_section(document, level="##"):
     """One line a contender."""
     rows = []
     for name in dict.fromkeys(check["contender"] for check in document["checks"]):
@@ -222,21 +236,21 @@ def checks_section(document):
             worst = f"{max(errors):.1e}" if errors else ""
             rows.append([name, dtype, f"{len(ran)} of {len(mine)}", worst, f"{mine[0]['limit']:.0e}", "; ".join(reasons)])
     text = "Largest difference from the literal model over its largest value.\n\n"
-    return "## Correctness\n\n" + text + table(["contender", "dtype", "ran", "worst", "limit", "why not"], rows)
+    return f"{level} Correctness\n\n" + text + table(["contender", "dtype", "ran", "worst", "limit", "why not"], rows)
 
 
-def part_section(data, part):
+def part_section(data, part, level="##"):
     """All rows of a part, shape by shape."""
     rows = [row for row in data.rows if row["part"] == part]
     body, unit = [], "GB/s" if part in ("scan", "decode") else "GFLOP/s"
     for row in rows:
-        pattern = " ".join(f"D={d} W={w} I={i}" for d, w, i in row["patterns"])
-        cells = [f"{row['heads']}x{row['head_dim']}", str(row["seq_len"]), pattern, row["dtype"], row["contender"]]
+        heads = f"{row['heads']}/{row['kv_heads']}" if row["kv_heads"] < row["heads"] else str(row["heads"])
+        cells = [f"{heads}x{row['head_dim']}", str(row["seq_len"]), seen_keys(row), row["dtype"], row["contender"]]
         if "median_ms" not in row:
             body.append([*cells, row["reason"], "", "", "", "", ""])
             continue
         first = row["patterns"][0] if row["patterns"] else None
-        ours = data.find(["ours"], part, row["seq_len"], first, row["dtype"], row["heads"])
+        ours = data.find(["ours"], part, row["seq_len"], first, row["dtype"], row["heads"], row["kv_heads"], row["blocks"])
         ratio = f"{row['median_ms'] / ours['median_ms']:.2f}" if ours and "median_ms" in ours else ""
         limit = data.limit_of(row)
         share = f"{data.rate(row) / limit:.2f}" if limit else ""
@@ -248,7 +262,7 @@ def part_section(data, part):
         figures = [f"{row['median_ms']:.4g}", f"{spread}, {row['runs']}", rate, share, ratio]
         body.append([*cells, *figures, "; ".join(notes)])
     head = ["heads", "T", "pattern", "dtype", "contender", "ms", "spread, runs", unit, "of limit", "over ours", "note"]
-    return f"## {part.capitalize()}\n\n" + table(head, body) if body else ""
+    return f"{level} {part.capitalize()}\n\n" + table(head, body) if body else ""
 
 
 def drawings(data):
@@ -258,7 +272,8 @@ def drawings(data):
         series = []
         for dilation in (1, 4, 16, 64):
             rows = [row for row in data.rows if row["contender"] == "ours" and row["part"] == part and "median_ms" in row]
-            rows = [row for row in rows if row["dtype"] == "f32" and row["patterns"][0][:2] == [dilation, 0]]
+            rows = [row for row in rows if row["dtype"] == "f32" and row["kv_heads"] == row["heads"] and row["patterns"]]
+            rows = [row for row in rows if row["patterns"][0][:2] == [dilation, 0]]
             heads = min((row["heads"] for row in rows), default=0)
             rows = [row for row in rows if row["heads"] == heads]
             if rows:
@@ -270,7 +285,7 @@ def drawings(data):
             break
     shapes = {}
     for row in data.rows:
-        if row["part"] == "chain" and row["dtype"] == "f32" and "median_ms" in row and row["patterns"][0] != DENSE:
+        if row["part"] == "chain" and row["dtype"] == "f32" and "median_ms" in row and row["patterns"] != [DENSE]:
             shapes.setdefault((row["heads"], row["seq_len"], *row["patterns"][0]), []).append(row)
     if shapes:
         shape = max(shapes, key=lambda key: len(shapes[key]))
@@ -282,7 +297,7 @@ def drawings(data):
 
 
 def page(document, pictures):
-    """The whole page."""
+    """The kernels' part of the page."""
     data = Data(document)
     parts = [HEAD, about(document)]
     parts.append("## Goals\n\n" + table(["ratio", "goal", "found"], goals(data)))
@@ -295,9 +310,19 @@ def page(document, pictures):
 
 
 def parts_of(page):
-    """The kernels' part of a page and the whole model's, which are written apart; empty where there is none."""
-    kernels, heading, model = (page.read_text() if page.is_file() else "").partition(MODEL)
-    return kernels.rstrip() + "\n" * bool(kernels), heading + model
+    """The parts of a page, which are written apart: the kernels', that of the suite heads and the whole model's; empty
+    where there is none."""
+    text = page.read_text() if page.is_file() else ""
+    starts = [text.find(heading) for heading in (HEADS, MODEL)]
+    model = starts[1] if starts[1] >= 0 else len(text)
+    heads = starts[0] if starts[0] >= 0 else model
+    return [part.rstrip() + "\n" * bool(part) for part in (text[:heads], text[heads:model], text[model:])]
+
+
+def write_parts(page, parts):
+    """Writes a page of such parts."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(part for part in parts if part))
 
 
 def write(document, folder):
@@ -309,8 +334,8 @@ def write(document, folder):
             old.unlink()
     for name, drawing in pictures.items():
         (folder / name).write_text(drawing)
-    _, model = parts_of(folder / PAGE)
-    (folder / PAGE).write_text(page(document, pictures) + ("\n" + model if model else ""))
+    _, *others = parts_of(folder / PAGE)
+    write_parts(folder / PAGE, [page(document, pictures), *others])
 
 
 def main(arguments, doc=__doc__, script="peers.py", write=write):

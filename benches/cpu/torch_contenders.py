@@ -1,5 +1,7 @@
 """Contenders in PyTorch, f32, from token-major inputs `[T, H*dh]` as projections leave them."""
 
+import copy
+import functools
 import sys
 from pathlib import Path
 
@@ -100,11 +102,13 @@ def build_mask(pattern, length):
 class Flex:
     """Compiled FlexAttention; the block mask is made before, or by every call."""
 
+    groups = True
+
     def __init__(self, counted):
         self.counted = counted
 
     def make(self, shape):
-        attend = torch.compile(flex_attention, dynamic=False)
+        attend = functools.partial(torch.compile(flex_attention, dynamic=False), enable_gqa=shape.group > 1)
         mask = build_mask(triple(shape), shape.seq_len)
         if self.counted:
             return lambda query, key, value: attend(query, key, value, block_mask=mask())
@@ -122,6 +126,8 @@ class Flex:
 class Masked:
     """Dense SDPA under the pattern's boolean mask, which is made before."""
 
+    groups = False
+
     def make(self, shape):
         position = torch.arange(shape.seq_len)
         mask = visible(triple(shape))(0, 0, position[:, None], position[None])
@@ -137,8 +143,10 @@ class Masked:
 class Causal:
     """Dense causal SDPA."""
 
+    groups = True
+
     def make(self, shape):
-        return lambda query, key, value: F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return functools.partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=shape.group > 1)
 
     def bytes_needed(self, shape):
         return 10 * 4 * shape.seq_len * shape.width
@@ -150,6 +158,8 @@ class Causal:
 class Blocks:
     """SDPA over gathered keys, a block of queries at a time: the keys near the block under a small mask, and of
     those before them the visible ones alone, which all the block's queries see."""
+
+    groups = False
 
     def __init__(self, block):
         self.block = block
@@ -195,6 +205,8 @@ class Blocks:
 class Residues:
     """SDPA over the dilated keys: queries of one residue of the dilation see a causal triangle of them, moved on
     by one; the query's own key and the other initial ones are merged in by their log-sum-exp. W = 0, I > 0."""
+
+    groups = False
 
     def make(self, shape):
         dilation, initial, length = shape.pattern.dilation, shape.pattern.initial, shape.seq_len
@@ -298,6 +310,8 @@ class Attention:
     def refuses(self, shape):
         if shape.part not in ("attention", "chain") or shape.pattern is None or shape.pattern.dilation < 1:
             return "prompts of one pattern, D > 0"
+        if shape.group > 1 and not self.way.groups:
+            return "a key-value head a query head alone"
         if isinstance(self.way, Causal) and shape.pattern.dilation != 1:
             return "D = 1 alone"
         if isinstance(self.way, Residues):
@@ -352,8 +366,11 @@ class Decode:
             return "decode steps of one pattern alone"
         return only_f32(shape)
 
+    def attend(self, shape):
+        return functools.partial(F.scaled_dot_product_attention, enable_gqa=shape.group > 1)
+
     def bytes_needed(self, shape):
-        return 2 * 4 * shape.seq_len * shape.width
+        return 2 * 4 * shape.seq_len * shape.kv_width
 
     def cost(self, shape):
         return 20 * shape.least_bytes() * caches(shape)
@@ -363,27 +380,48 @@ class Decode:
             query, states = self.written(shape, inputs)
         else:
             rows = shape.pairs() // shape.heads
-            dims = (1, shape.heads, rows, shape.head_dim)
+            dims = (1, shape.kv_heads, rows, shape.head_dim)
             make = lambda: torch.from_numpy(filled(inputs.rng, dims, np.float32))  # noqa: E731
             states = [(make(), make()) for _ in range(caches(shape))]
             query = by_head(*tokens(inputs, "query"), shape)
-        held = [None]
+        attend, held = self.attend(shape), [None]
 
         def run():
             for key, value in states:
-                held[0] = F.scaled_dot_product_attention(query, key, value)
+                held[0] = attend(query, key, value)
 
         detail = f"{len(states)} caches in turn" if len(states) > 1 else "one cache"
         return Prepared(run, lambda: [held[0].reshape(1, -1).numpy()], detail, len(states))
 
     def written(self, shape, inputs):
         """The last query, and the rows that it sees of a written history."""
-        key, value = scan_loop(*tokens(inputs, "key", "value", "gate"))
-        gated = Inputs(shape, history=True)
-        gated.query, gated.key, gated.value = inputs.query, key.numpy(), value.numpy()
-        query, key = (by_head(torch.from_numpy(x), shape) for x in gated.rotated())
+        query, key, value = written(shape, inputs)
         seen = torch.from_numpy(visible_keys(shape.pattern, shape.seq_len - 1))
-        return query[:, :, -1:], [(key[:, :, seen], by_head(value, shape)[:, :, seen])]
+        return query, [(key[:, :, seen], value[:, :, seen])]
+
+
+class FlexDecode(Decode):
+    """The same by compiled FlexAttention, of grouped heads."""
+
+    name = "Flex on the visible rows"
+    compiled = True
+    slow_to_compile = True
+
+    def refuses(self, shape):
+        return super().refuses(shape) or (None if shape.group > 1 else "grouped heads alone")
+
+    def attend(self, shape):
+        torch._dynamo.reset()
+        return functools.partial(torch.compile(flex_attention, dynamic=False), enable_gqa=True)
+
+
+def written(shape, inputs):
+    """The last query, keys and values of a written history, by head, rotated."""
+    key, value = scan_loop(*tokens(inputs, "key", "value", "gate"))
+    gated = copy.copy(inputs)
+    gated.key, gated._rotated = key.numpy(), None
+    query, key = (by_head(torch.from_numpy(x), shape) for x in gated.rotated())
+    return query[:, :, -1:], key, by_head(value, shape)
 
 
 def tokens(inputs, *names):
@@ -392,7 +430,7 @@ def tokens(inputs, *names):
 
 def by_head(x, shape):
     """`[T, H*dh]` as `[1, H, T, dh]`, the same memory."""
-    return x.view(-1, shape.heads, shape.head_dim).transpose(0, 1)[None]
+    return x.view(len(x), -1, shape.head_dim).transpose(0, 1)[None]
 
 
 def only_f32(shape):
@@ -405,4 +443,5 @@ def contenders(best_scan, threads):
     torch.set_grad_enabled(False)
     torch._dynamo.config.recompile_limit = 256
     scans = [Scan(name) for name in SCANS]
-    return scans + [Attention(name, best_scan) for name in ATTENTIONS] + [Decode()]
+    attentions = [Attention(name, best_scan) for name in ATTENTIONS]
+    return scans + attentions + [Decode(), FlexDecode()]

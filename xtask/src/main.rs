@@ -49,6 +49,9 @@ cargo xtask <command>
   peers [--suite must|full] [--seconds N]
           measures the CPU kernels next to ONNX Runtime's and PyTorch's ways, with wheels of its
           own (several GB) in target/peers; writes docs/cpu.md
+  peers --suite heads [--seconds N]
+          measures grouped heads and heads that choose blocks, in the same way; writes a part of
+          docs/cpu.md of its own
   peers --suite model [--size 1.5b|tiny] [--seconds N] [--continue]
           measures a whole model next to llama.cpp, built here from source, PyTorch and OpenVINO,
           with 11 GB of models in target/peers; writes the end of docs/cpu.md (of a tiny one, in

@@ -14,7 +14,9 @@ const REQUIREMENTS: &str = "benches/cpu/requirements.txt";
 const MODEL_REQUIREMENTS: &str = "benches/cpu/requirements-model.txt";
 const SERVE_REQUIREMENTS: &str = "benches/cpu/requirements-serve.txt";
 /// The last two are of whole models.
-const SUITES: [&str; 4] = ["must", "full", "model", "serve"];
+const SUITES: [&str; 5] = ["must", "full", HEADS, "model", "serve"];
+/// Of kernels too, with results and a part of the page of its own.
+const HEADS: &str = "heads";
 const SIZES: [&str; 2] = ["1.5b", "tiny"];
 
 /// What the command line asks for.
@@ -128,6 +130,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Outcome {
     build(&steps)?;
     let mut measure = Command::new(workspace.absolute(&python));
     let (script, results) = match kind {
+        Kind::Kernels if options.suite == HEADS => ("benches/cpu/peers.py", "heads.json"),
         Kind::Kernels => ("benches/cpu/peers.py", "results.json"),
         Kind::Model => ("benches/cpu/model_peers.py", "model.json"),
         Kind::Serve => ("benches/cpu/serve_peers.py", "serve.json"),
@@ -236,6 +239,7 @@ mod tests {
             read(&["--seconds", "60", "--suite", "full"]),
             Ok(options("full", Some(60)))
         );
+        assert_eq!(read(&["--suite", "heads"]), Ok(options("heads", None)));
         assert_eq!(
             read(&["--suite", "model", "--size", "tiny", "--continue"]),
             Ok(Options {
