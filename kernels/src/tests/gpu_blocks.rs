@@ -102,7 +102,7 @@ impl<T: Real> Problem<T> {
     }
 
     /// With the tables and numbers of a model, where no score is exact.
-    fn as_models_have(mut self, rng: &mut ChaCha8Rng) -> Self {
+    fn like_models(mut self, rng: &mut ChaCha8Rng) -> Self {
         let half = self.dim / 2;
         let angle = |i: usize| {
             let (position, d) = (i / half, i % half);
@@ -399,10 +399,11 @@ impl<T: Real> Problem<T> {
                         let weight = |key: &usize| (dot(key) - top).exp();
                         let total: f64 = seen.iter().map(weight).sum();
                         let at = (slot * self.max + position) * width + head * self.dim;
-                        for d in 0..self.dim {
+                        let output = &left.output[at..at + self.dim];
+                        for (d, found) in output.iter().enumerate() {
                             let mixed = seen.iter().map(|key| weight(key) * values[*key][d]);
                             let want = mixed.sum::<f64>() / total;
-                            let found = left.output[at + d].real();
+                            let found = found.real();
                             let most = 2e-5 + 1.01 * T::UNIT * want.abs() + T::SUBNORMAL;
                             assert!(
                                 (found - want).abs() <= most,
@@ -523,7 +524,7 @@ fn a_query_has_the_same_bits_in_any_chunks_and_batch() {
         for score in Score::ALL {
             let blocks = blocks(8, 4, score, beside);
             let problem = Problem::<bf16>::new(&mut rng, blocks, [1, 2], dim, 90, 2);
-            let problem = problem.as_models_have(&mut rng);
+            let problem = problem.like_models(&mut rng);
             let mut expected = None;
             for how in hows() {
                 let found = problem.run(how, &[90, 41]);

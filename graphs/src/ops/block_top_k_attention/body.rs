@@ -80,7 +80,13 @@ impl Attention<'_, BlockTopKAttention> {
         let values = self.w.call("Where", &[&held, &values, &nothing]);
 
         let sizes = self.sizes();
-        let summaries = self.summaries(&sizes, &chunk, &key, inputs.past_block, outputs.present_block);
+        let summaries = self.summaries(
+            &sizes,
+            &chunk,
+            &key,
+            inputs.past_block,
+            outputs.present_block,
+        );
         let query = self.w.transpose(&query, &[0, 2, 1, 3]);
         let query = self.together(&query, dim);
         let blocks = self.seen_blocks(&sizes, &query, &query_position, summaries);
@@ -99,8 +105,15 @@ impl Attention<'_, BlockTopKAttention> {
         let mixed = self.w.call("MatMul", &[&weights, &values]);
         let mixed = self.apart(&mixed, &[batch, shape.num_heads, seq_len, dim]);
         let mixed = self.w.transpose(&mixed, &[0, 2, 1, 3]);
-        let mixed = self.w.reshape(&mixed, &[batch, seq_len, shape.num_heads * dim]);
-        select(self.w, dtype, [&valid, &mixed, &lengths.unused], outputs.output);
+        let mixed = self
+            .w
+            .reshape(&mixed, &[batch, seq_len, shape.num_heads * dim]);
+        select(
+            self.w,
+            dtype,
+            [&valid, &mixed, &lengths.unused],
+            outputs.output,
+        );
     }
 
     /// The opposite of [`together`](Self::together).
@@ -176,9 +189,13 @@ impl Attention<'_, BlockTopKAttention> {
         let before = self.w.call("Less", &[chunk.position, chunk.end]);
         let written = self.w.call("And", &[&begun, &before]);
         let written = self.w.unsqueeze(&written, &[1]);
-        let all = self.w.ints(&[shape.batch as i64, heads as i64, max_seq_len as i64]);
+        let all = self
+            .w
+            .ints(&[shape.batch as i64, heads as i64, max_seq_len as i64]);
         let written = self.w.call("Expand", &[&written, &all]);
-        let written = self.w.reshape(&written, &[shape.batch, heads * max_seq_len, 1]);
+        let written = self
+            .w
+            .reshape(&written, &[shape.batch, heads * max_seq_len, 1]);
         let token = self.w.call("Sub", &[chunk.position, chunk.past]);
         (written, self.token_rows(&token, 2))
     }
@@ -270,7 +287,9 @@ impl Attention<'_, BlockTopKAttention> {
 
         // Of the tokens of the chunk: [B, touched, S] of them.
         let seq_len = shape.seq_len;
-        let known = self.operator.map(|operator| operator.blocks.block_size as usize);
+        let known = self
+            .operator
+            .map(|operator| operator.blocks.block_size as usize);
         let touched = known.map(|size| (seq_len + size - 2) / size + 1);
         let count = {
             let most = self.w.int(seq_len as i64 - 2);
@@ -299,7 +318,9 @@ impl Attention<'_, BlockTopKAttention> {
         let nth = self.w.call("Max", &[&behind, &zero]);
         let nth = self.w.call("Min", &[&nth, &most]);
         let slots: Vec<_> = (0..batch as i64).collect();
-        let slots = self.w.constant(TensorProto::i64s(&[batch as i64, 1], &slots));
+        let slots = self
+            .w
+            .constant(TensorProto::i64s(&[batch as i64, 1], &slots));
         let slots = self.w.call("Mul", &[&slots, &count]);
         let nth = self.w.call("Add", &[&nth, &slots]);
         let begins = self.w.call("Mul", &[&sizes.block, &sizes.block_size]);
@@ -331,12 +352,9 @@ impl Attention<'_, BlockTopKAttention> {
             let joined = of.w.call(join, &[past, &found]);
             of.w.call("Where", &[&continues, &joined, &found])
         };
-        let least = |of: &mut Self| {
-            reduced(of, "ReduceMin", "Min", f32::INFINITY, &past_first)
-        };
-        let greatest = |of: &mut Self| {
-            reduced(of, "ReduceMax", "Max", f32::NEG_INFINITY, &past_last)
-        };
+        let least = |of: &mut Self| reduced(of, "ReduceMin", "Min", f32::INFINITY, &past_first);
+        let greatest =
+            |of: &mut Self| reduced(of, "ReduceMax", "Max", f32::NEG_INFINITY, &past_last);
         let sum = |of: &mut Self| reduced(of, "ReduceSum", "Add", 0.0, &past_first);
         let [now_first, now_last] = match (score, &is_sum) {
             (Some(Score::Bounds), _) => [least(self), greatest(self)],
@@ -371,7 +389,8 @@ impl Attention<'_, BlockTopKAttention> {
             }
         };
         let flat = self.w.ints(&[batch as i64, -1, dim as i64]);
-        self.w.push("", "Reshape", &[&both, &flat], &[present_block], Vec::new());
+        self.w
+            .push("", "Reshape", &[&both, &flat], &[present_block], Vec::new());
         [first, last]
     }
 
@@ -424,14 +443,17 @@ impl Attention<'_, BlockTopKAttention> {
         let axis = vec![AttributeProto::int("axis", 3)];
         let outputs = [self.w.fresh("greatest"), self.w.fresh("chosen")];
         let names = [&*outputs[0], &outputs[1]];
-        self.w.push("", "TopK", &[&scores, &count], &names, axis.clone());
+        self.w
+            .push("", "TopK", &[&scores, &count], &names, axis.clone());
         let zero = self.w.int(0);
         let yes = self.w.call("GreaterOrEqual", &[&outputs[1], &zero]);
         let yes = self.w.cast(&yes, F32);
         // Never, of NaN neither.
         let none = self.w.call("Less", &[&scores, &scores]);
         let none = self.w.cast(&none, F32);
-        let chosen = self.w.op("ScatterElements", &[&none, &outputs[1], &yes], axis);
+        let chosen = self
+            .w
+            .op("ScatterElements", &[&none, &outputs[1], &yes], axis);
         let nothing = self.w.float(0.0);
         let chosen = self.w.call("Greater", &[&chosen, &nothing]);
         let chosen = self.w.call("And", &[&chosen, &earlier]);

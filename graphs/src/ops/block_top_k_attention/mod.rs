@@ -127,7 +127,10 @@ impl Definition for BlockTopKAttention {
                 raw.score
             ));
         }
-        let (beside, score) = (beside.unwrap_or(Pattern::NONE), score.unwrap_or(Score::Mean));
+        let (beside, score) = (
+            beside.unwrap_or(Pattern::NONE),
+            score.unwrap_or(Score::Mean),
+        );
         match BlockTopK::new(raw.block_size, raw.top_k, score, beside) {
             Ok(blocks) => {
                 none_wrong(errors)?;
@@ -176,9 +179,15 @@ impl Definition for BlockTopKAttention {
         let Some(max_seq_len) = node.dims.get(Axis::MaxSeqLen) else {
             return;
         };
-        let blocks = self.num_kv_heads.checked_mul(self.blocks.summary_rows(max_seq_len));
+        let blocks = self
+            .num_kv_heads
+            .checked_mul(self.blocks.summary_rows(max_seq_len));
         for (axis, expected, what) in [
-            (Axis::Rows, self.num_kv_heads.checked_mul(max_seq_len), "keys"),
+            (
+                Axis::Rows,
+                self.num_kv_heads.checked_mul(max_seq_len),
+                "keys",
+            ),
             (Axis::BlockRows, blocks, "summaries"),
         ] {
             if let Some(rows) = node.dims.get(axis)

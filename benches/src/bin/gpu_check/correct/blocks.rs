@@ -68,7 +68,7 @@ fn cases(context: &Context, element: ElementType, head_dim: usize) -> Result<Vec
             let beside = Pattern::new(dilation, window, initial).map_err(Failure::wrong)?;
             for score in Score::ALL {
                 let blocks = BlockTopK::new(size, top_k, score, beside);
-                let blocks = blocks.map_err(|errors| Failure::wrong(errors.join("; ")))?;
+                let blocks = blocks.map_err(|errors| Failure::wrong(format!("{errors:?}")))?;
                 cases.push(Case {
                     operator: BlockTopKAttention {
                         num_heads: kv_heads * group,
