@@ -222,7 +222,7 @@ fn the_brief_check_ends_and_goes_on_where_it_stopped() {
         );
     }
     let steps = results["steps"].as_object().unwrap();
-    assert_eq!(steps.len(), 27, "{results}");
+    assert_eq!(steps.len(), 29, "{results}");
     for (step, found) in steps {
         let verdict = found["verdict"].as_str().unwrap();
         let needs_more = ["limits", "ncu-", "memcheck-", "peers-"];

@@ -7,7 +7,7 @@
 namespace ratplus {
 
 struct BlockKeys {
-    // From the lowest on; null where all earlier blocks are chosen.
+    // From the lowest on; not read where all earlier blocks are chosen, or none.
     const i32* chosen;
     i32 most_chosen;
     i32 block_size;
@@ -38,7 +38,7 @@ struct BlockKeys {
             initial = minimum(p.initial, own_start);
         }
         own_end = chosen_end + query - own_start + 1;
-        if (chosen == nullptr) {
+        if (all_chosen()) {
             initial_end = dilated_end = count = own_end;
             dilated_first = 0;
             window_start = own_start;
@@ -54,7 +54,7 @@ struct BlockKeys {
     // Position of key `index`, negative where it is a candidate in a chosen block.
     RATPLUS_DEVICE i32 position(i32 index) const {
         if (index < chosen_end) {
-            if (chosen == nullptr) {
+            if (all_chosen()) {
                 return index;
             }
             const i32 nth = index / block_size;
@@ -75,6 +75,9 @@ struct BlockKeys {
     }
 
    private:
+    // Fewer blocks end before the query's own.
+    RATPLUS_DEVICE bool all_chosen() const { return chosen_end == own_start; }
+
     // The dilated tokens below a position.
     RATPLUS_DEVICE i32 below(i32 position) const { return dilation > 0 ? position / dilation : 0; }
 
