@@ -107,7 +107,12 @@ def test_ports_are_those_of_the_page_and_the_manifest(export, case):
         heads = model.get("num_kv_heads") or model["d_model"] // model["d_head"]
         patterns = patterns if isinstance(patterns, list) else [patterns] * heads
         rows = sum(p["initial"] + p["local_window"] + (m // p["dilation"] if p["dilation"] > 0 else 0) for p in patterns)
+        chooses = "block_size" in patterns[0]
+        rows = heads * m if chooses else rows
         states += [(f"{layer}.{name}", "bf16", [rows, model["d_head"]]) for name in ("key", "value")]
+        if chooses:
+            parts = {"bounds": 2, "mean": 1}[patterns[0]["score"]]
+            states += [(f"{layer}.block", "f32", [heads * -(-m // patterns[0]["block_size"]) * parts, model["d_head"]])]
         if model["recurrence"]:
             states += [(f"{layer}.recurrent_{name}", "f32", [heads * model["d_head"]]) for name in ("key", "value")]
     for engine in manifest["engines"]:

@@ -8,7 +8,6 @@ from blake3 import blake3
 from conftest import CASES, LOWERINGS
 from onnx import TensorProto
 
-CUSTOM_OPS = {"RecurrenceScan", "DilatedAttention"}
 DOMAIN = "ai.ratplus"
 ELEMENT_BYTES = {
     TensorProto.FLOAT: 4,
@@ -112,13 +111,16 @@ def test_graph_is_what_the_manifest_says(export_case, fallback, dtype):
             continue
         # All matrices; the head's product is a standard one in the portable graph.
         products = {"portable": 4 * layers, "cpu": 4 * layers + 1}.get(target, 0)
-        assert sorted(node.op_type for node in custom) == sorted([*CUSTOM_OPS] * layers + ["Linear"] * products)
+        patterns = manifest["model"]["patterns"]
+        attention = ["BlockTopKAttention" if "block_size" in pattern else "DilatedAttention" for pattern in patterns]
+        of_layers = [*attention, *["RecurrenceScan"] * layers]
+        assert sorted(node.op_type for node in custom) == sorted([*of_layers, *["Linear"] * products])
         for node in custom:
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             assert attributes["plugin_namespace"] == DOMAIN.encode()
             assert attributes["plugin_version"] == b"1"
         with_functions = fallback == "function" and target in ("portable", "cuda")
-        bodies = CUSTOM_OPS | ({"Linear"} if target == "portable" else set())
+        bodies = {*of_layers} | ({"Linear"} if target == "portable" else set())
         expected = {(DOMAIN, name) for name in bodies} if with_functions else set()
         assert functions == expected
 

@@ -232,15 +232,10 @@ impl Verifier<'_> {
         let spec = &manifest.model;
         let tokens = golden.batch() * golden.seq_len();
         let seen = self.observe(session, golden, route, taps(spec, tokens), None)?;
-        let cache = manifest.shape().cache_dtype;
-        let own = Scores::of(spec, &seen, cache);
-        let chosen = own.chosen(spec, golden.seq_len());
-        let given = self.given(golden, chosen)?;
+        let given = self.given_of(golden, &seen)?;
         choices.extend(judged(spec, backend, route, &given));
         let scale = golden.largest_logit();
-        // A golden file has choices of its own, and weights that may be others'.
-        let free = given.scores.chosen(spec, golden.seq_len()) == given.chosen;
-        let differences = match free && !self.low_precision() {
+        let differences = match self.is_free(&given) {
             true => golden.differences(&seen),
             false => given.exact.differences(&seen),
         };
@@ -261,6 +256,57 @@ impl Verifier<'_> {
         )
     }
 
+    /// As `verify_taps` has it, of a model whose queries choose blocks.
+    pub(super) fn verify_taps_of_choices(
+        &mut self,
+        backend: BackendKind,
+        golden: &Golden,
+        route: Route,
+        rows: &mut Vec<Row>,
+    ) -> Result<(), VerifyError> {
+        let started = Instant::now();
+        let spec = &self.package.manifest().model;
+        let mut all = taps(spec, golden.batch() * golden.seq_len());
+        let first = all.len();
+        all.extend(golden.taps.iter().cloned());
+        let mut session = self.open(backend, self.graph_names(&all), Exactness::AsStored)?;
+        let seen = self.observe(&mut session, golden, route, all, None)?;
+        let given = self.given_of(golden, &seen)?;
+        let free = self.is_free(&given);
+        let seconds = started.elapsed().as_secs_f64();
+        for (index, tap) in golden.taps.iter().enumerate() {
+            let exact = &given.exact.taps[first + index];
+            let expected = if free { tap } else { exact };
+            let differences = expected.differences(&seen.taps[first + index], golden.seq_len());
+            if let Some((naive, _)) = &given.naive {
+                let naive = exact.differences(&naive.taps[first + index], golden.seq_len());
+                let most = self.naive.entry(tap.name.clone()).or_default();
+                *most = most.max(naive.max);
+            }
+            let scale = expected.values.iter();
+            let scale = scale.fold(0.0f64, |most, &value| most.max(f64::from(value).abs()));
+            let route = route.to_string();
+            rows.push(self.judge(backend, &route, &tap.name, &differences, scale, seconds)?);
+        }
+        Ok(())
+    }
+
+    /// Whether a golden file holds of what is given: it has choices of its own, and weights that may be others'.
+    fn is_free(&self, given: &Given) -> bool {
+        let spec = &self.package.manifest().model;
+        let quantized = self.package.manifest().precision.quantization.is_some();
+        let free = given.scores.chosen(spec, given.chosen.seq_len) == given.chosen;
+        free && !self.low_precision() && !quantized
+    }
+
+    /// What the reference makes of the choices that a run's taps tell.
+    fn given_of(&mut self, golden: &Golden, seen: &Golden) -> Result<Rc<Given>, VerifyError> {
+        let manifest = self.package.manifest();
+        let own = Scores::of(&manifest.model, seen, manifest.shape().cache_dtype);
+        let chosen = own.chosen(&manifest.model, golden.seq_len());
+        self.given(golden, chosen)
+    }
+
     /// What the reference makes of these choices; the last ones' are kept.
     fn given(&mut self, golden: &Golden, chosen: Chosen) -> Result<Rc<Given>, VerifyError> {
         if let Some(given) = &self.given
@@ -270,7 +316,8 @@ impl Verifier<'_> {
         }
         let manifest = self.package.manifest();
         let (spec, cache) = (&manifest.model, manifest.shape().cache_dtype);
-        let taps = taps(spec, golden.batch() * golden.seq_len());
+        let mut taps = taps(spec, golden.batch() * golden.seq_len());
+        taps.extend(golden.taps.iter().cloned());
         let shared = Rc::new(chosen.clone());
         let run = |of: &mut Self, how| -> Result<Golden, VerifyError> {
             (of.progress)("reference: tract, decode, with the backend's choices");

@@ -78,6 +78,19 @@ impl GoldenTap {
         self
     }
 
+    /// How far `other`'s values are from these, of sequences of `seq_len` tokens.
+    pub(super) fn differences(&self, other: &Self, seq_len: usize) -> Differences {
+        let mut differences = Differences::default();
+        let rows = self
+            .values
+            .chunks(self.width)
+            .zip(other.values.chunks(self.width));
+        for (row, (expected, found)) in rows.enumerate() {
+            differences.add(row / seq_len, row % seq_len, expected, found);
+        }
+        differences
+    }
+
     /// Name of the value in the graph of a model of `num_layers`.
     pub fn graph_name(&self, num_layers: usize) -> String {
         self.tap
