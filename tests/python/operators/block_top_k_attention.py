@@ -30,7 +30,7 @@ class BlockTopKAttention(Node):
     bad_attributes = (
         ({"score": "max"}, ["attribute score: expected `bounds` or `mean`, found `max`"]),
         ({"block_size": 0}, ["attribute block_size is 0, expected 1 or more and less than 2^31"]),
-        ({"top_k": 0, "block_size": 2**31}, ["attribute block_size is 2147483648", "attribute top_k is 0"]),
+        ({"top_k": 0, "block_size": -5}, ["attribute block_size is -5", "attribute top_k is 0"]),
         ({"dilation": 0}, ["attribute dilation is 0, expected -1 (none) or 1 or more"]),
         ({"local_window": -1}, ["attribute local_window is -1"]),
         ({"num_heads": 0}, ["num_heads: expected 1 to 65536, found 0"]),
