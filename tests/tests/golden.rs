@@ -76,8 +76,8 @@ fn check_types(dtype: &str, cache_dtype: &str, fallback: &str) {
         let (batch, total) = tokens_shape(&case);
         let dir = tempfile::tempdir().unwrap();
         let package = dir.path().join("package");
-        // Every chunking; with a cache of another type, one in both its routes.
-        let everything = dtype == cache_dtype;
+        // Every chunking; of the long folders with a cache of another type, one in both its routes.
+        let everything = total < LONG || dtype == cache_dtype;
         let lengths = match everything {
             true => format!("7,64,{total}"),
             false => "64".to_owned(),
@@ -294,12 +294,13 @@ fn quantised_weights() {
             let relative = number(&stored["max_error"]) / largest;
             // The integers do something, and what they do is no ruin.
             let bits4 = common.contains("int4");
-            let expected = if bits4 { 2e-3..0.5 } else { 1e-4..0.05 };
-            // Where queries choose blocks, they choose others.
+            // Where queries choose blocks, some choose others.
             let config = std::fs::read_to_string(case.file("config.json")).unwrap();
-            let expected = match config.contains("block_size") {
-                true => expected.start..1.0,
-                false => expected,
+            let expected = match (config.contains("block_size"), bits4) {
+                (false, true) => 2e-3..0.5,
+                (false, false) => 1e-4..0.05,
+                (true, true) => 2e-3..0.6,
+                (true, false) => 1e-4..0.3,
             };
             assert!(
                 expected.contains(&relative),

@@ -80,12 +80,13 @@ fn requests_are_run_again_after_errors_and_lose_nothing() {
             options.replays = 100;
             // As long as the longest prompt and answer, so that some get through.
             let service = start_failing(&fixture, kind, &options, 37);
-            let found = all_of(&service, count, 8, request);
+            // Enough that every slot has one, however seldom this thread runs.
+            let found = all_of(&service, count, 16, request);
             assert_same(&found, &alone, &format!("{kind}, cache of {budget}"));
             let totals = service.snapshot().totals;
             assert!(totals.backend_errors > 2, "{kind}, {budget}: {totals:?}");
-            // A step without the cache loses one or several at once; with it, a prompt's chunk may be all that fails.
-            let most = totals.replayed >= totals.backend_errors;
+            // A step without the cache loses several at once; with it, a prompt's chunk may be all that fails.
+            let most = totals.replayed > totals.backend_errors;
             let any = totals.replayed > 0;
             assert!(most || any && budget > 0, "{kind}, {budget}: {totals:?}");
         }
