@@ -165,10 +165,14 @@ impl Head<'_> {
             }
         };
         let mut ranked: Vec<_> = (0..blocks.block_of(position))
-            .map(|block| (score(block), block))
+            .map(|block| match score(block) {
+                none if none.is_nan() => (f64::NEG_INFINITY, block),
+                // Zeros are equal.
+                score => (score + 0.0, block),
+            })
             .collect();
         // A stable sort: of equal ones the lower block is first.
-        ranked.sort_by(|(a, _), (b, _)| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal));
+        ranked.sort_by(|(a, _), (b, _)| b.total_cmp(a));
         let first = ranked.into_iter().take(blocks.top_k as usize - 1);
         first.map(|(_, block)| block).collect()
     }

@@ -78,7 +78,7 @@ impl Scores {
         let layers = layers.map(|(queries, (_, blocks))| {
             let queries = queries.iter().map(|scores| {
                 let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-                let score = |block: &u32| scores[*block as usize];
+                let score = |block: &u32| ranked(scores[*block as usize]);
                 order.sort_by(|a, b| score(b).total_cmp(&score(a)));
                 order.truncate(blocks.top_k as usize - 1);
                 order.sort_unstable();
@@ -169,6 +169,14 @@ fn scores(
         }
     }
     found
+}
+
+/// A score in its place among others: zeros are equal, and what is no number is below all.
+fn ranked(score: f64) -> f64 {
+    match score.is_nan() {
+        true => f64::NEG_INFINITY,
+        false => score + 0.0,
+    }
 }
 
 /// After rotary embedding.
@@ -283,8 +291,7 @@ impl Verifier<'_> {
                 let most = self.naive.entry(tap.name.clone()).or_default();
                 *most = most.max(naive.max);
             }
-            let scale = expected.values.iter();
-            let scale = scale.fold(0.0f64, |most, &value| most.max(f64::from(value).abs()));
+            let scale = expected.largest();
             let route = route.to_string();
             rows.push(self.judge(backend, &route, &tap.name, &differences, scale, seconds)?);
         }

@@ -78,6 +78,12 @@ impl GoldenTap {
         self
     }
 
+    /// Largest absolute value.
+    pub(super) fn largest(&self) -> f64 {
+        let values = self.values.iter();
+        values.fold(0.0, |most, &value| most.max(f64::from(value).abs()))
+    }
+
     /// How far `other`'s values are from these, of sequences of `seq_len` tokens.
     pub(super) fn differences(&self, other: &Self, seq_len: usize) -> Differences {
         let mut differences = Differences::default();

@@ -459,10 +459,7 @@ impl Verifier<'_> {
         let differences = self.tap_differences(backend, golden, route)?;
         let seconds = started.elapsed().as_secs_f64();
         for (tap, differences) in taps.iter().zip(&differences) {
-            let scale = tap
-                .values
-                .iter()
-                .fold(0.0f64, |most, &value| most.max(f64::from(value).abs()));
+            let scale = tap.largest();
             rows.push(self.judge(
                 backend,
                 &route.to_string(),
