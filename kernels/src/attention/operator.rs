@@ -10,30 +10,37 @@ use ratplus_graphs::ops::{Axis, DilatedAttention, ElementType, Inferred, LengthE
 /// Sizes, types and cache rows of one node.
 #[derive(Clone, Debug)]
 pub struct AttentionPlan {
-    element: ElementType,
-    cache: ElementType,
-    batch: usize,
-    seq_len: usize,
-    num_heads: usize,
-    head_dim: usize,
-    layout: CacheLayout,
-    scale: f32,
+    pub(super) element: ElementType,
+    pub(super) cache: ElementType,
+    pub(super) batch: usize,
+    pub(super) seq_len: usize,
+    pub(super) num_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) layout: CacheLayout,
+    pub(super) scale: f32,
+}
+
+impl AttentionPlan {
+    pub(super) fn new(node: &Inferred, num_heads: usize, layout: CacheLayout, scale: f32) -> Self {
+        Self {
+            element: node.element,
+            cache: node.cache,
+            batch: node.dims[Axis::Batch],
+            seq_len: node.dims[Axis::SeqLen],
+            num_heads,
+            head_dim: node.dims[Axis::HeadDim],
+            layout,
+            scale,
+        }
+    }
 }
 
 impl CpuKernel for DilatedAttention {
     type Plan = AttentionPlan;
 
     fn plan(&self, node: &Inferred) -> AttentionPlan {
-        AttentionPlan {
-            element: node.element,
-            cache: node.cache,
-            batch: node.dims[Axis::Batch],
-            seq_len: node.dims[Axis::SeqLen],
-            num_heads: self.num_heads,
-            head_dim: node.dims[Axis::HeadDim],
-            layout: self.cache_layout(node.dims[Axis::MaxSeqLen]),
-            scale: self.scale,
-        }
+        let layout = self.cache_layout(node.dims[Axis::MaxSeqLen]);
+        AttentionPlan::new(node, self.num_heads, layout, self.scale)
     }
 
     fn workspace_bytes(plan: &AttentionPlan) -> usize {

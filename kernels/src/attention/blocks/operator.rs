@@ -2,41 +2,28 @@
 
 use super::{BlockTopKParams, block_top_k_attention_on};
 use crate::attention::AttentionParams;
+use crate::attention::operator::AttentionPlan;
 use crate::element::with_element;
 use crate::operator::{CpuKernel, Processor};
 use ratplus_graphs::blocks::BlockTopK;
-use ratplus_graphs::cache::CacheLayout;
 use ratplus_graphs::ops::block_top_k_attention::{Inputs, Outputs};
-use ratplus_graphs::ops::{Axis, BlockTopKAttention, ElementType, Inferred, LengthError};
+use ratplus_graphs::ops::{Axis, BlockTopKAttention, Inferred, LengthError};
 
 /// Sizes, types and patterns of one node.
 #[derive(Clone, Debug)]
 pub struct BlockTopKPlan {
-    element: ElementType,
-    cache: ElementType,
-    batch: usize,
-    seq_len: usize,
-    num_heads: usize,
-    head_dim: usize,
-    layout: CacheLayout,
+    attention: AttentionPlan,
     blocks: BlockTopK,
-    scale: f32,
 }
 
 impl CpuKernel for BlockTopKAttention {
     type Plan = BlockTopKPlan;
 
     fn plan(&self, node: &Inferred) -> BlockTopKPlan {
+        let layout = self.cache_layout(node.dims[Axis::MaxSeqLen]);
         BlockTopKPlan {
-            element: node.element,
-            cache: node.cache,
-            batch: node.dims[Axis::Batch],
-            seq_len: node.dims[Axis::SeqLen],
-            num_heads: self.num_heads,
-            head_dim: node.dims[Axis::HeadDim],
-            layout: self.cache_layout(node.dims[Axis::MaxSeqLen]),
+            attention: AttentionPlan::new(node, self.num_heads, layout, self.scale),
             blocks: self.blocks,
-            scale: self.scale,
         }
     }
 
@@ -51,6 +38,10 @@ impl CpuKernel for BlockTopKAttention {
         _: *mut u8,
         on: Processor<'_>,
     ) -> Result<(), LengthError> {
+        let BlockTopKPlan {
+            attention: plan,
+            blocks,
+        } = plan;
         with_element!(plan.element, T => with_element!(plan.cache, C => {
             let params = BlockTopKParams::<T, C> {
                 attention: AttentionParams {
@@ -74,7 +65,7 @@ impl CpuKernel for BlockTopKAttention {
                     present_value: outputs.present_value.cast(),
                     workspace: std::ptr::null_mut(),
                 },
-                blocks: plan.blocks,
+                blocks: *blocks,
                 past_block: inputs.past_block.cast(),
                 present_block: outputs.present_block.cast(),
             };
