@@ -2,6 +2,7 @@
 //! instruction set that this machine has.
 
 mod attention;
+mod block_problem;
 mod blocks;
 mod cache_types;
 mod gpu;
