@@ -107,33 +107,34 @@ class BlockTopKAttention(Node):
             found[name] = (rng.integers(-8, 9, found[name].shape) / 4).astype(numpy_type(t))
         return found
 
-    def seen(self, query, key):
-        """Which keys each query of a head sees, both rotated."""
+    def seen(self, query, key, beside):
+        """Which keys each query of a head sees, both rotated, where `beside` is what the pattern shows."""
         length = len(query)
         block = np.arange(length) // self.size
-        mask = np.zeros((length, length), bool)
-        for i in range(length):
-            scores = []
-            for b in range(i // self.size):
-                keys = key[block == b]
-                if self.score == "bounds":
-                    scores.append(np.maximum(query[i] * keys.max(axis=0), query[i] * keys.min(axis=0)).sum())
-                else:
-                    scores.append(query[i] @ keys.sum(axis=0))
-            chosen = np.argsort(-np.array(scores), kind="stable")[: self.top_k - 1]
-            for j in range(i + 1):
-                mask[i, j] = block[j] == block[i] or block[j] in chosen or self.beside.visible(i, j)
-        return mask
+        scores = np.full((length, block[-1] + 1), -np.inf)
+        for b in range(block[-1]):
+            keys, later = key[block == b], block > b
+            if self.score == "bounds":
+                products = np.maximum(query[later] * keys.max(axis=0), query[later] * keys.min(axis=0))
+                scores[later, b] = products.sum(axis=1)
+            else:
+                scores[later, b] = query[later] @ keys.sum(axis=0)
+        ranked = np.argsort(-scores, axis=1, kind="stable")[:, : self.top_k - 1]
+        chosen = np.zeros(scores.shape, bool)
+        np.put_along_axis(chosen, ranked, True, axis=1)
+        chosen |= np.arange(block[-1] + 1) == block[:, None]
+        return np.tri(length, dtype=bool) & (chosen[:, block] | beside)
 
     def model(self, tokens, rounding=EXACT):
         query, key, value = tokens["query"], tokens["key"], rounding.cache(tokens["value"])
         cos, sin = (self.tables()[name][: len(query)].astype(np.float64) for name in ("cos", "sin"))
-        output = np.empty_like(query)
+        output, length = np.empty_like(query), len(query)
+        beside = np.array([[self.beside.visible(i, j) for j in range(length)] for i in range(length)])
         for head in range(self.heads):
             kv_head = head // self.group
             span, kv_span = (slice(index * self.head_dim, (index + 1) * self.head_dim) for index in (head, kv_head))
             q, k = rotate(query[:, span], cos, sin), rotate(key[:, kv_span], cos, sin)
-            scores = np.where(self.seen(q, k), self.scale * (q @ k.T), -np.inf)
+            scores = np.where(self.seen(q, k, beside), self.scale * (q @ k.T), -np.inf)
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             output[:, span] = rounding.operand(weights / weights.sum(axis=1, keepdims=True)) @ value[:, kv_span]
         return {"output": output}
