@@ -426,7 +426,15 @@ fn only_positions(golden: &Path, sparse: &Path, positions: &[usize]) {
 /// With logits of the last token only, the chunk ends and every decoded position are compared.
 #[test]
 fn logits_of_the_last_token() {
-    let case = golden_case("head_hybrid");
+    // 2 sequences of 150 tokens: 64, 128 and 150; then 86 prefilled and 64 decoded.
+    last_token("head_hybrid", 2 * 3, 2 * (2 + 64));
+    // Of 120, whose queries choose blocks: 64 and 120; then 60 and 60.
+    last_token("topk_bounds", 2, 1 + 60);
+}
+
+fn last_token(name: &str, prefilled: u64, decoded: u64) {
+    let case = golden_case(name);
+    let (batch, total) = tokens_shape(&case);
     let dir = tempfile::tempdir().unwrap();
     let package = dir.path().join("package");
     export(
@@ -446,14 +454,13 @@ fn logits_of_the_last_token() {
         });
         found.unwrap()["rows"].as_u64().unwrap()
     };
-    // 2 sequences of 150 tokens: 64, 128 and 150; then 86 prefilled and 64 decoded.
-    assert_eq!(rows("ort-cpu", "prefill by 64"), 2 * 3);
-    assert_eq!(rows("ort-cpu", "prefill by 64, decode"), 2 * (2 + 64));
-    assert_eq!(rows("ort-cpu", "decode"), 2 * 150);
+    assert_eq!(rows("ort-cpu", "prefill by 64"), prefilled, "{name}");
+    assert_eq!(rows("ort-cpu", "prefill by 64, decode"), decoded, "{name}");
+    assert_eq!(rows("ort-cpu", "decode"), (batch * total) as u64, "{name}");
     // A golden file of sparse positions: a route that returns none of them compares nothing, which
     // is said, and does not pass as a comparison of every backend.
     let sparse = dir.path().join("sparse.safetensors");
-    only_positions(&case.file("golden.safetensors"), &sparse, &[5, 149]);
+    only_positions(&case.file("golden.safetensors"), &sparse, &[5, total - 1]);
     let package = package.as_os_str();
     let verify = |chunks: &str| {
         let args = [

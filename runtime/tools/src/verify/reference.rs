@@ -7,6 +7,7 @@ use ratplus_graphs::tolerance::{
 };
 use ratplus_runtime::backend::inspection::Exactness;
 use ratplus_runtime::backend::{BackendKind, Session};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -112,7 +113,8 @@ impl Verifier<'_> {
         self.observe(&mut session, like, Route::Decode, taps, None)
     }
 
-    /// What a session makes of a golden file's tokens along a route, at its positions and at `taps`; with
+    /// What a session makes of a golden file's tokens along a route, at those of its positions whose logits the
+    /// route shows and at `taps`; with
     /// `chosen` the reference takes these blocks in place of its own.
     pub(super) fn observe(
         &mut self,
@@ -122,20 +124,20 @@ impl Verifier<'_> {
         taps: Vec<GoldenTap>,
         chosen: Option<&Rc<Chosen>>,
     ) -> Result<Golden, VerifyError> {
-        let (total, vocab) = (like.seq_len(), like.vocab_size);
+        let total = like.seq_len();
         let names = self.graph_names(&taps);
+        let mut rows: Vec<BTreeMap<usize, Vec<f32>>> = vec![BTreeMap::new(); like.batch()];
         let mut found = Golden {
             tokens: like.tokens.clone(),
-            positions: like.positions.clone(),
-            logits: vec![0.0; like.batch() * like.positions.len() * vocab],
-            vocab_size: vocab,
+            positions: Vec::new(),
+            logits: Vec::new(),
+            vocab_size: like.vocab_size,
             taps,
         };
         self.drive(session, like, route, chosen, &mut |seen| {
             seen.each_logits(&mut |sequence, position, row| {
-                if let Ok(index) = like.positions.binary_search(&position) {
-                    let start = (sequence * like.positions.len() + index) * vocab;
-                    found.logits[start..start + vocab].copy_from_slice(row);
+                if like.positions.binary_search(&position).is_ok() {
+                    rows[sequence].insert(position, row.to_vec());
                 }
             });
             for (tap, name) in found.taps.iter_mut().zip(&names) {
@@ -145,6 +147,13 @@ impl Verifier<'_> {
                 }
             }
         })?;
+        // A prefill may show its last position only, and all sequences of a route the same.
+        found.positions = rows[0].keys().copied().collect();
+        found.logits = rows
+            .into_iter()
+            .flat_map(BTreeMap::into_values)
+            .flatten()
+            .collect();
         Ok(found)
     }
 }
