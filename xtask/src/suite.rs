@@ -16,6 +16,8 @@ use std::path::Path;
 use std::process::Command;
 
 const PYTHON_TESTS: &str = "tests/python";
+/// Files of tests that run at once at most: each takes up to 2 GB of memory.
+const MOST_WORKERS: usize = 4;
 
 /// Runs every test and prints the counts as the last line. True where none failed.
 pub fn run(workspace: &Workspace) -> Outcome {
@@ -78,15 +80,24 @@ fn fill(workspace: &Workspace, totals: &mut Totals) -> Result<(), Error> {
             // A line a test, at once: a suite that hangs names the test.
             "-v",
             "--color=no",
-            "--durations=5",
+            "--durations=40",
         ])
+        .args(at_once())
         .env_remove("PYTEST_ADDOPTS");
     environment(workspace, &mut python)?;
     python_tests(workspace, &steps, "Python tests", &mut python, totals)?;
     disk(workspace);
     let Some(wheel) = wheel else { return Ok(()) };
     let mut python = wheel::tests(workspace, &wheel, wheel::For::Here)?;
+    python.args(at_once());
     python_tests(workspace, &steps, "tests of the wheel", &mut python, totals)
+}
+
+/// Words that have pytest run a file of tests for each processor at once; those of a file share what they made.
+fn at_once() -> [String; 4] {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = workers.min(MOST_WORKERS).to_string();
+    ["-n", &workers, "--dist", "loadfile"].map(str::to_owned)
 }
 
 /// Says what is free where tests write: a full disk fails many of them in many ways.
