@@ -2,13 +2,11 @@
 
 use super::rows::Rows;
 use crate::element::Element;
-use crate::simd::{MAX_LANES, Simd, exp2, exp2_one, prefetch};
+use crate::simd::{MAX_LANES, Simd, exp2, exp2_one, prefetch, reduce_add_all};
+use std::array::from_fn;
 
 /// Keys between two rescalings of the sums.
 pub(super) const BLOCK: usize = 32;
-
-/// Query heads whose products with a key are computed together: it is read and widened once for them.
-const TOGETHER: usize = 4;
 
 /// f32 that [`Queries`] leave for each part of each query head: sums, their largest score, the weights' total, and
 /// working memory.
@@ -100,7 +98,8 @@ impl Queries {
         self.sums(n).wrapping_add(self.padded + 2)
     }
 
-    /// Adds at most [`BLOCK`] keys to the sums of all queries. Each query has the bits that it has alone.
+    /// Adds at most [`BLOCK`] keys to the sums of all queries, each read and widened once for four of them. Each query
+    /// has the bits that it has alone.
     ///
     /// # Safety
     /// Rows have `dim` elements; the machine has `S`.
@@ -121,32 +120,39 @@ impl Queries {
         count: usize,
         member: impl Fn(usize) -> usize,
     ) {
+        macro_rules! together {
+            ($run:ident) => {
+                let mut n = 0;
+                while n < count {
+                    n += match count - n {
+                        6.. => {
+                            self.$run::<S, C, 6>(rows, from_fn(|q| member(n + q)), n == 0);
+                            6
+                        }
+                        4.. => {
+                            self.$run::<S, C, 4>(rows, from_fn(|q| member(n + q)), n == 0);
+                            4
+                        }
+                        2.. => {
+                            self.$run::<S, C, 2>(rows, from_fn(|q| member(n + q)), n == 0);
+                            2
+                        }
+                        _ => {
+                            self.$run::<S, C, 1>(rows, [member(n)], n == 0);
+                            1
+                        }
+                    };
+                }
+            };
+        }
         // SAFETY: forwarded.
         unsafe {
-            let mut n = 0;
-            while n + TOGETHER <= count {
-                let at: [usize; TOGETHER] = std::array::from_fn(|q| member(n + q));
-                self.scores::<S, C, TOGETHER>(rows, at, n == 0);
-                n += TOGETHER;
-            }
-            while n < count {
-                self.scores::<S, C, 1>(rows, [member(n)], n == 0);
-                n += 1;
-            }
+            together!(scores);
             for n in (0..count).map(&member) {
                 let (max, total) = (&mut *self.max(n), &mut *self.total(n));
                 *self.rescale(n) = softmax::<S>(self.weights(n), rows.count, max, total);
             }
-            let mut n = 0;
-            while n + TOGETHER <= count {
-                let at: [usize; TOGETHER] = std::array::from_fn(|q| member(n + q));
-                self.accumulate::<S, C, TOGETHER>(rows, at, n == 0);
-                n += TOGETHER;
-            }
-            while n < count {
-                self.accumulate::<S, C, 1>(rows, [member(n)], n == 0);
-                n += 1;
-            }
+            together!(accumulate);
         }
     }
 
@@ -163,13 +169,13 @@ impl Queries {
         unsafe {
             let mut row = 0;
             while row + 4 <= rows.count {
-                if fetched::<T>() && first {
+                if fetched::<T, Q>() && first {
                     for n in row..row + 4 {
                         let value = rows.value.wrapping_add(n * rows.value_stride);
                         prefetch(value, self.dim * size_of::<T>());
                     }
                 }
-                if Q == 1 || S::LANES == MAX_LANES {
+                if Q <= 2 || S::LANES == MAX_LANES {
                     self.dots::<S, T, 4, Q>(rows, row, at);
                 } else {
                     self.dots::<S, T, 2, Q>(rows, row, at);
@@ -178,7 +184,9 @@ impl Queries {
                 row += 4;
             }
             while row < rows.count {
-                self.dots::<S, T, 1, Q>(rows, row, at);
+                for n in at {
+                    self.dots::<S, T, 1, 1>(rows, row, [n]);
+                }
                 row += 1;
             }
         }
@@ -222,10 +230,8 @@ impl Queries {
                     }
                 }
             }
-            for (q, acc) in acc.iter().enumerate() {
-                for (n, &acc) in acc.iter().enumerate() {
-                    *self.weights(at[q]).add(row + n) = S::reduce_add(acc);
-                }
+            for (sums, n) in reduce_add_all::<S, N, Q>(acc).into_iter().zip(at) {
+                self.weights(n).add(row).cast::<[f32; N]>().write(sums);
             }
         }
     }
@@ -248,7 +254,7 @@ impl Queries {
                     d += 8 * S::LANES;
                 }
             }
-            if Q == 1 || S::LANES == MAX_LANES {
+            if Q <= 2 || S::LANES == MAX_LANES {
                 while d + 4 * S::LANES <= dim {
                     self.columns::<S, T, 4, Q>(rows, d, at, first);
                     d += 4 * S::LANES;
@@ -259,7 +265,9 @@ impl Queries {
                 d += 2 * S::LANES;
             }
             while d + S::LANES <= dim {
-                self.columns::<S, T, 1, Q>(rows, d, at, first);
+                for n in at {
+                    self.columns::<S, T, 1, 1>(rows, d, [n], false);
+                }
                 d += S::LANES;
             }
             if d < dim {
@@ -298,7 +306,7 @@ impl Queries {
                 }
             }
             for row in 0..rows.count {
-                if fetched::<T>() && d == 0 && first {
+                if fetched::<T, Q>() && d == 0 && first {
                     let next = (row + BLOCK) * rows.key_stride;
                     prefetch(rows.key.wrapping_add(next), self.dim * size_of::<T>());
                 }
@@ -324,10 +332,11 @@ impl Queries {
 }
 
 /// Whether rows are fetched a block ahead: values while keys are read, the next keys while values are.
-/// A row of f32 is so many lines that the machine's own fetching keeps up; measured, it gains nothing.
+/// A row of f32 is so many lines that for one query the machine's own fetching keeps up; for several, values are
+/// read a few columns at a time.
 #[inline(always)]
-const fn fetched<T: Element>() -> bool {
-    size_of::<T>() < size_of::<f32>()
+const fn fetched<T: Element, const Q: usize>() -> bool {
+    Q > 1 || size_of::<T>() < size_of::<f32>()
 }
 
 /// Turns `count` scores into weights relative to the running maximum; returns the factor for

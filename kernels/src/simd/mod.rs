@@ -62,6 +62,27 @@ pub(crate) fn prefetch<T>(address: *const T, bytes: usize) {
     }
 }
 
+/// The sums of all lanes of each, all in the order of [`Simd::reduce_add_each`].
+///
+/// # Safety
+/// The machine has `S`.
+#[inline(always)]
+pub(crate) unsafe fn reduce_add_all<S: Simd, const N: usize, const M: usize>(
+    lanes: [[S::V; N]; M],
+) -> [[f32; N]; M] {
+    let mut sums = [[0.0; N]; M];
+    let fours = lanes.as_flattened().chunks(4);
+    for (lanes, sums) in fours.zip(sums.as_flattened_mut().chunks_mut(4)) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            let mut four = [S::splat(0.0); 4];
+            four[..lanes.len()].copy_from_slice(lanes);
+            sums.copy_from_slice(&S::reduce_add_each(four)[..lanes.len()]);
+        }
+    }
+    sums
+}
+
 /// An instruction set. Every method may only be called on a machine that has it, and is only
 /// fast when inlined into a function compiled for it.
 #[allow(clippy::missing_safety_doc)] // One condition for all, above; pointers as their names say.
