@@ -3,7 +3,7 @@
 use super::BlockCall;
 use super::summary::load;
 use crate::element::Element;
-use crate::simd::{MAX_LANES, Simd};
+use crate::simd::{MAX_LANES, Simd, reduce_add_all};
 use ratplus_graphs::blocks::Score;
 
 /// Queries whose products with a summary are computed together: it is read once for them.
@@ -51,64 +51,81 @@ pub(super) unsafe fn score<S: Simd, T: Element, C: Element, const Q: usize>(
     scores: *mut f32,
     stride: usize,
 ) {
-    let dim = call.params.attention.head_dim;
-    let parts = call.params.blocks.score.parts();
-    let summaries = call
-        .params
-        .present_block
-        .cast_const()
-        .wrapping_add(call.summaries(index));
+    let params = call.params;
+    let scoring = Scoring {
+        summaries: params
+            .present_block
+            .cast_const()
+            .wrapping_add(call.summaries(index)),
+        parts: params.blocks.score.parts(),
+        dim: params.attention.head_dim,
+        probes,
+        scores,
+        stride,
+    };
     // SAFETY: as the caller vouches.
     unsafe {
         let mut block = 0;
+        // As many sums as there are registers for.
+        while (Q == 1 || S::LANES == MAX_LANES) && block + 4 <= count {
+            scoring.blocks::<S, 4>(block);
+            block += 4;
+        }
         while block + 2 <= count {
-            let found = products::<S, 2, Q>(summaries.add(block * parts * dim), parts, dim, probes);
-            for (q, found) in found.into_iter().enumerate() {
-                for (n, found) in found.into_iter().enumerate() {
-                    *scores.add(q * stride + block + n) = found;
-                }
-            }
+            scoring.blocks::<S, 2>(block);
             block += 2;
         }
         if block < count {
-            let found = products::<S, 1, Q>(summaries.add(block * parts * dim), parts, dim, probes);
-            for (q, [found]) in found.into_iter().enumerate() {
-                *scores.add(q * stride + block) = found;
-            }
+            scoring.blocks::<S, 1>(block);
         }
     }
 }
 
-/// Products of `N` blocks' summaries with each of the probes, each summed in one order.
-#[inline(always)]
-unsafe fn products<S: Simd, const N: usize, const Q: usize>(
+/// Queries and the summaries that they are scored with.
+struct Scoring<const Q: usize> {
     summaries: *const f32,
     parts: usize,
     dim: usize,
     probes: [*const f32; Q],
-) -> [[f32; N]; Q] {
-    let padded = dim.next_multiple_of(MAX_LANES);
-    // SAFETY: as the caller vouches.
-    unsafe {
-        let mut acc = [[S::splat(0.0); N]; Q];
-        for part in 0..parts {
-            let mut d = 0;
-            while d < dim {
-                let lanes = S::LANES.min(dim - d);
-                let mut rows = [S::splat(0.0); N];
-                for (n, row) in rows.iter_mut().enumerate() {
-                    *row = load::<S, f32>(summaries.add((n * parts + part) * dim + d), lanes);
-                }
-                for (acc, probe) in acc.iter_mut().zip(probes) {
-                    let q = S::load(probe.add(part * padded + d));
-                    for (acc, &row) in acc.iter_mut().zip(&rows) {
-                        *acc = S::mul_add(row, q, *acc);
+    scores: *mut f32,
+    stride: usize,
+}
+
+impl<const Q: usize> Scoring<Q> {
+    /// Writes the scores of `N` blocks from `first` on, each summed in one order.
+    ///
+    /// # Safety
+    /// As [`score`].
+    #[inline(always)]
+    unsafe fn blocks<S: Simd, const N: usize>(&self, first: usize) {
+        let (parts, dim) = (self.parts, self.dim);
+        let padded = dim.next_multiple_of(MAX_LANES);
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let summaries = self.summaries.add(first * parts * dim);
+            let mut acc = [[S::splat(0.0); N]; Q];
+            for part in 0..parts {
+                let mut d = 0;
+                while d < dim {
+                    let lanes = S::LANES.min(dim - d);
+                    let mut rows = [S::splat(0.0); N];
+                    for (n, row) in rows.iter_mut().enumerate() {
+                        *row = load::<S, f32>(summaries.add((n * parts + part) * dim + d), lanes);
                     }
+                    for (acc, probe) in acc.iter_mut().zip(self.probes) {
+                        let q = S::load(probe.add(part * padded + d));
+                        for (acc, &row) in acc.iter_mut().zip(&rows) {
+                            *acc = S::mul_add(row, q, *acc);
+                        }
+                    }
+                    d += lanes;
                 }
-                d += lanes;
+            }
+            for (q, sums) in reduce_add_all::<S, N, Q>(acc).into_iter().enumerate() {
+                let scores = self.scores.add(q * self.stride + first);
+                scores.cast::<[f32; N]>().write(sums);
             }
         }
-        acc.map(|acc| acc.map(|acc| S::reduce_add(acc)))
     }
 }
 
@@ -125,11 +142,22 @@ pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
     if count == 0 {
         return;
     }
-    let ranked = &mut ranked[..scores.len()];
-    for ((block, &score), ranked) in (0u32..).zip(scores).zip(&mut *ranked) {
-        *ranked = u64::from(ascending(score)) << 32 | u64::from(!block);
+    // What may be among the greatest, of which the least are dropped whenever there is no more room.
+    let ranked = &mut ranked[..scores.len().min(2 * count)];
+    let descending = |a: &u64, b: &u64| b.cmp(a);
+    let (mut held, mut least) = (0, 0);
+    for (block, &score) in (0u32..).zip(scores) {
+        let rank = u64::from(ascending(score)) << 32 | u64::from(!block);
+        if rank > least {
+            if held == ranked.len() {
+                least = *ranked.select_nth_unstable_by(count - 1, descending).1;
+                held = count;
+            }
+            ranked[held] = rank;
+            held += 1;
+        }
     }
-    ranked.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+    ranked[..held].select_nth_unstable_by(count - 1, descending);
     for (chosen, ranked) in chosen.iter_mut().zip(&*ranked) {
         *chosen = !(*ranked as u32);
     }
@@ -168,5 +196,28 @@ mod tests {
         assert_eq!(chosen(&infinite, 3), [0, 2, 3]);
         assert_eq!(chosen(&[5.0, 4.0], 3), [0, 1]);
         assert_eq!(chosen(&[5.0, 4.0], 0), [0; 0]);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_are_those_of_a_sort() {
+        // Ascending, descending, and in no order with many equal ones.
+        let orders: [fn(u32) -> f32; 3] = [
+            |n| n as f32,
+            |n| -(n as f32),
+            |n| (n.wrapping_mul(2_654_435_761) >> 16) as f32 % 50.0 - 25.0,
+        ];
+        for (order, count) in orders
+            .iter()
+            .flat_map(|order| [1, 2, 15, 70].map(|count| (order, count)))
+        {
+            for blocks in [count as u32 + 1, 2 * count as u32, 1000] {
+                let scores: Vec<_> = (0..blocks).map(order).collect();
+                let mut sorted: Vec<_> = (0..blocks).collect();
+                sorted.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+                sorted.truncate(count);
+                sorted.sort_unstable();
+                assert_eq!(chosen(&scores, count), sorted, "{count} of {blocks}");
+            }
+        }
     }
 }

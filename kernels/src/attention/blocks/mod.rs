@@ -151,10 +151,10 @@ impl<T: Element, C: Element> BlockCall<'_, T, C> {
         let parts = group.div_ceil(together);
         let tokens = (tile::QUERIES / together).max(1);
         let tiles = params.seq_len.div_ceil(tokens);
-        // The last tiles see the most keys: they go first.
+        // Head after head, whose keys then stay near; of each the last tiles first, which see the most of them.
         pool.run(heads * parts * tiles, &|task| {
-            let (head, part) = (task % heads, task / heads % parts);
-            let first = (tiles - 1 - task / heads / parts) * tokens;
+            let (head, part) = (task / (tiles * parts), task % parts);
+            let first = (tiles - 1 - task / parts % tiles) * tokens;
             let end = (first + tokens).min(params.seq_len);
             let queries = part * together..((part + 1) * together).min(group);
             // SAFETY: forwarded; outputs are disjoint.

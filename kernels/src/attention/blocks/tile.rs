@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::slice;
 
 /// Queries of a tile, about.
-pub(super) const QUERIES: usize = 128;
+pub(super) const QUERIES: usize = 256;
 
 /// Computes the outputs of `head`'s queries of the chunk's `tokens`.
 ///
@@ -69,7 +69,7 @@ impl Sizes {
         }
     }
 
-    fn each(&self) -> [usize; 8] {
+    fn each(&self) -> [usize; 10] {
         let count = self.queries;
         [
             Queries::floats(count, self.dim),
@@ -79,8 +79,9 @@ impl Sizes {
             TOGETHER * self.blocks,
             2 * self.blocks,
             count * self.chosen,
-            // Two lists of queries.
-            2 * count,
+            count * self.chosen,
+            self.blocks + 1,
+            count,
         ]
     }
 
@@ -105,8 +106,10 @@ struct Tile {
     /// `[queries, most]`: blocks, ascending.
     chosen: *mut u32,
     most: usize,
-    /// Of each query how many of its blocks are done.
-    done: *mut u32,
+    /// `[queries, most]`: queries, by the blocks that they chose.
+    choosers: *mut u32,
+    /// Where each block's begin, and where the last one's end.
+    begins: *mut u32,
     /// Queries that see the same keys.
     members: *mut u32,
 }
@@ -125,7 +128,9 @@ impl Tile {
             scores,
             ranked,
             chosen,
-            lists,
+            choosers,
+            begins,
+            members,
         ] = sizes.each().map(|floats| unsafe { carver.take(floats) });
         Self {
             tokens,
@@ -139,8 +144,9 @@ impl Tile {
             ranked: ranked.cast(),
             chosen: chosen.cast(),
             most: sizes.chosen,
-            done: lists.cast(),
-            members: lists.cast::<u32>().wrapping_add(sizes.queries),
+            choosers: choosers.cast(),
+            begins: begins.cast(),
+            members: members.cast(),
         }
     }
 
@@ -178,7 +184,6 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
             let count = blocks.chosen(position(n)).min(tile.most);
             slice::from_raw_parts(tile.chosen.add(n * tile.most).cast_const(), count)
         };
-        let done = slice::from_raw_parts_mut(tile.done, count);
         let members = slice::from_raw_parts_mut(tile.members, count);
         let [keys, values] = call.attention.present(head, 0).map(<*mut C>::cast_const);
         let rows = |first: usize, step: usize, count: usize| Rows {
@@ -190,28 +195,17 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
         };
 
         // Chosen blocks, then a query's own, then what it sees besides: an order of its own.
-        done.fill(0);
-        let mut next = (0..count).filter_map(|n| chosen(n).first().copied()).min();
-        while let Some(block) = next {
-            let (mut those, mut after) = (0, None::<u32>);
-            for (n, done) in (0..count).zip(&mut *done) {
-                let mut left = chosen(n)[*done as usize..].iter();
-                if left.as_slice().first() == Some(&block) {
-                    members[those] = n as u32;
-                    those += 1;
-                    *done += 1;
-                    left.next();
-                }
-                if let Some(&first) = left.next() {
-                    after = Some(after.map_or(first, |after| after.min(first)));
-                }
+        let begins = by_block(tile, chosen);
+        for (block, range) in begins.windows(2).enumerate() {
+            let (from, those) = (range[0] as usize, (range[1] - range[0]) as usize);
+            if those == 0 {
+                continue;
             }
-            let start = block as usize * size;
+            let choosers = slice::from_raw_parts(tile.choosers.add(from).cast_const(), those);
             for first in (0..size).step_by(BLOCK) {
-                let rows = rows(start + first, 1, BLOCK.min(size - first));
-                queries.add_to::<S, C>(&rows, those, |n| members[n] as usize);
+                let rows = rows(block * size + first, 1, BLOCK.min(size - first));
+                queries.add_to::<S, C>(&rows, those, |n| choosers[n] as usize);
             }
-            next = after;
         }
         let (first, last) = (position(0), position(count - 1));
         for block in blocks.block_of(first)..=blocks.block_of(last) {
@@ -261,6 +255,43 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
             );
         }
     }
+}
+
+/// Lists the queries by the blocks that they chose, ascending both; returns where each block's begin.
+///
+/// # Safety
+/// Working memory has room for the tile.
+#[inline(always)]
+unsafe fn by_block<'a>(tile: &'a Tile, chosen: impl Fn(usize) -> &'a [u32]) -> &'a [u32] {
+    let count = tile.count();
+    // SAFETY: as the caller vouches.
+    let (choosers, begins) = unsafe {
+        (
+            slice::from_raw_parts_mut(tile.choosers, count * tile.most),
+            slice::from_raw_parts_mut(tile.begins, tile.blocks + 1),
+        )
+    };
+    // What is greatest is last.
+    let last = (0..count).filter_map(|n| chosen(n).last()).max();
+    let begins = &mut begins[..last.map_or(1, |&last| last as usize + 2)];
+    begins.fill(0);
+    (0..count)
+        .flat_map(&chosen)
+        .for_each(|&block| begins[block as usize] += 1);
+    let mut total = 0;
+    for begin in &mut *begins {
+        total += *begin;
+        *begin = total;
+    }
+    // From ends to beginnings.
+    for n in (0..count).rev() {
+        for &block in chosen(n) {
+            let at = &mut begins[block as usize];
+            *at -= 1;
+            choosers[*at as usize] = n as u32;
+        }
+    }
+    begins
 }
 
 /// Calls `run` with the first position, the distance and the number of keys, run by run, that the pattern shows the
