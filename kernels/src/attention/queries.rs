@@ -2,7 +2,7 @@
 
 use super::rows::Rows;
 use crate::element::Element;
-use crate::simd::{MAX_LANES, Simd, exp2, exp2_one, prefetch, reduce_add_all};
+use crate::simd::{MAX_LANES, Simd, exp2, prefetch, reduce_add_all};
 use std::array::from_fn;
 
 /// Keys between two rescalings of the sums.
@@ -98,8 +98,8 @@ impl Queries {
         self.sums(n).wrapping_add(self.padded + 2)
     }
 
-    /// Adds at most [`BLOCK`] keys to the sums of all queries, each read and widened once for four of them. Each query
-    /// has the bits that it has alone.
+    /// Adds at most [`BLOCK`] keys to the sums of all queries, each read and widened once for up to six of them. Each query
+    /// has the bits that it has alone. Values are fetched while keys are read, and the keys ahead while values are.
     ///
     /// # Safety
     /// Rows have `dim` elements; the machine has `S`.
@@ -148,10 +148,7 @@ impl Queries {
         // SAFETY: forwarded.
         unsafe {
             together!(scores);
-            for n in (0..count).map(&member) {
-                let (max, total) = (&mut *self.max(n), &mut *self.total(n));
-                *self.rescale(n) = softmax::<S>(self.weights(n), rows.count, max, total);
-            }
+            together!(weigh);
             together!(accumulate);
         }
     }
@@ -169,7 +166,7 @@ impl Queries {
         unsafe {
             let mut row = 0;
             while row + 4 <= rows.count {
-                if fetched::<T, Q>() && first {
+                if first {
                     for n in row..row + 4 {
                         let value = rows.value.wrapping_add(n * rows.value_stride);
                         prefetch(value, self.dim * size_of::<T>());
@@ -232,6 +229,48 @@ impl Queries {
             }
             for (sums, n) in reduce_add_all::<S, N, Q>(acc).into_iter().zip(at) {
                 self.weights(n).add(row).cast::<[f32; N]>().write(sums);
+            }
+        }
+    }
+
+    /// Turns scores into weights relative to the running maximum, of the queries `at`.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd, T, const Q: usize>(&self, rows: &Rows<T>, at: [usize; Q], _: bool) {
+        let weights = at.map(|n| self.weights(n));
+        // SAFETY: weights have room for `BLOCK`, a multiple of every vector length.
+        unsafe {
+            let mut largest = at.map(|n| S::splat(*self.max(n)));
+            for (&weights, largest) in weights.iter().zip(&mut largest) {
+                for i in rows.count..rows.count.next_multiple_of(S::LANES) {
+                    *weights.add(i) = f32::NEG_INFINITY;
+                }
+                for i in (0..rows.count).step_by(S::LANES) {
+                    *largest = S::max(*largest, S::load(weights.add(i)));
+                }
+            }
+            let mut rescale = [0.0; MAX_LANES];
+            for ((&n, largest), rescale) in at.iter().zip(largest).zip(&mut rescale) {
+                let new = S::reduce_max(largest);
+                *rescale = *self.max(n) - new;
+                *self.max(n) = new;
+            }
+            for q in (0..Q).step_by(S::LANES) {
+                let exponents = rescale.as_mut_ptr().add(q);
+                S::store(exponents, exp2::<S>(S::load(exponents)));
+            }
+            let mut sums = [[S::splat(0.0); Q]];
+            for ((&n, weights), sum) in at.iter().zip(weights).zip(&mut sums[0]) {
+                let max = S::splat(*self.max(n));
+                for i in (0..rows.count).step_by(S::LANES) {
+                    let weight = exp2::<S>(S::sub(S::load(weights.add(i)), max));
+                    S::store(weights.add(i), weight);
+                    *sum = S::add(*sum, weight);
+                }
+            }
+            let [sums] = reduce_add_all::<S, Q, 1>(sums);
+            for ((&n, sum), rescale) in at.iter().zip(sums).zip(rescale) {
+                *self.total(n) = *self.total(n) * rescale + sum;
+                *self.rescale(n) = rescale;
             }
         }
     }
@@ -306,9 +345,9 @@ impl Queries {
                 }
             }
             for row in 0..rows.count {
-                if fetched::<T, Q>() && d == 0 && first {
-                    let next = (row + BLOCK) * rows.key_stride;
-                    prefetch(rows.key.wrapping_add(next), self.dim * size_of::<T>());
+                if d == 0 && first {
+                    let key = rows.ahead.wrapping_add(row * rows.key_stride);
+                    prefetch(key, self.dim * size_of::<T>());
                 }
                 let value = rows.value.add(row * rows.value_stride + d);
                 let mut values = [S::splat(0.0); N];
@@ -328,44 +367,5 @@ impl Queries {
                 }
             }
         }
-    }
-}
-
-/// Whether rows are fetched a block ahead: values while keys are read, the next keys while values are.
-/// A row of f32 is so many lines that for one query the machine's own fetching keeps up; for several, values are
-/// read a few columns at a time.
-#[inline(always)]
-const fn fetched<T: Element, const Q: usize>() -> bool {
-    Q > 1 || size_of::<T>() < size_of::<f32>()
-}
-
-/// Turns `count` scores into weights relative to the running maximum; returns the factor for
-/// what was summed before.
-#[inline(always)]
-unsafe fn softmax<S: Simd>(scores: *mut f32, count: usize, max: &mut f32, total: &mut f32) -> f32 {
-    // SAFETY: `scores` has room for `BLOCK`, a multiple of every vector length.
-    unsafe {
-        for i in count..count.next_multiple_of(S::LANES) {
-            *scores.add(i) = f32::NEG_INFINITY;
-        }
-        let mut largest = S::splat(*max);
-        let mut i = 0;
-        while i < count {
-            largest = S::max(largest, S::load(scores.add(i)));
-            i += S::LANES;
-        }
-        let new = S::reduce_max(largest);
-        let rescale = exp2_one::<S>(*max - new);
-        let mut sum = S::splat(0.0);
-        let mut i = 0;
-        while i < count {
-            let weight = exp2::<S>(S::sub(S::load(scores.add(i)), S::splat(new)));
-            S::store(scores.add(i), weight);
-            sum = S::add(sum, weight);
-            i += S::LANES;
-        }
-        *max = new;
-        *total = *total * rescale + S::reduce_add(sum);
-        rescale
     }
 }

@@ -25,6 +25,8 @@ pub(super) struct Rows<C> {
     pub value: *const C,
     pub value_stride: usize,
     pub count: usize,
+    /// Where keys are read next, as far apart: they are fetched, and may lie anywhere.
+    pub ahead: *const C,
 }
 
 impl<C: Element> Rows<C> {
@@ -42,12 +44,14 @@ impl<C: Element> Rows<C> {
                 sources.value_stride,
             ),
         };
+        let key = key.wrapping_add(at * dim);
         Self {
-            key: key.wrapping_add(at * dim),
+            key,
             key_stride: dim,
             value: value.wrapping_add(at * value_stride),
             value_stride,
             count: run.count,
+            ahead: key.wrapping_add(run.count * dim),
         }
     }
 
@@ -63,6 +67,7 @@ impl<C: Element> Rows<C> {
                 key: self.key.add(skip * self.key_stride),
                 value: self.value.add(skip * self.value_stride),
                 count,
+                ahead: self.key.wrapping_add((skip + count) * self.key_stride),
                 ..*self
             }
         }

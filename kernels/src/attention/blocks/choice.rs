@@ -65,18 +65,19 @@ pub(super) unsafe fn score<S: Simd, T: Element, C: Element, const Q: usize>(
     };
     // SAFETY: as the caller vouches.
     unsafe {
+        // As many sums as there are registers for, far apart: the machine reads four streams faster than one.
         let mut block = 0;
-        // As many sums as there are registers for.
-        while (Q == 1 || S::LANES == MAX_LANES) && block + 4 <= count {
-            scoring.blocks::<S, 4>(block);
-            block += 4;
+        if Q == 1 || S::LANES == MAX_LANES {
+            let apart = count / 4;
+            (0..apart).for_each(|block| scoring.blocks::<S, 4>(block, apart));
+            block = 4 * apart;
         }
         while block + 2 <= count {
-            scoring.blocks::<S, 2>(block);
+            scoring.blocks::<S, 2>(block, 1);
             block += 2;
         }
         if block < count {
-            scoring.blocks::<S, 1>(block);
+            scoring.blocks::<S, 1>(block, 0);
         }
     }
 }
@@ -92,12 +93,12 @@ struct Scoring<const Q: usize> {
 }
 
 impl<const Q: usize> Scoring<Q> {
-    /// Writes the scores of `N` blocks from `first` on, each summed in one order.
+    /// Writes the scores of `N` blocks from `first` on that are so far `apart`, each summed in one order.
     ///
     /// # Safety
     /// As [`score`].
     #[inline(always)]
-    unsafe fn blocks<S: Simd, const N: usize>(&self, first: usize) {
+    unsafe fn blocks<S: Simd, const N: usize>(&self, first: usize, apart: usize) {
         let (parts, dim) = (self.parts, self.dim);
         let padded = dim.next_multiple_of(MAX_LANES);
         // SAFETY: as the caller vouches.
@@ -110,7 +111,10 @@ impl<const Q: usize> Scoring<Q> {
                     let lanes = S::LANES.min(dim - d);
                     let mut rows = [S::splat(0.0); N];
                     for (n, row) in rows.iter_mut().enumerate() {
-                        *row = load::<S, f32>(summaries.add((n * parts + part) * dim + d), lanes);
+                        *row = load::<S, f32>(
+                            summaries.add((n * apart * parts + part) * dim + d),
+                            lanes,
+                        );
                     }
                     for (acc, probe) in acc.iter_mut().zip(self.probes) {
                         let q = S::load(probe.add(part * padded + d));
@@ -123,7 +127,9 @@ impl<const Q: usize> Scoring<Q> {
             }
             for (q, sums) in reduce_add_all::<S, N, Q>(acc).into_iter().enumerate() {
                 let scores = self.scores.add(q * self.stride + first);
-                scores.cast::<[f32; N]>().write(sums);
+                for (n, sum) in sums.into_iter().enumerate() {
+                    *scores.add(n * apart) = sum;
+                }
             }
         }
     }

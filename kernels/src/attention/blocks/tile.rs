@@ -192,18 +192,23 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
             value: values.wrapping_add(first * dim),
             value_stride: step * dim,
             count,
+            ahead: keys.wrapping_add((first + step * count) * dim),
         };
 
         // Chosen blocks, then a query's own, then what it sees besides: an order of its own.
         let begins = by_block(tile, chosen);
-        for (block, range) in begins.windows(2).enumerate() {
+        let listed = begins.windows(2).enumerate();
+        let mut listed = listed.filter(|(_, range)| range[0] < range[1]).peekable();
+        while let Some((block, range)) = listed.next() {
             let (from, those) = (range[0] as usize, (range[1] - range[0]) as usize);
-            if those == 0 {
-                continue;
-            }
             let choosers = slice::from_raw_parts(tile.choosers.add(from).cast_const(), those);
+            let next = listed.peek().map(|&(next, _)| next);
+            let next = next.unwrap_or(blocks.block_of(position(0)));
             for first in (0..size).step_by(BLOCK) {
-                let rows = rows(block * size + first, 1, BLOCK.min(size - first));
+                let mut rows = rows(block * size + first, 1, BLOCK.min(size - first));
+                if first + BLOCK >= size {
+                    rows.ahead = keys.wrapping_add(next * size * dim);
+                }
                 queries.add_to::<S, C>(&rows, those, |n| choosers[n] as usize);
             }
         }
