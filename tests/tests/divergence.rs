@@ -30,9 +30,9 @@ fn export(case: &GoldenCase, package: &Path) {
     assert!(run(args).status.success());
 }
 
-/// Halves the scores in the attention's function body and reseals the package: ONNX Runtime
+/// Halves the scores in an attention's function body and reseals the package: ONNX Runtime
 /// without the library then computes something else than the reference.
-fn halve_scores(package: &Path) {
+fn halve_scores(package: &Path, operator: &str) {
     let json = std::fs::read(package.join("manifest.json")).unwrap();
     let mut manifest = Manifest::parse(&json).unwrap();
     let engines: Vec<_> = manifest
@@ -45,7 +45,7 @@ fn halve_scores(package: &Path) {
         let body = model
             .functions
             .iter_mut()
-            .find(|body| body.name == "DilatedAttention")
+            .find(|body| body.name == operator)
             .unwrap();
         let scale = body
             .node
@@ -71,7 +71,7 @@ fn a_wrong_graph_fails_the_check_that_ends_an_export() {
     export(&golden_case("dense"), &package);
     let check = || spot_check(&Session::builder(&Package::open(&package).unwrap())).unwrap();
     assert!(check().graphs.is_ok() && check().passed());
-    halve_scores(&package);
+    halve_scores(&package, "DilatedAttention");
     let wrong = check();
     let outputs = wrong.graphs.as_ref().unwrap().outputs.iter();
     let failed: Vec<_> = outputs
@@ -89,11 +89,19 @@ fn a_wrong_graph_fails_the_check_that_ends_an_export() {
 
 #[test]
 fn the_first_tensor_that_differs_is_named() {
-    let case = golden_case("dense");
+    let [key, first, last] = ["layer0.gated_key", "layer0.hidden", "last_hidden"];
+    named("dense", "DilatedAttention", 0, [key, first]);
+    named("topk_bounds", "DilatedAttention", 0, [key, first]);
+    named("topk_bounds", "BlockTopKAttention", 1, [first, last]);
+}
+
+/// `tensors`: one that is right and one that is not.
+fn named(name: &str, operator: &str, layer: usize, tensors: [&str; 2]) {
+    let case = golden_case(name);
     let dir = tempfile::tempdir().unwrap();
     let package = dir.path().join("package");
     export(&case, &package);
-    halve_scores(&package);
+    halve_scores(&package, operator);
     let verify = |backends: &str| {
         let golden = case.file("golden.safetensors").into_os_string();
         let args = [
@@ -118,11 +126,9 @@ fn the_first_tensor_that_differs_is_named() {
     assert!(stderr.starts_with("failed: "), "{stderr}");
     let line = |tensor: &str| stdout.lines().find(|line| line.contains(tensor)).unwrap();
     assert!(
-        line("layer0.gated_key").ends_with("ok") && line("layer0.hidden").ends_with("FAILED"),
+        line(tensors[0]).ends_with("ok") && line(tensors[1]).ends_with("FAILED"),
         "{stdout}"
     );
-    assert!(
-        stdout.contains("first differs at layers.0.attention, sequence 0, position 1"),
-        "{stdout}"
-    );
+    let place = format!("first differs at layers.{layer}.attention, sequence 0, position 1");
+    assert!(stdout.contains(&place), "{stdout}");
 }

@@ -7,7 +7,7 @@
 
 use super::golden::{Golden, GoldenTap};
 use super::report::ChoiceRow;
-use super::{Route, Row, Verifier, VerifyError};
+use super::{Differences, Route, Row, Verifier, VerifyError};
 use ratplus_graphs::blocks::{BlockTopK, Score};
 use ratplus_graphs::model::Tap;
 use ratplus_graphs::ops::ElementType;
@@ -218,7 +218,7 @@ impl inspection::Choices for OfSlots {
 
 /// What the reference makes of a backend's choices.
 pub(super) struct Given {
-    chosen: Chosen,
+    chosen: Rc<Chosen>,
     /// Without rounding.
     exact: Golden,
     scores: Scores,
@@ -254,14 +254,19 @@ impl Verifier<'_> {
             let most = self.naive.entry("logits".into()).or_default();
             *most = most.max(naive);
         }
-        self.judge(
+        if self.options.curves {
+            self.logits_curve(backend, &differences.by_position);
+        }
+        let mut row = self.judge(
             backend,
             &route.to_string(),
             "logits",
             &differences,
             scale,
             seconds,
-        )
+        )?;
+        self.explain(&mut row, backend, golden, route, Some(&given.chosen))?;
+        Ok(row)
     }
 
     /// As `verify_taps` has it, of a model whose queries choose blocks.
@@ -298,11 +303,31 @@ impl Verifier<'_> {
         Ok(())
     }
 
+    /// How far the backend's taps along `route` are from the reference's, in the order of `golden`, which says which
+    /// they are.
+    pub(super) fn tap_differences_of_choices(
+        &mut self,
+        backend: BackendKind,
+        golden: &Golden,
+        route: Route,
+    ) -> Result<Vec<Differences>, VerifyError> {
+        let spec = &self.package.manifest().model;
+        let mut all = taps(spec, golden.batch() * golden.seq_len());
+        let first = all.len();
+        all.extend(golden.taps.iter().cloned());
+        let mut session = self.open(backend, self.graph_names(&all), Exactness::AsStored)?;
+        let seen = self.observe(&mut session, golden, route, all, None)?;
+        let given = self.given_of(golden, &seen)?;
+        let taps = given.exact.taps.iter().zip(&seen.taps).skip(first);
+        let differences = taps.map(|(exact, seen)| exact.differences(seen, golden.seq_len()));
+        Ok(differences.collect())
+    }
+
     /// Whether a golden file holds of what is given: it has choices of its own, and weights that may be others'.
     fn is_free(&self, given: &Given) -> bool {
         let spec = &self.package.manifest().model;
         let quantized = self.package.manifest().precision.quantization.is_some();
-        let free = given.scores.chosen(spec, given.chosen.seq_len) == given.chosen;
+        let free = given.scores.chosen(spec, given.chosen.seq_len) == *given.chosen;
         free && !self.low_precision() && !quantized
     }
 
@@ -316,21 +341,24 @@ impl Verifier<'_> {
 
     /// What the reference makes of these choices; the last ones' are kept.
     fn given(&mut self, golden: &Golden, chosen: Chosen) -> Result<Rc<Given>, VerifyError> {
-        if let Some(given) = &self.given
-            && given.chosen == chosen
-        {
-            return Ok(Rc::clone(given));
-        }
         let manifest = self.package.manifest();
         let (spec, cache) = (&manifest.model, manifest.shape().cache_dtype);
         let mut taps = taps(spec, golden.batch() * golden.seq_len());
         taps.extend(golden.taps.iter().cloned());
-        let shared = Rc::new(chosen.clone());
+        let names =
+            |taps: &[GoldenTap]| taps.iter().map(|tap| tap.name.clone()).collect::<Vec<_>>();
+        if let Some(given) = &self.given
+            && *given.chosen == chosen
+            && names(&given.exact.taps) == names(&taps)
+        {
+            return Ok(Rc::clone(given));
+        }
+        let chosen = Rc::new(chosen);
         let run = |of: &mut Self, how| -> Result<Golden, VerifyError> {
             (of.progress)("reference: tract, decode, with the backend's choices");
             let names = of.graph_names(&taps);
             let mut session = of.open(BackendKind::Tract, names, how)?;
-            let choices = Some(&shared);
+            let choices = Some(&chosen);
             of.observe(&mut session, golden, Route::Decode, taps.clone(), choices)
         };
         let exact = run(self, Exactness::WithoutRounding)?;
@@ -443,7 +471,7 @@ mod tests {
     fn given(spec: &ModelSpec, exact: &[f32], naive: Option<&[f32]>, chosen: &[f32]) -> Given {
         let scores = |keys: &[f32]| Scores::of(spec, &run(spec, keys), ElementType::F32);
         Given {
-            chosen: scores(chosen).chosen(spec, chosen.len()),
+            chosen: Rc::new(scores(chosen).chosen(spec, chosen.len())),
             exact: run(spec, exact),
             scores: scores(exact),
             naive: naive.map(|keys| (run(spec, keys), scores(keys))),

@@ -40,7 +40,10 @@ impl Verifier<'_> {
         let Some(route) = shown_route(routes).filter(|_| !backend.runs_plans()) else {
             return Ok(());
         };
-        let differences = self.tap_differences(backend, layers, route)?;
+        let differences = match self.sees_choices(backend) {
+            true => self.tap_differences_of_choices(backend, layers, route)?,
+            false => self.tap_differences(backend, layers, route)?,
+        };
         for (tap, differences) in layers.taps.iter().zip(differences) {
             self.curves.push(Curve {
                 backend,

@@ -1,5 +1,6 @@
 //! Names the first layer and tensor at which a backend leaves the reference.
 
+use super::choices::Chosen;
 use super::turn::turns;
 use super::{Golden, Route, Verifier, VerifyError};
 use ratplus_graphs::model::{self, FINAL_NORM};
@@ -7,17 +8,20 @@ use ratplus_graphs::ops::ElementType;
 use ratplus_graphs::package::{LogitsMode, Products};
 use ratplus_graphs::tolerance::F32_LOGIT;
 use ratplus_runtime::backend::BackendKind;
-use ratplus_runtime::backend::inspection::Exactness;
+use ratplus_runtime::backend::inspection::{self, Exactness};
+use std::rc::Rc;
 
 impl Verifier<'_> {
     /// Runs the backend and tract along `route` with every tap, and describes the first tensor
     /// in graph order, of the earliest run, that differs by more than the f32 tolerance (or, in
-    /// low precision, eight roundings of its largest value).
+    /// low precision, eight roundings of its largest value). With `chosen` tract takes these blocks in place of
+    /// its own.
     pub(super) fn first_divergence(
         &mut self,
         backend: BackendKind,
         golden: &Golden,
         route: Route,
+        chosen: Option<&Rc<Chosen>>,
     ) -> Result<String, VerifyError> {
         if backend.runs_plans() {
             return Ok(
@@ -53,7 +57,12 @@ impl Verifier<'_> {
         let mut expected = self.open(BackendKind::Tract, names.clone(), Exactness::AsStored)?;
         let mut found = self.open(backend, names.clone(), Exactness::AsStored)?;
         for turn in turns(&found, golden, route)? {
-            let expected = turn.run(&mut expected, golden, route)?;
+            let expected = match chosen {
+                None => turn.run(&mut expected, golden, route)?,
+                Some(chosen) => inspection::with_choices(turn.choices(chosen), || {
+                    turn.run(&mut expected, golden, route)
+                })?,
+            };
             let found = turn.run(&mut found, golden, route)?;
             for (name, width) in &taps {
                 let (expected, found) = (expected.tap(name, *width), found.tap(name, *width));

@@ -414,18 +414,31 @@ impl Verifier<'_> {
                 scale,
                 seconds,
             )?;
-            if !row.passed && backend != BackendKind::Tract {
-                (self.progress)(&format!(
-                    "{backend}: {route}: looking for the first difference"
-                ));
-                row.divergence = Some(self.first_divergence(backend, golden, route)?);
-            }
+            self.explain(&mut row, backend, golden, route, None)?;
             rows.push(row);
         }
         let implementations = Implementations::of(backend, &session);
         drop(session);
         self.verify_taps(backend, golden, routes, rows)?;
         Ok(implementations)
+    }
+
+    /// Adds to a row that failed where the backend leaves the reference first.
+    fn explain(
+        &mut self,
+        row: &mut Row,
+        backend: BackendKind,
+        golden: &Golden,
+        route: Route,
+        chosen: Option<&Rc<Chosen>>,
+    ) -> Result<(), VerifyError> {
+        if !row.passed && backend != BackendKind::Tract {
+            (self.progress)(&format!(
+                "{backend}: {route}: looking for the first difference"
+            ));
+            row.divergence = Some(self.first_divergence(backend, golden, route, chosen)?);
+        }
+        Ok(())
     }
 
     /// Compares the golden file's taps along the first route.
