@@ -6,6 +6,7 @@ use crate::step::{Error, Steps, command_line, say};
 use crate::workspace::Workspace;
 use std::process::{Command, Stdio};
 
+const EXAMPLE: &str = "cuda_resources";
 const DOCUMENT: &str = "docs/cuda-resources.md";
 /// What begins the line that names the compiler.
 const COMPILER: &str = "Compiler: ";
@@ -26,21 +27,21 @@ products of the warpgroup.
 /// is wrong.
 pub fn run(workspace: &Workspace, check: bool) -> Outcome {
     let steps = Steps::new(workspace);
-    let mut cargo = Command::new("cargo");
-    cargo.args([
-        "run",
-        "--quiet",
-        "--release",
-        "-p",
-        "ratplus-kernels",
-        "--example",
-        "cuda_resources",
-    ]);
-    let (clean, mut new) = steps.timed("registers and memory of the CUDA kernels", || {
-        say(&format!("    $ {}", command_line(&cargo, &workspace.root)));
-        let output = cargo.stderr(Stdio::inherit()).output();
-        let output = output
-            .map_err(|error| Error::new(format!("`cargo` did not run: {error}"), "install Rust"))?;
+    // With the features of all crates, as everything is built: nothing is compiled for this alone.
+    let mut build = Command::new("cargo");
+    build.args(["build", "--workspace", "--release", "--example", EXAMPLE]);
+    let remedy = "mend what the compiler says above, then run it again";
+    steps.run("build what tells of the CUDA kernels", &mut build, remedy)?;
+    let mut figures = Command::new(workspace.release.join("examples").join(EXAMPLE));
+    let title = "registers and memory of the CUDA kernels";
+    let (clean, mut new) = steps.timed(title, || {
+        say(&format!(
+            "    $ {}",
+            command_line(&figures, &workspace.root)
+        ));
+        let output = figures.stderr(Stdio::inherit()).output();
+        let output =
+            output.map_err(|error| Error::new(format!("{title}: {error}"), "run it again"))?;
         match output.status.code() {
             Some(code @ (0 | 1)) => Ok((
                 code == 0,
