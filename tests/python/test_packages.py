@@ -1,5 +1,7 @@
 """Stock onnxruntime runs an exported package by itself, with and without the custom-op library."""
 
+import json
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -121,7 +123,7 @@ def test_shared_buffers_match_separate_ones(package, f32_tolerance, case, route)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("case", ["head_hybrid", "d16_w20_i4", "head_dim_128"])
+@pytest.mark.parametrize("case", ["head_hybrid", "d16_w20_i4", "head_dim_128", "gqa_head_hybrid", "topk_bounds", "topk_dilated"])
 def test_operators_for_cuda_match_golden(export_case, emulated_library, f32_tolerance, case, dtype):
     golden = golden_case(case).golden()
     tokens = golden["tokens"]
@@ -224,3 +226,25 @@ def test_half_types_run(package, case, dtype, roundoff, with_library):
     engine = package(case, ("function", with_library), dtype=dtype)
     logits = engine.run(golden["tokens"], chunked(length))
     assert relative_error(logits[:, golden["positions"]], golden["logits"]) <= 8 * roundoff
+
+
+@pytest.mark.parametrize("case", ["topk_bounds", "topk_mean"])
+def test_chosen_blocks_cost_their_scores_and_summaries(ratplus, export_case, case):
+    found = json.loads(ratplus("inspect", export_case(case), "--json").stdout)
+    config = json.loads((golden_case(case).directory / "config.json").read_text())
+    (costs,) = [costs for costs in found["token_costs"] if costs["context"] == found["manifest"]["max_seq_len"]]
+    width, query = config["d_model"], costs["context"] - 1
+    flops, summaries = 0, 0
+    for pattern in config["patterns"]:
+        seen = query + 1
+        if "block_size" in pattern:
+            size, parts = pattern["block_size"], {"bounds": 2, "mean": 1}[pattern["score"]]
+            own = query // size
+            seen = min(pattern["top_k"] - 1, own) * size + query % size + 1
+            flops += 2 * width * parts * own
+            summaries += 4 * width * parts * (own + 1)
+        flops += 4 * width * seen
+    dense = 2 * 4 * width * costs["context"] * len(config["patterns"])
+    assert (costs["attention_flops"], costs["cache_bytes"]) == (flops, dense + summaries)
+    state = found["state_bytes_per_sequence"]
+    assert (state["cache"], state["summaries"], costs["dense_cache_bytes"]) == (dense, summaries, dense)

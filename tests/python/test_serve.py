@@ -1,5 +1,6 @@
 """`ratplus serve` through the official `openai` client."""
 
+import json
 import urllib.request
 
 import openai
@@ -47,6 +48,20 @@ def test_completions_whole_and_in_parts(client):
     assert {many.choices[index].text for index in (0, 1, 4, 5)} == {choice.text}
 
 
+@pytest.mark.parametrize("flags, asked", [
+    (["--temperature", 0], {"temperature": 0}),
+    (["--temperature", 0.8, "--top-k", 20, "--seed", 7], {"temperature": 0.8, "seed": 7, "extra_body": {"top_k": 20}}),
+], ids=["greedy", "seeded"])  # fmt: skip
+def test_answers_are_those_of_generate(client, ratplus, kjv_chat, tmp_path, flags, asked):
+    prompts = [PROMPT, "And God said", "The LORD is my shepherd", "Blessed are the meek", "a"]
+    file = tmp_path / "prompts"
+    file.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    done = ratplus("generate", kjv_chat, "--prompts", file, "--max-new-tokens", 24, *flags)
+    expected = [json.loads(line)["completion"] for line in done.stdout.splitlines()]
+    found = [client.completions.create(model="kjv", prompt=prompt, max_tokens=24, **asked) for prompt in prompts]
+    assert [one.choices[0].text for one in found] == expected
+
+
 def test_chats_whole_and_in_parts(client):
     messages = [{"role": "user", "content": "Who made the earth?"}]
     asked = dict(model="kjv", messages=messages, max_completion_tokens=12, seed=7, logprobs=True, top_logprobs=3)
@@ -76,3 +91,17 @@ def test_errors_are_those_that_the_client_knows(client, server):
         openai.OpenAI(base_url=f"{server}/v1", api_key="wrong", max_retries=0).models.list()
     with urllib.request.urlopen(f"{server}/health") as answer:
         assert answer.status == 200
+
+
+def test_memory_for_servers_is_planned(ratplus, kjv_chat):
+    told = lambda *words: ratplus("inspect", kjv_chat, *words).stdout  # noqa: E731
+    found = json.loads(told("--serve-memory", "1GB", "--json"))
+    servers, state = found["servers"], found["state_bytes_per_sequence"]
+    assert [server["slots"] for server in servers] == [2**n for n in range(len(servers))] and len(servers) > 2
+    for server in servers:
+        assert server["resident_bytes"] + server["prefix_cache_bytes"] == 10**9
+    first, second = servers[2:4]
+    more = (second["resident_bytes"] - first["resident_bytes"]) / (second["slots"] - first["slots"])
+    assert more >= state["cache"] + state["recurrent"]
+    assert first["prefix_cache_tokens"] > second["prefix_cache_tokens"] > 0
+    assert "no server fits in 1.00 MB" in told("--serve-memory", "1MB")

@@ -16,6 +16,7 @@ from conftest import ROOT, TENSORRT, constant, tensorrt_headers, tensorrt_librar
 from onnx import helper
 from operator_tool import schemas
 from operators import GPU_DESCRIPTIONS as DESCRIPTIONS
+from operators.block_top_k_attention import BlockTopKAttention
 from operators.dilated_attention import DilatedAttention, Pattern
 from operators.recurrence_scan import RecurrenceScan
 from plugin_driver import garbage_outputs, random_inputs
@@ -99,24 +100,33 @@ def node_of(onnx_node, shapes, max_seq_len):
     """An exported node as operators/ describes it, and its attributes."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in onnx_node.attribute}
     if onnx_node.op_type == "RecurrenceScan":
-        return RecurrenceScan(*shapes[onnx_node.input[0]]), attributes
+        return RecurrenceScan(*shapes[onnx_node.input[1]]), attributes
     (batch, seq_len, channels), heads = shapes[onnx_node.input[0]], attributes["num_heads"]
-    lists = [attributes[name] * (heads // len(attributes[name])) for name in ("dilation", "local_window", "initial")]
+    kv_heads = attributes.get("num_kv_heads", heads)
+    sizes, group = (batch, seq_len, channels // heads, max_seq_len), heads // kv_heads
+    if onnx_node.op_type == "BlockTopKAttention":
+        beside = Pattern(*(attributes[name] for name in ("dilation", "local_window", "initial")))
+        blocks = (attributes["block_size"], attributes["top_k"], attributes["score"].decode())
+        return BlockTopKAttention(*sizes, kv_heads, *blocks, beside, group=group), attributes
+    lists = [attributes[name] * (kv_heads // len(attributes[name])) for name in ("dilation", "local_window", "initial")]
     patterns = [Pattern(*values) for values in zip(*lists)]
-    return DilatedAttention(batch, seq_len, channels // heads, max_seq_len, patterns), attributes
+    return DilatedAttention(*sizes, patterns, group=group), attributes
 
 
-def test_nodes_of_an_exported_package_make_plugins(harness, creators, export):
-    package = export(case="kjv_d16w64i4", prefill_lengths=(16,), max_seq_len=256)
+@pytest.mark.parametrize("case", ["kjv_d16w64i4", "gqa_head_hybrid", "topk_dilated"])
+def test_nodes_of_an_exported_package_make_plugins(harness, creators, export, case):
+    package = export(case=case, prefill_lengths=(16,), max_seq_len=256)
     manifest = json.loads((package / "manifest.json").read_text())
-    made = 0
+    width, d_head = (manifest["model"][name] for name in ("d_model", "d_head"))
+    kv_width = (manifest["model"].get("num_kv_heads") or width // d_head) * d_head
+    made = []
     for engine in manifest["engines"]:
         model = onnx.load(package / engine["files"]["tensorrt"], load_external_data=False)
         for node in model.graph.node:
             if node.domain != "trt.plugins":
                 continue
-            width = manifest["model"]["d_model"]
-            shapes = {node.input[0]: (manifest["batch"], engine["seq_len"], width)}
+            tokens = (manifest["batch"], engine["seq_len"])
+            shapes = {node.input[0]: (*tokens, width), node.input[1]: (*tokens, kv_width)}
             described, attributes = node_of(node, shapes, manifest["max_seq_len"])
             plugin = Plugin.create(harness, creators[node.op_type], parsed_fields(attributes), node.name)
             assert plugin, harness.messages()
@@ -124,12 +134,13 @@ def test_nodes_of_an_exported_package_make_plugins(harness, creators, export):
             code, found = plugin.output_shapes([shape for _, shape in described.inputs("f32").values()], len(outputs))
             assert code == 0, harness.messages()
             assert found == [tuple(shape) for _, shape in outputs]
-            if node.op_type == "DilatedAttention":
-                layer = len([n for n in model.graph.node if n.op_type == node.op_type and n.name < node.name])
+            if node.op_type != "RecurrenceScan":
+                layer = len([op for op in made if op != "RecurrenceScan"]) % len(manifest["cache"])
                 assert found[1][1] == manifest["cache"][layer]["rows"]
             plugin.destroy()
-            made += 1
-    assert made == 2 * len(manifest["engines"]) * len(manifest["cache"])
+            made.append(node.op_type)
+    assert len(made) == 2 * len(manifest["engines"]) * len(manifest["cache"])
+    assert ("BlockTopKAttention" in made) == case.startswith("topk")
 
 
 def parse(harnesses, trt_library, model, folder):

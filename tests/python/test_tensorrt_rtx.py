@@ -110,6 +110,13 @@ def test_every_lowering_and_type_builds(package, build, dtype, fallback):
     assert [name for name in kept if kept[name] != before[name]] == ["manifest.json"]
 
 
+@pytest.mark.parametrize("fallback", ["function", "inline"])
+@pytest.mark.parametrize("case", ["gqa_head_hybrid", "topk_dilated", "topk_mean"])
+def test_grouped_heads_and_chosen_blocks_build(package, build, case, fallback):
+    directory = package(case=case, dtype="bf16", fallback=fallback)
+    check_plans(directory, build(directory))
+
+
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
 def test_integers_stay_integers_in_a_plan(export, build, tmp_path, dtype):
     sizes, weights = {}, 0
