@@ -48,27 +48,46 @@ def visible(length, pattern):
     return (key <= query) & (dilated | (query - key <= window) | (key < initial))
 
 
+def chosen(q, k, pattern):
+    """Which keys [B, T, T] are of a query's own block or of those that it chooses; of one head's rotated rows."""
+    size, length = pattern["block_size"], q.shape[1]
+    block = np.arange(length) // size
+    seen = np.zeros((len(q), length, length), dtype=bool)
+    for i in range(length):
+        own, rows = block[i], k[:, : block[i] * size].reshape(len(k), block[i], size, k.shape[2])
+        query = q[:, i, None]
+        if pattern["score"] == "mean":
+            scores = (query * rows.mean(axis=2)).sum(-1)
+        else:
+            scores = np.maximum(query * rows.min(axis=2), query * rows.max(axis=2)).sum(-1)
+        best = np.argsort(-scores, axis=-1, kind="stable")[:, : pattern["top_k"] - 1]
+        for sequence, blocks in enumerate(best):
+            seen[sequence, i] = np.isin(block, [own, *blocks]) & (np.arange(length) <= i)
+    return seen
+
+
 def forward(config, weights, tokens):
     """Logits [B, T, V] and the taps of the golden format, in f64."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     d, dh, eps = config["d_model"], config["d_head"], config["norm_eps"]
     heads = d // dh
+    kv_heads = config.get("num_kv_heads", heads)
+    group, d_kv = heads // kv_heads, kv_heads * dh
     batch, length = tokens.shape
     x = w["embedding.wte.weight"][tokens]
     taps = {}
 
     def split(rows):
-        return rows.reshape(batch, length, heads, dh).transpose(0, 2, 1, 3)
+        return rows.reshape(batch, length, -1, dh).transpose(0, 2, 1, 3)
 
     for layer, patterns in enumerate(config["patterns"]):
         name = f"backbone.layers.{layer}."
         projected = rms_norm(x, w[name + "seq_layer.input_norm.weight"], eps) @ w[name + "seq_layer.in_proj.weight"].T
-        parts = np.split(projected, projected.shape[-1] // d, axis=-1)
-        o, q, k, v = parts[:4]
+        o, q, k, v, *gates = np.split(projected, np.cumsum([d, d, d_kv, d_kv]), axis=-1)
         if config["recurrence"]:
-            g = sigmoid(parts[4])
+            g = sigmoid(gates[0])
             for rows in (k, v):
-                state = np.zeros((batch, d))
+                state = np.zeros((batch, d_kv))
                 for t in range(length):
                     state = g[:, t] * state + (1 - g[:, t]) * rows[:, t]
                     rows[:, t] = state
@@ -79,11 +98,15 @@ def forward(config, weights, tokens):
             q, k = rope(q, config["rope_base"]), rope(k, config["rope_base"])
         mixed = np.empty_like(q)
         for head in range(heads):
-            pattern = patterns[head] if isinstance(patterns, list) else patterns
-            scores = q[:, head] @ k[:, head].transpose(0, 2, 1) / math.sqrt(dh)
-            scores = np.where(visible(length, pattern), scores, -np.inf)
+            pattern = patterns[head // group] if isinstance(patterns, list) else patterns
+            keys, values = k[:, head // group], v[:, head // group]
+            seen = np.broadcast_to(visible(length, pattern), (batch, length, length))
+            if "block_size" in pattern:
+                seen = seen | chosen(q[:, head], keys, pattern)
+            scores = q[:, head] @ keys.transpose(0, 2, 1) / math.sqrt(dh)
+            scores = np.where(seen, scores, -np.inf)
             scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            mixed[:, head] = scores / scores.sum(axis=-1, keepdims=True) @ v[:, head]
+            mixed[:, head] = scores / scores.sum(axis=-1, keepdims=True) @ values
         attended = mixed.transpose(0, 2, 1, 3).reshape(batch, length, d) * sigmoid(o)
         x = x + attended @ w[name + "seq_layer.out_proj.weight"].T
         inner = rms_norm(x, w[name + "hidden_layer.ln.weight"], eps) @ w[name + "hidden_layer.fc1.weight"].T
@@ -99,7 +122,8 @@ def make(folder, config, seed, batch, length, gate_scale=1.0, dtype=np.float32):
     """Writes model.safetensors, config.json and golden.safetensors; `gate_scale` saturates gates."""
     rng = np.random.default_rng(seed)
     d, ffn, vocab = config["d_model"], config["d_ffn"], config["vocab_size"]
-    blocks = 5 if config["recurrence"] else 4
+    d_kv = config.get("num_kv_heads", d // config["d_head"]) * config["d_head"]
+    shared = 3 if config["recurrence"] else 2
 
     def matrix(rows, columns):
         return rng.normal(0, columns**-0.5, (rows, columns))
@@ -110,8 +134,8 @@ def make(folder, config, seed, batch, length, gate_scale=1.0, dtype=np.float32):
     weights["backbone.ln.weight"] = 1 + 0.1 * rng.normal(size=d)
     for layer in range(config["num_layers"]):
         name = f"backbone.layers.{layer}."
-        in_proj = matrix(blocks * d, d)
-        in_proj[4 * d :] *= gate_scale
+        in_proj = matrix(2 * d + shared * d_kv, d)
+        in_proj[2 * d + 2 * d_kv :] *= gate_scale
         weights[name + "seq_layer.in_proj.weight"] = in_proj
         weights[name + "seq_layer.input_norm.weight"] = 1 + 0.1 * rng.normal(size=d)
         weights[name + "seq_layer.out_proj.weight"] = matrix(d, d)

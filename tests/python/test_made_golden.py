@@ -31,6 +31,10 @@ def config(patterns, d_model=32, d_head=8, d_ffn=48, vocab_size=61, recurrence=T
     }
 
 
+def blocks(size, top_k, score="bounds", dilation=-1, **more):
+    return {**pattern(dilation, **more), "block_size": size, "top_k": top_k, "score": score}
+
+
 EIGHT_HEADS = [
     pattern(1),
     pattern(2, 1, 7),
@@ -66,6 +70,21 @@ MADE = {
     "bf16_weights": (config([pattern(4, 8, 2)] * 2), 2, 80, "1,16,80", {"dtype": ml_dtypes.bfloat16}, []),
     "f16_weights": (config([pattern(4, 8, 2)] * 2), 2, 80, "1,16,80", {"dtype": np.float16}, []),
     "f16_package": (config([EIGHT_HEADS], d_model=64), 2, 90, "1,16,90", {}, ["--dtype", "f16"]),
+    "grouped": (config([EIGHT_HEADS[:2], pattern(5, 3, 2)], d_model=64, num_kv_heads=2), 2, 90, "1,16,90", {}, []),
+    "grouped_bf16": (config([EIGHT_HEADS[:2]], d_model=64, num_kv_heads=2), 2, 90, "1,16", {}, ["--dtype", "bf16"]),
+    "one_kv_head": (config([pattern(1)] * 2, num_kv_heads=1, recurrence=False), 2, 70, "1,16,70", {}, []),
+    "blocks_mixed": (
+        config([blocks(7, 4), blocks(16, 2, "mean"), pattern(4, 3, 2), EIGHT_HEADS], d_model=64), 2, 131, "1,5,64,131", {}, [],
+    ),
+    "blocks_grouped": (config([blocks(8, 3), blocks(5, 6, "mean")], d_model=64, num_kv_heads=2), 3, 75, "1,16,75", {}, []),
+    "blocks_beside": (config([blocks(8, 2, "mean", 3, initial=5), blocks(9, 3, local_window=20)]), 2, 100, "1,9,100", {}, []),
+    "blocks_alone": (config([blocks(16, 1), blocks(3, 1, "mean")]), 2, 50, "1,13,50", {}, []),
+    "blocks_longer_than_text": (config([blocks(64, 2), blocks(40, 3, "mean")]), 1, 33, "1,33", {}, []),
+    "blocks_of_one": (config([blocks(1, 9), blocks(1, 2, "mean")]), 1, 40, "1,8,40", {}, []),
+    "blocks_all": (config([blocks(8, 9), blocks(8, 8, "mean")]), 1, 64, "1,16,64", {}, []),
+    "blocks_bf16": (config([blocks(8, 3), blocks(8, 3, "mean")], d_model=64, num_kv_heads=4), 2, 90, "1,16", {}, ["--dtype", "bf16"]),
+    "blocks_f16": (config([blocks(8, 3), pattern(16)], d_model=64), 2, 90, "1,16", {}, ["--dtype", "f16"]),
+    "blocks_int8": (config([blocks(8, 3), pattern(16)], d_model=64), 2, 60, "16", {}, ["--quantize", "int8"]),
     "bf16_package": (config([EIGHT_HEADS], d_model=64), 2, 90, "1,16,90", {}, ["--dtype", "bf16"]),
 }
 
@@ -95,7 +114,7 @@ def test_made_golden_passes(ratplus_bin, tmp_path, name, fallback):
     assert report["passed"] and {row["backend"] for row in report["rows"]} == set(backends.split(","))
 
 
-@pytest.mark.parametrize("name", ["head_hybrid", "tied"])
+@pytest.mark.parametrize("name", ["head_hybrid", "tied", "gqa_head_hybrid", "topk_bounds", "topk_mean", "topk_dilated"])
 def test_the_maker_agrees_with_an_adopted_golden_folder(name):
     """Two independent f64 models: ours in numpy, the adopted folders' in PyTorch."""
     case = golden_case(name)
