@@ -147,7 +147,8 @@ def flavour(variable: str, name: str, features: str, package="ratplus-onnxruntim
     if done.returncode != 0:
         pytest.fail(f"{' '.join(command)}\nexit {done.returncode}\n{done.stderr}", pytrace=False)
     library = folder / f"{name}.so"
-    temporary = library.with_suffix(".new")
+    # Other processes of these tests may be making it too.
+    temporary = library.with_suffix(f".{os.getpid()}")
     shutil.copyfile(folder / "release" / file, temporary)
     return temporary.replace(library)
 
