@@ -122,8 +122,12 @@ def test_shared_buffers_match_separate_ones(package, f32_tolerance, case, route)
         assert np.array_equal(to_bytes(shared.states[name]), to_bytes(state)), name
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("case", ["head_hybrid", "d16_w20_i4", "head_dim_128", "gqa_head_hybrid", "topk_bounds", "topk_dilated"])
+FOR_CUDA = [(case, dtype) for case in ("head_hybrid", "d16_w20_i4", "head_dim_128", "gqa_head_hybrid") for dtype in ("f32", "f16", "bf16")]
+# What bf16 chooses is not what the golden file's f64 does: `ratplus verify` is given the choice.
+FOR_CUDA += [(case, dtype) for case in ("topk_bounds", "topk_dilated") for dtype in ("f32", "f16")]
+
+
+@pytest.mark.parametrize("case, dtype", FOR_CUDA)
 def test_operators_for_cuda_match_golden(export_case, emulated_library, f32_tolerance, case, dtype):
     golden = golden_case(case).golden()
     tokens = golden["tokens"]
