@@ -278,13 +278,7 @@ impl Verifier<'_> {
         rows: &mut Vec<Row>,
     ) -> Result<(), VerifyError> {
         let started = Instant::now();
-        let spec = &self.package.manifest().model;
-        let mut all = taps(spec, golden.batch() * golden.seq_len());
-        let first = all.len();
-        all.extend(golden.taps.iter().cloned());
-        let mut session = self.open(backend, self.graph_names(&all), Exactness::AsStored)?;
-        let seen = self.observe(&mut session, golden, route, all, None)?;
-        let given = self.given_of(golden, &seen)?;
+        let (seen, given, first) = self.taps_and_given(backend, golden, route)?;
         let free = self.is_free(&given);
         let seconds = started.elapsed().as_secs_f64();
         for (index, tap) in golden.taps.iter().enumerate() {
@@ -303,6 +297,24 @@ impl Verifier<'_> {
         Ok(())
     }
 
+    /// What the backend makes of `golden` along `route`, what the reference makes of the same choices, and where the
+    /// file's own taps begin in both: after those that choices are made of.
+    fn taps_and_given(
+        &mut self,
+        backend: BackendKind,
+        golden: &Golden,
+        route: Route,
+    ) -> Result<(Golden, Rc<Given>, usize), VerifyError> {
+        let spec = &self.package.manifest().model;
+        let mut all = taps(spec, golden.batch() * golden.seq_len());
+        let first = all.len();
+        all.extend(golden.taps.iter().cloned());
+        let mut session = self.open(backend, self.graph_names(&all), Exactness::AsStored)?;
+        let seen = self.observe(&mut session, golden, route, all, None)?;
+        let given = self.given_of(golden, &seen)?;
+        Ok((seen, given, first))
+    }
+
     /// How far the backend's taps along `route` are from the reference's, in the order of `golden`, which says which
     /// they are.
     pub(super) fn tap_differences_of_choices(
@@ -311,13 +323,7 @@ impl Verifier<'_> {
         golden: &Golden,
         route: Route,
     ) -> Result<Vec<Differences>, VerifyError> {
-        let spec = &self.package.manifest().model;
-        let mut all = taps(spec, golden.batch() * golden.seq_len());
-        let first = all.len();
-        all.extend(golden.taps.iter().cloned());
-        let mut session = self.open(backend, self.graph_names(&all), Exactness::AsStored)?;
-        let seen = self.observe(&mut session, golden, route, all, None)?;
-        let given = self.given_of(golden, &seen)?;
+        let (seen, given, first) = self.taps_and_given(backend, golden, route)?;
         let taps = given.exact.taps.iter().zip(&seen.taps).skip(first);
         let differences = taps.map(|(exact, seen)| exact.differences(seen, golden.seq_len()));
         Ok(differences.collect())

@@ -113,9 +113,8 @@ impl Verifier<'_> {
         self.observe(&mut session, like, Route::Decode, taps, None)
     }
 
-    /// What a session makes of a golden file's tokens along a route, at those of its positions whose logits the
-    /// route shows and at `taps`; with
-    /// `chosen` the reference takes these blocks in place of its own.
+    /// What a session makes of a golden file's tokens along a route: its logits at those of the file's positions that
+    /// the route shows, and `taps`. With `chosen` the reference takes these blocks in place of its own.
     pub(super) fn observe(
         &mut self,
         session: &mut Session,
