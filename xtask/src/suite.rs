@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 
 const PYTHON_TESTS: &str = "tests/python";
-/// Files of tests that run at once at most: each takes up to 2 GB of memory.
+/// Files of tests that run at once at most: what they start has threads of its own.
 const MOST_WORKERS: usize = 4;
 
 /// Runs every test and prints the counts as the last line. True where none failed.
