@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// What `export` prints of a checkpoint with these flags, and whether it succeeds.
-fn exported(
+pub fn exported(
     checkpoint: &Path,
     config: &Path,
     package: &Path,

@@ -1,6 +1,6 @@
 //! What `verify` says and keeps.
 
-use super::export::beyond_f16;
+use super::export::{beyond_f16, exported};
 use super::{case, export, printed};
 use ratplus_tests::{run, texts};
 use std::ffi::OsString;
@@ -68,6 +68,61 @@ fn what_verify_compared_with_is_saved_drawn_and_read_back() {
             (&0.0.into(), &32.into()),
             "{row}"
         );
+    }
+}
+
+/// In bf16 a backend chooses other blocks than the golden file has: curves and rows are both of what the reference makes
+/// of its choices.
+#[test]
+fn curves_of_a_model_that_chooses_blocks_are_of_its_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let [package, plot] = ["package", "errors.svg"].map(|name| dir.path().join(name));
+    let case = case("topk_bounds");
+    let flags = ["--dtype", "bf16", "--logits", "all", "--no-check"];
+    let (checkpoint, config) = (case.checkpoint(), case.file("config.json"));
+    let (code, _, error) = exported(&checkpoint, &config, &package, &flags);
+    assert_eq!(code, 0, "{error}");
+    let [golden, plot] = [case.file("golden.safetensors"), plot];
+    let words = [
+        "verify",
+        "--backend",
+        "ort-cpu",
+        "--chunks",
+        "1,64",
+        "--json",
+    ];
+    let files = [
+        "--golden",
+        golden.to_str().unwrap(),
+        "--plot",
+        plot.to_str().unwrap(),
+    ];
+    let report = printed(&[&words[..], &files].concat(), &package);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let choices = report["choices"].as_array().unwrap();
+    assert!(
+        choices.iter().any(|row| row["agreed"] != row["queries"]),
+        "{report}"
+    );
+    let largest = |values: &[serde_json::Value]| {
+        let values = values.iter().map(|value| value.as_f64().unwrap());
+        values.fold(0.0, f64::max)
+    };
+    let rows = |tensor: &str| {
+        let rows = report["rows"].as_array().unwrap().iter();
+        let rows = rows.filter(|row| row["backend"] == "ort-cpu" && row["tensor"] == tensor);
+        largest(&rows.map(|row| row["max_error"].clone()).collect::<Vec<_>>())
+    };
+    let curves = report["curves"].as_array().unwrap();
+    for (layer, tensor) in [
+        (serde_json::Value::Null, "logits"),
+        (0.into(), "layer0.hidden"),
+        (1.into(), "last_hidden"),
+    ] {
+        let mut found = curves.iter().filter(|curve| curve["layer"] == layer);
+        let errors = found.next().unwrap()["max_errors"].as_array().unwrap();
+        assert!(rows(tensor) > 0.0, "{tensor}: {report}");
+        assert_eq!(largest(errors), rows(tensor), "{tensor}: {report}");
     }
 }
 
