@@ -14,6 +14,11 @@ pub(super) fn probe_floats(score: Score, dim: usize) -> usize {
     score.parts() * dim.next_multiple_of(MAX_LANES)
 }
 
+/// Scores that are compared at once.
+const AT_ONCE: usize = 8;
+/// Groups of scores that a floor is taken from at most.
+const MOST_GROUPS: usize = 256;
+
 /// Makes a probe of a rotated query that was not scaled, `dim` elements and zeros up to whole vectors.
 ///
 /// # Safety
@@ -135,7 +140,7 @@ impl<const Q: usize> Scoring<Q> {
     }
 }
 
-/// Writes the `count` blocks with the greatest scores, of equal ones the lower, ascending; `ranked` has room
+/// Writes the `chosen.len()` blocks with the greatest scores, of equal ones the lower, ascending; `ranked` has room
 /// for each score.
 pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
     let count = chosen.len();
@@ -148,26 +153,44 @@ pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
     if count == 0 {
         return;
     }
-    // What may be among the greatest, of which the least are dropped whenever there is no more room.
-    let ranked = &mut ranked[..scores.len().min(2 * count)];
-    let descending = |a: &u64, b: &u64| b.cmp(a);
-    let (mut held, mut least) = (0, 0);
-    for (block, &score) in (0u32..).zip(scores) {
-        let rank = u64::from(ascending(score)) << 32 | u64::from(!block);
-        if rank > least {
-            if held == ranked.len() {
-                least = *ranked.select_nth_unstable_by(count - 1, descending).1;
-                held = count;
-            }
-            ranked[held] = rank;
-            held += 1;
+    let least = floor(scores, count);
+    let mut held = 0;
+    for (first, some) in (0u32..).step_by(AT_ONCE).zip(scores.chunks(AT_ONCE)) {
+        // Nearly always all are; none that is no number.
+        if some.iter().fold(true, |all, &score| all & (score < least)) {
+            continue;
+        }
+        for (block, &score) in (first..).zip(some) {
+            ranked[held] = u64::from(ascending(score)) << 32 | u64::from(!block);
+            held += usize::from(!(score < least));
         }
     }
-    ranked[..held].select_nth_unstable_by(count - 1, descending);
+    let ranked = &mut ranked[..held];
+    ranked.select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
     for (chosen, ranked) in chosen.iter_mut().zip(&*ranked) {
         *chosen = !(*ranked as u32);
     }
     chosen.sort_unstable();
+}
+
+/// A score that at least `count` reach, and few more: of so many groups' greatest scores, the least.
+fn floor(scores: &[f32], count: usize) -> f32 {
+    // With four times the groups hardly one has two of the greatest.
+    let groups = (4 * count).next_multiple_of(AT_ONCE);
+    if groups > MOST_GROUPS || scores.len() < 2 * groups {
+        return f32::NEG_INFINITY;
+    }
+    let mut most = [f32::NEG_INFINITY; MOST_GROUPS];
+    let most = &mut most[..groups];
+    for some in scores.chunks_exact(groups) {
+        for (most, &score) in most.iter_mut().zip(some) {
+            // What is no number is not greater.
+            *most = if score > *most { score } else { *most };
+        }
+    }
+    *most
+        .select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a))
+        .1
 }
 
 /// Orders as the scores do; what is no number comes first.
