@@ -5,7 +5,7 @@ use crate::element::Element;
 use crate::simd::{MAX_LANES, Simd, exp2, prefetch, reduce_add_all};
 use std::array::from_fn;
 
-/// Keys between two rescalings of the sums.
+/// Keys that are added at once, at most.
 pub(super) const BLOCK: usize = 32;
 
 /// f32 that [`Queries`] leave for each part of each query head: sums, their largest score, the weights' total, and

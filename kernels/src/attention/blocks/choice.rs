@@ -142,6 +142,7 @@ impl<const Q: usize> Scoring<Q> {
 
 /// Writes the `chosen.len()` blocks with the greatest scores, of equal ones the lower, ascending; `ranked` has room
 /// for each score.
+#[inline(always)]
 pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
     let count = chosen.len();
     if count >= scores.len() {
@@ -174,6 +175,7 @@ pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
 }
 
 /// A score that at least `count` reach, and few more: of so many groups' greatest scores, the least.
+#[inline(always)]
 fn floor(scores: &[f32], count: usize) -> f32 {
     // With four times the groups hardly one has two of the greatest.
     let groups = (4 * count).next_multiple_of(AT_ONCE);

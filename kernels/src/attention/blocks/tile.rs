@@ -108,7 +108,7 @@ struct Tile {
     most: usize,
     /// `[queries, most]`: queries, by the blocks that they chose.
     choosers: *mut u32,
-    /// Where each block's begin, and where the last one's end.
+    /// Where those of each block begin, and where the last one's end.
     begins: *mut u32,
     /// Queries that see the same keys.
     members: *mut u32,
@@ -196,12 +196,9 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
         };
 
         // Chosen blocks, then a query's own, then what it sees besides: an order of its own.
-        let begins = by_block(tile, chosen);
-        let listed = begins.windows(2).enumerate();
-        let mut listed = listed.filter(|(_, range)| range[0] < range[1]).peekable();
-        while let Some((block, range)) = listed.next() {
-            let (from, those) = (range[0] as usize, (range[1] - range[0]) as usize);
-            let choosers = slice::from_raw_parts(tile.choosers.add(from).cast_const(), those);
+        let mut listed = by_block(tile, chosen).peekable();
+        while let Some((block, choosers)) = listed.next() {
+            let those = choosers.len();
             let next = listed.peek().map(|&(next, _)| next);
             let next = next.unwrap_or(blocks.block_of(position(0)));
             for first in (0..size).step_by(BLOCK) {
@@ -262,12 +259,15 @@ unsafe fn tile_body<S: Simd, T: Element, C: Element>(
     }
 }
 
-/// Lists the queries by the blocks that they chose, ascending both; returns where each block's begin.
+/// Blocks that were chosen, ascending, each with the queries that chose it, ascending too.
 ///
 /// # Safety
-/// Working memory has room for the tile.
+/// Working memory has room for the tile, and nothing else writes it until the last block was taken.
 #[inline(always)]
-unsafe fn by_block<'a>(tile: &'a Tile, chosen: impl Fn(usize) -> &'a [u32]) -> &'a [u32] {
+unsafe fn by_block<'a>(
+    tile: &'a Tile,
+    chosen: impl Fn(usize) -> &'a [u32],
+) -> impl Iterator<Item = (usize, &'a [u32])> {
     let count = tile.count();
     // SAFETY: as the caller vouches.
     let (choosers, begins) = unsafe {
@@ -276,27 +276,44 @@ unsafe fn by_block<'a>(tile: &'a Tile, chosen: impl Fn(usize) -> &'a [u32]) -> &
             slice::from_raw_parts_mut(tile.begins, tile.blocks + 1),
         )
     };
-    // What is greatest is last.
-    let last = (0..count).filter_map(|n| chosen(n).last()).max();
-    let begins = &mut begins[..last.map_or(1, |&last| last as usize + 2)];
-    begins.fill(0);
-    (0..count)
-        .flat_map(&chosen)
-        .for_each(|&block| begins[block as usize] += 1);
-    let mut total = 0;
-    for begin in &mut *begins {
-        total += *begin;
-        *begin = total;
-    }
-    // From ends to beginnings.
-    for n in (0..count).rev() {
-        for &block in chosen(n) {
-            let at = &mut begins[block as usize];
-            *at -= 1;
-            choosers[*at as usize] = n as u32;
+    // A single query's are in order: nothing is counted.
+    let single = if count == 1 { chosen(0) } else { &[] };
+    // Where each block's choosers begin, and where the last one's end.
+    let begins = if count == 1 {
+        choosers[..single.len()].fill(0);
+        let begins = &mut begins[..=single.len()];
+        (0..).zip(&mut *begins).for_each(|(at, begin)| *begin = at);
+        begins
+    } else {
+        // What is greatest is last.
+        let last = (0..count).filter_map(|n| chosen(n).last()).max();
+        let begins = &mut begins[..last.map_or(1, |&last| last as usize + 2)];
+        begins.fill(0);
+        (0..count)
+            .flat_map(&chosen)
+            .for_each(|&block| begins[block as usize] += 1);
+        let mut total = 0;
+        for begin in &mut *begins {
+            total += *begin;
+            *begin = total;
         }
-    }
-    begins
+        // From ends to beginnings.
+        for n in (0..count).rev() {
+            for &block in chosen(n) {
+                let at = &mut begins[block as usize];
+                *at -= 1;
+                choosers[*at as usize] = n as u32;
+            }
+        }
+        begins
+    };
+    let (begins, choosers) = (&*begins, &*choosers);
+    let listed = begins.windows(2).enumerate();
+    let listed = listed.filter(|(_, range)| range[0] < range[1]);
+    listed.map(move |(at, range)| {
+        let block = single.get(at).map_or(at, |&block| block as usize);
+        (block, &choosers[range[0] as usize..range[1] as usize])
+    })
 }
 
 /// Calls `run` with the first position, the distance and the number of keys, run by run, that the pattern shows the
