@@ -333,6 +333,7 @@ impl Queries {
         at: [usize; Q],
         first: bool,
     ) {
+        let dim = self.dim;
         // SAFETY: the caller vouches for `N` whole vectors from `d` on, in every row and in the sums, and
         // for one weight of each row.
         unsafe {
@@ -344,10 +345,20 @@ impl Queries {
                     *acc = S::mul(S::load(sums), rescale);
                 }
             }
+            // Of many queries, which take long, each pass over the values has its share of the keys ahead fetched.
+            let ahead = match Q {
+                1 | 2 if d == 0 => 0..rows.count,
+                1 | 2 => 0..0,
+                _ => {
+                    let share = rows.count.div_ceil(dim / (N * S::LANES));
+                    let from = d / (N * S::LANES) * share;
+                    from..from + share
+                }
+            };
             for row in 0..rows.count {
-                if d == 0 && first {
+                if first && ahead.contains(&row) {
                     let key = rows.ahead.wrapping_add(row * rows.key_stride);
-                    prefetch(key, self.dim * size_of::<T>());
+                    prefetch(key, dim * size_of::<T>());
                 }
                 let value = rows.value.add(row * rows.value_stride + d);
                 let mut values = [S::splat(0.0); N];
