@@ -5,7 +5,7 @@ use super::isas;
 use crate::Isa;
 use crate::element::Element;
 use crate::isa::kernel;
-use crate::simd::{Gemm, Into, Simd, exp2};
+use crate::simd::{Gemm, Into, Simd, exp2, reduce_add_all};
 use half::{bf16, f16};
 
 /// More lanes than any instruction set has, for whole vectors of every length.
@@ -58,6 +58,76 @@ fn exp2_is_accurate_and_vanishes() {
             (0.0, 0.0, 1.0, 0.0),
             "{isa:?}"
         );
+    }
+}
+
+kernel! {
+    fn sums_of<T>(x: &[[f32; CHUNK]], sums: &mut Vec<[f32; 2]>, lanes: &mut usize) = sums_body
+}
+
+#[inline(always)]
+unsafe fn sums_body<S: Simd, T: Element>(
+    x: &[[f32; CHUNK]],
+    sums: &mut Vec<[f32; 2]>,
+    lanes: &mut usize,
+) {
+    *lanes = S::LANES;
+    // SAFETY: the machine has `S`.
+    unsafe {
+        sums_together::<S, 1, 1>(x, sums);
+        sums_together::<S, 3, 1>(x, sums);
+        sums_together::<S, 4, 1>(x, sums);
+        sums_together::<S, 6, 1>(x, sums);
+        sums_together::<S, 2, 6>(x, sums);
+        sums_together::<S, 3, 3>(x, sums);
+        sums_together::<S, 4, 4>(x, sums);
+    }
+}
+
+/// Adds the sums of the first lanes of as many vectors, together and alone.
+#[inline(always)]
+unsafe fn sums_together<S: Simd, const N: usize, const M: usize>(
+    x: &[[f32; CHUNK]],
+    sums: &mut Vec<[f32; 2]>,
+) {
+    assert!(x.len() >= N * M);
+    // SAFETY: whole vectors.
+    unsafe {
+        let mut lanes = [[S::splat(0.0); N]; M];
+        for (lanes, x) in lanes.as_flattened_mut().iter_mut().zip(x) {
+            *lanes = S::load(x.as_ptr());
+        }
+        let together = reduce_add_all::<S, N, M>(lanes);
+        for (&lanes, &sum) in lanes.as_flattened().iter().zip(together.as_flattened()) {
+            let [[alone]] = reduce_add_all::<S, 1, 1>([[lanes]]);
+            sums.push([sum, alone]);
+        }
+    }
+}
+
+#[test]
+fn sums_of_lanes_do_not_depend_on_how_many_there_are() {
+    // Of many sizes, so that no two orders have the same bits.
+    let number = |i: usize| {
+        let bits = (i as u32 + 1).wrapping_mul(0x9e37_79b9);
+        (bits >> 8) as f32 * (f32::from(bits as u8 % 8) - 3.5).exp2()
+    };
+    let x: Vec<[f32; CHUNK]> = (0..16)
+        .map(|n| std::array::from_fn(|i| number(n * CHUNK + i)))
+        .collect();
+    for isa in isas() {
+        let (mut sums, mut lanes) = (vec![], 0);
+        // SAFETY: this machine has `isa`.
+        unsafe { sums_of::<f32>(isa, &x, &mut sums, &mut lanes) };
+        let counts = [1, 3, 4, 6, 12, 9, 16];
+        let each = counts.into_iter().flat_map(|count| &x[..count]);
+        assert_eq!(sums.len(), counts.iter().sum::<usize>());
+        for (x, [together, alone]) in each.zip(sums) {
+            let want: f64 = x[..lanes].iter().copied().map(f64::from).sum();
+            assert_eq!(together.to_bits(), alone.to_bits(), "{isa:?}: {want}");
+            let error = (f64::from(together) / want - 1.0).abs();
+            assert!(error < 1e-6, "{isa:?}: {want}, not {together}");
+        }
     }
 }
 

@@ -230,21 +230,31 @@ mod tests {
     }
 
     #[test]
-    fn more_than_there_is_room_for_are_those_of_a_sort() {
-        // Ascending, descending, and in no order with many equal ones.
-        let orders: [fn(u32) -> f32; 3] = [
-            |n| n as f32,
-            |n| -(n as f32),
-            |n| (n.wrapping_mul(2_654_435_761) >> 16) as f32 % 50.0 - 25.0,
+    fn the_greatest_of_many_are_those_of_a_sort() {
+        // Ascending, descending, in no order with many equal ones, and mostly no numbers.
+        let any = |n: u32| (n.wrapping_mul(2_654_435_761) >> 16) as f32;
+        let orders: [&dyn Fn(u32) -> f32; 4] = [
+            &|n| n as f32,
+            &|n| -(n as f32),
+            &|n| any(n) % 50.0 - 25.0,
+            &|n| match n % 8 {
+                0 => any(n),
+                1 => f32::NEG_INFINITY,
+                _ => f32::NAN,
+            },
         ];
         for (order, count) in orders
             .iter()
             .flat_map(|order| [1, 2, 15, 70].map(|count| (order, count)))
         {
-            for blocks in [count as u32 + 1, 2 * count as u32, 1000] {
+            for blocks in [count as u32 + 1, 2 * count as u32, 128, 1000] {
                 let scores: Vec<_> = (0..blocks).map(order).collect();
+                let score = |block: u32| scores[block as usize];
                 let mut sorted: Vec<_> = (0..blocks).collect();
-                sorted.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+                sorted.sort_by(|&a, &b| {
+                    let numbers_first = score(a).is_nan().cmp(&score(b).is_nan());
+                    numbers_first.then(score(b).total_cmp(&score(a)))
+                });
                 sorted.truncate(count);
                 sorted.sort_unstable();
                 assert_eq!(chosen(&scores, count), sorted, "{count} of {blocks}");
