@@ -9,6 +9,15 @@ use std::{env, fs, thread};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// `none` has nothing compiled: for checks, which link nothing.
+const CXX: &str = "RATPLUS_CXX";
+/// What names a library to the crate.
+const LIBRARIES: [&str; 3] = [
+    "RATPLUS_EMULATOR",
+    "RATPLUS_EMULATOR_NAME",
+    "RATPLUS_EMULATOR_TESTS",
+];
+
 /// Compilers that run at a time.
 const JOBS: usize = 2;
 
@@ -23,6 +32,13 @@ fn main() {
 fn build() -> Outcome<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=RATPLUS_EMULATOR_UCONTEXT");
+    println!("cargo::rerun-if-env-changed={CXX}");
+    if env::var_os(CXX).is_some_and(|value| value == "none") {
+        for variable in LIBRARIES {
+            println!("cargo::rustc-env={variable}=");
+        }
+        return Ok(());
+    }
     if variable("CARGO_CFG_TARGET_OS")? != "linux" {
         println!("cargo::warning=the CUDA emulator is left out: it needs Linux");
         return Ok(());
@@ -46,11 +62,7 @@ fn build() -> Outcome<()> {
         "libratplus_emulator_tests.so",
         &[emulator, test_kernels].concat(),
     )?;
-    for (variable, path) in [
-        ("RATPLUS_EMULATOR", library),
-        ("RATPLUS_EMULATOR_NAME", named),
-        ("RATPLUS_EMULATOR_TESTS", tests),
-    ] {
+    for (variable, path) in LIBRARIES.into_iter().zip([library, named, tests]) {
         println!("cargo::rustc-env={variable}={}", text(&path)?);
     }
     Ok(())

@@ -63,6 +63,9 @@ fn compile(
     files: &[&str],
     generation: Option<&str>,
 ) -> Result<(), String> {
+    if headers::without_cxx() {
+        return Ok(());
+    }
     let mut build = cc::Build::new();
     build
         .cpp(true)

@@ -48,6 +48,9 @@ fn compile(release: &Headers) -> Result<String, String> {
     } = release;
     let kind = if *rtx { "rtx" } else { "trt" };
     let name = format!("ratplus_nvinfer_{kind}_{major}_{minor}");
+    if headers::without_cxx() {
+        return Ok(name);
+    }
     let mut build = cc::Build::new();
     build
         .cpp(true)

@@ -36,13 +36,12 @@ pub fn run(workspace: &Workspace) -> Outcome {
                 "-D",
                 "warnings",
             ],
-            &[],
+            &RUST_ALONE,
         ),
         (
             "documentation",
             &["doc", "--workspace", "--no-deps", "--release"],
-            // Nothing is said of what the CUDA compiler makes: with other features it would make all of it again.
-            &[("RUSTDOCFLAGS", "-D warnings"), ("RATPLUS_NVCC", "none")],
+            &[&RUST_ALONE[..], &[("RUSTDOCFLAGS", "-D warnings")]].concat(),
         ),
         ("packages", &PACKAGE, &[]),
     ] {
@@ -92,6 +91,9 @@ fn operators(workspace: &Workspace) -> Vec<String> {
     });
     files.map(|file| file.display().to_string()).collect()
 }
+
+/// Nothing is said of what the compilers of CUDA and C++ make, and each check would have them make it anew.
+const RUST_ALONE: [(&str, &str); 2] = [("RATPLUS_NVCC", "none"), ("RATPLUS_CXX", "none")];
 
 /// Every crate that is published, as cargo would publish it. The others are left out, so that none
 /// that is published may need one of them.

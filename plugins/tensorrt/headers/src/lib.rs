@@ -8,6 +8,16 @@ use std::path::{Path, PathBuf};
 /// installs; `none` turns TensorRT off.
 pub const INCLUDE: &str = "RATPLUS_TENSORRT_INCLUDE";
 
+/// `none` has nothing compiled by a C++ compiler: for checks, which link nothing.
+pub const CXX: &str = "RATPLUS_CXX";
+
+/// Whether [`CXX`] says so. Tells cargo to watch it.
+#[must_use]
+pub fn without_cxx() -> bool {
+    println!("cargo:rerun-if-env-changed={CXX}");
+    env::var_os(CXX).is_some_and(|value| value == "none")
+}
+
 /// One release's headers.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Headers {
