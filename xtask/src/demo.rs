@@ -19,6 +19,7 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
 
     let remedy = "mend what the compiler says above, then run it again";
     let mut build = Command::new("cargo");
+    // With the Python module, which has other crates (serde, tract) built as they are for all else: not twice then.
     build.args([
         "build",
         "--release",
@@ -26,6 +27,8 @@ pub fn run(workspace: &Workspace) -> Result<(), Error> {
         "ratplus",
         "-p",
         "ratplus-onnxruntime",
+        "-p",
+        "ratplus-python",
     ]);
     steps.run(
         "build the ratplus command and the ONNX Runtime library",
