@@ -1,6 +1,7 @@
 // A stand-in for TensorRT's library, or for that of TensorRT for RTX: real interfaces, made-up
-// model. A plan is a text that lists tensors, profiles and layers. The state is one number a slot, in
-// the first element of every state tensor; logits point at it. nvinfer_double.py generates
+// model. A plan is a text that lists tensors, profiles and layers. The state of a slot is two numbers: the
+// running one in the first element of every recurrent tensor, and in that of every cache what it was after the
+// first token, written once as a row is; logits point at what both make. nvinfer_double.py generates
 // double_base.h. RATPLUS_DOUBLE_LOG names a file that says what was asked for.
 
 #include <cstdint>
@@ -195,7 +196,8 @@ public:
         auto* out = reinterpret_cast<float*>(mAddresses["logits"]);
         for (int64_t slot = 0; slot < chunk.d[0]; ++slot)
         {
-            float state = -1;
+            // Of the caches, and running.
+            float states[] = {-1, -1};
             for (Listed const& tensor : mTensors)
             {
                 std::string const prefix = "past_key_values";
@@ -203,6 +205,7 @@ public:
                 {
                     continue;
                 }
+                float& state = states[isRunning(tensor.name)];
                 float const found = at(tensor.name, slot);
                 if (past[slot] != 0 && state >= 0 && found != state)
                 {
@@ -210,6 +213,7 @@ public:
                 }
                 state = past[slot] == 0 ? 0 : found;
             }
+            auto& [first, state] = states;
             for (int64_t i = 0; i < chunk.d[1]; ++i)
             {
                 float* row = out + (slot * chunk.d[1] + i) * vocabulary;
@@ -223,7 +227,10 @@ public:
                 {
                     return fail("a planted failure");
                 }
-                state = static_cast<float>((31 * static_cast<int64_t>(state) + token + 7 * (past[slot] + i)) % 1009);
+                int64_t const position = past[slot] + i;
+                int64_t const sum = 31 * static_cast<int64_t>(state) + static_cast<int64_t>(first) + token + 7 * position;
+                state = static_cast<float>(sum % 1009);
+                first = position == 0 ? state : first;
                 row[static_cast<int64_t>(state) % vocabulary] = 1 + state;
             }
             for (Listed const& tensor : mTensors)
@@ -239,13 +246,18 @@ public:
                     return fail("past and present of " + tensor.name);
                 }
                 // An idle slot keeps its state.
-                at(tensor.name, slot) = valid[slot] == 0 ? at(from, slot) : state;
+                at(tensor.name, slot) = valid[slot] == 0 ? at(from, slot) : states[isRunning(tensor.name)];
             }
         }
         return true;
     }
 
 private:
+    static bool isRunning(std::string const& name)
+    {
+        return name.find(".recurrent_") != std::string::npos;
+    }
+
     float& at(std::string const& name, int64_t slot)
     {
         Dims const shape = getTensorShape(name.c_str());

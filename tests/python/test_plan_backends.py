@@ -9,12 +9,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import onnx
 import pytest
 from blake3 import blake3
-from conftest import ROOT, sealed
+from conftest import ROOT, sealed, serving
 from nvinfer_double import compile_double
 from safetensors.numpy import save_file
 
@@ -126,17 +127,22 @@ def package(export, tmp_path):
     return copy
 
 
+def stand_ins(kind: Kind, emulator: Path) -> dict:
+    """What has a process find the emulated GPU and the stand-in."""
+    return {
+        kind.variable: str(kind.folder),
+        "RATPLUS_TRT_LIBRARY": str(kind.folder / kind.library),
+        "LD_LIBRARY_PATH": str(emulator),
+    }
+
+
 @pytest.fixture
 def ratplus(ratplus_bin, kind, emulator):
     """Runs `ratplus` on the emulated GPU with the stand-in."""
 
     def run(*arguments, code=0, log=None, **more) -> subprocess.CompletedProcess:
         command = [str(word) for word in (ratplus_bin, *arguments)]
-        environment = os.environ | {
-            kind.variable: str(kind.folder),
-            "RATPLUS_TRT_LIBRARY": str(kind.folder / kind.library),
-            "LD_LIBRARY_PATH": str(emulator),
-        }
+        environment = os.environ | stand_ins(kind, emulator)
         environment |= {"RATPLUS_DOUBLE_LOG": str(log)} if log else {}
         environment |= more
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
@@ -150,9 +156,10 @@ def golden(path: Path, vocabulary: int, tokens, wrong=False) -> Path:
     """What the made-up model returns for `tokens`, as a golden file."""
     logits = np.zeros((*tokens.shape, vocabulary), np.float32)
     for sequence, row in enumerate(tokens):
-        state = 0
+        state = first = 0
         for position, token in enumerate(row):
-            state = (31 * state + int(token) + 7 * position) % 1009
+            state = (31 * state + first + int(token) + 7 * position) % 1009
+            first = state if position == 0 else first
             logits[sequence, position, state % vocabulary] = 1 + state
     if wrong:
         logits[1, LENGTH // 2] += 1
@@ -196,6 +203,37 @@ def test_every_route_carries_the_state(kind, package, ratplus, tmp_path):
     done = ratplus(*verify(kind, directory, wrong)[:-2], "--no-cuda-graph", code=1)
     assert "plans have no intermediate outputs" in done.stdout
     assert "not compared 1 intermediate tensors of engine plans" in done.stdout
+
+
+def completion(address: str, tokens: list) -> tuple:
+    """What a server answers to a prompt, with its scores; and the tokens that its prefix cache has given so far."""
+    asked = {"model": "package", "prompt": tokens, "max_tokens": 6, "temperature": 0, "logprobs": 3}
+    request = Request(f"{address}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=60) as answer:
+        (choice,) = json.load(answer)["choices"]
+    with urlopen(f"{address}/slots", timeout=60) as answer:
+        return choice, json.load(answer)["prefix_cache"]["hit_tokens"]
+
+
+def test_a_server_goes_on_from_a_prefix_as_from_the_beginning(kind, package, ratplus_bin, emulator, monkeypatch):
+    directory = package()
+    add_plans(directory, kind)
+    for name, value in stand_ins(kind, emulator).items():
+        monkeypatch.setenv(name, value)
+    first, other, *_ = random_tokens(vocabulary(directory)).tolist()
+    # The whole prompt, a longer one, and one that leaves it halfway.
+    prompts = [first, first, first + other[:9], first[:20] + other[:11]]
+    answers, hits = {}, {}
+    for cache in ("0", "64MB"):
+        words = ["--backend", kind.backend, "--no-cuda-graph", "--prefix-cache", cache]
+        with serving(ratplus_bin, directory, *words) as server:
+            found = [completion(server.address, prompt) for prompt in prompts]
+            answers[cache], hits[cache] = zip(*found)
+    assert answers["64MB"] == answers["0"]
+    assert len({json.dumps(answer) for answer in answers["0"]}) == 3
+    assert hits["0"] == (0, 0, 0, 0)
+    # Of chunks of 7 tokens all that end before the last token, and what both begin with.
+    assert hits["64MB"] == (0, 35, 70, 84), hits
 
 
 def test_a_failed_run_is_told_in_tensorrts_words(kind, package, ratplus, tmp_path):
