@@ -174,7 +174,7 @@ pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
     chosen.sort_unstable();
 }
 
-/// A score that at least `count` reach, and few more: of so many groups' greatest scores, the least.
+/// A score that at least `count` reach, and few more: among the greatest of groups of scores, the one in place `count`.
 #[inline(always)]
 fn floor(scores: &[f32], count: usize) -> f32 {
     // With four times the groups hardly one has two of the greatest.
