@@ -5,9 +5,11 @@ use super::{Real, assert_bits, isas, pools, rng};
 use crate::{AttentionParams, BlockTopKParams, Isa, ParallelFor, Serial};
 use crate::{block_top_k_attention_on, dilated_attention_on};
 use half::{bf16, f16};
+use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use ratplus_graphs::blocks::{BlockTopK, Score};
 use ratplus_graphs::ops::BlockTopKAttention;
+use ratplus_tests::times;
 
 /// How a sequence is run.
 struct How<'a> {
@@ -161,6 +163,36 @@ fn choices_and_results_are_the_models() {
     cases::<f32>(41);
     cases::<bf16>(42);
     cases::<f16>(43);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(times(12) as u32))]
+
+    #[test]
+    fn any_sizes_are_the_models_and_dense_where_all_is_chosen(
+        size in 1i64..40, top_k in 1i64..12, score in prop::sample::select(Score::ALL.to_vec()),
+        beside in (prop_oneof![Just(-1i64), 1i64..20], 0i64..20, 0i64..10),
+        kv_heads in 1usize..4, group in 1usize..8, half in 1usize..20,
+        max in 1usize..200, chunk in 1usize..70, seed: u64,
+    ) {
+        let (mut rng, heads, dim) = (rng(seed), [kv_heads, group], 2 * half);
+        let some = blocks(size, top_k, score, beside);
+        let all = blocks(size, max as i64 / size + 1, score, (-1, 0, 0));
+        let problem = Problem::<f32>::new(&mut rng, some, heads, dim, max, 2);
+        let halves = Problem::<bf16>::new(&mut rng, some, heads, dim, max, 2);
+        let whole = like_models::<f32>(&mut rng, all, heads, dim, max);
+        let lengths = [max, max / 3];
+        for isa in isas() {
+            for chunks in [&[1][..], &[chunk]] {
+                let how = in_chunks(isa, chunks);
+                let place = format!("{some}, {heads:?} x {dim} of {max} on {isa:?} by {chunks:?}");
+                problem.check(&problem.computed(&how, &lengths, false), &lengths, &place);
+                halves.check(&halves.computed(&how, &lengths, false), &lengths, &place);
+                let [found, dense] = [false, true].map(|dense| whole.computed(&how, &[max; 2], dense));
+                close(&found.output, &dense.output, &place);
+            }
+        }
+    }
 }
 
 fn bits_are_a_querys_own<T: Real>() {
