@@ -155,15 +155,17 @@ pub(super) fn greatest(scores: &[f32], ranked: &mut [u64], chosen: &mut [u32]) {
         return;
     }
     let least = floor(scores, count);
+    // Not so what is no number.
+    let below = |score: f32| score < least;
     let mut held = 0;
     for (first, some) in (0u32..).step_by(AT_ONCE).zip(scores.chunks(AT_ONCE)) {
-        // Nearly always all are; none that is no number.
-        if some.iter().fold(true, |all, &score| all & (score < least)) {
+        // Nearly always all are.
+        if some.iter().fold(true, |all, &score| all & below(score)) {
             continue;
         }
         for (block, &score) in (first..).zip(some) {
             ranked[held] = u64::from(ascending(score)) << 32 | u64::from(!block);
-            held += usize::from(!(score < least));
+            held += usize::from(!below(score));
         }
     }
     let ranked = &mut ranked[..held];
