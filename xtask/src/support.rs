@@ -53,7 +53,7 @@ const ROWS: &[Row] = &[
     row(CPU, NEWEST, "a cache of another type", By(&["test_packages::test_caches_of_another_type_run[*-kernel]"])),
     row(CPU, NEWEST, "chosen blocks, kernels", By(&["test_packages::test_prefill_and_decode_match_golden[topk_*-kernel]"])),
     row(CPU, NEWEST, "grouped heads, dense, dilated and choosing: the bits of repeated ones", By(&["test_grouped_heads::*"])),
-    row(CPU, NEWEST, "int4, int8, symmetric and not", By(&["golden: quantised_weights", "test_quantized::test_products_are_those_of_the_values[*"])),
+    row(CPU, NEWEST, "int4, int8, symmetric and not", By(&["golden: quantised_*", "test_quantized::test_products_are_those_of_the_values[*"])),
     row(CPU, NEWEST, "several sequences", By(&["test_packages::test_sequences_have_their_own_lengths[*-kernel]"])),
     row(CPU, "1.24", "the newest one's bytes; integers", By(&["*_compute_the_same_bytes[1.24]", "test_quantized::test_older_runtimes_*1.24]"])),
     row(CPU, "1.20", "the newest one's bytes; integers", By(&["*_compute_the_same_bytes[1.20]", "test_quantized::test_older_runtimes_*1.20]"])),
