@@ -194,7 +194,8 @@ def operators(request) -> Operators:
 @pytest.fixture(scope="session")
 def fault_library() -> Path:
     """The custom-op library built to panic on demand."""
-    return flavour("RATPLUS_ORT_FAULT_LIBRARY", "fault", "fault-injection")
+    # With the kernels of the other libraries that are built here.
+    return flavour("RATPLUS_ORT_FAULT_LIBRARY", "fault", "fault-injection,ratplus-kernels/emulation")
 
 
 def tensorrt_library(name: str) -> Path:
